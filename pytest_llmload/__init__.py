@@ -1,0 +1,74 @@
+"""Model-loading regression tests for LLMs, as a pytest plugin.
+
+Public names are imported on first use, so that merely installing the plugin costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.errors import (
+        BaselineError,
+        BaselineIncomparable,
+        BaselineMissing,
+        BudgetExceeded,
+        CeilingExceeded,
+        LatencyRegressed,
+        LoadCrashed,
+        LoadError,
+        LoadFailed,
+        LoadOutOfMemory,
+        LoadTimeout,
+        MachineError,
+        MemoryRegressed,
+        RemoteError,
+        StrategyNotApplied,
+    )
+    from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.gates import LatencyBaseline, MemoryBaseline
+    from pytest_llmload.host.llm import LLM
+
+_HOMES = {
+    "LLM": "host.llm",
+    "LatencyBaseline": "host.gates",
+    "LoadResult": "core.results",
+    "LoadSpec": "core.spec",
+    "MemoryBaseline": "host.gates",
+}
+
+__all__ = [
+    "LLM",
+    "BaselineError",
+    "BaselineIncomparable",
+    "BaselineMissing",
+    "BudgetExceeded",
+    "CeilingExceeded",
+    "LatencyBaseline",
+    "LatencyRegressed",
+    "LoadCrashed",
+    "LoadError",
+    "LoadFailed",
+    "LoadOutOfMemory",
+    "LoadResult",
+    "LoadSpec",
+    "LoadTimeout",
+    "MachineError",
+    "MemoryBaseline",
+    "MemoryRegressed",
+    "RemoteError",
+    "StrategyNotApplied",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'core.errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

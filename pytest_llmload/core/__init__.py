@@ -1,0 +1,1 @@
+"""Plain data shared by every layer. Imports the standard library only."""

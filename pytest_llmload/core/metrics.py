@@ -1,0 +1,217 @@
+"""Every metric, declared once: the table that drives comparison, reports, docs, JUnit and JSON.
+
+Adding a metric is one row here and one probe that fills it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pytest_llmload.core.units import Tolerance
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure."""
+
+    name: str
+    #: ``B`` (bytes), ``s`` (seconds), ``1`` (a count).
+    unit: str
+    #: exact, loading_work, allocator, driver, host, work, time
+    kind: str
+    #: Where it stands in a baseline: memory, work or time.
+    section: str
+    tolerance: Tolerance
+    description: str
+    #: Environment entries that must be equal, else the metric is only a reason.
+    depends: tuple[str, ...] = ()
+    #: Reported, never gated.
+    informative: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether repeats of one load must agree to the byte, so that a recording refuses what differs."""
+        return self.kind in ("exact", "loading_work")
+
+
+_EXACT = Tolerance()
+_ALLOCATOR = Tolerance(absolute=2 * MIB)
+_HOST = Tolerance(relative=0.05, absolute=8 * MIB)
+_DRIVER = Tolerance(absolute=64 * MIB)
+_LOADING = ("torch", "transformers", "accelerate", "bitsandbytes")
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("gpu.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the GPUs after the load"),
+        Metric("host.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the host after the load"),
+        Metric("weights.logical", "B", "exact", "memory", _EXACT, "Weights by elements, wherever they live"),
+        Metric(
+            "gpu.other_tensors",
+            "B",
+            "exact",
+            "memory",
+            _EXACT,
+            "Live GPU tensors after the load that are no part of the model",
+        ),
+        Metric(
+            "host.other_tensors",
+            "B",
+            "exact",
+            "memory",
+            _EXACT,
+            "Live host tensors after the load that are no part of the model",
+        ),
+        Metric(
+            "gpu.load_allocated",
+            "B",
+            "loading_work",
+            "memory",
+            _EXACT,
+            "Bytes ever allocated on the GPUs during the load",
+            _LOADING,
+        ),
+        Metric(
+            "gpu.load_allocations",
+            "1",
+            "loading_work",
+            "memory",
+            _EXACT,
+            "Allocations on the GPUs during the load",
+            _LOADING,
+        ),
+        Metric("gpu.settled", "B", "allocator", "memory", _ALLOCATOR, "Allocated on the GPUs after the load"),
+        Metric(
+            "gpu.load_peak",
+            "B",
+            "allocator",
+            "memory",
+            Tolerance(relative=0.01),
+            "Highest allocation on the GPUs during the load",
+        ),
+        Metric(
+            "gpu.forward_peak",
+            "B",
+            "allocator",
+            "memory",
+            _ALLOCATOR,
+            "Highest allocation on the GPUs during the first forward",
+            informative=True,
+        ),
+        Metric(
+            "gpu.generate_peak",
+            "B",
+            "allocator",
+            "memory",
+            _ALLOCATOR,
+            "Highest allocation on the GPUs while generating the workload",
+        ),
+        Metric(
+            "gpu.reserved_peak",
+            "B",
+            "allocator",
+            "memory",
+            Tolerance(relative=0.05),
+            "Highest reservation of the caching allocator over all phases",
+        ),
+        Metric(
+            "gpu.process",
+            "B",
+            "driver",
+            "memory",
+            _DRIVER,
+            "The process's GPU memory as the driver counts it, after generating",
+            ("driver",),
+        ),
+        Metric(
+            "gpu.context",
+            "B",
+            "driver",
+            "memory",
+            _DRIVER,
+            "GPU memory of the CUDA context, before any tensor",
+            ("driver",),
+        ),
+        Metric(
+            "host.peak",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Growth of the process's peak resident memory since the mark after imports",
+            ("malloc",),
+        ),
+        Metric(
+            "host.settled",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Growth of anonymous resident memory after load and one forward",
+            ("malloc",),
+        ),
+        Metric(
+            "host.anon_peak",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Peak of anonymous resident memory, sampled",
+            ("malloc",),
+            informative=True,
+        ),
+        Metric(
+            "host.file",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Growth of file-backed resident memory (mapped checkpoint pages)",
+            ("malloc",),
+            informative=True,
+        ),
+        Metric(
+            "load",
+            "s",
+            "time",
+            "time",
+            Tolerance(relative=0.10),
+            "The loading call alone: no download, import, context or tokenizer",
+            ("host", "page_cache"),
+        ),
+        Metric(
+            "ttft",
+            "s",
+            "time",
+            "time",
+            Tolerance(relative=0.10),
+            "Time to first token: prefill of the workload and one token",
+            ("host",),
+        ),
+        Metric(
+            "per_token",
+            "s",
+            "time",
+            "time",
+            Tolerance(relative=0.10),
+            "Time per further token of the workload, at its batch size",
+            ("host",),
+        ),
+    )
+}
+
+_PER_GPU = re.compile(r"gpu\.\d+\.")
+
+
+def lookup(name: str) -> Metric:
+    """The declaration of a metric; ``gpu.0.settled`` is declared by ``gpu.settled``.
+
+    Raises KeyError with the known names.
+    """
+    try:
+        return METRICS[_PER_GPU.sub("gpu.", name)]
+    except KeyError:
+        raise KeyError(f"unknown metric {name!r}; known: {', '.join(METRICS)}") from None

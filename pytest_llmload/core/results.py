@@ -1,0 +1,132 @@
+"""What a load gave: plain data that crosses process borders and goes into reports and baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+#: How a load can end.
+LOADED = "loaded"
+NOT_APPLIED = "not_applied"
+OUT_OF_MEMORY = "out_of_memory"
+CRASHED = "crashed"
+TIMEOUT = "timeout"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """Alike modules of a model: one row for ``model.layers.*.mlp.up_proj``, not forty."""
+
+    #: Module path; the first number in it stands as ``*``.
+    module: str
+    #: Which numbers the ``*`` stands for: ``0-39`` or ``0-3,7``; empty where there is no ``*``.
+    indices: str
+    #: Class of the module.
+    cls: str
+    #: Stored dtype of its own parameters: ``bfloat16``, ``uint8``; joined by ``+`` where they differ.
+    dtype: str
+    #: ``cuda:0``, ``cpu``, ``disk``, ``meta``.
+    device: str
+    #: ``nf4 absmax=uint8 nested block=64 compute=bf16``; empty where dense.
+    quant: str
+    #: Modules in the row.
+    count: int
+    #: Bytes of parameters, buffers and quantisation states that the modules own themselves.
+    bytes: int
+
+    @property
+    def key(self) -> str:
+        return self.module
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a strategy was not applied."""
+
+    #: Short name of the check: ``quantised``, ``values``, ``keys`` …
+    check: str
+    #: One sentence: what is, and what should be.
+    message: str
+    #: Names of the modules or tensors, each perhaps with its bytes.
+    names: tuple[str, ...] = ()
+    #: Bytes concerned.
+    bytes: int = 0
+
+
+@dataclass
+class ErrorInfo:
+    """An exception or a death, as text."""
+
+    #: One sentence.
+    message: str
+    #: Qualified class name of an exception; empty for a death.
+    type_name: str = ""
+    traceback: str = ""
+    #: Last lines that the load's process printed.
+    log: str = ""
+    #: What it was doing: import, context, load, applied, forward, generate, run.
+    phase: str = ""
+
+
+@dataclass
+class Numbers:
+    """The model's fingerprint on fixed tokens, compared by relative error while weights are equal."""
+
+    #: positions x ids logits, fp32, row by row.
+    logits: list[float] = field(default_factory=list)
+    #: log-sum-exp of each position.
+    logsumexp: list[float] = field(default_factory=list)
+    #: Difference of the two highest logits of each position.
+    margin: list[float] = field(default_factory=list)
+    #: Non-persistent floating buffers (rotary frequencies …): name -> [sum, L2 norm].
+    buffers: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class LoadResult:
+    """One load: how it ended, what it is, what it cost."""
+
+    spec: dict[str, Any]
+    outcome: str
+    error: ErrorInfo | None = None
+    problems: list[Problem] = field(default_factory=list)
+    #: Flat: ``gpu.settled`` (sum), ``gpu.0.settled`` (each), ``load`` … in the metric's unit.
+    metrics: dict[str, float] = field(default_factory=dict)
+    #: Metric -> why it could not be measured.
+    unavailable: dict[str, str] = field(default_factory=dict)
+    #: Time metric -> samples in seconds, in the order taken.
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    #: Highest figure per phase (load, forward, generate): ``gpu.0`` … and ``host`` -> bytes.
+    phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
+    ledger: list[dict[str, float]] = field(default_factory=list)
+    #: Seconds of each phase: import, context, load, tokenizer, forward, generate.
+    phases: dict[str, float] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=Numbers)
+    manifest: list[ManifestRow] = field(default_factory=list)
+    #: Versions, hardware and settings, from an allow-list.
+    environment: dict[str, str] = field(default_factory=dict)
+    #: ``shape`` and ``weights`` of the model.
+    digests: dict[str, str] = field(default_factory=dict)
+    #: Logical bytes of the model's weights if nothing were sharded.
+    whole_bytes: int = 0
+    #: Facts worth telling that are no failure: pinned fp32 parameters, ignored keys, LOAD REPORT lines.
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == LOADED
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LoadResult:
+        values = dict(data)
+        values["error"] = ErrorInfo(**data["error"]) if data.get("error") else None
+        values["problems"] = [Problem(**{**row, "names": tuple(row["names"])}) for row in data.get("problems", ())]
+        values["numbers"] = Numbers(**data.get("numbers", {}))
+        values["manifest"] = [ManifestRow(**row) for row in data.get("manifest", ())]
+        return cls(**values)

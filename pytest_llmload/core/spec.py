@@ -1,0 +1,182 @@
+"""What to load: :class:`LoadSpec`, the one thing that markers, options and factories all turn into."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+DTYPES = ("fp32", "fp16", "bf16")
+QUANTS = ("none", "int8", "nf4", "fp4")
+#: The placement of a load that no marker places: everything on the one device it asked for.
+SINGLE = "single"
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no blanks: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: object, length: int = 64) -> str:
+    """The first ``length`` hexadecimal digits of the SHA-256 of a plain value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is generated when figures are taken: ``batch`` x ``prompt_tokens`` + ``new_tokens``."""
+
+    batch: int = 1
+    prompt_tokens: int = 128
+    new_tokens: int = 32
+
+    @classmethod
+    def parse(cls, text: object) -> Workload:
+        """From ``"4x2048+64"``. ValueError says what to write."""
+        match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text) if isinstance(text, str) else None
+        if match is None or not all(int(part) for part in match.groups()):
+            raise ValueError(f"{text!r} is not a workload: write BATCHxPROMPT+NEW, each at least 1, as in '1x128+32'")
+        return cls(*map(int, match.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.prompt_tokens}+{self.new_tokens}"
+
+
+def _checks_only() -> Any:
+    return field(default=(), metadata={"checks_only": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSpec:
+    """One way of loading one model. Equal specs are one load, however they were spelled.
+
+    Plain, hashable and JSON-able; mappings are sorted tuples of pairs, free-form values canonical JSON.
+    """
+
+    #: ``--llm-model``'s SPEC: hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``.
+    model: str
+    #: The model's name in ids and baselines.
+    name: str
+    #: How the model is placed: ``single``, ``auto``, ``max_memory``, ``offload``, ``tensor_parallel``, ``loader`` …
+    strategy: str = SINGLE
+    #: ``fp32``, ``fp16``, ``bf16``; None: as the checkpoint says.
+    dtype: str | None = None
+    #: ``int8``, ``nf4``, ``fp4``; ``none``: as the checkpoint says.
+    quant: str = "none"
+    double_quant: bool = False
+    compute_dtype: str | None = None
+    #: Module names the quantiser is told to leave alone, added to its defaults.
+    skip_modules: tuple[str, ...] = ()
+    #: Patterns of weights that may stay dense; relaxes the check, changes nothing in the load.
+    dense_ok: tuple[str, ...] = _checks_only()
+    #: GPUs that the load's process sees (none on a CPU run).
+    gpu_count: int = 1
+    #: Shards or ranks of a parallel strategy.
+    world_size: int = 1
+    #: ``device_map`` as canonical JSON, where it is a map of modules.
+    device_map: str | None = None
+    #: Limit in bytes per device: ``("0", 10737418240)``, ``("cpu", …)``.
+    max_memory: tuple[tuple[str, int], ...] = ()
+    #: A PEFT adapter: directory, hub id or ``random``.
+    adapter: str | None = None
+    #: ``peft`` (PeftModel) or ``load_adapter`` (transformers' integration).
+    adapter_via: str = "peft"
+    adapter_merged: bool = False
+    #: Attention implementation; None: the library's choice.
+    attn: str | None = None
+    #: ``AutoModelForCausalLM`` …; None: the class named in the config's ``architectures``.
+    auto_class: str | None = None
+    #: The user's loader, ``pkg.mod:function``.
+    target: str | None = None
+    #: Further ``from_pretrained`` or strategy options: name, canonical JSON.
+    options: tuple[tuple[str, str], ...] = ()
+    #: Environment variables of the load's process that differ from the run's.
+    env: tuple[tuple[str, str], ...] = ()
+    workload: Workload = Workload()
+    #: Whether the workload is the test's own; the run's (``--llm-workload``) is not part of the slug.
+    own_workload: bool = False
+
+    @property
+    def slug(self) -> str:
+        """The variant's name in ids and baseline files.
+
+        ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+attn][+wBxP-N][+digest]``,
+        ``none`` where all is as the checkpoint says. What has no short form is in the 8 digits of the digest.
+        """
+        what = []
+        if self.strategy != SINGLE:
+            what.append(f"{self.strategy}-x{self.world_size}" if self.world_size > 1 else self.strategy)
+        if self.quant != "none":
+            what.append(self.quant)
+            what += ["dq"] if self.double_quant else []
+            what += [self.compute_dtype] if self.compute_dtype else []
+        slug = "-".join(what)
+        if self.dtype:
+            slug += f"+{self.dtype}" if self.quant != "none" else f"-{self.dtype}" if slug else self.dtype
+        slug = slug or "none"
+        if self.adapter is not None:
+            slug += "+lora" + ("-merged" if self.adapter_merged else "")
+            slug += f"-{self.adapter_via}" if self.adapter_via != "peft" else ""
+        if self.attn:
+            slug += f"+{self.attn}"
+        if self.own_workload:
+            slug += f"+w{self.workload.batch}x{self.workload.prompt_tokens}-{self.workload.new_tokens}"
+        rest = {
+            name: value
+            for name, value in (
+                ("skip_modules", self.skip_modules),
+                ("device_map", self.device_map),
+                ("max_memory", self.max_memory),
+                ("adapter", self.adapter if self.adapter != "random" else None),
+                ("auto_class", self.auto_class),
+                ("target", self.target),
+                ("options", self.options),
+                ("env", self.env),
+            )
+            if value
+        }
+        return f"{slug}+{digest(rest, 8)}" if rest else slug
+
+    @property
+    def id(self) -> str:
+        """``tiny-llama-nf4``: the model's name and the slug, with the GPUs where there are several."""
+        many = self.gpu_count > 1 and self.world_size == 1
+        return f"{self.name}-{self.slug}" + (f"-x{self.gpu_count}" if many else "")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two loads of one model the same variant: every field but the model's place and mere checks."""
+        return {
+            item.name: _plain(getattr(self, item.name))
+            for item in dataclasses.fields(self)
+            if item.name not in ("model", "name", "workload", "own_workload")
+            and not item.metadata.get("checks_only")
+            and getattr(self, item.name) != item.default
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LoadSpec:
+        values = {name: _frozen(value) for name, value in data.items()}
+        values["workload"] = Workload.parse(data["workload"])
+        return cls(**values)
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """One of ``options``, decoded."""
+        return next((json.loads(text) for key, text in self.options if key == name), default)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Workload):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,109 @@
+"""Sizes, times and tolerances: parsing what people write, printing what people read."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_BYTES = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+_NUMBER_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+
+
+def _parse(text: object, units: dict[str, float] | dict[str, int], what: str, example: str) -> float:
+    match = _NUMBER_UNIT.fullmatch(text) if isinstance(text, str) else None
+    if match is None or match[2] not in units:
+        raise ValueError(f"{text!r} is not a {what}: write a number and one of {', '.join(units)}, as in {example!r}")
+    return float(match[1]) * units[match[2]]
+
+
+def parse_bytes(text: object) -> int:
+    """Bytes from ``"9GiB"`` or ``"512 MB"``; units are case-sensitive. ValueError says what to write."""
+    return round(_parse(text, _BYTES, "size", "9GiB"))
+
+
+def parse_seconds(text: object) -> float:
+    """Seconds from ``"150ms"`` or ``"2 min"``. ValueError says what to write."""
+    return _parse(text, _SECONDS, "time", "150ms")
+
+
+def format_bytes(value: float) -> str:
+    """``6.64 GiB``; below 1 KiB, whole bytes."""
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _BYTES[unit]:
+            return f"{sign}{size / _BYTES[unit]:.2f} {unit}"
+    return f"{sign}{size:.0f} B"
+
+
+def format_seconds(value: float) -> str:
+    """``34.20 s``, ``12.3 ms`` or ``850 us``."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    if value >= 1e-3:
+        return f"{value * 1e3:.1f} ms"
+    return f"{value * 1e6:.0f} us"
+
+
+def format_value(value: float, unit: str) -> str:
+    """A metric's value with its unit: ``B`` (bytes), ``s`` (seconds) or anything countable."""
+    if unit == "B":
+        return format_bytes(value)
+    if unit == "s":
+        return format_seconds(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+class Tolerance(NamedTuple):
+    """How far a value may move: the larger of ``relative * baseline`` and ``absolute`` (in the metric's unit)."""
+
+    relative: float = 0.0
+    absolute: float = 0.0
+
+    def allows(self, baseline: float, current: float) -> bool:
+        return abs(current - baseline) <= self.room(baseline)
+
+    def room(self, baseline: float) -> float:
+        return max(self.relative * abs(baseline), self.absolute)
+
+    def format(self, unit: str) -> str:
+        parts = []
+        if self.relative:
+            parts.append(f"{self.relative * 100:g} %")
+        if self.absolute:
+            parts.append(format_value(self.absolute, unit))
+        return " or ".join(parts) or "exact"
+
+
+def parse_tolerance(text: object) -> Tolerance:
+    """``"1%"``, ``"8MiB"``, ``"5ms"``, ``"3"`` (a count), or ``"1%|8MiB"`` for the larger of both.
+
+    ValueError says what to write.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not a tolerance: write '1%', '8MiB', or '1%|8MiB' for the larger of both")
+    relative = absolute = 0.0
+    for part in text.split("|"):
+        part = part.strip()
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", part):
+            relative = float(match[1]) / 100
+        elif re.fullmatch(r"\d+(?:\.\d+)?", part):
+            absolute = float(part)
+        else:
+            try:
+                absolute = _parse(part, {**_BYTES, **_SECONDS}, "tolerance", "8MiB")
+            except ValueError:
+                raise ValueError(
+                    f"{text!r} is not a tolerance: write '1%', '8MiB', or '1%|8MiB' for the larger of both"
+                ) from None
+    return Tolerance(relative, absolute)
