@@ -71,6 +71,8 @@ class Broker:
         self.describe = describe
         self._cwd = cwd
         self._loads: dict[LoadSpec, Load] = {}
+        #: Loads whose process is running.
+        self._live: set[Load] = set()
         self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
@@ -168,14 +170,13 @@ class Broker:
             measure=measure,
         )
 
-    def lease(self, spec: LoadSpec) -> Lease:
-        """GPUs for a load, after every other load of this run has given its own back."""
-        for other in self._loads.values():
-            if other.spec != spec:
-                other.close()
+    def lease(self, load: Load) -> Lease:
+        """GPUs for a load, after every load of this run has given its own back; one that is used again reopens."""
+        for other in list(self._live):
+            other.close()
         return lease(
             self.device(),
-            self.gpus_needed(spec),
+            self.gpus_needed(load.spec),
             wait_foreign=self._settings.wait_gpu,
             wait_lock=self._settings.timeout,
         )
@@ -232,7 +233,7 @@ class Broker:
 
     def close(self) -> None:
         """End every process and remove the logs."""
-        for load in self._loads.values():
+        for load in list(self._live):
             load.close()
         if self._server is not None:
             self._server.close()
@@ -245,14 +246,14 @@ class Broker:
         """Load once in a fresh process and take every figure. Raises MachineError; every other end is a result."""
         spec = load.spec
         self.checkpoint(spec.model)
-        held = self.lease(spec)
+        held = self.lease(load)
         process = None
         kept = False
         try:
             process = self.start(spec)
             result = self._request(process, self.job(spec, measure=True, held=held))
             if keep and result.ok:
-                load.adopt(process, held)
+                self._adopt(load, process, held)
                 kept = True
             self._finished(result)
             return result
@@ -264,14 +265,21 @@ class Broker:
 
     def reopen(self, load: Load) -> None:
         """Load again only to serve tests: the figures stay those of the first time."""
-        held = self.lease(load.spec)
+        held = self.lease(load)
         process = self.start(load.spec)
         result = self._request(process, self.job(load.spec, measure=False, held=held))
         if result.outcome != results.LOADED:
             process.close()
             held.release()
             raise self.error(result)
+        self._adopt(load, process, held)
+
+    def _adopt(self, load: Load, process: LoadProcess | InlineProcess, held: Lease) -> None:
         load.adopt(process, held)
+        self._live.add(load)
+
+    def closed(self, load: Load) -> None:
+        self._live.discard(load)
 
     def _request(self, process: LoadProcess | InlineProcess, job: Job) -> LoadResult:
         try:
@@ -306,6 +314,7 @@ class Load:
         self._process: LoadProcess | InlineProcess | None = None
         self._lease: Lease | None = None
         self._changed = False
+        self._repeats: list[LoadResult] = []
 
     @property
     def status(self) -> str:
@@ -337,10 +346,12 @@ class Load:
         """What the tests of this load fail with; None if it is fine."""
         return None if self.result.ok else self._broker.error(self.result)
 
-    def repeat(self, times: int) -> list[LoadResult]:
-        """Measure anew in fresh processes, alone on the device."""
-        self.close()
-        return [self._broker.measure(self, keep=False) for _ in range(times)]
+    def repeats(self, count: int) -> list[LoadResult]:
+        """The same load measured anew in fresh processes, alone on the device; once per run."""
+        while len(self._repeats) < count:
+            self.close()
+            self._repeats.append(self._broker.measure(self, keep=False))
+        return self._repeats[:count]
 
     def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
         self._process, self._lease = process, held
@@ -394,6 +405,7 @@ class Load:
         if self._process is not None:
             self._process.close()
             self._process = None
+            self._broker.closed(self)
         if self._lease is not None:
             self._lease.release()
             self._lease = None

@@ -27,7 +27,7 @@ def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector 
 def generate(metafunc: pytest.Metafunc) -> None:
     """Parametrise a test by the loads it asks for. What is wrong is kept, and raised once collection is over."""
     state = state_of(metafunc.config)
-    suite = metafunc.definition.get_closest_marker("llmload_suite") is not None
+    suite = any(mark.kwargs.get("suite") for mark in metafunc.definition.iter_markers("llmload"))
     if not state.models:
         flag = options.flag(metafunc.config, "model")
         if suite:
@@ -88,4 +88,3 @@ def _ignored(item: pytest.Item, names: tuple[str, ...]) -> list[str]:
         for mark in item.own_markers
         if mark.name in LOAD_MARKERS and mark.name not in hardware_only and markers.looks_like_ours(mark)
     ]
-

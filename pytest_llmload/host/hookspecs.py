@@ -26,8 +26,8 @@ def pytest_llmload_strategies(config: pytest.Config) -> dict[str, str]:  # type:
 def pytest_llmload_probes(config: pytest.Config) -> list[str]:  # type: ignore[empty-body]
     """Register probes: ``"module:Class"``, subclasses of ``worker.probes.base.Probe``, in the order they run. ::
 
-        def pytest_llmload_probes(config):
-            return ["ourapp.probes:Power"]
+    def pytest_llmload_probes(config):
+        return ["ourapp.probes:Power"]
     """
 
 
@@ -35,8 +35,8 @@ def pytest_llmload_probes(config: pytest.Config) -> list[str]:  # type: ignore[e
 def pytest_llmload_device_key(config: pytest.Config, device: Device) -> str | None:
     """Rename a device's folder of baselines; several names may share one. None keeps ``device.key``. ::
 
-        def pytest_llmload_device_key(config, device):
-            return "h100" if "h100" in device.key else None
+    def pytest_llmload_device_key(config, device):
+        return "h100" if "h100" in device.key else None
     """
 
 

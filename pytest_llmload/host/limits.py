@@ -9,9 +9,11 @@ import pytest
 
 from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
 from pytest_llmload.host.markers import limit_marks
+from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
     from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.verdicts import Subject
 
 PHASES = ("load", "forward", "generate")
 TIMES = ("load", "ttft", "per_token")
@@ -61,7 +63,7 @@ def validate(item: pytest.Item) -> None:
         memory_of(mark, item.nodeid)
 
 
-def over_ceilings(item: pytest.Item, result: LoadResult) -> tuple[list[str], list[str]]:
+def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
     """Sentences for what is over a ceiling, and for ceilings on what this run could not measure."""
     over, unmeasured = [], []
     for mark in limit_marks(item, "memory_ceiling"):
@@ -80,14 +82,11 @@ def over_ceilings(item: pytest.Item, result: LoadResult) -> tuple[list[str], lis
                     ((phase, peak) for (place, phase), peak in seen.items() if place == where), key=lambda row: row[1]
                 )
                 if peak > limit:
-                    over.append(
-                        f"{where} needs {format_bytes(peak)} while it is in phase '{phase}', "
-                        f"{format_bytes(peak - limit)} over the ceiling of {format_bytes(limit)}"
-                    )
+                    over.append(failure.ceiling_text(subject, where, peak, limit, phase=phase))
     return over, unmeasured
 
 
-def over_budgets(item: pytest.Item, result: LoadResult) -> tuple[list[str], list[str]]:
+def over_budgets(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
     """Sentences for medians over a budget, and for budgets on what this run could not measure."""
     over, unmeasured = [], []
     for mark in limit_marks(item, "latency_budget"):
@@ -98,9 +97,5 @@ def over_budgets(item: pytest.Item, result: LoadResult) -> tuple[list[str], list
                 continue
             median = statistics.median(samples)
             if median > limit:
-                cache = f", page cache {result.environment.get('page_cache', 'unknown')}" if name == "load" else ""
-                over.append(
-                    f"{name} takes {format_seconds(median)} (median of {len(samples)}{cache}), "
-                    f"{format_seconds(median - limit)} over the budget of {format_seconds(limit)}"
-                )
+                over.append(failure.budget_text(subject, name, median, limit, samples=len(samples)))
     return over, unmeasured

@@ -330,7 +330,6 @@ def usage(name: str) -> str:
     return f"write {name}{inspect.signature(LOAD_MARKERS[name])}"
 
 
-
 def _keywords(name: str) -> list[str]:
     parameters = inspect.signature(LOAD_MARKERS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]

@@ -134,9 +134,7 @@ def register(parser: pytest.Parser) -> None:
     """Add ``--llmload-*`` and the ini settings ``llm_*``."""
     group = parser.getgroup("llmload", "model-loading regression tests")
     for name, (ini_type, _, attributes) in OPTIONS.items():
-        group.addoption(
-            f"--llmload-{name}", dest=dest(name), default=None, **{**attributes, "help": argparse.SUPPRESS}
-        )
+        group.addoption(f"--llmload-{name}", dest=dest(name), default=None, **{**attributes, "help": argparse.SUPPRESS})
         if ini_type is not None:
             parser.addini(ini_name(name), attributes["help"], type=ini_type, default=None)  # type: ignore[arg-type]
 
@@ -175,6 +173,21 @@ def given(config: pytest.Config) -> bool:
 def flag(config: pytest.Config, name: str) -> str:
     """The spelling of an option that this run understands."""
     return f"--llmload-{name}" if name in taken(config) else f"--llm-{name}"
+
+
+def given_arguments(config: pytest.Config, *, without: tuple[str, ...]) -> list[str]:
+    """Our options as they were typed, values included, but for some."""
+    kept: list[str] = []
+    arguments = [str(argument) for argument in config.invocation_params.args]
+    for position, argument in enumerate(arguments):
+        flag, separator, _ = argument.partition("=")
+        name = flag.removeprefix("--no-").removeprefix("--").removeprefix("llmload-").removeprefix("llm-")
+        if not flag.startswith(("--llm-", "--llmload-", "--no-llm")) or name not in OPTIONS or name in without:
+            continue
+        kept.append(argument)
+        if not separator and OPTIONS[name][2].get("action") in (None, "append"):
+            kept += arguments[position + 1 : position + 2]
+    return kept
 
 
 def _ini(config: pytest.Config, name: str) -> Any:

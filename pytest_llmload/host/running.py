@@ -77,13 +77,13 @@ def _check_limits(state: State, item: pytest.Item, spec: LoadSpec) -> None:
     if state.settings.inline:
         return
     result = state.broker.load(spec).result
-    over_ceiling, no_memory = limits.over_ceilings(item, result)
-    over_budget, no_time = limits.over_budgets(item, result)
     subject = state.subject(spec)
+    over_ceiling, no_memory = limits.over_ceilings(item, result, subject)
+    over_budget, no_time = limits.over_budgets(item, result, subject)
     if over_ceiling:
-        raise CeilingExceeded(f"{subject}: " + "; ".join(over_ceiling))
+        raise CeilingExceeded("\n".join(over_ceiling + over_budget))
     if over_budget:
-        raise BudgetExceeded(f"{subject}: " + "; ".join(over_budget))
+        raise BudgetExceeded("\n".join(over_budget))
     if unmeasured := no_memory + no_time:
         text = f"{subject}: " + "; ".join(unmeasured)
         if state.settings.strict:

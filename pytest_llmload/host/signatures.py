@@ -75,12 +75,13 @@ def lines() -> list[str]:
         f"{name}{_without_annotations(function)}: {function.__doc__}"
         for name, function in {**LOAD_MARKERS, **LIMITS}.items()
     ]
-    return [*found, "llmload: Uses a load of a model (set by pytest-llmload itself; for -m 'not llmload')"]
+    return [*found, "llmload(suite=False): Uses a load of a model (set by pytest-llmload itself; for -m 'not llmload')"]
 
 
 def _without_annotations(function: Any) -> str:
     signature = inspect.signature(function)
     parameters = [value.replace(annotation=value.empty) for value in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
 
 NAMES = frozenset((*LOAD_MARKERS, *LIMITS))

@@ -23,14 +23,14 @@ _MOST = 8
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
     """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
     gpus = state.device.gpus
-    wanted = max((mark.args or tuple(mark.kwargs.values()))[0] for mark in marks) if (
-        marks := nearest(item, "gpu_count")
-    ) else 0  # fmt: skip
+    counts = [(*mark.args, *mark.kwargs.values())[0] for mark in nearest(item, "gpu_count")]
+    wanted = max(counts, default=0)
     if spec is not None:
         if packages := state.strategies.missing_packages(spec):
             return f"{spec.slug} needs {', '.join(packages)}, not installed: pip install 'pytest-llmload[all]'"
         needed = state.broker.gpus_needed(spec)
-        if state.device.kind == "cuda" or needed > 1 and spec.world_size == 1:
+        # On the CPU a parallel strategy shards over CPU devices.
+        if state.device.kind == "cuda" or spec.world_size == 1 < needed:
             wanted = max(wanted, needed)
     if wanted > len(gpus):
         return f"needs {wanted} GPU{'s' * (wanted > 1)}, this run sees {len(gpus)} ({state.device.key})"
@@ -56,7 +56,5 @@ def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     for name, room in rooms.items():
         if planned.get(name, 0) > room:
             place = "the host" if name.startswith("host") else f"GPU {name.split('.')[1]}"
-            return (
-                f"{spec.slug} needs {format_bytes(planned[name])} on {place} by plan, which has {format_bytes(room)}"
-            )
+            return f"{spec.slug} needs {format_bytes(planned[name])} on {place} by plan, which has {format_bytes(room)}"
     return None

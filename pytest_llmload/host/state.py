@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
@@ -55,9 +56,13 @@ class State:
         self.runs: dict[LoadSpec, Run] = {}
         #: What is wrong with markers, found while tests were parametrised and raised once collection is over.
         self.mistakes: list[str] = []
+        #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
+        self.wanted = False
+        self.owned: set[Path] = set()
         #: Verdicts about the run as a whole: name -> text.
         self.session_errors: dict[str, str] = {}
         self.stale: list[Path] = []
+        self.is_worker = hasattr(config, "workerinput")
         self.broker = Broker(
             self.settings,
             self.strategies,
@@ -140,7 +145,11 @@ class State:
             if spec is None:
                 continue
             if self.load_of(item) is not None:
+                self.wanted = True
                 self.pending.setdefault(spec, set()).add(item.nodeid)
+            if {"memory_baseline", "latency_baseline"} & set(item.fixturenames):  # type: ignore[attr-defined]
+                with contextlib.suppress(MachineError):
+                    self.owned.add(self.baseline_path(spec))
         self.broker.expected = list(self.pending)
 
     def finished(self, item: pytest.Item) -> None:
@@ -165,6 +174,37 @@ class State:
 
     def subject(self, spec: LoadSpec) -> Subject:
         return Subject(spec.name, spec.slug, self.device_key(spec))
+
+    def stale_baselines(self) -> list[Path]:
+        """Baselines of this run's models on its device that no test owns; none where tests were left out."""
+        from pytest_llmload.host import narrowing
+
+        try:
+            key = self.device.key
+        except MachineError:
+            return []
+        models = {model.name for model in self.models}
+        found = [
+            entry.path
+            for entry in self.store.entries()
+            if entry.model in models
+            and (entry.device == key or entry.device.startswith(f"{key}-x"))
+            and entry.path not in self.owned
+        ]
+        return [] if found and narrowing.narrowed(self.config) else found
+
+    def display(self, path: Path) -> str:
+        """A path as people write it: relative to the root directory where it is inside."""
+        root = self.config.rootpath
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    def command(self, nodeid: str, spec: LoadSpec) -> str:
+        """What to type to record or accept a load: this run's own options, the one test, and the update flag."""
+        import shlex
+
+        kept = options.given_arguments(self.config, without=("update-baselines", "record-missing", "strict", "report"))
+        flag = options.flag(self.config, "update-baselines")
+        return shlex.join(["pytest", nodeid, *kept, flag])
 
     def run(self, spec: LoadSpec) -> Run:
         """The report entry of a load."""

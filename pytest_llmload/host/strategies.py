@@ -22,9 +22,7 @@ class Strategies:
         for registered in config.hook.pytest_llmload_strategies(config=config):
             for name, target in registered.items():
                 if self.targets.setdefault(name, target) != target:
-                    raise pytest.UsageError(
-                        f"strategy {name!r} is registered twice: {self.targets[name]} and {target}"
-                    )
+                    raise pytest.UsageError(f"strategy {name!r} is registered twice: {self.targets[name]} and {target}")
         for probes in config.hook.pytest_llmload_probes(config=config):
             self.probes += tuple(probes)
         self._declarations: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+
 def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> dict[str, float]:
     """Import the modules that are installed; seconds of each.
 

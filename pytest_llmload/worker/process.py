@@ -42,7 +42,7 @@ def log_to(path: str) -> None:
 
 def thread_count() -> int:
     """Threads of this process, native ones (OpenMP, OpenBLAS) included."""
-    return len(os.listdir("/proc/self/task"))
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def open_gpu_files() -> list[str]:
@@ -50,7 +50,7 @@ def open_gpu_files() -> list[str]:
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(link)
+            target = str(link.readlink())
         except FileNotFoundError:
             continue  # the descriptor of this very listing
         if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
