@@ -134,7 +134,7 @@ def _elements(tensor: Tensor) -> int:
 def _write_range(file: int, item: Stored, start: int) -> None:
     tensor = item.tensor
     stop = min(start + _CHUNK, _elements(tensor))
-    data = memoryview(values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop)).cast("B")
+    data = values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop).data.cast("B")
     offset = item.offset + start * values.FLOATING[tensor.dtype]
     while data:
         written = os.pwrite(file, data, offset)

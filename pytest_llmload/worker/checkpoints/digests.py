@@ -17,8 +17,9 @@ from pytest_llmload.worker.checkpoints.headers import Tensor, weight_files
 
 _LENGTH = 16
 #: Integers of a config that decide on memory or work beside the tensors' shapes, by the names architectures give them.
-_GEOMETRY = re.compile(r"(^n_|^num_|_)?(heads?|kv_heads|key_value_heads|attention_heads|experts_per_tok|experts_per_token|"
-                       r"top_k|layers?|hidden_layers)$|^(head_dim|sliding_window|n_routed_experts)$")  # fmt: skip
+_GEOMETRY = re.compile(
+    r"(^|_)(heads?|layers?|experts|experts_per_tok(en)?|top_?k|groups?)$|^(head_dim|sliding_window|max_window_layers)$"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,8 +40,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def geometry(config: dict[str, Any]) -> dict[str, Any]:
     """What a config says about the shape of a load, without what a mere re-save by another version changes.
 
-    Names, paths, versions, dtypes (the tensors have them), token ids, drop-out and defaults that newer versions spell out
-    are left away, so that a fine-tune of a model keeps its digest.
+    Names, paths, versions, dtypes (the tensors have them), token ids, drop-out and defaults that newer versions spell
+    out are left away, so that a fine-tune of a model keeps its digest.
     """
     found: dict[str, Any] = {
         key: value
@@ -82,8 +83,8 @@ def random_weights_digest(version: int, tensors: list[Tensor]) -> str:
 def weights_digest(directory: Path, cache_dir: Path) -> str:
     """16 hexadecimal digits over the content of the weight files.
 
-    A file's SHA-256 comes from its name where it is a blob of the hub's cache, else from the content; the latter is kept
-    in ``cache_dir`` by path, size and time of change, so 25 GB are read once.
+    A file's SHA-256 comes from its name where it is a blob of the hub's cache, else from the content; the latter is
+    kept in ``cache_dir`` by path, size and time of change, so 25 GB are read once.
     """
     files = weight_files(directory)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

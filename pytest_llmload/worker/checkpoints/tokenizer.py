@@ -29,7 +29,7 @@ def _byte_alphabet() -> list[str]:
 
 
 def _merges() -> Iterator[tuple[str, str]]:
-    """An endless-enough order of merges, each of parts that exist by then: letter pairs, then blank, then quadruples."""
+    """474,000 merges, each of parts that exist by then: letter pairs, blank and pair, quadruples, blank and triple."""
     pairs = [a + b for a, b in itertools.product(_LETTERS, repeat=2)]
     yield from itertools.product(_LETTERS, repeat=2)
     yield from ((_SPACE, pair) for pair in pairs)
