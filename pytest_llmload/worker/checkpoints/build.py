@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ VERSION = 1
 #: A file of weights ends before this many bytes, unless one tensor alone is larger.
 SHARD_BYTES = 2 * 10**9
 #: Elements that one task of the thread pool generates and writes.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 #: Left free on the disk, for all that others write meanwhile.
 _SPARE_BYTES = 256 << 20
 
@@ -40,37 +40,48 @@ def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_co
     Two processes that ask for the same one build it once. Raises MachineError where the disk is too small or cannot be
     written, ValueError where the config describes no architecture of the installed transformers.
     """
-    from filelock import FileLock
+
+    def write(directory: Path) -> None:
+        write_json(directory / "config.json", config)
+        tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
+        _check_space(sum(tensor.bytes for tensor in tensors), target)
+        write_weights(directory, tensors)
+        if isinstance(config.get("vocab_size"), int):
+            write_tokenizer(directory, config)
+            # No end-of-sequence id: a greedy run of N tokens has N tokens whatever random weights say.
+            special = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
+            special.pop("eos_token_id", None)
+            write_json(directory / "generation_config.json", {"do_sample": False, **special})
 
     target = built_path(config, name, cache_dir)
+    write_once(target, write)
+    return target
+
+
+def write_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Has ``write`` fill a directory that then becomes ``target``, unless ``target`` is there: whole or not at all.
+
+    Raises MachineError where the disk cannot be written.
+    """
+    from filelock import FileLock
+
     if target.is_dir():
-        return target
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if not target.is_dir():
-                _build_beside(config, target, trust_remote_code)
+                _write_beside(target, write)
     except OSError as error:
         raise MachineError(
-            f"cannot write the random checkpoint {target} ({error.strerror or error}): name a directory that can be "
-            f"written with --llm-cache-dir"
+            f"cannot write {target} ({error.strerror or error}): name a directory that can be written with --llm-cache-dir"
         ) from error
-    return target
 
 
-def _build_beside(config: dict[str, Any], target: Path, trust_remote_code: bool) -> None:
+def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write_json(temporary / "config.json", config)
-        tensors = stored_tensors(temporary, stored_dtype(config), trust_remote_code=trust_remote_code)
-        _check_space(sum(tensor.bytes for tensor in tensors), target)
-        write_weights(temporary, tensors)
-        if isinstance(config.get("vocab_size"), int):
-            write_tokenizer(temporary, config)
-            # No end-of-sequence id: a greedy run of N tokens has N tokens whatever random weights say.
-            special = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
-            special.pop("eos_token_id", None)
-            _write_json(temporary / "generation_config.json", {"do_sample": False, **special})
+        write(temporary)
         temporary.chmod(0o755)
         temporary.replace(target)
     finally:
@@ -98,7 +109,7 @@ def write_weights(directory: Path, tensors: list[Tensor], shard_bytes: int = SHA
         write_file(directory / name, shard)
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.bytes for tensor in tensors)
-    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _shards(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
@@ -141,5 +152,6 @@ def _write_range(file: int, item: Stored, start: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON with a final line end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -29,7 +29,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LoadFailed(f"{directory} has no config.json: it is no checkpoint of a transformers model") from None
+        adapter = (directory / "adapter_config.json").is_file()
+        hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
+        raise LoadFailed(f"{directory} has no config.json: {hint}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LoadFailed(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):

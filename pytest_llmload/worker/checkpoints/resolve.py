@@ -15,7 +15,8 @@ from pytest_llmload.worker.checkpoints.digests import (
     shape_digest,
     weights_digest,
 )
-from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors, weight_files
+from pytest_llmload.worker.checkpoints.hub import download_model
 
 
 def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -29,7 +30,8 @@ def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False) -> C
     directory = Path(spec).expanduser()
     if directory.is_dir():
         return _directory(directory.resolve(), cache_dir)
-    raise ValueError(f"{spec!r} is no directory")
+    snapshot = download_model(spec, trust_remote_code=trust_remote_code)
+    return _directory(snapshot, cache_dir, revision=snapshot.name)
 
 
 def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
@@ -54,6 +56,6 @@ def _checkpoint(
         shape=shape_digest(config, tensors),
         weights=weights,
         revision=revision,
-        bytes=sum(tensor.bytes for tensor in tensors),
+        bytes=sum(file.stat().st_size for file in weight_files(path)),
         model_type=str(config.get("model_type", "")),
     )

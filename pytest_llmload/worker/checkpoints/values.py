@@ -61,6 +61,8 @@ def scale_of(name: str, shape: tuple[int, ...]) -> Scale:
     # Conv1D of the GPT-2 family stores (in, out); everything else ends in the input dimension.
     inputs = shape[-2] if re.search(r"^c_(attn|fc|proj)$|^q_attn$", module) else shape[-1]
     gain = 1.0
+    if module == "lora_B":
+        return Scale(0.0, 0.04)  # with alpha/r = 2 and unit inputs: about a fifth of the base's output
     if re.search(r"^(q|k|query|key)(_proj)?$|query_key_value|c_attn|qkv", module):
         gain = 1.25
     elif re.search(r"^(gate|router)$", module):
@@ -80,7 +82,8 @@ def _gaussian() -> NDArray[np.float64]:
     cell = np.searchsorted(below, targets, side="right") - 1
     inside = (targets - below[cell]).astype(np.float64) / counts[cell].astype(np.float64)
     centred: NDArray[np.float64] = cell.astype(np.float64) + inside - 0.5 * len(counts)
-    return centred / np.float64(math.sqrt(6 * (256**2 - 1) / 12))
+    centred /= math.sqrt(6 * (256**2 - 1) / 12)
+    return centred
 
 
 def encode(values: NDArray[np.float64], dtype: str) -> Bits:
