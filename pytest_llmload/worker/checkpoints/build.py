@@ -74,7 +74,7 @@ def write_once(target: Path, write: Callable[[Path], None]) -> None:
                 _write_beside(target, write)
     except OSError as error:
         raise MachineError(
-            f"cannot write {target} ({error.strerror or error}): name a directory that can be written with --llm-cache-dir"
+            f"cannot write {target} ({error.strerror or error}): name another directory with --llm-cache-dir"
         ) from error
 
 
