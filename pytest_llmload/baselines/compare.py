@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from pytest_llmload.core.verdicts import (
 MANIFEST = "manifest"
 NUMBERS = "numbers"
 
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
 _GPU = re.compile(r"gpu\.(\d+)\.")
 #: Metrics that say why others moved; named even where they are not comparable themselves.
 _REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
@@ -135,14 +137,15 @@ def _other_identity(baseline: Baseline, result: LoadResult) -> str:
     if now != baseline.spec:
         fields = sorted(name for name in {**baseline.spec, **now} if baseline.spec.get(name) != now.get(name))
         parts = (f"{name} {_value(baseline.spec, name)} -> {_value(now, name)}" for name in fields)
-        return f"another spec: {', '.join(parts)}"
+        return f"another spec: the baseline and this load differ in {', '.join(parts)}"
     if str(spec.workload) != baseline.workload:
         return f"another workload: {baseline.workload} -> {spec.workload}"
     return ""
 
 
 def _value(identity: Mapping[str, object], name: str) -> str:
-    return canonical_json(identity[name]) if name in identity else "default"
+    """A field of an identity, which leaves out what is at its default."""
+    return canonical_json(identity[name] if name in identity else _DEFAULTS.get(name))
 
 
 def _context(baseline: Baseline, result: LoadResult) -> tuple[str, ...]:
@@ -286,7 +289,9 @@ def _because(
     if not moved:
         return []
     reasons = [difference.text for difference in differences]
-    for name in _REASONS:
+    # A cause is told beside its effect: alone, it has a line of its own already.
+    causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
+    for name in causes:
         old, new = baseline.memory.get(name), result.metrics.get(name)
         if old is not None and new is not None and old != new:
             reasons.append(f"{name} {format_change(new - old, METRICS[name].unit)}")
@@ -294,6 +299,6 @@ def _because(
     if settled == OK and any(lookup(item.name).kind == "loading_work" for item in moved if item.verdict == REGRESSED):
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
     # Other values in the same shapes take the same memory.
-    if not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
+    if causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
     return reasons

@@ -64,7 +64,9 @@ def linears(quant: str, per_module: int, *, cls: str = "Linear4bit", dtype: str 
     ]
 
 
-def manifest(quant: str = "nf4 absmax=uint8 nested block=64 compute=bf16", per_module: int = 40 * MIB) -> list[ManifestRow]:
+def manifest(
+    quant: str = "nf4 absmax=uint8 nested block=64 compute=bf16", per_module: int = 40 * MIB
+) -> list[ManifestRow]:
     """Rows of the whole model."""
     return [
         ManifestRow("gpt_neox.embed_in", "", "Embedding", "bfloat16", "cuda:0", "", 1, 30080 * HIDDEN * 2),
