@@ -26,6 +26,8 @@ from pytest_llmload.reports import failure
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from typing_extensions import Self
+
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.broker import Load
     from pytest_llmload.host.llm import LLM
@@ -44,7 +46,7 @@ class _Gate:
         self._nodeid = nodeid
 
     @classmethod
-    def of(cls, config: pytest.Config, item: pytest.Item) -> _Gate:
+    def of(cls, config: pytest.Config, item: pytest.Item) -> Self:
         """The gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
         state = state_of(config)
         gate = cls(state, item.nodeid)

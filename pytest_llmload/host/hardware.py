@@ -101,10 +101,7 @@ def _text(value: str | bytes) -> str:
 
 def _chosen(gpus: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     """CUDA's reading of CUDA_VISIBLE_DEVICES: indices or UUID prefixes, up to the first that does not exist."""
-    if visible is None:
-        names = [gpu.uuid for gpu in gpus]
-    else:
-        names = [name.strip() for name in visible.split(",")]
+    names = [gpu.uuid for gpu in gpus] if visible is None else [name.strip() for name in visible.split(",")]
     chosen: list[Gpu] = []
     for name in names:
         if name.isdecimal():

@@ -231,9 +231,9 @@ class State:
     def describe(self, result: LoadResult) -> str:
         """The text that a load which is no loaded model fails with."""
         from pytest_llmload.core.spec import LoadSpec
-        from pytest_llmload.reports.failure import load_failure
+        from pytest_llmload.reports.failure import load_failure_text
 
-        return load_failure(self.subject(LoadSpec.from_json(result.spec)), result)
+        return load_failure_text(self.subject(LoadSpec.from_json(result.spec)), result)
 
     def spec_of(self, item: pytest.Item) -> LoadSpec | None:
         """What a test loads; None for a test that is not parametrised by us."""

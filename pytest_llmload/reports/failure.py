@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
 from pytest_llmload.core.units import format_bytes, format_change, format_seconds
 from pytest_llmload.core.verdicts import (
     CHANGED,
@@ -92,6 +92,30 @@ def not_applied_text(subject: Subject, result: LoadResult) -> str:
         rows += _optional("hint", problem.hint)
     rows += _repeated("note", result.notes)
     return _text(f"{subject.variant} was not applied: {subject}", rows)
+
+
+_ENDINGS = {
+    OUT_OF_MEMORY: "out of memory",
+    CRASHED: "the load's process died",
+    TIMEOUT: "the load timed out",
+    FAILED: "the load failed",
+}
+#: Lines of the traceback and of the log before the rest is left out: the end says most.
+_TAIL = 15
+
+
+def load_failure_text(subject: Subject, result: LoadResult) -> str:
+    """The failure text of a load that did not end in the model that was asked for."""
+    if result.outcome == NOT_APPLIED:
+        return not_applied_text(subject, result)
+    error = result.error or ErrorInfo(message="no reason was given")
+    kind = f"{error.type_name}: " if error.type_name else ""
+    rows = [("because", f"{kind}{error.message}"), *_optional("phase", error.phase)]
+    text = _text(f"{_ENDINGS[result.outcome]}: {subject}", rows)
+    for title, body in (("traceback", error.traceback), ("last lines of the load's log", error.log)):
+        if lines := body.strip().splitlines()[-_TAIL:]:
+            text += "\n" + "\n".join([f"  {title}:", *(f"    {line}" for line in lines)])
+    return text
 
 
 def ceiling_text(subject: Subject, place: str, value: float, limit: float, *, phase: str = "") -> str:

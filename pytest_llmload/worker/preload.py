@@ -46,7 +46,7 @@ def _exists(name: str) -> bool:
 def _answering(cuda: dict[str, Any]) -> Iterator[None]:
     import torch
 
-    answers = {
+    answers: dict[str, Any] = {
         "is_available": lambda: cuda["count"] > 0,
         "device_count": lambda: cuda["count"],
         "get_device_capability": lambda device=None: tuple(cuda["capability"]),
