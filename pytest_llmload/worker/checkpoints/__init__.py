@@ -1,0 +1,1 @@
+"""Checkpoints: finding, building and identifying the files of a model."""

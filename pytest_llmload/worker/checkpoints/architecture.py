@@ -1,0 +1,77 @@
+"""Which tensors a checkpoint of an architecture holds: asked from transformers itself, on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.worker.checkpoints.headers import Tensor
+
+#: transformers' dtype names -> safetensors'.
+STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """safetensors' name of the dtype that a config asks for; fp32 where it says nothing, as transformers takes it.
+
+    Raises ValueError for a dtype whose random values are not defined.
+    """
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name not in STORED_DTYPES:
+        raise ValueError(f"the config's dtype is {name!r}: random weights exist in {', '.join(STORED_DTYPES)} only")
+    return STORED_DTYPES[name]
+
+
+def meta_model(directory: Path, *, trust_remote_code: bool = False, dtype: Any = None) -> Any:
+    """The model that ``directory``'s config.json describes, on the meta device; nothing is allocated.
+
+    The class is the one that the config names, else AutoModelForCausalLM's. Raises ValueError, in one sentence, where
+    the installed transformers does not know the architecture.
+    """
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        names = getattr(config, "architectures", None) or []
+        cls = getattr(transformers, names[0], None) if names else None
+        with torch.device("meta"):
+            if cls is None:
+                auto = transformers.AutoModelForCausalLM
+                return auto.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
+            return cls._from_config(config, dtype=dtype)
+    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot build the architecture of {directory}/config.json: {first}"
+        ) from error
+
+
+def stored_tensors(directory: Path, dtype: str, *, trust_remote_code: bool = False) -> list[Tensor]:
+    """Names and shapes as a checkpoint on disk has them, tied weights once, sorted by name.
+
+    transformers 5 keeps some modules (fused experts) under other names in memory than on disk; its own reversal of that
+    conversion gives the names back, which transformers 4 uses in memory too.
+    """
+    model = meta_model(directory, trust_remote_code=trust_remote_code)
+    own = dict(model.named_parameters(remove_duplicate=True))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {name: value for name, value in model.state_dict().items() if name in own or name not in parameters}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # transformers 4: names in memory are names on disk
+        pass
+    else:
+        state = revert_weight_conversion(model, state)
+    return sorted(
+        (
+            Tensor(name, tuple(value.shape), dtype if value.is_floating_point() else _integer_dtype(value))
+            for name, value in state.items()
+        ),
+        key=lambda tensor: tensor.name,
+    )
+
+
+def _integer_dtype(value: Any) -> str:
+    name = str(value.dtype).removeprefix("torch.")
+    return "BOOL" if name == "bool" else name.replace("uint", "U").replace("int", "I")

@@ -1,0 +1,157 @@
+"""Builds a checkpoint directory with random weights from a config: once, atomically, whoever asks first."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.spec import digest
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.checkpoints import values
+from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
+from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Tensor, layout
+from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
+
+#: Part of a built directory's name: raise it when any file but the weights changes.
+VERSION = 1
+#: A file of weights ends before this many bytes, unless one tensor alone is larger.
+SHARD_BYTES = 2 * 10**9
+#: Elements that one task of the thread pool generates and writes.
+_CHUNK = 1 << 20
+#: Left free on the disk, for all that others write meanwhile.
+_SPARE_BYTES = 256 << 20
+
+
+def built_path(config: dict[str, Any], name: str, cache_dir: Path) -> Path:
+    """Where the checkpoint of a config stands in the cache: named by its content, so a change is another directory."""
+    return cache_dir / "checkpoints" / f"{name}-{digest([VERSION, values.VERSION, config], 12)}"
+
+
+def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
+    """The directory of a checkpoint with random weights; built if it is not there yet.
+
+    Two processes that ask for the same one build it once. Raises MachineError where the disk is too small or cannot be
+    written, ValueError where the config describes no architecture of the installed transformers.
+    """
+
+    def write(directory: Path) -> None:
+        write_json(directory / "config.json", config)
+        tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
+        _check_space(sum(tensor.bytes for tensor in tensors), target)
+        write_weights(directory, tensors)
+        if isinstance(config.get("vocab_size"), int):
+            write_tokenizer(directory, config)
+            # No end-of-sequence id: a greedy run of N tokens has N tokens whatever random weights say.
+            special = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
+            special.pop("eos_token_id", None)
+            write_json(directory / "generation_config.json", {"do_sample": False, **special})
+
+    target = built_path(config, name, cache_dir)
+    write_once(target, write)
+    return target
+
+
+def write_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Has ``write`` fill a directory that then becomes ``target``, unless ``target`` is there: whole or not at all.
+
+    Raises MachineError where the disk cannot be written.
+    """
+    from filelock import FileLock
+
+    if target.is_dir():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            if not target.is_dir():
+                _write_beside(target, write)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {target} ({error.strerror or error}): name another directory with --llm-cache-dir"
+        ) from error
+
+
+def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_space(needed: int, target: Path) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if needed + _SPARE_BYTES > free:
+        raise MachineError(
+            f"the random checkpoint {target.name} needs {format_bytes(needed + _SPARE_BYTES)} in {target.parent}, "
+            f"where {format_bytes(free)} are free: make room or name another directory with --llm-cache-dir"
+        )
+
+
+def write_weights(directory: Path, tensors: list[Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes ``tensors`` with random values, as one safetensors file or as shards with an index."""
+    shards = list(_shards(tensors, shard_bytes))
+    if len(shards) == 1:
+        write_file(directory / WEIGHTS, shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(directory / name, shard)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.bytes for tensor in tensors)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _shards(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    shard: list[Tensor] = []
+    for tensor in tensors:
+        if shard and sum(item.bytes for item in shard) + tensor.bytes > limit:
+            yield shard
+            shard = []
+        shard.append(tensor)
+    yield shard
+
+
+def write_file(path: Path, tensors: list[Tensor]) -> None:
+    """One safetensors file with random values, written in parallel by ranges of elements."""
+    head, stored = layout(tensors)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.pwrite(file, head, 0)
+        os.ftruncate(file, len(head) + sum(tensor.bytes for tensor in tensors))
+        tasks = [(item, start) for item in stored for start in range(0, _elements(item.tensor), _CHUNK)]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for future in [pool.submit(_write_range, file, item, start) for item, start in tasks]:
+                future.result()
+    finally:
+        os.close(file)
+
+
+def _elements(tensor: Tensor) -> int:
+    # Integers (counters, indices) stay zero: a file's untouched bytes.
+    return tensor.bytes // values.FLOATING[tensor.dtype] if tensor.dtype in values.FLOATING else 0
+
+
+def _write_range(file: int, item: Stored, start: int) -> None:
+    tensor = item.tensor
+    stop = min(start + _CHUNK, _elements(tensor))
+    data = values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop).data.cast("B")
+    offset = item.offset + start * values.FLOATING[tensor.dtype]
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON with a final line end."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""The two digests that identify a model: ``shape`` (what memory and time depend on) and ``weights`` (the content)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.spec import digest
+from pytest_llmload.worker.checkpoints.headers import Tensor, weight_files
+
+_LENGTH = 16
+#: Integers of a config that decide on memory or work beside the tensors' shapes, by the names architectures give them.
+_GEOMETRY = re.compile(
+    r"(^|_)(heads?|layers?|experts|experts_per_tok(en)?|top_?k|groups?)$|^(head_dim|sliding_window|max_window_layers)$"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint. Raises LoadFailed in one sentence."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        adapter = (directory / "adapter_config.json").is_file()
+        hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
+        raise LoadFailed(f"{directory} has no config.json: {hint}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LoadFailed(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise LoadFailed(f"{path} holds no JSON object")
+    return config
+
+
+def geometry(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says about the shape of a load, without what a mere re-save by another version changes.
+
+    Names, paths, versions, dtypes (the tensors have them), token ids, drop-out and defaults that newer versions spell
+    out are left away, so that a fine-tune of a model keeps its digest.
+    """
+    found: dict[str, Any] = {
+        key: value
+        for key, value in config.items()
+        if _GEOMETRY.search(key) and isinstance(value, int) and not isinstance(value, bool)
+    }
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if found.get("num_key_value_heads") == heads:
+        found.pop("num_key_value_heads", None)
+    if heads and hidden and found.get("head_dim") == hidden // heads:
+        del found["head_dim"]
+    if config.get("use_sliding_window") is False:
+        found.pop("sliding_window", None)
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    nested = {key: geometry(value) for key, value in config.items() if key.endswith("_config") and _is_model(value)}
+    return {
+        "model_type": config.get("model_type"),
+        **found,
+        **({"quant_method": method} if method else {}),
+        **{key: value for key, value in nested.items() if value},
+    }
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and "quant_method" not in value
+
+
+def shape_digest(config: dict[str, Any], tensors: list[Tensor]) -> str:
+    """16 hexadecimal digits over the config's geometry and every tensor's name, shape and stored dtype."""
+    rows = sorted([tensor.name, list(tensor.shape), tensor.dtype] for tensor in tensors)
+    return digest([geometry(config), rows], _LENGTH)
+
+
+def random_weights_digest(version: int, tensors: list[Tensor]) -> str:
+    """Of a checkpoint whose values follow from the generator's version and the tensors' names, shapes and dtypes."""
+    return digest(["random", version, sorted([t.name, list(t.shape), t.dtype] for t in tensors)], _LENGTH)
+
+
+def weights_digest(directory: Path, cache_dir: Path) -> str:
+    """16 hexadecimal digits over the content of the weight files.
+
+    A file's SHA-256 comes from its name where it is a blob of the hub's cache, else from the content; the latter is
+    kept in ``cache_dir`` by path, size and time of change, so 25 GB are read once.
+    """
+    files = weight_files(directory)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        hashes = list(pool.map(lambda path: _file_hash(path, cache_dir), files))
+    return digest(sorted([path.name, value] for path, value in zip(files, hashes, strict=True)), _LENGTH)
+
+
+def _file_hash(path: Path, cache_dir: Path) -> str:
+    real = path.resolve()
+    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+        return real.name
+    status = real.stat()
+    entry = cache_dir / "digests" / digest([str(real), status.st_size, status.st_mtime_ns], 32)
+    if entry.is_file():
+        known = entry.read_text(encoding="ascii").strip()
+        if _SHA256.fullmatch(known):
+            return known
+    hasher = hashlib.sha256()
+    with real.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False, encoding="ascii") as temporary:
+        temporary.write(hasher.hexdigest())
+    Path(temporary.name).replace(entry)
+    return hasher.hexdigest()

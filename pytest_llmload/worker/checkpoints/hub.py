@@ -1,0 +1,114 @@
+"""Models of the Hugging Face hub: only the files that a load reads, each failure one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, weight_files
+
+_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+#: Errors of the hub's client and of the HTTP libraries that its versions use.
+_CLIENTS = {"huggingface_hub", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet"}
+
+
+def split_id(spec: str) -> tuple[str, str]:
+    """``hub-id@revision`` -> id and revision (empty: the default branch). ValueError where it can be no hub id."""
+    name, _, revision = spec.partition("@")
+    if not _ID.fullmatch(name) or name.strip(".") == "" or (spec.endswith("@")):
+        raise ValueError(
+            f"{spec!r} is no directory here and no hub id: write org/model, org/model@revision, a directory, "
+            "random:PRESET or random:PATH"
+        )
+    return name, revision
+
+
+def download_model(spec: str, *, trust_remote_code: bool = False) -> Path:
+    """The snapshot directory of a model, named by its commit: configuration, tokenizer and the safetensors it loads.
+
+    Raises ValueError where ``spec`` is no hub id, MachineError, in one sentence, where the model cannot be had.
+    """
+    name, revision = split_id(spec)
+    small = (*_SMALL_FILES, *(("*.py",) if trust_remote_code else ()))
+    with _one_sentence(spec):
+        directory = _snapshot(name, revision, small)
+        # Only the files that the index names: a repository may hold others (original, consolidated).
+        if not _has_weights(directory):
+            wanted = _indexed(directory) or [WEIGHTS]
+            directory = _snapshot(name, directory.name, wanted)
+    if not _has_weights(directory):
+        raise MachineError(
+            f"{spec} of the hub has no {WEIGHTS} and no complete {INDEX} in {directory}: safetensors are needed"
+        )
+    return directory
+
+
+def download_adapter(spec: str) -> Path:
+    """The snapshot directory of a PEFT adapter. Raises as :func:`download_model`."""
+    name, revision = split_id(spec)
+    with _one_sentence(spec):
+        directory = _snapshot(name, revision, _ADAPTER_FILES)
+    missing = [file for file in _ADAPTER_FILES if not (directory / file).is_file()]
+    if missing:
+        raise MachineError(f"{spec} of the hub is no PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
+    return directory
+
+
+def _snapshot(name: str, revision: str, patterns: tuple[str, ...] | list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(
+        name,
+        revision=revision or None,
+        allow_patterns=list(patterns),
+        ignore_patterns=["*/*"],  # transformers reads the top directory only
+    )
+    return Path(found)
+
+
+def _indexed(directory: Path) -> list[str]:
+    index = directory / INDEX
+    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.is_file() else []
+
+
+def _has_weights(directory: Path) -> bool:
+    try:
+        return bool(weight_files(directory))
+    except LoadFailed:
+        return False
+
+
+@contextmanager
+def _one_sentence(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        names = [cls.__name__ for cls in type(error).__mro__]
+        ours = {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & _CLIENTS
+        if not ours and not isinstance(error, OSError):
+            raise
+        raise MachineError(f"cannot download {spec}: {_reason(error, names)}") from None
+
+
+def _reason(error: Exception, names: list[str]) -> str:
+    if "GatedRepoError" in names:
+        return "the model is gated; accept its terms on the hub and set HF_TOKEN for an account that has access"
+    if "RepositoryNotFoundError" in names:
+        return "the hub has no such model, or HF_TOKEN's account may not see it (and there is no such directory here)"
+    if "RevisionNotFoundError" in names or "RevisionResolutionError" in names:
+        return "the model has no such revision"
+    if "OfflineModeIsEnabled" in names or "LocalEntryNotFoundError" in names or "CacheNotFound" in names:
+        return (
+            "it is not (or not wholly) in the hub's cache, and the hub is unreachable or HF_HUB_OFFLINE is set; "
+            "there is no such directory here either"
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    first = next(iter(str(error).strip().splitlines()), "")
+    return re.sub(r"hf_\w{8,}", "hf_…", f"{type(error).__name__}: {first}" if first else type(error).__name__)

@@ -1,0 +1,61 @@
+"""From a model's SPEC to files on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
+from pytest_llmload.worker.checkpoints import values
+from pytest_llmload.worker.checkpoints.build import build
+from pytest_llmload.worker.checkpoints.digests import (
+    random_weights_digest,
+    read_config,
+    shape_digest,
+    weights_digest,
+)
+from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors, weight_files
+from pytest_llmload.worker.checkpoints.hub import download_model
+
+
+def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The files of a hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``.
+
+    Raises ValueError for a spec that can be none of these, MachineError where a download or the disk fails, LoadFailed
+    where the files are there and damaged; each in one sentence.
+    """
+    if spec.startswith(PREFIX):
+        return _random(spec, cache_dir, trust_remote_code)
+    directory = Path(spec).expanduser()
+    if directory.is_dir():
+        return _directory(directory.resolve(), cache_dir)
+    snapshot = download_model(spec, trust_remote_code=trust_remote_code)
+    return _directory(snapshot, cache_dir, revision=snapshot.name)
+
+
+def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
+    config = config_of(spec)
+    what = spec.removeprefix(PREFIX)
+    name = what if what in PRESETS else str(config["model_type"])
+    path = build(config, name, cache_dir, trust_remote_code=trust_remote_code)
+    tensors = read_tensors(path)
+    return _checkpoint(path, config, tensors, random_weights_digest(values.VERSION, tensors))
+
+
+def _directory(path: Path, cache_dir: Path, revision: str = "") -> Checkpoint:
+    config, tensors = read_config(path), read_tensors(path)
+    return _checkpoint(path, config, tensors, weights_digest(path, cache_dir), revision)
+
+
+def _checkpoint(
+    path: Path, config: dict[str, Any], tensors: list[Tensor], weights: str, revision: str = ""
+) -> Checkpoint:
+    return Checkpoint(
+        path=str(path),
+        shape=shape_digest(config, tensors),
+        weights=weights,
+        revision=revision,
+        bytes=sum(file.stat().st_size for file in weight_files(path)),
+        model_type=str(config.get("model_type", "")),
+    )
