@@ -1,0 +1,53 @@
+"""The built-in strategies and probes, by import string: naming one costs no import of torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_STRATEGIES = "pytest_llmload.worker.strategies"
+_PROBES = "pytest_llmload.worker.probes"
+
+#: Strategy name -> ``module:Class``.
+BUILTIN_STRATEGIES: dict[str, str] = {
+    "single": f"{_STRATEGIES}.single:Single",
+    "fp32": f"{_STRATEGIES}.dtype:Fp32",
+    "fp16": f"{_STRATEGIES}.dtype:Fp16",
+    "bf16": f"{_STRATEGIES}.dtype:Bf16",
+    "auto": f"{_STRATEGIES}.device_map:Auto",
+    "balanced": f"{_STRATEGIES}.device_map:Balanced",
+    "sequential": f"{_STRATEGIES}.device_map:Sequential",
+    "max_memory": f"{_STRATEGIES}.max_memory:MaxMemory",
+    "offload": f"{_STRATEGIES}.offload:Offload",
+    "int8": f"{_STRATEGIES}.bnb:Int8",
+    "nf4": f"{_STRATEGIES}.bnb:Nf4",
+    "fp4": f"{_STRATEGIES}.bnb:Fp4",
+    "loader": f"{_STRATEGIES}.loader:Loader",
+}
+
+#: ``module:Class`` of each probe, in the order they run: those that read the allocators come first,
+#: so that what the others allocate is never part of a figure.
+BUILTIN_PROBES: tuple[str, ...] = (
+    f"{_PROBES}.gpu_memory:GpuMemory",
+    f"{_PROBES}.host_memory:HostMemory",
+    f"{_PROBES}.weights:Weights",
+    f"{_PROBES}.driver:Driver",
+    f"{_PROBES}.manifest:Manifest",
+    f"{_PROBES}.other_tensors:OtherTensors",
+    f"{_PROBES}.numbers:Fingerprint",
+    f"{_PROBES}.timing:Timing",
+)
+
+
+def resolve(reference: str) -> Any:
+    """The object that ``package.module:name`` names.
+
+    Raises ValueError where the text is no such reference, ImportError and AttributeError where nothing is there.
+    """
+    module, separator, name = reference.partition(":")
+    if not (module and separator and name):
+        raise ValueError(f"{reference!r} is no import string: write 'package.module:name'")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found

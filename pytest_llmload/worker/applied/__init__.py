@@ -1,0 +1,19 @@
+"""What every load must pass: one file per check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.applied import devices, dtype, finite, keys, quantised
+from pytest_llmload.worker.loaded import Loaded
+
+#: After the load, before any forward: a forward may repack weights.
+AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
+    keys.check,
+    devices.check,
+    quantised.check,
+    dtype.check,
+)
+#: After the first forward.
+AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)

@@ -1,0 +1,71 @@
+"""Nothing off the device that the load was for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.tensors import STATE, Held
+
+CHECK = "devices"
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Parameters, buffers and states that are offloaded, left on meta or on another device.
+
+    On a CPU run the CPU is the device, and only disk and meta count. A load whose plan says where modules go is judged
+    by :func:`as_planned` instead.
+    """
+    if loaded.planned_map is not None:
+        yield from as_planned(loaded)
+        return
+    target = loaded.job.device.kind
+    wrong: dict[str, list[Held]] = defaultdict(list)
+    for held in loaded.inventory.held:
+        if held.role == STATE and held.nbytes < 1024:
+            # Scalars that libraries keep on the host on purpose (formats, offsets).
+            continue
+        if held.device.split(":")[0] != target or (held.offloaded and target != "cpu"):
+            wrong[held.device].append(held)
+    for device, found in wrong.items():
+        size = sum(held.nbytes for held in found)
+        verb = (
+            "are left without values on" if device == "meta" else "are offloaded to" if found[0].offloaded else "are on"
+        )
+        yield Problem(
+            CHECK,
+            f"{len(found)} tensors ({format_bytes(size)}) {verb} {device}; the load was for {target}",
+            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found),
+            size,
+        )
+
+
+def as_planned(loaded: Loaded) -> Iterator[Problem]:
+    """Each parameter where the plan puts its module."""
+    planned = loaded.planned_map or {}
+    wrong: dict[tuple[str, str], list[Held]] = defaultdict(list)
+    for held in loaded.inventory.parameters():
+        want = planned_device(planned, held.path)
+        if want and held.device != want:
+            wrong[want, held.device].append(held)
+    for (want, have), found in wrong.items():
+        size = sum(held.nbytes for held in found)
+        yield Problem(
+            CHECK,
+            f"{len(found)} tensors ({format_bytes(size)}) are on {have}, the plan says {want}",
+            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found),
+            size,
+        )
+
+
+def planned_device(planned: dict[str, object], path: str) -> str:
+    """Where a map of modules puts a tensor: the entry of the nearest module above it. Empty where there is none."""
+    parts = path.split(".")
+    for length in range(len(parts), -1, -1):
+        entry = planned.get(".".join(parts[:length]))
+        if entry is not None:
+            return f"cuda:{entry}" if isinstance(entry, int) or str(entry).isdigit() else str(entry)
+    return ""

@@ -1,0 +1,202 @@
+"""Quantised as asked: every weight of a matrix product, by its stored bytes, its state and its values."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.architecture import CONV1D, EXPERTS, LINEAR, Weight, quantisable
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
+
+CHECK = "quantised"
+
+#: Bytes of a weight's packed values, per element.
+_PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
+#: Half of the widest gap between two values of the type, relative to the block's or row's largest value, with room
+#: for the rounding of weight and scale to 16 bit. NF4: -1 and -0.6962; FP4: 1 and 0.6667; int8: 1/127.
+_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
+#: 8-bit statistics of the scales, relative to the largest scale of their block.
+_NESTED_ERROR = 0.05
+_COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Problems of a load that asked for int8, nf4 or fp4; nothing where no quantisation was asked for."""
+    spec = loaded.job.spec
+    if spec.quant == "none":
+        return
+    asked: list[Weight] = []
+    skipped: list[Weight] = []
+    allowed: list[Weight] = []
+    for weight in quantisable(loaded.model, loaded.inventory):
+        if _skipped(weight.module_path, spec.skip_modules):
+            skipped.append(weight)
+        elif weight.quantised is None and _matches(weight.name, spec.dense_ok):
+            allowed.append(weight)
+        else:
+            asked.append(weight)
+    yield from _dense(loaded, [weight for weight in asked if weight.quantised is None], asked)
+    quantised = [weight for weight in asked if weight.quantised is not None]
+    yield from _wrong_type(loaded, quantised)
+    yield from _wrong_values(loaded, quantised)
+    touched = [weight for weight in skipped if weight.quantised is not None]
+    if touched:
+        yield Problem(
+            CHECK, "skip_modules names modules that were quantised all the same", _names(touched), _bytes(touched)
+        )
+    for what, weights in (("dense_ok", allowed), ("skip_modules", skipped)):
+        if weights:
+            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {what} says")
+    if not asked and not allowed:
+        yield Problem(CHECK, f"{spec.quant} was asked for, but the model has no weight that could be quantised")
+
+
+def _skipped(path: str, patterns: Iterable[str]) -> bool:
+    """As the libraries match: a module's full path, its end, or one of the modules above it."""
+    return any(path == skip or path.endswith(skip) or f".{skip}." in f".{path}." for skip in patterns)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    module = name.rsplit(".", 1)[0]
+    return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+
+
+def _names(weights: Iterable[Weight]) -> tuple[str, ...]:
+    return tuple(f"{weight.name} ({format_bytes(weight.held.nbytes)})" for weight in weights)
+
+
+def _bytes(weights: Iterable[Weight]) -> int:
+    return sum(weight.held.nbytes for weight in weights)
+
+
+def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
+    """One problem a reason, with the share of the quantisable weights that is quantised."""
+    if not dense:
+        return
+    scheme = loaded.job.spec.quant
+    total = sum(weight.elements for weight in asked)
+    share = 1 - sum(weight.elements for weight in dense) / total
+    nothing = len(dense) == len(asked)
+    reasons: dict[str, list[Weight]] = defaultdict(list)
+    for weight in dense:
+        reasons[_reason(loaded, weight, nothing)].append(weight)
+    for reason, weights in reasons.items():
+        head = (
+            f"nothing was quantised to {scheme}"
+            if nothing
+            else f"only {_percent(share)} of the quantisable weights are {scheme}"
+        )
+        what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
+        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights))
+
+
+def _percent(share: float) -> str:
+    """Never 100 % of what is not all."""
+    return f"{min(share * 100, 99.9):.1f} %"
+
+
+def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
+    cls = type(weight.module).__name__
+    dtype = weight.held.dtype
+    in_file = getattr(loaded.config, "quantization_config", None)
+    if weight.kind == EXPERTS:
+        return "fused 3-D experts are parameters, not nn.Linear: bitsandbytes did not see them"
+    if weight.held.device in ("disk", "meta") or weight.held.offloaded:
+        return f"they are offloaded ({weight.held.device}), where bitsandbytes keeps them dense"
+    if weight.held.device == "cpu" and loaded.job.device.kind == "cuda":
+        return "they are on the CPU, where the load was told to keep them dense"
+    if cls in ("Linear4bit", "Linear8bitLt"):
+        return f"the module is a {cls}, but its weight is a plain {dtype} tensor without quantisation state"
+    if nothing and in_file is None:
+        return "the model has no quantisation at all; the request was ignored"
+    if weight.kind == LINEAR and cls != "Linear":
+        return f"{cls} is not nn.Linear itself, the only class that bitsandbytes replaces"
+    return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
+
+
+def _wrong_type(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
+    """Weights whose bytes or state are not of the asked type."""
+    found: dict[str, list[Weight]] = defaultdict(list)
+    for weight in weights:
+        for message in _differences(loaded, weight):
+            found[message].append(weight)
+    for message, wrong in found.items():
+        yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", _names(wrong), _bytes(wrong))
+
+
+def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
+    spec, state = loaded.job.spec, weight.quantised
+    assert state is not None
+    if state.scheme != spec.quant:
+        yield f"{spec.quant} was asked for, {state.scheme} is stored"
+        return
+    expected = round(state.elements * _PACKED[state.scheme])
+    if weight.held.nbytes != expected:
+        yield f"{state.elements} elements of {state.scheme} take {weight.held.nbytes} bytes, not {expected}"
+    if state.scheme == "int8":
+        return
+    if spec.double_quant and state.nested is None:
+        yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
+    if not spec.double_quant and state.nested is not None:
+        yield "double quant was not asked for, but the statistics are quantised"
+    compute = _COMPUTE.get(spec.compute_dtype or "", "")
+    if compute and state.compute != compute:
+        yield f"compute dtype {compute} was asked for, {state.compute or 'none'} is set"
+
+
+def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
+    """Weights of which a dequantised block is not the checkpoint's within the type's error."""
+    files = CheckpointFiles(loaded.job.checkpoint.path)
+    prefix = getattr(loaded.model, "base_model_prefix", "")
+    wrong: list[Weight] = []
+    worst = 0.0
+    unnamed = 0
+    for weight in weights:
+        state = weight.quantised
+        name = files.find(weight.name, prefix)
+        if state is None or state.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
+            continue
+        if name is None or not files.slice(name).get_dtype().startswith(("F", "BF")):
+            unnamed += 1
+            continue
+        error = _relative_error(weight, state, files, name)
+        if error > 1:
+            wrong.append(weight)
+            worst = max(worst, error)
+    if unnamed:
+        loaded.notes.append(
+            f"values of {unnamed} quantised weights were not compared: the checkpoint holds them under other names or "
+            "already quantised"
+        )
+    if wrong:
+        yield Problem(
+            CHECK,
+            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: off by "
+            f"{worst:.1f} times the error of {loaded.job.spec.quant}",
+            _names(wrong),
+            _bytes(wrong),
+        )
+
+
+def _relative_error(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> float:
+    """Largest difference over two blocks (or two rows of int8), relative to what the type allows."""
+    unit = state.shape[-1] if state.scheme == "int8" else state.blocksize
+    units = state.elements // unit
+    worst = 0.0
+    for index in sorted({units // 3, units - 1}):
+        start, stop = index * unit, (index + 1) * unit
+        # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+        original = files.block(name, start, stop, transposed=weight.kind == CONV1D).float()
+        scale = float(original.abs().max())
+        allowed = _ERROR[state.scheme] * scale + (_NESTED_ERROR * scale if state.nested is not None else 0.0)
+        difference = float((dequantised(state, start, stop) - original).abs().max())
+        # NaN compares as false; a scale of 0 allows nothing but 0.
+        worst = max(
+            worst, difference / allowed if allowed and difference == difference else float(difference != 0) * 1e9
+        )
+    return worst

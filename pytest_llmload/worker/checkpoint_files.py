@@ -1,0 +1,62 @@
+"""Reading single blocks of a checkpoint's tensors, without reading the tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+
+class CheckpointFiles:
+    """A checkpoint's safetensors files; tensors are looked up by the model's names for them."""
+
+    def __init__(self, path: str) -> None:
+        self._files: dict[str, Any] = {}
+        #: Tensor name -> file.
+        self.where: dict[str, Path] = {}
+        directory = Path(path)
+        index = directory / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self.where = {name: directory / file for name, file in weight_map.items()}
+        else:
+            for file in sorted(directory.glob("*.safetensors")):
+                if not file.name.startswith("adapter_"):
+                    self.where |= dict.fromkeys(self._open(file).keys(), file)
+
+    def _open(self, file: Path) -> Any:
+        if str(file) not in self._files:
+            self._files[str(file)] = safe_open(str(file), framework="pt", device="cpu")
+        return self._files[str(file)]
+
+    def find(self, name: str, prefix: str = "") -> str | None:
+        """The file's name of the model's tensor ``name``; None where the library renamed or fused it.
+
+        ``prefix`` is the model's ``base_model_prefix``: files may have been saved with or without it.
+        """
+        candidates = [name, name.removeprefix(f"{prefix}.")] + ([f"{prefix}.{name}"] if prefix else [])
+        return next((candidate for candidate in candidates if candidate in self.where), None)
+
+    def slice(self, name: str) -> Any:
+        """A lazy tensor: ``get_shape()``, ``get_dtype()`` and slicing, which reads only what it must."""
+        return self._open(self.where[name]).get_slice(name)
+
+    def block(self, name: str, start: int, stop: int, transposed: bool = False) -> Any:
+        """Elements ``start`` to ``stop``, row by row, of a tensor or of a matrix's transpose, in the file's dtype."""
+        part = self.slice(name)
+        shape = part.get_shape()
+        if not shape:
+            return part[...].reshape(-1)[start:stop]
+        if transposed:
+            rows = shape[0]
+            first, last = start // rows, -(-stop // rows)
+            values = part[:, first:last].T.reshape(-1)
+        else:
+            rows = 1
+            for size in shape[1:]:
+                rows *= size
+            first, last = start // rows, -(-stop // rows)
+            values = part[first:last].reshape(-1)
+        return values[start - first * rows : stop - first * rows]

@@ -1,0 +1,69 @@
+"""What a figure depends on: versions, hardware and settings, from an allow-list. No path, no name, no secret."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from pytest_llmload.core.job import Job
+
+_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors")
+#: glibc serves larger blocks by mmap and gives them back at once: the threshold that makes host figures repeatable.
+MMAP_THRESHOLD = 65536
+
+
+def environment(job: Job) -> dict[str, str]:
+    """The environment of this process; versions of packages that are not installed are left out."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["torch_minor"] = ".".join(torch.__version__.split(".")[:2])
+    if torch.version.cuda:
+        found["cuda"] = str(torch.version.cuda)
+    if torch.version.hip:
+        found["hip"] = str(torch.version.hip)
+    found["cpu"] = cpu_model()
+    if job.device.kind == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(0)
+        found["driver"] = job.device.driver
+    host = (found.get("gpu"), found["cpu"], found.get("driver", "").split(".")[0])
+    found["host"] = "/".join(part for part in host if part)
+    found["malloc"] = (
+        f"mmap_threshold={MMAP_THRESHOLD}"
+        if os.environ.get("MALLOC_MMAP_THRESHOLD_") == str(MMAP_THRESHOLD)
+        else "system"
+    )
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "HF_DEACTIVATE_ASYNC_LOAD"):
+        if os.environ.get(name):
+            found[name] = os.environ[name]
+    found["loader_threads"] = str(_loader_threads())
+    return found
+
+
+def cpu_model() -> str:
+    """As ``/proc/cpuinfo`` names it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _loader_threads() -> int:
+    """Threads that transformers reads a checkpoint with (5: min(4, CPUs), unless switched off; 4: one)."""
+    from transformers import modeling_utils
+
+    if os.environ.get("HF_DEACTIVATE_ASYNC_LOAD", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return 1
+    if not hasattr(modeling_utils, "convert_and_load_state_dict_in_model"):
+        return 1
+    from transformers.core_model_loading import GLOBAL_WORKERS
+
+    return int(GLOBAL_WORKERS)

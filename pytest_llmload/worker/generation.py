@@ -1,0 +1,129 @@
+"""Fixed tokens, the first forward, and generating: the same in every load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker.loaded import Loaded
+
+#: Constants of a 32-bit linear congruential generator (Numerical Recipes).
+_FACTOR, _SUMMAND, _MODULUS = 1664525, 1013904223, 1 << 32
+
+
+def workload_tokens(workload: Workload, vocabulary: int) -> list[list[int]]:
+    """Token ids of a workload: the same on every machine, for the same vocabulary size.
+
+    The lowest ids are left out where there are enough others: tokenizers keep their special tokens there.
+    """
+    lowest = 64 if vocabulary > 256 else 0
+    rows = []
+    for row in range(workload.batch):
+        state = row + 1
+        ids = []
+        for _ in range(workload.prompt_tokens):
+            state = (state * _FACTOR + _SUMMAND) % _MODULUS
+            ids.append(lowest + (state >> 8) % (vocabulary - lowest))
+        rows.append(ids)
+    return rows
+
+
+def input_ids(loaded: Loaded, rows: list[list[int]]) -> Any:
+    """Token ids where the model takes its inputs: with its first weights; hooks move them on from there."""
+    return torch.tensor(rows, dtype=torch.long, device=input_device(loaded))
+
+
+def input_device(loaded: Loaded) -> Any:
+    embeddings = loaded.model.get_input_embeddings() if hasattr(loaded.model, "get_input_embeddings") else None
+    for part in (embeddings, loaded.model):
+        for param in part.parameters() if part is not None else ():
+            if param.device.type != "meta":
+                return param.device
+    return torch.device("cuda:0" if loaded.job.device.kind == "cuda" else "cpu")
+
+
+def vocabulary(loaded: Loaded) -> int:
+    """Rows of the input embedding, as the config says it. ValueError where it says nothing."""
+    size = getattr(loaded.text_config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise ValueError(f"{type(loaded.model).__name__} has no vocab_size in its config: no token ids can be made")
+    return size
+
+
+def check_length(loaded: Loaded) -> None:
+    """ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
+    workload = loaded.job.spec.workload
+    limit = getattr(loaded.text_config, "max_position_embeddings", None)
+    length = workload.prompt_tokens + workload.new_tokens
+    if isinstance(limit, int) and 0 < limit < length:
+        raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
+
+
+def first_forward(loaded: Loaded) -> Any:
+    """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without."""
+    workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
+    ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
+    # tensors that a test's own code cannot use.
+    with torch.no_grad():
+        output = loaded.model(**inputs)
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]
+
+
+def can_generate(loaded: Loaded) -> bool:
+    model = loaded.model
+    return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
+
+
+def generate_ids(loaded: Loaded, ids: Any, new_tokens: int, on_token: Callable[[], None] | None = None) -> Any:
+    """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each."""
+    criteria = []
+    if on_token is not None:
+
+        def tell(sequences: Any, scores: Any, **rest: Any) -> Any:
+            on_token()
+            return torch.zeros(sequences.shape[0], dtype=torch.bool, device=sequences.device)
+
+        criteria = [tell]
+    with torch.no_grad():
+        sequences = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            **({"stopping_criteria": criteria} if criteria else {}),
+        )
+    return sequences[:, -new_tokens:]
+
+
+def generate_workload(loaded: Loaded, on_token: Callable[[], None] | None = None) -> Any:
+    workload = loaded.job.spec.workload
+    ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
+    return generate_ids(loaded, ids, workload.new_tokens, on_token)
+
+
+def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) -> dict[str, Any]:
+    """What ``llm.generate`` gives: exactly ``max_new_tokens`` new ``tokens`` and their ``text``.
+
+    Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
+    Raises ValueError for text where there is no tokenizer; ``text`` is then empty for token ids.
+    """
+    if isinstance(prompt, str):
+        if loaded.tokenizer is None:
+            why = loaded.tokenizer_error or "the checkpoint has none"
+            raise ValueError(f"no tokenizer for the text ({why}); give token ids instead")
+        rows = [loaded.tokenizer(prompt)["input_ids"]]
+    else:
+        rows = [[int(token) for token in prompt]]
+    tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
+    text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
+    return {"tokens": tokens, "text": text}

@@ -1,0 +1,67 @@
+"""Importing all that a load needs, before its clock starts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.worker.strategies.base import Strategy
+
+#: What ``from_pretrained`` and ``generate`` import on their first call.
+_LIBRARY = (
+    "torch",
+    "safetensors.torch",
+    "accelerate",
+    "transformers",
+    "transformers.modeling_utils",
+    "transformers.generation",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
+_BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
+
+
+def import_all(job: Job, served_by: list[Strategy]) -> None:
+    """The libraries, the architecture's module, the strategies' packages, and the user's own modules.
+
+    Raises ImportError for what is not installed.
+    """
+    for path in reversed(job.sys_path):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    for package in {package: None for strategy in served_by for package in strategy.packages}:
+        importlib.import_module(package)
+    if any("transformers" in strategy.packages for strategy in served_by):
+        for name in _LIBRARY:
+            importlib.import_module(name)
+        _import_architecture(job)
+    if job.spec.quant != "none" and "bitsandbytes" in sys.modules and "transformers" in sys.modules:
+        for name in _BITSANDBYTES:
+            importlib.import_module(name)
+    for name in job.imports:
+        importlib.import_module(name)
+    if job.spec.target:
+        importlib.import_module(job.spec.target.partition(":")[0])
+
+
+def _import_architecture(job: Job) -> None:
+    """The modeling module of the checkpoint's model type, by asking transformers for the classes that it names."""
+    import transformers
+
+    config = json.loads((Path(job.checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    names = [*config.get("architectures", ()), job.spec.auto_class]
+    for name in names:
+        if name and hasattr(transformers, name):
+            getattr(transformers, name)
+    model_type = config.get("model_type", "").replace("-", "_")
+    package = f"transformers.models.{model_type}"
+    for module in (f"{package}.configuration_{model_type}", f"{package}.modeling_{model_type}"):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            # A type of the checkpoint's own code, or one that transformers keeps in another's package.
+            if not (error.name or "").startswith(package):
+                raise

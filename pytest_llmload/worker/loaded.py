@@ -1,0 +1,54 @@
+"""What a load gave, as the checks and probes see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.worker.tensors import Inventory
+
+
+@dataclass
+class Loaded:
+    """A live model in its process."""
+
+    job: Job
+    model: Any
+    tokenizer: Any = None
+    #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
+    #: None where the loading code does not say (a user's own loader).
+    loading_info: dict[str, list[str]] | None = None
+    #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
+    planned_map: dict[str, Any] | None = None
+    #: What the libraries logged at WARNING or above during the load.
+    log: list[str] = field(default_factory=list)
+    #: Facts worth telling that are no failure.
+    notes: list[str] = field(default_factory=list)
+    #: Why there is no tokenizer, where the checkpoint has one that does not load.
+    tokenizer_error: str = ""
+    #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
+    logits: Any = None
+    _inventory: Inventory | None = field(default=None, repr=False)
+
+    @property
+    def inventory(self) -> Inventory:
+        """Every tensor of the model, taken at the first use after the load or a forward."""
+        if self._inventory is None:
+            self._inventory = Inventory(self.model)
+        return self._inventory
+
+    def forget_inventory(self) -> None:
+        """Before a forward: the inventory keeps quantisation states alive that a forward may replace."""
+        self._inventory = None
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration; None for a module that has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the language part, which a composite model nests."""
+        config = self.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -1,0 +1,206 @@
+"""One load from start to end, in a fixed order: every figure is taken at the same moment of every load."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
+from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.worker import plan
+from pytest_llmload.worker.capture import warnings_of_libraries
+from pytest_llmload.worker.device import create_context, synchronize
+from pytest_llmload.worker.imports import import_all
+from pytest_llmload.worker.strategies.base import Strategy
+
+
+def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
+    """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
+
+    ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
+    import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
+    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else.
+    """
+    return _Session(job, phase).run()
+
+
+class _Session:
+    def __init__(self, job: Job, phase: Callable[[str], None]) -> None:
+        self.job = job
+        self.tell = phase
+        checkpoint = job.checkpoint
+        self.result = LoadResult(
+            spec=job.spec.to_json(),
+            outcome=LOADED,
+            digests={"shape": checkpoint.shape, "weights": checkpoint.weights},
+        )
+        self.probes: list[Any] = []
+
+    def run(self) -> tuple[LoadResult, Any]:
+        with self._timed("import"):
+            served_by = plan.strategies(self.job)
+            import_all(self.job, served_by)
+            self._import_own()
+        self._each("start")
+        with self._timed("context"):
+            create_context(self.job)
+        loaded = self._load(served_by)
+        self._environment()
+        if self.job.measure:
+            self._each("loaded", loaded)
+            with self._timed("applied"):
+                self._applied(served_by, loaded)
+        with self._timed("tokenizer"):
+            _load_tokenizer(loaded)
+        if self.job.measure:
+            self._forward(loaded)
+            self._generate(loaded)
+            for probe in self.probes:
+                probe.fill(self.result)
+        loaded.forget_inventory()
+        self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
+        if self.result.problems:
+            self.result.outcome = NOT_APPLIED
+        return self.result, loaded
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        begin = perf_counter()
+        yield
+        self.result.phases[name] = perf_counter() - begin
+
+    def _each(self, moment: str, *args: Any) -> None:
+        for probe in self.probes:
+            getattr(probe, moment)(*args)
+
+    def _import_own(self) -> None:
+        """The measuring code itself: it needs torch, so it is imported after the libraries."""
+        names = (*(self.job.probes or BUILTIN_PROBES),) if self.job.measure else ()
+        self.probes = [resolve(name)(self.job) for name in names]
+        for module in ("applied", "generation", "environment", "page_cache"):
+            resolve(f"pytest_llmload.worker.{module}:__name__")
+
+    def _load(self, served_by: list[Strategy]) -> Any:
+        self.tell("load")
+        kwargs = plan.load_kwargs(self.job, served_by)
+        self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
+        gc.collect()
+        modules = set(sys.modules)
+        self._each("mark")
+        with warnings_of_libraries() as log:
+            synchronize(self.job)
+            begin = perf_counter()
+            given = served_by[0].load(self.job, kwargs)
+            synchronize(self.job)
+            seconds = perf_counter() - begin
+        loaded = _as_loaded(self.job, given)
+        # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
+        del given, kwargs
+        gc.collect()
+        loaded.log = log
+        self.result.phases["load"] = seconds
+        if self.job.measure:
+            self.result.metrics["load"] = seconds
+            self.result.samples["load"] = [seconds]
+        late = sorted(name for name in set(sys.modules) - modules if "." not in name or name.count(".") < 3)
+        if late:
+            loaded.notes.append(
+                f"{len(set(sys.modules) - modules)} modules were imported during the load: {', '.join(late[:8])}"
+            )
+        return loaded
+
+    def _environment(self) -> None:
+        from pytest_llmload.worker.environment import environment
+
+        self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
+
+    def _applied(self, served_by: list[Strategy], loaded: Any) -> None:
+        from pytest_llmload.worker.applied import AFTER_LOAD
+
+        for check in AFTER_LOAD:
+            self.result.problems += check(loaded)
+        for strategy in served_by:
+            self.result.problems += strategy.applied(self.job, loaded)
+
+    def _forward(self, loaded: Any) -> None:
+        from pytest_llmload.worker.applied import AFTER_FORWARD
+        from pytest_llmload.worker.generation import check_length, first_forward
+
+        check_length(loaded)
+        loaded.forget_inventory()
+        gc.collect()
+        self._each("forwarding")
+        with self._timed("forward"):
+            loaded.logits = self._attempt("forward", lambda: first_forward(loaded))
+            synchronize(self.job)
+        self._each("forwarded", loaded)
+        for check in AFTER_FORWARD:
+            self.result.problems += check(loaded)
+        loaded.logits = None
+
+    def _generate(self, loaded: Any) -> None:
+        from pytest_llmload.worker.generation import can_generate, generate_workload
+
+        if any(problem.check == "forward" for problem in self.result.problems):
+            return
+        if not can_generate(loaded):
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
+            return
+        gc.collect()
+        self._each("generating")
+        with self._timed("generate"):
+            tokens = self._attempt("generate", lambda: generate_workload(loaded))
+            synchronize(self.job)
+        if tokens is not None:
+            del tokens
+            self._each("generated", loaded)
+
+    def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
+        """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
+        import torch
+
+        try:
+            return call()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - any exception of foreign code is the finding, told with its type
+            self.result.problems.append(
+                Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            )
+            return None
+
+
+def _as_loaded(job: Job, given: Any) -> Any:
+    """What a strategy or a user's loader returned, as a Loaded. TypeError for anything without a forward."""
+    from pytest_llmload.worker.loaded import Loaded
+
+    if isinstance(given, Loaded):
+        return given
+    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not hasattr(model, "named_modules"):
+        raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
+    if hasattr(model, "eval"):
+        model.eval()
+    return Loaded(job=job, model=model, tokenizer=tokenizer)
+
+
+def _load_tokenizer(loaded: Any) -> None:
+    """The checkpoint's tokenizer, where it has one; why not is kept for the test that asks for text."""
+    from transformers import AutoTokenizer
+
+    path = Path(loaded.job.checkpoint.path)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if loaded.tokenizer is not None or not any((path / file).exists() for file in files):
+        return
+    try:
+        loaded.tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=loaded.job.trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - a load is no failure for its tokenizer; generate() tells this reason
+        loaded.tokenizer_error = f"{type(error).__name__}: {error}"
+        loaded.notes.append(f"the tokenizer does not load: {loaded.tokenizer_error}")

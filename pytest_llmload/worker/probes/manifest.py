@@ -1,0 +1,105 @@
+"""What the model consists of: one row for alike modules."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from pytest_llmload.core.results import LoadResult, ManifestRow
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.probes.base import Probe
+from pytest_llmload.worker.quantstate import stored
+from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held, Inventory
+
+
+class Manifest(Probe):
+    """Taken before the first forward; what the forward changed is noted."""
+
+    def loaded(self, loaded: Loaded) -> None:
+        self.rows = manifest(loaded.inventory)
+        self.after: list[ManifestRow] | None = None
+
+    def forwarded(self, loaded: Loaded) -> None:
+        self.after = manifest(Inventory(loaded.model))
+
+    def fill(self, result: LoadResult) -> None:
+        result.manifest = self.rows
+        if self.after is None or self.after == self.rows:
+            return
+        before = {(row.module, row.indices): row for row in self.rows}
+        for row in self.after:
+            old = before.get((row.module, row.indices))
+            if old is not None and old != row:
+                changes = [
+                    f"{name} {getattr(old, name) or 'none'} -> {getattr(row, name) or 'none'}"
+                    for name in ("cls", "dtype", "device", "quant", "bytes")
+                    if getattr(old, name) != getattr(row, name)
+                ]
+                result.notes.append(f"the first forward changed {row.count} x {row.module}: {', '.join(changes)}")
+
+
+def manifest(inventory: Inventory) -> list[ManifestRow]:
+    """One row for the modules whose paths differ in their first number only and that are alike in all else."""
+    owned: dict[str, list[Held]] = defaultdict(list)
+    for held in inventory.held:
+        owned[held.module].append(held)
+    groups: dict[tuple[str, str, str, str, str, int], list[int | None]] = defaultdict(list)
+    for path, tensors in owned.items():
+        module = inventory.modules[path]
+        pattern, number = _starred(path)
+        own = [held for held in tensors if held.role == PARAMETER] or [held for held in tensors if held.role == BUFFER]
+        states = [stored(module, name) for name in module._parameters]
+        key = (
+            pattern,
+            type(module).__name__,
+            _joined(held.dtype for held in own or tensors),
+            _joined(held.device for held in own or tensors),
+            _joined(state.describe() for state in states if state is not None),
+            sum({_identity(held): held.nbytes for held in tensors}.values()),
+        )
+        groups[key].append(number)
+    rows = [
+        ManifestRow(
+            module=pattern,
+            indices=_ranges(sorted(number for number in numbers if number is not None)),
+            cls=cls,
+            dtype=dtype,
+            device=device,
+            quant=quant,
+            count=len(numbers),
+            bytes=size * len(numbers),
+        )
+        for (pattern, cls, dtype, device, quant, size), numbers in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (row.module, row.indices))
+
+
+def _identity(held: Held) -> object:
+    """Two names of one tensor in a module count once (int8 keeps its values under ``weight`` and ``weight.CB``)."""
+    if held.tensor is None or held.device == "meta":
+        return held.name
+    return held.tensor.data_ptr(), held.nbytes
+
+
+def _joined(values: Iterable[str]) -> str:
+    return "+".join(sorted(set(values)))
+
+
+def _starred(path: str) -> tuple[str, int | None]:
+    """``model.layers.7.mlp`` -> (``model.layers.*.mlp``, 7)."""
+    match = re.search(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path)
+    if match is None:
+        return path, None
+    return f"{path[: match.start()]}*{path[match.end() :]}", int(match[1])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 7]`` -> ``0-2,7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,116 @@
+"""Live tensors after the load that are no part of the model: a copy that somebody keeps."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.probes.base import Probe
+from pytest_llmload.worker.tensors import inner_tensors, local_part
+
+#: The largest that are named.
+_NAMED = 5
+
+
+class OtherTensors(Probe):
+    """``gpu.other_tensors`` and ``host.other_tensors``: storages of Python's live tensors, before any forward.
+
+    Exact where no peak is: a second copy of one weight shows on the CPU too. Tensors that only C++ code holds (cuBLAS
+    workspaces) are not seen.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.earlier: list[weakref.ref[Any]] = []
+        self.bytes: dict[str, int] = defaultdict(int)
+        self.notes: list[str] = []
+
+    def mark(self) -> None:
+        gc.collect()
+        # By reference, not by address: an address may be given out again.
+        self.earlier = [weakref.ref(tensor) for tensor in _live()]
+
+    def loaded(self, loaded: Loaded) -> None:
+        known = set(loaded.inventory.storages())
+        for reference in self.earlier:
+            tensor = reference()
+            if tensor is not None:
+                known |= {key for key, _ in _storages(tensor)}
+        others: dict[tuple[str, int], tuple[int, Any]] = {}
+        for tensor in _live():
+            for key, size in _storages(tensor):
+                if key not in known and key[0] != "meta" and size:
+                    others[key] = (size, tensor)
+        for (device, _), (size, _) in others.items():
+            self.bytes[device.split(":")[0]] += size
+            if device.startswith("cuda:"):
+                self.bytes[device] += size
+        largest = sorted(others.items(), key=lambda item: -item[1][0])[:_NAMED]
+        self.notes = [
+            f"a tensor that is no part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
+            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {_holder(tensor)}"
+            for (device, _), (size, tensor) in largest
+        ]
+
+    def fill(self, result: LoadResult) -> None:
+        result.metrics["host.other_tensors"] = self.bytes.get("cpu", 0)
+        if self.job.device.kind == "cuda":
+            result.metrics["gpu.other_tensors"] = self.bytes.get("cuda", 0)
+            for index in range(torch.cuda.device_count()):
+                result.metrics[f"gpu.{index}.other_tensors"] = self.bytes.get(f"cuda:{index}", 0)
+        result.notes += self.notes
+
+
+def _live() -> list[Any]:
+    # The type is asked, not the object: proxies answer isinstance by loading what they stand for.
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+
+
+def _storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
+    """The storages behind a tensor; none where it has none (fake and functional tensors)."""
+    part = local_part(tensor)
+    inner = inner_tensors(part)
+    if inner:
+        return [entry for _, leaf in inner for entry in _storages(leaf)]
+    if part.layout != torch.strided or part.device.type == "meta":
+        return []
+    storage = part.untyped_storage()
+    return [((str(part.device), storage.data_ptr()), storage.nbytes())]
+
+
+def _holder(tensor: Any) -> str:
+    """Who keeps a tensor alive, as far as the garbage collector tells: the attribute, key or container."""
+    for referrer in gc.get_referrers(tensor):
+        if isinstance(referrer, dict):
+            key = next((key for key, value in referrer.items() if value is tensor), None)
+            owner = next(
+                (other for other in gc.get_referrers(referrer) if getattr(other, "__dict__", None) is referrer), None
+            )
+            if owner is not None:
+                name = getattr(owner, "__name__", type(owner).__qualname__)
+                return f"attribute {key!r} of {name}"
+            if key is not None and referrer is not locals():
+                return f"key {key!r} of a dict"
+        elif isinstance(referrer, (list, tuple, set)) and len(referrer) < 10**6:
+            owner = next(
+                (_dict_name(other, referrer) for other in gc.get_referrers(referrer) if isinstance(other, dict)), ""
+            )
+            if owner:
+                return f"a {type(referrer).__name__} named {owner}"
+    return "an object that Python does not name"
+
+
+def _dict_name(scope: dict[Any, Any], value: Any) -> str:
+    for key, item in scope.items():
+        if item is value and isinstance(key, str):
+            module = scope.get("__name__")
+            return f"{module}.{key}" if isinstance(module, str) else key
+    return ""

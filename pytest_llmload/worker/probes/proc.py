@@ -1,0 +1,37 @@
+"""Reading the kernel's account of this process's memory. All figures in bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_SELF = Path("/proc/self")
+
+
+def status() -> dict[str, int]:
+    """The sizes in ``/proc/self/status``: VmHWM, VmRSS, RssAnon, RssFile …"""
+    return _sizes((_SELF / "status").read_text(encoding="ascii", errors="replace"))
+
+
+def rollup() -> dict[str, int]:
+    """``/proc/self/smaps_rollup``, by pages: Rss, Anonymous …, and File: what is resident but not anonymous."""
+    sizes = _sizes((_SELF / "smaps_rollup").read_text(encoding="ascii"))
+    return {**sizes, "File": sizes["Rss"] - sizes["Anonymous"]}
+
+
+def reset_peak() -> str:
+    """Set VmHWM to what is resident now (proc(5), ``clear_refs``). Empty, or why the kernel refused."""
+    try:
+        (_SELF / "clear_refs").write_text("5", encoding="ascii")
+    except OSError as error:
+        return f"the kernel does not reset the peak of resident memory: {error}"
+    return ""
+
+
+def _sizes(text: str) -> dict[str, int]:
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        words = value.split()
+        if len(words) == 2 and words[1] == "kB":
+            found[name] = int(words[0]) * 1024
+    return found

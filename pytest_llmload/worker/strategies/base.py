@@ -1,0 +1,89 @@
+"""What every strategy is: a declaration that pytest reads, and the loading that needs torch.
+
+pytest imports a strategy's module at collection to read ``name``, ``fields`` and ``options``. Therefore torch and all
+that imports it are imported inside the methods only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import Problem
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.loaded import Loaded
+
+#: Options of every strategy: they concern the checks, not the load.
+COMMON_OPTIONS = ("keys_ok",)
+
+
+class Strategy:
+    """One way of loading, or one facet of it: a placement, a dtype, a quantisation.
+
+    A spec is served by the strategies of its facets: its placement (``spec.strategy``), its dtype, its quantisation.
+    What they contribute to ``from_pretrained`` is merged; the placement's strategy calls it.
+    """
+
+    name: ClassVar[str]
+    #: One sentence for the documentation and ``--llm-strategy`` errors.
+    summary: ClassVar[str]
+    #: What naming it sets in a LoadSpec.
+    fields: ClassVar[dict[str, Any]]
+    #: Its own options; others go to ``from_pretrained``.
+    options: ClassVar[tuple[str, ...]] = ()
+    #: Import names that it needs.
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        """Its contribution to ``from_pretrained``. Not timed: what production pays for belongs into ``load``."""
+        return {}
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        """A model, ``(model, tokenizer)``, or a Loaded; called once, on the strategy of the placement only."""
+        return from_pretrained(job, kwargs)
+
+    def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
+        """Its own checks after the load, beside those that every load must pass."""
+        return ()
+
+
+def model_class(job: Job) -> Any:
+    """The class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
+
+    Raises ValueError where transformers has no such class.
+    """
+    import transformers
+
+    config = json.loads((Path(job.checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    name = job.spec.auto_class
+    if name is None and job.trust_remote_code and config.get("auto_map"):
+        autos = [key for key in config["auto_map"] if key.startswith("AutoModel")]
+        name = "AutoModelForCausalLM" if "AutoModelForCausalLM" in autos or not autos else autos[0]
+    if name is None:
+        name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ValueError(
+            f"transformers {transformers.__version__} has no class {name!r}, which the checkpoint's config names; "
+            "choose one with auto_class(), or allow its own code with --llm-trust-remote-code"
+        )
+    return found
+
+
+def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
+    """The one call of ``from_pretrained`` that all built-in strategies end in."""
+    from pytest_llmload.worker.loaded import Loaded
+
+    if job.trust_remote_code:
+        kwargs = {"trust_remote_code": True, **kwargs}
+    model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
+    return Loaded(job=job, model=model, loading_info={kind: _texts(keys) for kind, keys in info.items()})
+
+
+def _texts(keys: Iterable[Any]) -> list[str]:
+    """Keys as text; a mismatched one is ``(name, shape in the file, shape in the model)``."""
+    return sorted(f"{key[0]}: {key[1]} -> {key[2]}" if isinstance(key, tuple) else str(key) for key in keys)

@@ -1,0 +1,28 @@
+"""The user's own loading code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.registry import resolve
+from pytest_llmload.worker.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Loader(Strategy):
+    """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns."""
+
+    name = "loader"
+    summary = "Production's own function: function(spec) -> model or (model, tokenizer)."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "loader"}
+    options: ClassVar[tuple[str, ...]] = ("target",)
+    packages = ("torch",)
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        if not job.spec.target:
+            raise ValueError("the loader strategy needs a target: strategy('loader', target='package.module:function')")
+        target: Callable[[Any], Any] = resolve(job.spec.target)
+        return target(job.spec)
