@@ -141,10 +141,15 @@ class LoadSpec:
         return f"{slug}+{digest(rest, 8)}" if rest else slug
 
     @property
-    def id(self) -> str:
-        """``tiny-llama-nf4``: the model's name and the slug, with the GPUs where there are several."""
+    def label(self) -> str:
+        """The slug, with the GPUs where there are several: what tells the loads of one model apart in a run."""
         many = self.gpu_count > 1 and self.world_size == 1
-        return f"{self.name}-{self.slug}" + (f"-x{self.gpu_count}" if many else "")
+        return f"{self.slug}-x{self.gpu_count}" if many else self.slug
+
+    @property
+    def id(self) -> str:
+        """``tiny-llama-nf4``: the model's name and the label."""
+        return f"{self.name}-{self.label}"
 
     def identity(self) -> dict[str, Any]:
         """What makes two loads of one model the same variant: every field but the model's place and mere checks."""

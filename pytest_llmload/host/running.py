@@ -102,7 +102,10 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
     infrastructure = isinstance(error, (MachineError, BaselineError))
     if report.failed and call.excinfo is not None and _is_ours(error):
         # Our failures are texts for people; the frames they went through say nothing more.
-        report.longrepr = call.excinfo.getrepr(style="value")
+        text = call.excinfo.getrepr(style="value")
+        if text.reprcrash is not None:
+            text.reprcrash.message = str(error)
+        report.longrepr = text
     if report.failed and infrastructure and report.when == "call":
         # FAILED means that the model or the libraries moved; this was the machine or the setup.
         report.when = "setup"
@@ -120,4 +123,4 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
 
 
 def _is_ours(error: BaseException | None) -> bool:
-    return error is not None and type(error).__module__ == "pytest_llmload.core.errors"
+    return error is not None and type(error).__module__ == "pytest_llmload"

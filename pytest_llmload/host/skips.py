@@ -39,7 +39,8 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
         smallest = min((gpu.total for gpu in gpus[: max(wanted, 1)]), default=0)
         if smallest < size:
             return f"needs GPUs of {format_bytes(size)}, this run's have {format_bytes(smallest)} ({state.device.key})"
-    return does_not_fit(state, spec) if spec is not None and "llm" in item.fixturenames else None
+    uses = "llm" in getattr(item, "fixturenames", ())
+    return does_not_fit(state, spec) if spec is not None and uses else None
 
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:

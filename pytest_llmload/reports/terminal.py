@@ -98,7 +98,7 @@ def _verdict(run: Run) -> str:
 
 def _table(runs: Sequence[Run], width: int) -> list[str]:
     columns = _columns(runs)
-    names = [run.spec.slug for run in runs]
+    names = [run.spec.label for run in runs]
     longest = max(map(len, (*names, "variant")))
     while True:
         cells = [[column.title, *(column.text(run) for run in runs)] for column in columns]
