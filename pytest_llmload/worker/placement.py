@@ -18,7 +18,7 @@ COMPUTE_SHARE, HOST_SHARE = 0.5, 0.25
 class Blocks:
     """Modules that a map places as a whole (decoder layers, embeddings, head), in the order of the forward pass."""
 
-    #: Module -> bytes of its parameters; a tied weight counts where it comes first.
+    #: Module -> bytes of what it holds; a tied weight counts where it comes first.
     sizes: Mapping[str, int]
 
     @property
@@ -31,9 +31,10 @@ def default_max_memory(job: Job, planned_bytes: int, largest_block: int = 0) -> 
 
     Each GPU gets room for 60 % of ``planned_bytes`` (all weights), the CPU for the rest; on a CPU run the CPU gets 60 %
     and the rest goes to disk. accelerate keeps room for the largest block free on the device that computes, through
-    which offloaded ones pass; ``largest_block`` is added for it.
+    which offloaded ones pass; ``largest_block`` is added for it, as long as something is left to offload.
     """
-    share = -(-(int(planned_bytes * MAX_MEMORY_SHARE) + largest_block) // MIB) * MIB
+    wanted = min(int(planned_bytes * MAX_MEMORY_SHARE) + largest_block, planned_bytes - 1)
+    share = max(wanted // MIB, 1) * MIB
     if job.device.kind != "cuda":
         return {"cpu": share}
     whole = -(-(planned_bytes + largest_block) // MIB) * MIB

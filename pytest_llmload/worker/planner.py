@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,33 +81,36 @@ class Plan:
 def plan(job: Job) -> dict[str, float]:
     """Predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files. Adapters are not counted.
 
-    Empty for a strategy that places weights by rules of its own (tensor parallel, the user's loader …). Raises
-    ValueError where the installed transformers does not know the architecture or refuses the map.
+    Empty for a strategy that places weights by rules of its own (tensor parallel, the user's loader …). Raises as
+    :func:`plan_load`.
     """
-    return detailed(job).metrics(job) if job.spec.strategy in PLANNED else {}
+    return plan_load(job).metrics(job) if job.spec.strategy in PLANNED else {}
 
 
-def detailed(job: Job) -> Plan:
-    """Pieces, device map and limits of a load by one of the :data:`PLANNED` strategies. Raises as :func:`plan`."""
-    directory = Path(job.checkpoint.path)
+def plan_load(job: Job) -> Plan:
+    """Pieces, device map and limits of a load by one of the :data:`PLANNED` strategies; the defaults of ``offload`` and
+    ``max_memory`` are decided here, so that the load and its check use the same ones.
+
+    Raises ValueError where the installed transformers does not know the architecture or refuses the map, ImportError
+    where a quantiser is not installed.
+    """
+    directory, spec = Path(job.checkpoint.path), job.spec
     dtype = load_dtype(job)
-    model = meta_model(directory, trust_remote_code=job.trust_remote_code, dtype=dtype, auto_class=job.spec.auto_class)
+    model = meta_model(directory, trust_remote_code=job.trust_remote_code, dtype=dtype, auto_class=spec.auto_class)
     pinned = _pinned(model, dtype)
-    explicit = json.loads(job.spec.device_map) if job.spec.device_map is not None else None
-    whole: dict[str, int | str] = {"": 0 if job.device.kind == "cuda" else "cpu"}
-    device_map = explicit if isinstance(explicit, dict) else None
-    if device_map is None and job.spec.strategy == SINGLE and explicit is None:
-        device_map = whole
-    if job.spec.strategy == "offload" and device_map is None:
-        device_map = default_offload_map(job, blocks(model))
+    given = json.loads(spec.device_map) if spec.device_map is not None else None
+    device_map: dict[str, int | str] | None = given if isinstance(given, dict) else None
+    if device_map is None and spec.strategy == "offload":
+        device_map = default_offload_map(job, blocks(model, _pieces(model, pinned)))
+    elif given is None and (spec.strategy == SINGLE or (job.device.kind == "cpu" and not _limited(job))):
+        device_map = {"": 0 if job.device.kind == "cuda" else "cpu"}
     quantiser = _quantise(model, job, device_map, dtype)
-    pieces = _stored_pieces(directory) if _prequantised(directory) else tuple(_pieces(model, pinned))
-    limits: dict[int | str, int] = {}
-    if device_map is None:
-        limits = _limits(job, pieces, blocks(model))
-        kind = explicit or (job.spec.strategy if job.spec.strategy != "max_memory" else "auto")
-        device_map = _inferred(model, kind, limits, quantiser, dtype) if limits else whole
-    return Plan(pieces, device_map, limits)
+    pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned))
+    if device_map is not None:
+        return Plan(pieces, device_map, {})
+    limits = _limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
+    kind = given or ("auto" if spec.strategy == "max_memory" else spec.strategy)
+    return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits)
 
 
 def load_dtype(job: Job) -> Any:
@@ -226,44 +229,48 @@ def _prequantised(directory: Path) -> bool:
     return bool(read_config(directory).get("quantization_config"))
 
 
-def _stored_pieces(directory: Path) -> tuple[Piece, ...]:
+def _stored_pieces(directory: Path) -> Iterator[Piece]:
     """Of a checkpoint that is quantised already: the tensors of its files, each as it is."""
-    parts = ((tensor.name.rpartition("."), tensor.bytes) for tensor in read_tensors(directory))
-    return tuple(Piece(module, name, size) for (module, _, name), size in parts)
+    for tensor in read_tensors(directory):
+        module, _, name = tensor.name.rpartition(".")
+        yield Piece(module, name, tensor.bytes)
 
 
-def blocks(model: Any) -> Blocks:
+def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
     """The modules that a device map places as a whole, in the order of the forward pass, with their bytes."""
-    tied = {id(value) for value in model.parameters()}
-    sizes: dict[str, int] = {}
     whole = set(getattr(model, "_no_split_modules", None) or ())
-    counted: set[int] = set()
+    sizes: Counter[str] = Counter()
 
     def visit(path: str, module: Any) -> None:
         children = list(module.named_children())
         if type(module).__name__ in whole or not children:
-            own = [value for value in module.parameters() if id(value) in tied and id(value) not in counted]
-            counted.update(id(value) for value in own)
-            sizes[path] = sum(value.numel() * value.element_size() for value in own)
-            return
-        for name, child in children:
+            sizes[path] = 0
+        for name, child in children if path not in sizes else ():
             visit(f"{path}.{name}" if path else name, child)
 
     visit("", model)
-    return Blocks(sizes)
+    for piece in pieces:
+        owner = piece.module
+        while owner not in sizes and owner:
+            owner = owner.rpartition(".")[0]
+        sizes[owner] += piece.bytes
+    return Blocks(dict(sizes))
 
 
-def _limits(job: Job, pieces: tuple[Piece, ...], parts: Blocks) -> dict[int | str, int]:
-    """Bytes that each device may take; empty on a CPU run that sets none, where all fits."""
+def _limited(job: Job) -> bool:
+    return bool(job.spec.max_memory) or job.spec.strategy == "max_memory"
+
+
+def _limits(job: Job, planned_bytes: int, largest_block: int) -> dict[int | str, int]:
+    """Bytes that each device may take: the spec's, the default of ``max_memory``, or all that the devices have."""
     if job.spec.max_memory:
         return {int(device) if device.isdigit() else device: limit for device, limit in job.spec.max_memory}
     if job.spec.strategy == "max_memory":
-        return default_max_memory(job, sum(piece.bytes for piece in pieces), parts.largest)
-    gpus = job.device.gpus[: max(job.spec.gpu_count, 1)] if job.device.kind == "cuda" else ()
-    # transformers leaves a tenth of a single GPU free; with several, only the balance decides.
+        return default_max_memory(job, planned_bytes, largest_block)
+    gpus = job.device.gpus[: max(job.spec.gpu_count, 1)]
+    # transformers leaves a tenth of a single GPU free; with several, the balance decides.
     share = 0.9 if len(gpus) == 1 else 1.0
-    unlimited = sum(piece.bytes for piece in pieces) * 2
-    return {**{index: int(gpu.total * share) for index, gpu in enumerate(gpus)}, "cpu": unlimited} if gpus else {}
+    return {**{index: int(gpu.total * share) for index, gpu in enumerate(gpus)}, "cpu": 2 * planned_bytes}
 
 
 def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:
