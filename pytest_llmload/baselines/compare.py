@@ -131,16 +131,20 @@ def _other_identity(baseline: Baseline, result: LoadResult) -> str:
     """Why the baseline is of another load; empty where it is of this one."""
     shape = result.digests.get("shape", "")
     if shape != baseline.shape:
-        return f"another model shape: the baseline has {baseline.shape[:12]}, this load {shape[:12] or 'none'}"
+        return f"another model shape: {_sides(baseline.shape[:12], shape[:12] or 'none')}"
     spec = LoadSpec.from_json(result.spec)
     now = portable_spec(spec.identity())
     if now != baseline.spec:
         fields = sorted(name for name in {**baseline.spec, **now} if baseline.spec.get(name) != now.get(name))
-        parts = (f"{name} {_value(baseline.spec, name)} -> {_value(now, name)}" for name in fields)
-        return f"another spec: the baseline and this load differ in {', '.join(parts)}"
+        parts = (f"{name} is {_sides(_value(baseline.spec, name), _value(now, name))}" for name in fields)
+        return f"another spec: {'; '.join(parts)}"
     if str(spec.workload) != baseline.workload:
-        return f"another workload: {baseline.workload} -> {spec.workload}"
+        return f"another workload: {_sides(baseline.workload, str(spec.workload))}"
     return ""
+
+
+def _sides(recorded: str, now: str) -> str:
+    return f"{recorded} in the baseline and {now} now"
 
 
 def _value(identity: Mapping[str, object], name: str) -> str:

@@ -40,12 +40,12 @@ def comparison_text(
     if comparison.whole and comparison.verdict == MISSING:
         rows = [("because", comparison.reason), *_optional("file", file)]
         rows += _optional("elsewhere", f"recorded for {joined(elsewhere, _NAMES)}" if elsewhere else "")
-        return _text(f"no {section} baseline: {subject}", [*rows, ("record", command)])
+        return _text(f"{section} baseline missing: {subject}", [*rows, ("record", command)])
     if comparison.whole:
         rows = [("because", comparison.reason), *_optional("file", file)]
         rows += _repeated("modules", [item.text for item in comparison.manifest])
         rows += _repeated("changed", comparison.changed)
-        return _text(f"{section} baseline is {comparison.verdict}: {subject}", [*rows, ("record", command)])
+        return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
     rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
     rows += _repeated("changed", comparison.changed)
     word = "record" if comparison.verdict == MISSING else "accept"
