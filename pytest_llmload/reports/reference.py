@@ -45,9 +45,7 @@ def verdicts_table() -> str:
         (_verdicts(row), *(_outcome(item) for item in (row.default, row.strict, row.update, row.record_missing)))
         for row in TABLE
     ]
-    return _table(
-        ("verdict", "default", "`--llm-strict`", "`--llm-update-baselines`", "`--llm-record-missing`"), rows
-    )
+    return _table(("verdict", "default", "`--llm-strict`", "`--llm-update-baselines`", "`--llm-record-missing`"), rows)
 
 
 def _verdicts(row: Row) -> str:

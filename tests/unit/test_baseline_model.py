@@ -96,7 +96,10 @@ def broken(baseline, change):
     [
         (lambda data: data.update(memory=[]), r"holds \[\] where memory needs an object"),
         (lambda data: data["memory"].update({"gpu.settled": "7 GiB"}), 'holds "7 GiB" where memory, gpu.settled needs'),
-        (lambda data: data["memory"].update({"gpu.settled": True}), "holds true where memory, gpu.settled needs a number"),
+        (
+            lambda data: data["memory"].update({"gpu.settled": True}),
+            "holds true where memory, gpu.settled needs a number",
+        ),
         (lambda data: data["time"][HOST]["load"].pop("samples"), "needs 'median' and 'samples' in time, .*, load"),
         (lambda data: data["time"].update({HOST: 3}), "holds 3 where .* needs an object"),
         (lambda data: data["manifest"][0].pop("quant"), "in manifest row 1"),
@@ -115,7 +118,9 @@ def test_wrong_types_are_one_clear_sentence(baseline, change, what):
         loads(broken(baseline, change), FILE)
     message = str(caught.value)
     assert message.startswith(f"{FILE} ")
-    assert message.endswith(": restore it from version control, or delete it and record it again with --llm-update-baselines")
+    assert message.endswith(
+        ": restore it from version control, or delete it and record it again with --llm-update-baselines"
+    )
     assert "\n" not in message
 
 
@@ -146,7 +151,7 @@ def test_merge_leftovers_are_found(baseline):
     with pytest.raises(BaselineError, match="holds unresolved merge conflicts"):
         loads(conflict, FILE)
     twice = text.replace('    "gpu.settled"', '    "gpu.settled": 1,\n    "gpu.settled"', 1)
-    with pytest.raises(BaselineError, match="holds 'gpu.settled' twice"):
+    with pytest.raises(BaselineError, match=r"holds 'gpu.settled' twice"):
         loads(twice, FILE)
 
 

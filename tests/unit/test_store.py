@@ -121,7 +121,7 @@ def test_unreadable_files_are_named_and_never_overwritten(store, path, baseline)
     with pytest.raises(BaselineError, match="is not UTF-8 text"):
         store.read(path)
     path.write_text('{"schema": 1')
-    with pytest.raises(BaselineError, match="nf4-dq.json is not valid JSON"):
+    with pytest.raises(BaselineError, match=r"nf4-dq.json is not valid JSON"):
         store.update(path, lambda old: baseline)
     assert path.read_text() == '{"schema": 1'
 

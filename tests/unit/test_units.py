@@ -26,7 +26,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["9", "9gib", "GiB", "-1GiB", "9 GiB/s", "", None, 9, True])
 def test_what_is_no_size_says_what_to_write(text):
-    with pytest.raises(ValueError, match="write a number and one of B, KiB, .* as in '9GiB'"):
+    with pytest.raises(ValueError, match=r"write a number and one of B, KiB, .* as in '9GiB'"):
         parse_bytes(text)
 
 
@@ -36,7 +36,7 @@ def test_times(text, seconds):
 
 
 def test_what_is_no_time_says_what_to_write():
-    with pytest.raises(ValueError, match="'150 MiB' is not a time: .* as in '150ms'"):
+    with pytest.raises(ValueError, match=r"'150 MiB' is not a time: .* as in '150ms'"):
         parse_seconds("150 MiB")
 
 
@@ -58,7 +58,7 @@ def test_tolerances(text, tolerance, unit, shown):
 
 @pytest.mark.parametrize("text", ["", "a lot", "-1%", "1%%", "8mib", None, 0.01])
 def test_what_is_no_tolerance_says_what_to_write(text):
-    with pytest.raises(ValueError, match="is not a tolerance: write '1%', '8MiB', or '1%|8MiB'"):
+    with pytest.raises(ValueError, match=r"is not a tolerance: write '1%', '8MiB', or '1%\|8MiB'"):
         parse_tolerance(text)
 
 

@@ -69,7 +69,14 @@ def test_what_passes_without_being_ok_is_listed(verdict, mode, listed):
 
 @pytest.mark.parametrize(
     ("verdict", "status"),
-    [("regressed", PASS), ("improved", PASS), ("missing", PASS), ("unavailable", FAIL), ("stale", ERROR), ("crashed", FAIL)],
+    [
+        ("regressed", PASS),
+        ("improved", PASS),
+        ("missing", PASS),
+        ("unavailable", FAIL),
+        ("stale", ERROR),
+        ("crashed", FAIL),
+    ],
 )
 def test_strict_decides_about_what_an_update_does_not_write(verdict, status):
     assert outcome(verdict, strict=True, update=True).status == status
