@@ -203,7 +203,7 @@ def _judge(
     if reason := differing(baseline.environment, result.environment, declared.depends):
         return INCOMPARABLE, reason
     if old is None:
-        return MISSING, "not in the baseline"
+        return MISSING, "missing in the baseline"
     if tolerance.allows(old, new):
         return OK, ""
     # Of every metric that is declared, less is better.
@@ -232,7 +232,7 @@ def _time(name: str, baseline: Baseline, result: LoadResult) -> MetricVerdict | 
     elif hosts:
         verdict, reason = INCOMPARABLE, f"recorded on {', '.join(hosts)}; this host is {host}"
     else:
-        verdict, reason = MISSING, "not in the baseline"
+        verdict, reason = MISSING, "missing in the baseline"
     old = timing.median if timing else None
     return MetricVerdict(name, verdict, old, new, declared.unit, declared.tolerance, reason, declared.informative)
 
@@ -250,7 +250,7 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
         reason = result.unavailable.get(MANIFEST, "not measured by this load")
         return MetricVerdict(MANIFEST, UNAVAILABLE, reason=reason), ()
     if not baseline.manifest:
-        return MetricVerdict(MANIFEST, MISSING, reason="not in the baseline"), ()
+        return MetricVerdict(MANIFEST, MISSING, reason="missing in the baseline"), ()
     differences = manifest.diff(baseline.manifest, result.manifest)
     if not differences:
         return MetricVerdict(MANIFEST, OK), ()
@@ -269,7 +269,7 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
     if not has_numbers(result.numbers):
         return verdict(UNAVAILABLE, result.unavailable.get(NUMBERS, "not measured by this load"))
     if not has_numbers(baseline.numbers):
-        return verdict(MISSING, "not in the baseline")
+        return verdict(MISSING, "missing in the baseline")
     weights = result.digests.get("weights", "")
     if weights != baseline.weights:
         return verdict(INCOMPARABLE, f"other weights: {baseline.weights[:12]} -> {weights[:12]}")
