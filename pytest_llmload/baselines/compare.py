@@ -131,16 +131,20 @@ def _other_identity(baseline: Baseline, result: LoadResult) -> str:
     """Why the baseline is of another load; empty where it is of this one."""
     shape = result.digests.get("shape", "")
     if shape != baseline.shape:
-        return f"another model shape: the baseline has {baseline.shape[:12]}, this load {shape[:12] or 'none'}"
+        return f"another model shape: {_sides(baseline.shape[:12], shape[:12] or 'none')}"
     spec = LoadSpec.from_json(result.spec)
     now = portable_spec(spec.identity())
     if now != baseline.spec:
         fields = sorted(name for name in {**baseline.spec, **now} if baseline.spec.get(name) != now.get(name))
-        parts = (f"{name} {_value(baseline.spec, name)} -> {_value(now, name)}" for name in fields)
-        return f"another spec: the baseline and this load differ in {', '.join(parts)}"
+        parts = (f"{name} is {_sides(_value(baseline.spec, name), _value(now, name))}" for name in fields)
+        return f"another spec: {'; '.join(parts)}"
     if str(spec.workload) != baseline.workload:
-        return f"another workload: {baseline.workload} -> {spec.workload}"
+        return f"another workload: {_sides(baseline.workload, str(spec.workload))}"
     return ""
+
+
+def _sides(recorded: str, now: str) -> str:
+    return f"{recorded} in the baseline and {now} now"
 
 
 def _value(identity: Mapping[str, object], name: str) -> str:
@@ -199,7 +203,7 @@ def _judge(
     if reason := differing(baseline.environment, result.environment, declared.depends):
         return INCOMPARABLE, reason
     if old is None:
-        return MISSING, "not in the baseline"
+        return MISSING, "missing in the baseline"
     if tolerance.allows(old, new):
         return OK, ""
     # Of every metric that is declared, less is better.
@@ -228,7 +232,7 @@ def _time(name: str, baseline: Baseline, result: LoadResult) -> MetricVerdict | 
     elif hosts:
         verdict, reason = INCOMPARABLE, f"recorded on {', '.join(hosts)}; this host is {host}"
     else:
-        verdict, reason = MISSING, "not in the baseline"
+        verdict, reason = MISSING, "missing in the baseline"
     old = timing.median if timing else None
     return MetricVerdict(name, verdict, old, new, declared.unit, declared.tolerance, reason, declared.informative)
 
@@ -246,7 +250,7 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
         reason = result.unavailable.get(MANIFEST, "not measured by this load")
         return MetricVerdict(MANIFEST, UNAVAILABLE, reason=reason), ()
     if not baseline.manifest:
-        return MetricVerdict(MANIFEST, MISSING, reason="not in the baseline"), ()
+        return MetricVerdict(MANIFEST, MISSING, reason="missing in the baseline"), ()
     differences = manifest.diff(baseline.manifest, result.manifest)
     if not differences:
         return MetricVerdict(MANIFEST, OK), ()
@@ -265,7 +269,7 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
     if not has_numbers(result.numbers):
         return verdict(UNAVAILABLE, result.unavailable.get(NUMBERS, "not measured by this load"))
     if not has_numbers(baseline.numbers):
-        return verdict(MISSING, "not in the baseline")
+        return verdict(MISSING, "missing in the baseline")
     weights = result.digests.get("weights", "")
     if weights != baseline.weights:
         return verdict(INCOMPARABLE, f"other weights: {baseline.weights[:12]} -> {weights[:12]}")

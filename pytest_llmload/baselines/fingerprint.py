@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pytest_llmload.core.results import ManifestRow, Numbers
 
 #: Relative error that is still the same model, by the coarsest floating type that computes. Repeats on one machine
-#: are equal to the bit; other processors under the same key, or another order of the same sums, move the last bits,
-#: and a deep model makes them larger. Clean sharded runs differ by up to 7e-7, 1e-3 and 9e-3; one re-initialised
-#: norm moves the logits by 0.1 and more, a wrong rotation by 0.8.
-TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 1e-2}
+#: are equal to the bit, whatever the number of threads. The same sums in another order (other kernels, sdpa against
+#: eager attention) moved the logits of a 16-layer model with outlier channels by 1.5e-6 in fp32, 3.3e-3 in fp16 and
+#: 2.7e-2 in bf16; one re-initialised norm moves them by 0.1 and more, a wrong rotation by 0.8.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 #: Where the type is another one (8-bit floats, quantised activations).
-COARSEST = 1e-2
+COARSEST = 5e-2
 #: Buffers are computed, not learnt: sums in another order are all that may differ.
 BUFFER_TOLERANCE = 1e-4
 

@@ -59,8 +59,8 @@ def record(
 
     ``results`` are all repeats of one load; each entry is judged as :func:`compare` judges it, with the same
     ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that are not
-    there. Informative figures never are a reason to write: they come along. Raises ValueError for loads that did not
-    work or are not of one spec.
+    there. Informative figures never are a reason to update: they come along. Raises ValueError for loads that did not
+    work, are not of one spec, or whose times have no host.
     """
     load, refusals = agree(results)
     if refusals:
@@ -157,6 +157,8 @@ class _Draft:
     def write(self, section: str, name: str) -> None:
         """Take one entry from the load."""
         if section == "time":
+            if HOST not in self._load.environment:
+                raise ValueError(f"{name} cannot be recorded: the load does not say on which kind of host it ran")
             timings = self._time.setdefault(self._host, {})
             self._log(name, name in timings)
             timings[name] = _timing(name, self._load)

@@ -25,6 +25,7 @@ from pytest_llmload.core.files import replace_text
 SUFFIX = ".json"
 #: Seconds to wait for another run that writes the same file; a write takes milliseconds.
 LOCK_TIMEOUT = 60.0
+_POLL = 0.01
 #: Longest file name that common file systems take, in bytes.
 _LONGEST = 255
 
@@ -114,7 +115,7 @@ class Store:
         lock = FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock.acquire()
+            lock.acquire(poll_interval=_POLL)
         except Timeout:
             raise BaselineError(
                 f"cannot write {path}: another run has been writing it for {LOCK_TIMEOUT:g} s ({lock.lock_file})"

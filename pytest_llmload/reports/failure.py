@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
-from pytest_llmload.core.units import format_bytes, format_change, format_seconds
+from pytest_llmload.core.units import format_bytes, format_change, format_seconds, format_value
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
@@ -40,16 +40,16 @@ def comparison_text(
     if comparison.whole and comparison.verdict == MISSING:
         rows = [("because", comparison.reason), *_optional("file", file)]
         rows += _optional("elsewhere", f"recorded for {joined(elsewhere, _NAMES)}" if elsewhere else "")
-        return _text(f"no {section} baseline: {subject}", [*rows, ("record", command)])
+        return _text(f"{section} baseline missing: {subject}", [*rows, ("record", command)])
     if comparison.whole:
         rows = [("because", comparison.reason), *_optional("file", file)]
         rows += _repeated("modules", [item.text for item in comparison.manifest])
         rows += _repeated("changed", comparison.changed)
-        return _text(f"{section} baseline is {comparison.verdict}: {subject}", [*rows, ("record", command)])
+        return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
     rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
     rows += _repeated("changed", comparison.changed)
     word = "record" if comparison.verdict == MISSING else "accept"
-    head = f"{section} {comparison.verdict}: {subject}"
+    head = f"{section} {'baseline incomplete' if word == 'record' else comparison.verdict}: {subject}"
     return _text(head, [*_metrics(comparison), *rows, (word, command)])
 
 
@@ -78,7 +78,9 @@ def _metric(item: MetricVerdict, width: int) -> str:
     if item.verdict in (REGRESSED, IMPROVED):
         note = "" if item.verdict == REGRESSED else ", improved"
         return f"{movement(item):<{width}}  ({change(item)}, {allowance(item)}{note})"
-    figures = f" ({movement(item)})" if item.baseline is not None and item.current is not None else ""
+    if item.verdict == MISSING and item.current is not None:
+        return f"{item.reason} (now {format_value(item.current, item.unit)})"
+    figures = f" ({movement(item)})" if item.change is not None else ""
     return f"{item.reason}{figures}"
 
 
