@@ -146,9 +146,9 @@ def _changes(
 ) -> Iterable[ManifestChange]:
     if not cls and len(members) < everything:
         # Modules that only moved are named by place, one sentence per place.
+        transitions = dict(members)
         for keys in _places([key for key, _ in members]):
-            chosen = [(key, transition) for key, transition in members if key in set(keys)]
-            yield _change(_place(keys), what, chosen)
+            yield _change(_place(keys), what, [(key, transitions[key]) for key in keys])
         return
     keys = [key for key, _ in members]
     if len(keys) == 1:

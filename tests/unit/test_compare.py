@@ -363,8 +363,18 @@ def test_moved_logits_are_changed(baseline):
 
 
 def test_the_tolerance_follows_the_models_types():
-    for dtype, allowed in (("float32", 1e-4), ("float16", 1e-2), ("bfloat16", 5e-2), ("float32+bfloat16", 5e-2)):
-        rows = [ManifestRow("lm_head", "", "Linear", dtype, "cpu", "", 1, MIB)]
+    for dtype, quant, allowed in (
+        ("float32", "", 1e-4),
+        ("float16", "", 1e-2),
+        ("bfloat16", "", 5e-2),
+        ("float32+bfloat16", "", 5e-2),
+        ("uint8", "nf4 absmax=float32 block=64 compute=float16", 5e-2),
+        ("float8_e4m3fn", "", 5e-2),
+    ):
+        rows = [
+            ManifestRow("norm", "", "LayerNorm", "float16" if quant else dtype, "cpu", "", 1, MIB),
+            ManifestRow("lm_head", "", "Linear", dtype, "cpu", quant, 1, MIB),
+        ]
         recorded = record(None, [load(manifest=rows)], update=True).baseline
         assert numbers_verdict(recorded, shifted(1 + 0.9 * allowed), manifest=rows)[0] == "ok"
         assert numbers_verdict(recorded, shifted(1 + 1.2 * allowed), manifest=rows)[0] == "changed"
