@@ -271,6 +271,13 @@ def test_layers_that_moved_are_named_by_their_place():
     assert texts(llama(), llama(device="cpu")) == ["all 120 modules: cuda:0 -> cpu"]
 
 
+def test_parts_of_layers_that_moved_are_not_called_whole_layers():
+    stayed, *moved = llama()
+    rest = [dataclasses.replace(row, indices="0-37", count=38, bytes=38 * 4 * MIB) for row in moved]
+    there = [dataclasses.replace(row, indices="38-39", count=2, bytes=8 * MIB, device="cpu") for row in moved]
+    assert texts(llama(), [stayed, *rest, *there]) == ["4 modules in model.layers.38-39: cuda:0 -> cpu"]
+
+
 def test_modules_outside_the_layers_that_moved_are_named():
     extra = [ManifestRow(name, "", "Linear", "bfloat16", "cuda:0", "", 1, MIB) for name in ("lm_head", "model.norm")]
     moved = [dataclasses.replace(row, device="cpu") for row in extra]
