@@ -146,9 +146,9 @@ def _changes(
 ) -> Iterable[ManifestChange]:
     if not cls and len(members) < everything:
         # Modules that only moved are named by place, one sentence per place.
+        transitions = dict(members)
         for keys in _places([key for key, _ in members]):
-            chosen = [(key, transition) for key, transition in members if key in set(keys)]
-            yield _change(_place(keys), what, chosen)
+            yield _change(_place(keys, modules), what, [(key, transitions[key]) for key in keys])
         return
     keys = [key for key, _ in members]
     if len(keys) == 1:
@@ -181,14 +181,19 @@ def _places(keys: Sequence[_Key]) -> list[list[_Key]]:
     return list(places.values())
 
 
-def _place(keys: Sequence[_Key]) -> str:
+def _place(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
     patterns = sorted({key.pattern for key in keys})
     if len(patterns) == 1:
         return _name(patterns[0], keys)
     if keys[0].index is None:
         more = len(patterns) - _NAMES
         return ", ".join(patterns[:_NAMES]) + (f" and {more} more" if more > 0 else "")
-    return f"{patterns[0].partition('*')[0]}{_ranges({key.index for key in keys if key.index is not None})}.*"
+    prefix = patterns[0].partition("*")[0]
+    indices = {key.index for key in keys if key.index is not None}
+    layers = f"{prefix}{_ranges(indices)}"
+    there = {key.pattern for key in modules if key.index in indices and key.pattern.startswith(prefix)}
+    # Only whole layers are called by the layer's name.
+    return f"{layers}.*" if there == set(patterns) else f"{len(keys)} modules in {layers}"
 
 
 def _name(pattern: str, keys: Iterable[_Key]) -> str:

@@ -97,8 +97,7 @@ class Store:
             if device is not None and folder.name != device:
                 continue
             for path in sorted(self._level(folder).glob(f"*{SUFFIX}")):
-                if not path.name.startswith("."):
-                    yield Entry(folder.parent.name, folder.name, path.name.removesuffix(SUFFIX), path)
+                yield Entry(folder.parent.name, folder.name, path.name.removesuffix(SUFFIX), path)
 
     def devices(self, model: str, slug: str) -> list[str]:
         """The devices for which this load has a baseline: what to tell somebody whose device has none."""

@@ -68,12 +68,17 @@ def test_nothing_of_this_machine_and_no_secret_is_stored():
         model="/home/somebody/models/secret-project",
         adapter="/mnt/runs/17/adapter",
         options=(("offload_folder", '"/tmp/offload"'), ("token", '"hf_abcdefghijklmnopqrstuvwx"')),
-        env=(("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwx"), ("HF_ENDPOINT", "https://me:pass@hub.local"), ("A_B", "7")),
+        env=(
+            ("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwx"),
+            ("HF_ENDPOINT", "https://me:pass@hub.local"),
+            ("A_B", "7"),
+            ("MY_API_KEY", "s3cr3t"),
+        ),
     )
     environment = {**ENVIRONMENT, "user": "somebody", "HF_HOME": "/home/somebody/.cache", "commit": "0badc0de"}
     baseline = record(None, [load(spec, environment=environment)], update=True).baseline
     text = dumps(baseline)
-    assert not re.search(r"somebody|/mnt|/tmp|hf_abc|me:pass|0badc0de|secret-project", text)
+    assert not re.search(r"s3cr3t|somebody|/mnt|/tmp|hf_abc|me:pass|0badc0de|secret-project", text)
     assert baseline.spec["adapter"] == "adapter"
     assert ["A_B", "7"] in baseline.spec["env"]
     assert stored({"commit": "1", "torch": "2.13.0"}) == {"torch": "2.13.0"}

@@ -271,6 +271,13 @@ def test_layers_that_moved_are_named_by_their_place():
     assert texts(llama(), llama(device="cpu")) == ["all 120 modules: cuda:0 -> cpu"]
 
 
+def test_parts_of_layers_that_moved_are_not_called_whole_layers():
+    stayed, *moved = llama()
+    rest = [dataclasses.replace(row, indices="0-37", count=38, bytes=38 * 4 * MIB) for row in moved]
+    there = [dataclasses.replace(row, indices="38-39", count=2, bytes=8 * MIB, device="cpu") for row in moved]
+    assert texts(llama(), [stayed, *rest, *there]) == ["4 modules in model.layers.38-39: cuda:0 -> cpu"]
+
+
 def test_modules_outside_the_layers_that_moved_are_named():
     extra = [ManifestRow(name, "", "Linear", "bfloat16", "cuda:0", "", 1, MIB) for name in ("lm_head", "model.norm")]
     moved = [dataclasses.replace(row, device="cpu") for row in extra]
@@ -363,8 +370,18 @@ def test_moved_logits_are_changed(baseline):
 
 
 def test_the_tolerance_follows_the_models_types():
-    for dtype, allowed in (("float32", 1e-4), ("float16", 1e-2), ("bfloat16", 5e-2), ("float32+bfloat16", 5e-2)):
-        rows = [ManifestRow("lm_head", "", "Linear", dtype, "cpu", "", 1, MIB)]
+    for dtype, quant, allowed in (
+        ("float32", "", 1e-4),
+        ("float16", "", 1e-2),
+        ("bfloat16", "", 5e-2),
+        ("float32+bfloat16", "", 5e-2),
+        ("uint8", "nf4 absmax=float32 block=64 compute=float16", 5e-2),
+        ("float8_e4m3fn", "", 5e-2),
+    ):
+        rows = [
+            ManifestRow("norm", "", "LayerNorm", "float16" if quant else dtype, "cpu", "", 1, MIB),
+            ManifestRow("lm_head", "", "Linear", dtype, "cpu", quant, 1, MIB),
+        ]
         recorded = record(None, [load(manifest=rows)], update=True).baseline
         assert numbers_verdict(recorded, shifted(1 + 0.9 * allowed), manifest=rows)[0] == "ok"
         assert numbers_verdict(recorded, shifted(1 + 1.2 * allowed), manifest=rows)[0] == "changed"

@@ -182,7 +182,7 @@ def test_another_shape_replaces_everything(baseline):
 
 
 def test_times_of_another_host_stand_beside_the_first(baseline):
-    other = load(environment=environment(host="other", driver="570.1"))
+    other = load(environment=environment(host="other", driver="570.1", python="3.12"))
     recording = record(baseline, [other], update=True, sections=["time"])
     assert set(recording.baseline.time) == {HOST, "other"}
     assert recording.recorded == ("load", "ttft", "per_token")
@@ -228,6 +228,13 @@ def test_surroundings_of_which_only_kept_figures_depend_stay(baseline):
     assert (kept["driver"], kept["transformers"], kept["python"]) == ("560.28.03", "5.23.0", "3.12")
     assert recording.dropped == ()
     assert recording.baseline.memory["gpu.load_allocated"] == METRICS["gpu.load_allocated"]
+
+
+def test_what_several_entries_rule_out_is_dropped_once(baseline):
+    newer = load(metrics={"gpu.load_allocated": None}, environment=environment(torch="2.13.1", transformers="5.24.0"))
+    recording = record(baseline, [newer], update=True)
+    assert "gpu.load_allocations" in recording.accepted
+    assert [text.partition(":")[0] for text in recording.dropped] == ["gpu.load_allocated"]
 
 
 def test_numbers_are_dropped_with_the_torch_that_made_them(baseline):
