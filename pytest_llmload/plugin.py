@@ -92,16 +92,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         collecting.validate(config, items)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if _uses_loads(item):
-        from pytest_llmload.host import running
-
-        running.before_setup(item)
-
-
-@pytest.hookimpl(wrapper=True, trylast=True, specname="pytest_runtest_setup")
-def _fixtures_of_failed_loads(item: pytest.Item) -> Generator[None, None, None]:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    __tracebackhide__ = True
     if not _uses_loads(item):
         return (yield)
     from pytest_llmload.host import running

@@ -103,8 +103,8 @@ class LoadSpec:
     def slug(self) -> str:
         """The variant's name in ids and baseline files.
 
-        ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+attn][+wBxP-N][+digest]``,
-        ``none`` where all is as the checkpoint says. What has no short form is in the 8 digits of the digest.
+        ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+loader][+attn][+wBxP-N]
+        [+digest]``, ``none`` where all is as the checkpoint says. The 8 digits of the digest hold what has no short form.
         """
         what = []
         if self.strategy != SINGLE:
@@ -120,6 +120,8 @@ class LoadSpec:
         if self.adapter is not None:
             slug += "+lora" + ("-merged" if self.adapter_merged else "")
             slug += f"-{self.adapter_via}" if self.adapter_via != "peft" else ""
+        if self.target:
+            slug += f"+{self.target.replace(':', '.')}"
         if self.attn:
             slug += f"+{self.attn}"
         if self.own_workload:
@@ -132,7 +134,6 @@ class LoadSpec:
                 ("max_memory", self.max_memory),
                 ("adapter", self.adapter if self.adapter != "random" else None),
                 ("auto_class", self.auto_class),
-                ("target", self.target),
                 ("options", self.options),
                 ("env", self.env),
             )

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_llmload.core.presets import config_of
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -37,6 +39,7 @@ def parse_model(text: str, base: Path) -> Model:
             own = local.parent.name if local.name == "config.json" else local.stem
         else:
             own = rest
+        config_of(spec)
     else:
         local = _local(spec, base)
         if local is not None:

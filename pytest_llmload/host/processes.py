@@ -29,7 +29,7 @@ _LOG_LINES = 30
 #: ``types.py`` must not become the standard library's.
 _BOOT = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.append(sys.argv[1]); "
-    "from pytest_llmload.worker.{module} import main; main(*{arguments})"
+    "from pytest_llmload.worker.server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -42,30 +42,15 @@ class LoadDied(Exception):
         self.info = info
 
 
-def _popen(module: str, arguments: str, values: Sequence[str], fd: int, log: Path, env: dict[str, str]) -> Any:
-    root = str(Path(__file__).resolve().parents[2])
-    boot = _BOOT.format(module=module, arguments=arguments)
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-c", boot, root, *values],
-            pass_fds=[fd],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env=env,
-            # Not in our process group: Ctrl-C is ours to handle.
-            start_new_session=True,
-        )
-
-
 class LoadProcess:
-    """One load process, forked by a server or started with exec, and the channel to it."""
+    """One load process, forked by a server, and the channel to it."""
 
-    def __init__(self, channel: Channel, pid: int, log: Path, status: Callable[[float], int | None]) -> None:
+    def __init__(self, channel: Channel, pid: int, log: Path, server: Server, *, owned: bool) -> None:
         self._channel = channel
         self._pid = pid
         self._log = log
-        self._status = status
+        self._server = server
+        self._owned = owned
         self._oom_kills = hardware.oom_kills()
         self.phase = "start"
         self.alive = True
@@ -97,23 +82,27 @@ class LoadProcess:
         """Let the process end by itself; kill it if it does not."""
         if not self.alive:
             return
-        self.alive = False
         self._channel.close()
-        if self._status(_GRACE) is None:
-            self._signal(signal.SIGKILL)
-            self._status(_GRACE)
+        if self._server.status(self._pid, _GRACE) is None:
+            self._kill_group()
+        self._ended()
 
     def kill(self) -> None:
         if self.alive:
-            self.alive = False
-            self._signal(signal.SIGKILL)
+            self._kill_group()
             self._channel.close()
-            self._status(_GRACE)
+            self._ended()
 
-    def _signal(self, number: int) -> None:
+    def _kill_group(self) -> None:
         # The process leads a session of its own: whatever it started goes with it.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._pid, number)
+            os.killpg(self._pid, signal.SIGKILL)
+        self._server.status(self._pid, _GRACE)
+
+    def _ended(self) -> None:
+        self.alive = False
+        if self._owned:
+            self._server.close()
 
     def _timed_out(self, timeout: float) -> LoadDied:
         before = self._log.stat().st_size if self._log.exists() else 0
@@ -129,13 +118,12 @@ class LoadProcess:
         return LoadDied(results.TIMEOUT, info)
 
     def _death(self) -> LoadDied:
-        self.alive = False
         self._channel.close()
-        status = self._status(_GRACE)
+        status = self._server.status(self._pid, _GRACE)
         where = f"in phase '{self.phase}'"
         outcome = results.CRASHED
         if status is None:
-            self._signal(signal.SIGKILL)
+            self._kill_group()
             message = f"hung up {where} without ending, killed"
         elif status < 0:
             name = signal.Signals(-status).name
@@ -145,6 +133,7 @@ class LoadProcess:
                 message += ": the kernel's out-of-memory killer was at work"
         else:
             message = f"exited with status {status} {where}"
+        self._ended()
         return LoadDied(outcome, ErrorInfo(message=message, log=self.tail(), phase=self.phase))
 
 
@@ -156,8 +145,18 @@ class Server:
         self._log = log
         self._channel = Channel(ours)
         self._ended: dict[int, int] = {}
-        values = [str(theirs.fileno()), str(os.getpid())]
-        self._process = _popen("server", "map(int, sys.argv[2:])", values, theirs.fileno(), log, env)
+        root = str(Path(__file__).resolve().parents[2])
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, root, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=env,
+                # Not in our process group: Ctrl-C is ours to handle.
+                start_new_session=True,
+            )
         theirs.close()
 
     def warm_up(self, modules: Sequence[str], cuda: dict[str, Any] | None) -> float:
@@ -173,8 +172,11 @@ class Server:
             ) from None
         return float(ready["seconds"])
 
-    def fork(self, log: Path) -> LoadProcess | str:
-        """A new load process; or, as text, why the server may not fork any more."""
+    def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
+        """A new load process; or, as text, why the server may not fork any more.
+
+        ``owned``: the server serves this one process and ends with it.
+        """
         ours, theirs = socket.socketpair()
         self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
         theirs.close()
@@ -182,10 +184,10 @@ class Server:
         if reply["kind"] == "refused":
             ours.close()
             return str(reply["reason"])
-        pid = reply["pid"]
-        return LoadProcess(Channel(ours), pid, log, lambda seconds: self._status(pid, seconds))
+        return LoadProcess(Channel(ours), reply["pid"], log, self, owned=owned)
 
-    def _status(self, pid: int, seconds: float) -> int | None:
+    def status(self, pid: int, seconds: float) -> int | None:
+        """How a forked process ended (minus the signal's number, as subprocess has it); None if it has not."""
         if pid not in self._ended:
             try:
                 self._next(lambda message: message["kind"] == "exited" and message["pid"] == pid, seconds)
@@ -203,27 +205,22 @@ class Server:
                 return message
 
     def close(self) -> None:
-        """End the server and, by the kernel's parent-death signal, whatever it still has forked."""
+        """End the server, which ends whatever it still has forked."""
         self._channel.close()
-        if self._process.poll() is None:
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.wait()
+            self._process.wait()
 
 
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
-    """A load process of its own, without a server: for loads whose environment differs, or where fork is unsafe."""
-    ours, theirs = socket.socketpair()
-    values = [str(theirs.fileno()), str(log), str(os.getpid())]
-    process = _popen("session", "(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))", values, theirs.fileno(), log, env)
-    theirs.close()
-
-    def status(seconds: float) -> int | None:
-        try:
-            return int(process.wait(seconds))
-        except subprocess.TimeoutExpired:
-            return None
-
-    return LoadProcess(Channel(ours), process.pid, log, status)
+    """A load process with a server of its own that imported nothing: for loads whose environment differs."""
+    server = Server(log.with_suffix(".server.log"), env)
+    server.warm_up([], None)
+    process = server.fork(log, owned=True)
+    assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
+    return process
 
 
 def tail(log: Path, lines: int = _LOG_LINES) -> str:

@@ -24,8 +24,19 @@ from pytest_llmload.reports import junit
 _LOAD_ERROR = pytest.StashKey[LoadError]()
 
 
-def before_setup(item: pytest.Item) -> None:
+def around_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
+    __tracebackhide__ = True
+    _skip_if_missing(item)
+    try:
+        return (yield)
+    except LoadError as error:
+        item.stash[_LOAD_ERROR] = error
+
+
+def _skip_if_missing(item: pytest.Item) -> None:
     """Skip a test whose load cannot run here; raise MachineError where skipping was ruled out."""
+    __tracebackhide__ = True
     state = state_of(item.config)
     spec = state.spec_of(item)
     if spec is None and "llm_spec" in getattr(item, "fixturenames", ()):
@@ -39,14 +50,6 @@ def before_setup(item: pytest.Item) -> None:
     if spec is not None:
         state.note(spec, item.nodeid, verdicts.SKIP, reason)
     pytest.skip(reason)
-
-
-def around_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """A user's fixture that needs the model of a failed load does not turn a test failure into a setup error."""
-    try:
-        return (yield)
-    except LoadError as error:
-        item.stash[_LOAD_ERROR] = error
 
 
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:

@@ -103,7 +103,7 @@ _ENDINGS = {
     FAILED: "the load failed",
 }
 #: Lines of the traceback and of the log before the rest is left out: the end says most.
-_TAIL = 15
+_TAIL = 25
 
 
 def load_failure_text(subject: Subject, result: LoadResult) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, even if the parent is killed with SIGKILL.
+def die_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends, even if the parent is killed with SIGKILL.
 
     Linux ties this to the *thread* that started the process, and fork clears it: every process asks for itself.
     ``parent`` is the expected parent's pid; if it is gone already, the process ends at once.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os._exit(1)

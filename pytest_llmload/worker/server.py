@@ -6,6 +6,7 @@ itself and refuses to fork once a fork would not be safe.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import selectors
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.worker import preload, process, session
@@ -29,18 +30,26 @@ class Server:
         self._children: dict[int, int] = {}
         self._threads = 0
 
-    def run(self) -> None:
-        self._warm_up(self._channel.receive()[0])
-        while True:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._channel.socket:
-                    try:
+    def run(self) -> NoReturn:
+        """Serve until the pytest process hangs up or is gone."""
+        try:
+            self._warm_up(self._channel.receive()[0])
+            while True:
+                for key, _ in self._selector.select():
+                    if key.fileobj is self._channel.socket:
                         message, fds = self._channel.receive()
-                    except Closed:
-                        return
-                    self._fork(message, fds[0])
-                else:
-                    self._reap(key.data)
+                        self._fork(message, fds[0])
+                    else:
+                        self._reap(key.data)
+        except Closed:
+            self.end()
+
+    def end(self, *_: object) -> NoReturn:
+        """End at once, with every process that was forked and whatever those have started."""
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        os._exit(0)
 
     def _warm_up(self, message: Message) -> None:
         start = time.perf_counter()
@@ -79,7 +88,8 @@ class Server:
     def _become_child(self, server: int, fd: int, message: Message) -> None:
         status = 70
         try:
-            process.die_with_parent(server)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            process.die_with_parent(server, signal.SIGKILL)
             self._selector.close()
             self._channel.close()
             for pidfd in self._children.values():
@@ -93,12 +103,17 @@ class Server:
         pidfd = self._children.pop(pid)
         self._selector.unregister(pidfd)
         os.close(pidfd)
+        # While it is not waited for, its number is nobody else's: what it left behind is found by it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self._channel.send({"kind": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
 
 
 def main(fd: int, parent: int) -> None:
-    process.die_with_parent(parent)
+    server = Server(Channel(socket.socket(fileno=fd)))
     # Ctrl-C goes to the whole foreground group; the pytest process decides when its loads end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Server(Channel(socket.socket(fileno=fd))).run()
+    signal.signal(signal.SIGTERM, server.end)
+    process.die_with_parent(parent, signal.SIGTERM)
+    server.run()

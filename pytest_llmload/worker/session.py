@@ -143,16 +143,10 @@ def describe(error: Exception, phase: str) -> Message:
     return {"kind": "error", "outcome": outcome, "error": asdict(info)}
 
 
-def main(fd: int, log: str, parent: int | None = None) -> int:
-    """Serve one channel until it closes; the process's exit status.
-
-    ``parent`` is given by a process that was started with exec; a forked one has tied itself to its server already.
-    """
-    if parent is not None:
-        process.die_with_parent(parent)
-    else:
-        # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
-        os.setsid()
+def main(fd: int, log: str) -> int:
+    """Serve one channel until it closes; the process's exit status."""
+    # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
+    os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     Session(Channel(socket.socket(fileno=fd))).serve()

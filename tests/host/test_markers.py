@@ -31,7 +31,9 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
         @pytest.mark.parametrize("x", [1, 2])
         @pytest.mark.quant("int8")
         def test_user(llm, x): pass
-        @pytest.mark.quant(pytest.param("nf4", id="four", marks=pytest.mark.xfail), pytest.param("int8", marks=pytest.mark.gpu_count(2)))
+        four = pytest.param("nf4", id="four", marks=pytest.mark.xfail)
+        two = pytest.param("int8", marks=pytest.mark.gpu_count(2))
+        @pytest.mark.quant(four, two)
         def test_param(llm): pass
         """
     )
@@ -78,7 +80,11 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
             "test_module[tiny-llama-nf4]",
             "test_class[tiny-llama-int8]",
             "test_function[tiny-llama-none]",
-            *(f"test_product[tiny-llama-nf4+{dtype}+{attn}]" for dtype in ("fp16", "bf16") for attn in ("eager", "sdpa")),
+            *(
+                f"test_product[tiny-llama-nf4+{dtype}+{attn}]"
+                for dtype in ("fp16", "bf16")
+                for attn in ("eager", "sdpa")
+            ),
         ]
     )
 
