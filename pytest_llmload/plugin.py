@@ -92,7 +92,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         collecting.validate(config, items)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+# Inside the other wrappers: whoever sets something up for the item gets to tear it down when it is skipped.
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     __tracebackhide__ = True
     if not _uses_loads(item):
@@ -133,6 +134,15 @@ def pytest_runtest_makereport(
 
         running.judge_report(item, call, report)
     return report
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    if not report.nodeid.startswith("llmload::"):
+        return None
+    # A verdict about the whole run is an error, but no step of the progress line: it gets its word only afterwards.
+    state = existing_state(config)
+    known = state is not None and report.nodeid in state.session_errors
+    return "error", "", "ERROR" if known else ""
 
 
 @pytest.hookimpl(tryfirst=True)

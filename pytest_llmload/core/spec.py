@@ -104,7 +104,7 @@ class LoadSpec:
         """The variant's name in ids and baseline files.
 
         ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+loader][+attn][+wBxP-N]
-        [+digest]``, ``none`` where all is as the checkpoint says. The 8 digits of the digest hold what has no short form.
+        [+digest]``, ``none`` where all is as the checkpoint says. What has no short form is in the digest.
         """
         what = []
         if self.strategy != SINGLE:

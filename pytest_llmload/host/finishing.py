@@ -46,7 +46,6 @@ def _judge(session: pytest.Session, state: State) -> None:
 def _session_error(session: pytest.Session, state: State, name: str, text: str) -> None:
     """A verdict about the run as a whole, as red as a test's: an error of its own in summary, JUnit and exit code."""
     nodeid = f"llmload::{name}"
-    state.session_errors[name] = text
     report = pytest.TestReport(
         nodeid=nodeid,
         location=("llmload", None, nodeid),
@@ -56,6 +55,7 @@ def _session_error(session: pytest.Session, state: State, name: str, text: str) 
         when="teardown",
     )
     session.config.hook.pytest_runtest_logreport(report=report)
+    state.session_errors[nodeid] = text
     session.testsfailed += 1
     if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

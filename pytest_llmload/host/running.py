@@ -22,6 +22,7 @@ from pytest_llmload.reports import junit
 
 #: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.
 _LOAD_ERROR = pytest.StashKey[LoadError]()
+_SKIP_REASON = pytest.StashKey[str]()
 
 
 def around_setup(item: pytest.Item) -> Generator[None, None, None]:
@@ -49,6 +50,7 @@ def _skip_if_missing(item: pytest.Item) -> None:
         raise MachineError(f"{reason}, and {options.flag(item.config, name)} makes that an error")
     if spec is not None:
         state.note(spec, item.nodeid, verdicts.SKIP, reason)
+    item.stash[_SKIP_REASON] = reason
     pytest.skip(reason)
 
 
@@ -109,6 +111,10 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         if text.reprcrash is not None:
             text.reprcrash.message = str(error)
         report.longrepr = text
+    if report.skipped and _SKIP_REASON in item.stash:
+        # Where the test stands, not where this plugin decided to skip it.
+        path, line, _ = item.reportinfo()
+        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[_SKIP_REASON]}")
     if report.failed and infrastructure and report.when == "call":
         # FAILED means that the model or the libraries moved; this was the machine or the setup.
         report.when = "setup"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_dropped_double_quantisation_is_caught_and_explained(pytester, project
             config = transformers.BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
             )
-            return transformers.AutoModelForCausalLM.from_pretrained(spec.path, quantization_config=config)
+            return transformers.AutoModelForCausalLM.from_pretrained(spec.model, quantization_config=config)
         """,
         planted=NO_DOUBLE_QUANT,
         test_it="""
@@ -196,10 +197,12 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project,
     assert strict.ret == pytest.ExitCode.TESTS_FAILED
     assert 'errors="1"' in (pytester.path / "junit.xml").read_text()
     project("--llm-strict", "-k", "memory").assert_outcomes(passed=1)
-    dry = pytester.run("llmload", "prune", "run.json", "--dry-run")
+    dry = pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json", "--dry-run")
     dry.stdout.fnmatch_lines(["would delete *none.json"])
     assert (baseline.parent / "none.json").exists()
-    pytester.run("llmload", "prune", "run.json").stdout.fnmatch_lines(["deleted *none.json"])
+    pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json").stdout.fnmatch_lines(
+        ["deleted *none.json"]
+    )
     assert not (baseline.parent / "none.json").exists()
     assert baseline.exists()
 
@@ -212,9 +215,9 @@ def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):
         def test_a(llm): pass
         """
     )
-    result = project("-rs")
+    result = project("-rsE")
     result.assert_outcomes(skipped=1, errors=1)
-    result.stdout.fnmatch_lines(["SKIPPED*needs 2 GPUs, this run sees 0*", "ERROR llmload::nothing-measured*"])
+    result.stdout.fnmatch_lines(["SKIPPED*test_a_run_in*py:2: needs 2 GPUs, this run sees 0*", "ERROR llmload::nothing-measured*"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     required = project("--llm-require-hardware")
     required.assert_outcomes(errors=2)
