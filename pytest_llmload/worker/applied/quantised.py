@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.architecture import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
 
 CHECK = "quantised"
