@@ -22,25 +22,27 @@ def stored_dtype(config: dict[str, Any]) -> str:
     return STORED_DTYPES[name]
 
 
-def meta_model(directory: Path, *, trust_remote_code: bool = False, dtype: Any = None) -> Any:
+def meta_model(
+    directory: Path, *, trust_remote_code: bool = False, dtype: Any = None, auto_class: str | None = None
+) -> Any:
     """The model that ``directory``'s config.json describes, on the meta device; nothing is allocated.
 
-    The class is the one that the config names, else AutoModelForCausalLM's. Raises ValueError, in one sentence, where
-    the installed transformers does not know the architecture.
+    Its class is ``auto_class``, else the one that the config names, else AutoModelForCausalLM's; ``dtype`` that of its
+    parameters (default: as the config says). Raises ValueError, in one sentence, where the installed transformers does
+    not know the architecture.
     """
     import torch
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        names = getattr(config, "architectures", None) or []
-        cls = getattr(transformers, names[0], None) if names else None
+        named = (getattr(config, "architectures", None) or [""])[0]
+        cls = getattr(transformers, auto_class or named, None) or transformers.AutoModelForCausalLM
         with torch.device("meta"):
-            if cls is None:
-                auto = transformers.AutoModelForCausalLM
-                return auto.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
+            if hasattr(cls, "from_config"):  # an auto class
+                return cls.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
             return cls._from_config(config, dtype=dtype)
-    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except Exception as error:  # a config can fail anywhere in a model's own code
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"transformers {transformers.__version__} cannot build the architecture of {directory}/config.json: {first}"

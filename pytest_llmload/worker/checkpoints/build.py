@@ -17,6 +17,7 @@ from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoints import values
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Tensor, layout
+from pytest_llmload.worker.checkpoints.threads import workers
 from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
 
 #: Part of a built directory's name: raise it when any file but the weights changes.
@@ -79,6 +80,8 @@ def write_once(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
+    for abandoned in target.parent.glob(f".{target.name}.*/"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         write(temporary)
@@ -130,7 +133,7 @@ def write_file(path: Path, tensors: list[Tensor]) -> None:
         os.pwrite(file, head, 0)
         os.ftruncate(file, len(head) + sum(tensor.bytes for tensor in tensors))
         tasks = [(item, start) for item in stored for start in range(0, _elements(item.tensor), _CHUNK)]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(workers()) as pool:
             for future in [pool.submit(_write_range, file, item, start) for item, start in tasks]:
                 future.result()
     finally:

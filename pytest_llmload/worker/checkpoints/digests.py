@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.spec import digest
 from pytest_llmload.worker.checkpoints.headers import Tensor, weight_files
+from pytest_llmload.worker.checkpoints.threads import workers
 
 _LENGTH = 16
 #: Integers of a config that decide on memory or work beside the tensors' shapes, by the names architectures give them.
@@ -24,7 +24,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint. Raises LoadFailed in one sentence."""
+    """``config.json`` of a checkpoint. Raises LoadFailed, in one sentence, where there is none or it is damaged."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         adapter = (directory / "adapter_config.json").is_file()
         hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
         raise LoadFailed(f"{directory} has no config.json: {hint}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LoadFailed(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise LoadFailed(f"{path} holds no JSON object")
@@ -63,7 +63,7 @@ def geometry(config: dict[str, Any]) -> dict[str, Any]:
         "model_type": config.get("model_type"),
         **found,
         **({"quant_method": method} if method else {}),
-        **{key: value for key, value in nested.items() if value},
+        **{key: value for key, value in nested.items() if value != {"model_type": None}},
     }
 
 
@@ -89,7 +89,7 @@ def weights_digest(directory: Path, cache_dir: Path) -> str:
     kept in ``cache_dir`` by path, size and time of change, so 25 GB are read once.
     """
     files = weight_files(directory)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         hashes = list(pool.map(lambda path: _file_hash(path, cache_dir), files))
     return digest(sorted([path.name, value] for path, value in zip(files, hashes, strict=True)), _LENGTH)
 

@@ -75,6 +75,8 @@ def read_header(path: Path) -> list[Stored]:
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
+        if first == b"version ":
+            raise LoadFailed(f"{path} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
         if not length or 8 + length > size:
             raise LoadFailed(f"{path} is truncated or no safetensors file: its header should have {length} bytes, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
 from pytest_llmload.worker.checkpoints import values
@@ -44,8 +45,14 @@ def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
 
 
 def _directory(path: Path, cache_dir: Path, revision: str = "") -> Checkpoint:
-    config, tensors = read_config(path), read_tensors(path)
-    return _checkpoint(path, config, tensors, weights_digest(path, cache_dir), revision)
+    try:
+        config, tensors = read_config(path), read_tensors(path)
+        return _checkpoint(path, config, tensors, weights_digest(path, cache_dir), revision)
+    except OSError as error:
+        raise MachineError(
+            f"cannot read the checkpoint {path} or keep its digest in {cache_dir} (--llm-cache-dir): "
+            f"{error.strerror or error}: {error.filename}"
+        ) from error
 
 
 def _checkpoint(

@@ -103,6 +103,8 @@ def write_tokenizer(directory: Path, config: dict[str, Any]) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
         **{role: text for role, (text, _) in special.items()},

@@ -1,0 +1,71 @@
+"""Where weights go when a test names a strategy but no map: derived from the model's shape, so that it repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_llmload.core.job import Job
+
+MIB = 1 << 20
+#: Part of the weights that fits a device under the default of ``max_memory``.
+MAX_MEMORY_SHARE = 0.6
+#: Parts of the weights that the default of ``offload`` keeps on the device that computes, and on the host.
+COMPUTE_SHARE, HOST_SHARE = 0.5, 0.25
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Modules that a map places as a whole (decoder layers, embeddings, head), in the order of the forward pass."""
+
+    #: Module -> bytes of what it holds; a tied weight counts where it comes first.
+    sizes: Mapping[str, int]
+
+    @property
+    def largest(self) -> int:
+        return max(self.sizes.values(), default=0)
+
+
+def default_max_memory(job: Job, planned_bytes: int, largest_block: int = 0) -> dict[int | str, int]:
+    """Limits in bytes of ``strategy("max_memory")`` without a map, in whole MiB.
+
+    Each GPU gets room for 60 % of ``planned_bytes`` (all weights), the CPU for the rest; on a CPU run the CPU gets 60 %
+    and the rest goes to disk. accelerate keeps room for the largest block free on the device that computes, through
+    which offloaded ones pass; ``largest_block`` is added for it, as long as something is left to offload.
+    """
+    wanted = min(int(planned_bytes * MAX_MEMORY_SHARE) + largest_block, planned_bytes - 1)
+    share = max(wanted // MIB, 1) * MIB
+    if job.device.kind != "cuda":
+        return {"cpu": share}
+    whole = -(-(planned_bytes + largest_block) // MIB) * MIB
+    return {**dict.fromkeys(range(max(job.spec.gpu_count, 1)), share), "cpu": whole}
+
+
+def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
+    """The device map of ``strategy("offload")`` without a map: every block on the GPU, the CPU or the disk.
+
+    In the order of the forward pass, half of the weights stay on the device that computes; then a quarter goes to the
+    CPU and the rest to disk (on a CPU run all of it). Blocks without weights, and those after the last decoder layer
+    (norm, head, and what is tied to the embedding), stay on the device that computes.
+    """
+    main: int | str = 0 if job.device.kind == "cuda" else "cpu"
+    total, before = sum(blocks.sizes.values()), 0
+    layers = [name for name in blocks.sizes if any(part.isdigit() for part in name.split("."))]
+    found: dict[str, int | str] = {}
+    for name, size in blocks.sizes.items():
+        middle = before + size / 2
+        before += size
+        if name not in layers or middle <= total * COMPUTE_SHARE:
+            found[name] = main
+        elif main == 0 and middle <= total * (COMPUTE_SHARE + HOST_SHARE):
+            found[name] = "cpu"
+        else:
+            found[name] = "disk"
+    return found
+
+
+def lookup(device_map: Mapping[str, int | str], module: str) -> int | str:
+    """The device of a module: its own entry, else its nearest ancestor's; ``cpu`` where the map has none."""
+    while module not in device_map and module:
+        module = module.rpartition(".")[0]
+    return device_map.get(module, "cpu")
