@@ -16,6 +16,7 @@ import torch
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
 from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
@@ -28,26 +29,22 @@ BLOCK = 256
 def check(loaded: Loaded) -> Iterator[Problem]:
     """One block at the start, the middle and the end of every dense tensor, exactly, after the cast to its dtype.
 
-    Tensors that the checkpoint holds under another name (renamed or fused while loading) are counted in a note.
+    Of fused experts the first and the last one are compared. Tensors that the checkpoint holds under a name that cannot
+    be told are counted in a note.
     """
     files = CheckpointFiles(loaded.job.checkpoint.path)
-    prefix = getattr(loaded.model, "base_model_prefix", "")
+    names = CheckpointNames(loaded.model, files)
     found: dict[str, list[Held]] = defaultdict(list)
     compared = 0
-    renamed: list[Held] = []
+    unknown: list[Held] = []
     for aliases in _dense(loaded):
-        named = next(((held, name) for held in aliases if (name := files.find(held.path, prefix)) is not None), None)
-        if named is None:
-            renamed.append(aliases[0])
-            continue
-        held, name = named
-        if tuple(files.slice(name).get_shape()) != held.shape:
-            renamed.append(held)
+        difference = next((told for held in aliases if (told := _against_file(held, names)) is not None), None)
+        if difference is None:
+            unknown.append(aliases[0])
             continue
         compared += 1
-        difference = _difference(held, files, name)
         if difference:
-            found[difference].append(held)
+            found[difference].append(aliases[0])
     for difference, tensors in found.items():
         size = sum(held.nbytes for held in tensors)
         yield Problem(
@@ -57,11 +54,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             size,
         )
     if loaded.loading_info is None:
-        yield from _missing(renamed, files)
-    if renamed:
+        yield from _missing(unknown, files)
+    if unknown:
         loaded.notes.append(
-            f"values of {len(renamed)} dense tensors were not compared: the checkpoint holds them under other names or "
-            f"in another shape ({', '.join(held.path for held in renamed[:3])}{' …' if len(renamed) > 3 else ''})"
+            f"values of {len(unknown)} dense tensors were not compared: the checkpoint holds them under other names or "
+            f"in another shape ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
         )
 
 
@@ -81,14 +78,34 @@ def _dense(loaded: Loaded) -> Iterator[list[Held]]:
     yield from names.values()
 
 
-def _difference(held: Held, files: CheckpointFiles, name: str) -> str:
-    """How the tensor differs from the file's; empty where it does not."""
-    size = held.tensor.numel()
+def _against_file(held: Held, names: CheckpointNames) -> str | None:
+    """How a tensor differs from the file's: empty where it does not, None where the file's cannot be told."""
+    name = names.find(held.path)
+    if name is not None:
+        if tuple(names.files.slice(name).get_shape()) != held.shape:
+            return None
+        return _difference(held.tensor, names.files, name)
+    fused = names.fused(held.path)
+    if fused is None or any(len(part) != held.shape[0] for part in fused.parts):
+        return None
+    for expert in sorted({0, held.shape[0] - 1}):
+        row = 0
+        for part in fused.parts:
+            rows = names.files.slice(part[expert]).get_shape()[0]
+            difference = _difference(held.tensor[expert, row : row + rows], names.files, part[expert])
+            if difference:
+                return difference
+            row += rows
+    return ""
+
+
+def _difference(tensor: Any, files: CheckpointFiles, name: str) -> str:
+    size = tensor.numel()
     starts = sorted({0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)})
     for start in starts:
         stop = min(start + BLOCK, size)
         original = files.block(name, start, stop)
-        value = _block(held.tensor, start, stop)
+        value = _block(tensor, start, stop)
         if _equal(original, value):
             continue
         if not bool(value.isfinite().all()) and bool(original.isfinite().all()):
@@ -121,10 +138,10 @@ def _equal(original: Any, value: Any) -> bool:
     return any(bool(torch.equal(way, value)) for way in ways)
 
 
-def _missing(renamed: list[Held], files: CheckpointFiles) -> Iterator[Problem]:
+def _missing(unknown: list[Held], files: CheckpointFiles) -> Iterator[Problem]:
     """Tensors that the file lacks although it has their like in another layer; for loads that give no account."""
     patterns = {re.sub(r"\d+", "*", name) for name in files.where}
-    missing = [held for held in renamed if re.sub(r"\d+", "*", held.path) in patterns]
+    missing = [held for held in unknown if re.sub(r"\d+", "*", held.path) in patterns]
     missing = [held for held in missing if files.find(held.path) is None]
     if missing:
         yield Problem(

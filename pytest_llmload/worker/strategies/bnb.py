@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_llmload.core.job import Job
@@ -75,6 +76,9 @@ def default_skips(job: Job) -> list[str]:
     """
     from transformers.quantizers.base import HfQuantizer
 
-    from pytest_llmload.worker.skeleton import skeleton
+    from pytest_llmload.worker.checkpoints.architecture import meta_model
 
-    return list(HfQuantizer.get_modules_to_not_convert(skeleton(job)))
+    model = meta_model(
+        Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
+    )
+    return list(HfQuantizer.get_modules_to_not_convert(model))

@@ -6,8 +6,7 @@ import json
 from typing import Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
-from pytest_llmload.worker.strategies.max_memory import load_with_map
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, load_with_map
 
 
 class Single(Strategy):
@@ -19,10 +18,8 @@ class Single(Strategy):
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         if job.spec.device_map is not None:
-            return {}
+            return {"device_map": json.loads(job.spec.device_map)}
         return {"device_map": {"": 0 if job.device.kind == "cuda" else "cpu"}}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
-        if job.spec.device_map is None:
-            return from_pretrained(job, kwargs)
-        return load_with_map(job, kwargs, json.loads(job.spec.device_map))
+        return from_pretrained(job, kwargs) if job.spec.device_map is None else load_with_map(job, kwargs)
