@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 
 class CheckpointFiles:
-    """A checkpoint's safetensors files; tensors are looked up by the model's names for them."""
+    """A checkpoint's safetensors files; one block of one tensor at a time."""
 
     def __init__(self, path: str) -> None:
         self._files: dict[str, Any] = {}
@@ -32,7 +32,7 @@ class CheckpointFiles:
         return self._files[str(file)]
 
     def find(self, name: str, prefix: str = "") -> str | None:
-        """The file's name of the model's tensor ``name``; None where the library renamed or fused it.
+        """The file's name of the model's tensor ``name``, unless the library renamed or fused it.
 
         ``prefix`` is the model's ``base_model_prefix``: files may have been saved with or without it.
         """

@@ -21,6 +21,8 @@ _LIBRARY = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
+#: What device maps and weights on disk are made with.
+_PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
 
 
@@ -35,7 +37,7 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
     for package in {package: None for strategy in served_by for package in strategy.packages}:
         importlib.import_module(package)
     if any("transformers" in strategy.packages for strategy in served_by):
-        for name in _LIBRARY:
+        for name in (*_LIBRARY, *_PLACEMENT):
             importlib.import_module(name)
         _import_architecture(job)
     if job.spec.quant != "none" and "bitsandbytes" in sys.modules and "transformers" in sys.modules:

@@ -29,6 +29,8 @@ class Loaded:
     tokenizer_error: str = ""
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
+    #: What must live as long as the model: the folder of weights on disk.
+    resources: list[Any] = field(default_factory=list)
     _inventory: Inventory | None = field(default=None, repr=False)
 
     @property

@@ -27,7 +27,12 @@ def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
     unless memory ran out. With ``job.measure`` false the model is loaded and nothing else.
     """
-    return _Session(job, phase).run()
+    session = _Session(job, phase)
+    try:
+        return session.run()
+    finally:
+        for probe in session.probes:
+            probe.close()
 
 
 class _Session:
@@ -56,14 +61,14 @@ class _Session:
             self._each("loaded", loaded)
             with self._timed("applied"):
                 self._applied(served_by, loaded)
-        with self._timed("tokenizer"):
-            _load_tokenizer(loaded)
-        if self.job.measure:
             self._forward(loaded)
             self._generate(loaded)
             for probe in self.probes:
                 probe.fill(self.result)
         loaded.forget_inventory()
+        # Last: a tokenizer's memory is no part of any figure.
+        with self._timed("tokenizer"):
+            _load_tokenizer(loaded)
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
@@ -109,11 +114,9 @@ class _Session:
         if self.job.measure:
             self.result.metrics["load"] = seconds
             self.result.samples["load"] = [seconds]
-        late = sorted(name for name in set(sys.modules) - modules if "." not in name or name.count(".") < 3)
+        late = sorted(set(sys.modules) - modules)
         if late:
-            loaded.notes.append(
-                f"{len(set(sys.modules) - modules)} modules were imported during the load: {', '.join(late[:8])}"
-            )
+            loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
         return loaded
 
     def _environment(self) -> None:

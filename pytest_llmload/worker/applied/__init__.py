@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.applied import devices, dtype, finite, keys, quantised
+from pytest_llmload.worker.applied import attention, devices, dtype, finite, keys, quantised, tied, values
 from pytest_llmload.worker.loaded import Loaded
 
 #: After the load, before any forward: a forward may repack weights.
@@ -14,6 +14,9 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     devices.check,
     quantised.check,
     dtype.check,
+    attention.check,
+    tied.check,
+    values.check,
 )
 #: After the first forward.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)

@@ -23,12 +23,14 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         yield from as_planned(loaded)
         return
     target = loaded.job.device.kind
+    # Limits that name the CPU or the disk are a wish to use them.
+    allowed = {target} | ({"cpu", "disk"} & {device for device, _ in loaded.job.spec.max_memory})
     wrong: dict[str, list[Held]] = defaultdict(list)
     for held in loaded.inventory.held:
         if held.role == STATE and held.nbytes < 1024:
             # Scalars that libraries keep on the host on purpose (formats, offsets).
             continue
-        if held.device.split(":")[0] != target or (held.offloaded and target != "cpu"):
+        if held.device.split(":")[0] not in allowed:
             wrong[held.device].append(held)
     for device, found in wrong.items():
         size = sum(held.nbytes for held in found)

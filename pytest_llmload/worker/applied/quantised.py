@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.architecture import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
 
 CHECK = "quantised"
@@ -152,13 +153,13 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
 def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     """Weights of which a dequantised block is not the checkpoint's within the type's error."""
     files = CheckpointFiles(loaded.job.checkpoint.path)
-    prefix = getattr(loaded.model, "base_model_prefix", "")
+    names = CheckpointNames(loaded.model, files)
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
     for weight in weights:
         state = weight.quantised
-        name = files.find(weight.name, prefix)
+        name = names.find(weight.name)
         if state is None or state.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
             continue
         if name is None or not files.slice(name).get_dtype().startswith(("F", "BF")):

@@ -42,7 +42,7 @@ def meta_model(
             if hasattr(cls, "from_config"):  # an auto class
                 return cls.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
             return cls._from_config(config, dtype=dtype)
-    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except Exception as error:  # a config can fail anywhere in a model's own code
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"transformers {transformers.__version__} cannot build the architecture of {directory}/config.json: {first}"

@@ -45,20 +45,8 @@ class AnonSampler:
             bufsize=0,
         )
 
-    def reset(self) -> None:
-        """Forget the peak so far."""
-        self._ask()
-
-    def stop(self) -> tuple[int, str]:
-        """The peak in bytes since the last reset, and why there is none."""
-        peak = self._ask()
-        _, errors = self._process.communicate()
-        if peak is None:
-            lines = errors.decode(errors="replace").strip().splitlines()
-            return 0, f"the sampling process ended: {lines[-1] if lines else self._process.returncode}"
-        return peak, ""
-
-    def _ask(self) -> int | None:
+    def take(self) -> int | None:
+        """The peak in bytes since the last time it was taken; None where the helper has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -67,3 +55,9 @@ class AnonSampler:
             return None
         line = self._process.stdout.readline()
         return int(line) if line else None
+
+    def close(self) -> str:
+        """End the helper; what it complained about, empty where all went well."""
+        _, errors = self._process.communicate()
+        lines = errors.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""

@@ -40,3 +40,6 @@ class Probe:
 
     def fill(self, result: LoadResult) -> None:
         """Write figures, or why there are none."""
+
+    def close(self) -> None:
+        """The load is over, however it ended: give back what outlives a method. May be called twice."""

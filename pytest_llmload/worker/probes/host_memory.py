@@ -13,60 +13,75 @@ from pytest_llmload.worker.probes.proc import reset_peak, rollup, status
 class HostMemory(Probe):
     """``host.peak`` (VmHWM), ``host.settled`` (anonymous), ``host.file`` and the sampled ``host.anon_peak``.
 
-    The peak's high-water mark is reset before each phase, so that what the checks read is in no figure.
-    Settled and file come from ``smaps_rollup``, which counts pages: the counters in ``status`` are kept per CPU and lag
-    by up to some MiB on machines with many cores.
+    Peaks are taken per phase, so that what the checks read is in no figure. Settled and file come from
+    ``smaps_rollup``, which counts pages: the counters in ``status`` are kept per CPU and lag by up to some MiB on
+    machines with many cores.
     """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
+        #: Phase -> highest resident, and sampled anonymous, growth over the mark.
         self.peaks: dict[str, int] = {}
+        self.anon_peaks: dict[str, int] = {}
+        self.sampler: AnonSampler | None = None
+        self.complaint = ""
         self.unavailable = ""
+        self.settled: dict[str, int] | None = None
 
     def start(self) -> None:
         self.sampler = AnonSampler()
 
     def mark(self) -> None:
-        self.unavailable = reset_peak()
         self.base_resident = status()["VmRSS"]
         self.base = rollup()
-        self.sampler.reset()
+        self._begin()
 
     def loaded(self, loaded: Loaded) -> None:
-        self._peak("load")
-        self.after_load = rollup()
+        self._end("load")
 
     def forwarding(self) -> None:
-        reset_peak()
+        self._begin()
 
     def forwarded(self, loaded: Loaded) -> None:
-        self._peak("forward")
-        self.after_forward = rollup()
+        self._end("forward")
+        self.settled = rollup()
 
     def generating(self) -> None:
-        reset_peak()
+        self._begin()
 
     def generated(self, loaded: Loaded) -> None:
-        self._peak("generate")
+        self._end("generate")
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.complaint = self.sampler.close()
+            self.sampler = None
 
     def fill(self, result: LoadResult) -> None:
-        self.anon_peak, reason = self.sampler.stop()
+        self.close()
         if self.unavailable:
             result.unavailable["host.peak"] = self.unavailable
         elif self.peaks:
             result.metrics["host.peak"] = max(self.peaks.values())
             for phase, peak in self.peaks.items():
                 result.phase_peaks.setdefault(phase, {})["host"] = peak
-        if reason:
-            result.unavailable["host.anon_peak"] = reason
+        if self.anon_peaks and not self.complaint:
+            result.metrics["host.anon_peak"] = max(self.anon_peaks.values())
         else:
-            result.metrics["host.anon_peak"] = max(0, self.anon_peak - self.base["Anonymous"])
-        after = getattr(self, "after_forward", None)
-        if after is None:
-            result.unavailable["host.settled"] = "no forward has run"
-            return
-        result.metrics["host.settled"] = max(0, after["Anonymous"] - self.base["Anonymous"])
-        result.metrics["host.file"] = max(0, after["File"] - self.base["File"])
+            result.unavailable["host.anon_peak"] = f"the sampling process ended: {self.complaint or 'without a word'}"
+        if self.settled is None:
+            result.unavailable |= dict.fromkeys(("host.settled", "host.file"), "no forward has run")
+        else:
+            result.metrics["host.settled"] = max(0, self.settled["Anonymous"] - self.base["Anonymous"])
+            result.metrics["host.file"] = max(0, self.settled["File"] - self.base["File"])
 
-    def _peak(self, phase: str) -> None:
+    def _begin(self) -> None:
+        self.unavailable = reset_peak()
+        if self.sampler is not None:
+            self.sampler.take()
+
+    def _end(self, phase: str) -> None:
         self.peaks[phase] = max(0, status()["VmHWM"] - self.base_resident)
+        anonymous = self.sampler.take() if self.sampler is not None else None
+        if anonymous is not None:
+            self.anon_peaks[phase] = max(0, anonymous - self.base["Anonymous"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import defaultdict
+from types import CellType, FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from pytest_llmload.worker.tensors import inner_tensors, local_part
 
 #: The largest that are named.
 _NAMED = 5
+#: Bytes below which a tensor is counted but not named: libraries keep code tables.
+_WORTH = 2048
+#: Items of a container that is searched for its name.
+_SANE = 1_000_000
 
 
 class OtherTensors(Probe):
@@ -53,7 +58,9 @@ class OtherTensors(Probe):
             self.bytes[device.split(":")[0]] += size
             if device.startswith("cuda:"):
                 self.bytes[device] += size
-        largest = sorted(others.items(), key=lambda item: -item[1][0])[:_NAMED]
+        largest = sorted((item for item in others.items() if item[1][0] >= _WORTH), key=lambda item: -item[1][0])[
+            :_NAMED
+        ]
         self.notes = [
             f"a tensor that is no part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
             f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {_holder(tensor)}"
@@ -87,30 +94,43 @@ def _storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
 
 
 def _holder(tensor: Any) -> str:
-    """Who keeps a tensor alive, as far as the garbage collector tells: the attribute, key or container."""
+    """Who keeps a tensor alive, as far as the garbage collector tells: an attribute, a name, a container."""
     for referrer in gc.get_referrers(tensor):
-        if isinstance(referrer, dict):
-            key = next((key for key, value in referrer.items() if value is tensor), None)
-            owner = next(
-                (other for other in gc.get_referrers(referrer) if getattr(other, "__dict__", None) is referrer), None
-            )
-            if owner is not None:
-                name = getattr(owner, "__name__", type(owner).__qualname__)
-                return f"attribute {key!r} of {name}"
-            if key is not None and referrer is not locals():
-                return f"key {key!r} of a dict"
-        elif isinstance(referrer, (list, tuple, set)) and len(referrer) < 10**6:
-            owner = next(
-                (_dict_name(other, referrer) for other in gc.get_referrers(referrer) if isinstance(other, dict)), ""
-            )
-            if owner:
-                return f"a {type(referrer).__name__} named {owner}"
+        name = _name_in(referrer, tensor)
+        if not name and type(referrer) in (list, tuple, set) and len(referrer) < _SANE:
+            outer = (_name_in(holder, referrer) for holder in gc.get_referrers(referrer))
+            name = next((f"the {type(referrer).__name__} {found}" for found in outer if found), "")
+        if name:
+            return name
     return "an object that Python does not name"
 
 
-def _dict_name(scope: dict[Any, Any], value: Any) -> str:
-    for key, item in scope.items():
-        if item is value and isinstance(key, str):
-            module = scope.get("__name__")
-            return f"{module}.{key}" if isinstance(module, str) else key
-    return ""
+def _name_in(holder: Any, value: Any) -> str:
+    """The name that ``holder`` has for a value; empty where it has none, or is one of this probe's own."""
+    if type(holder) is CellType:
+        return "a closure's variable"
+    if isinstance(holder, dict):
+        key = next((key for key, item in holder.items() if item is value), None)
+        if key is None or isinstance(key, tuple):
+            return ""
+        module = holder.get("__name__")
+        if isinstance(module, str):
+            return f"{module}.{key}"
+        owners = (other for other in gc.get_referrers(holder) if _attributes(other) is holder)
+        owner = next(owners, None)
+        return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"key {key!r} of a dict"
+    # Python 3.11 and later keep attributes in the object itself until somebody asks for the dict.
+    own = _attributes(holder)
+    key = next((key for key, item in own.items() if item is value), None) if own is not None else None
+    return f"attribute {key} of {type(holder).__qualname__}" if key is not None else ""
+
+
+def _attributes(holder: Any) -> dict[str, Any] | None:
+    """An object's own attributes, without running any of its code; None where it keeps none."""
+    if isinstance(holder, (dict, list, tuple, set, type, ModuleType, FrameType)):
+        return None
+    try:
+        found = object.__getattribute__(holder, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None

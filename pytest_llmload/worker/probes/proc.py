@@ -13,9 +13,13 @@ def status() -> dict[str, int]:
 
 
 def rollup() -> dict[str, int]:
-    """``/proc/self/smaps_rollup``, by pages: Rss, Anonymous …, and File: what is resident but not anonymous."""
-    sizes = _sizes((_SELF / "smaps_rollup").read_text(encoding="ascii"))
-    return {**sizes, "File": sizes["Rss"] - sizes["Anonymous"]}
+    """Anonymous and File (resident but not anonymous), by pages; by the lagging counters where a kernel lacks them."""
+    try:
+        sizes = _sizes((_SELF / "smaps_rollup").read_text(encoding="ascii"))
+    except OSError:
+        sizes = status()
+        return {"Anonymous": sizes["RssAnon"], "File": sizes["VmRSS"] - sizes["RssAnon"]}
+    return {"Anonymous": sizes["Anonymous"], "File": sizes["Rss"] - sizes["Anonymous"]}
 
 
 def reset_peak() -> str:

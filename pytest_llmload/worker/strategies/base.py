@@ -7,6 +7,7 @@ that imports it are imported inside the methods only.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -82,6 +83,16 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
         kwargs = {"trust_remote_code": True, **kwargs}
     model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
     return Loaded(job=job, model=model, loading_info={kind: _texts(keys) for kind, keys in info.items()})
+
+
+def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
+    """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
+    folder = tempfile.TemporaryDirectory(prefix="llmload-offload-")
+    loaded = from_pretrained(job, {"offload_folder": folder.name, **kwargs})
+    loaded.planned_map = kwargs["device_map"]
+    # Weights on disk are read from it at every forward.
+    loaded.resources.append(folder)
+    return loaded
 
 
 def _texts(keys: Iterable[Any]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.strategies.base import Strategy, model_class
+from pytest_llmload.worker.strategies.base import Strategy
 
 _PACKAGES = (*Strategy.packages, "bitsandbytes")
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -73,17 +74,11 @@ def default_skips(job: Job) -> list[str]:
     Naming modules replaces them (transformers/quantizers/base.py, ``get_modules_to_not_convert``), which would quantise
     the head without a word; so the union is passed.
     """
-    import torch
-    from transformers import AutoConfig
-    from transformers.quantizers import base
+    from transformers.quantizers.base import HfQuantizer
 
-    cls = model_class(job)
-    config = AutoConfig.from_pretrained(job.checkpoint.path, trust_remote_code=job.trust_remote_code)
-    with torch.device("meta"):
-        build = cls.from_config if hasattr(cls, "from_config") else cls._from_config
-        model = (
-            build(config, trust_remote_code=True)
-            if hasattr(cls, "from_config") and job.trust_remote_code
-            else build(config)
-        )
-    return list(base.HfQuantizer.get_modules_to_not_convert(model))
+    from pytest_llmload.worker.checkpoints.architecture import meta_model
+
+    model = meta_model(
+        Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
+    )
+    return list(HfQuantizer.get_modules_to_not_convert(model))

@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, load_with_map
 
 
 class Single(Strategy):
@@ -20,3 +20,6 @@ class Single(Strategy):
         if job.spec.device_map is not None:
             return {"device_map": json.loads(job.spec.device_map)}
         return {"device_map": {"": 0 if job.device.kind == "cuda" else "cpu"}}
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        return from_pretrained(job, kwargs) if job.spec.device_map is None else load_with_map(job, kwargs)

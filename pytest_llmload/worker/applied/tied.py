@@ -1,0 +1,64 @@
+"""Weights that the config ties share their storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.tensors import Held
+
+CHECK = "tied"
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """The library's own pairs where it tells them (transformers 5), else input and output embeddings."""
+    if not any(getattr(config, "tie_word_embeddings", False) for config in (loaded.config, loaded.text_config)):
+        return
+    held = {item.path: item for item in loaded.inventory.parameters()}
+    for target, source in _pairs(loaded):
+        first, second = held.get(source), held.get(target)
+        if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
+            continue
+        yield Problem(
+            CHECK,
+            f"the config ties {target} to {source}, but each has its own storage ({format_bytes(second.nbytes)} twice)",
+            (target, source),
+            second.nbytes,
+        )
+
+
+def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
+    declared = getattr(loaded.model, "all_tied_weights_keys", None)
+    if isinstance(declared, dict) and declared:
+        return list(declared.items())
+    paths = {id(module): path for path, module in loaded.inventory.modules.items()}
+    parts = [
+        getattr(loaded.model, getter)() if hasattr(loaded.model, getter) else None
+        for getter in ("get_output_embeddings", "get_input_embeddings")
+    ]
+    if any(part is None or id(part) not in paths for part in parts):
+        return []
+    target, source = (f"{paths[id(part)]}.weight" for part in parts)
+    return [(target, source)]
+
+
+def _shared(first: Held, second: Held) -> bool:
+    if first.source or second.source or "meta" in (first.device, second.device):
+        # On disk, or held by nobody: no memory is spent twice.
+        return first.device == second.device
+    return first.storage == second.storage
+
+
+def _own_values(loaded: Loaded, first: str, second: str) -> bool:
+    """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
+    files = CheckpointFiles(loaded.job.checkpoint.path)
+    known = CheckpointNames(loaded.model, files)
+    names = [known.find(name) for name in (first, second)]
+    if None in names:
+        return False
+    blocks = [files.block(str(name), 0, 4096) for name in names]
+    return not bool((blocks[0] == blocks[1]).all())

@@ -1,0 +1,81 @@
+"""From a model's tensors to the checkpoint's, through what the library renamed and fused while loading.
+
+transformers 5 loads ``experts.0.w1.weight`` … into one parameter ``experts.gate_up_proj``, and older names into newer
+ones; the model keeps the conversions that were used (core_model_loading.py, ``_weight_conversions``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+
+#: Conversions whose result is known part by part: stacked along the first dimension, then joined along the second.
+_STACK, _JOIN = "MergeModulelist", "Concatenate"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A parameter that was put together: ``parameter[i]`` is the i-th tensor of each part, joined row by row."""
+
+    parts: tuple[tuple[str, ...], ...]
+
+
+class CheckpointNames:
+    """Where the checkpoint has a model's tensors."""
+
+    def __init__(self, model: Any, files: CheckpointFiles) -> None:
+        self.files = files
+        self.prefix = getattr(model, "base_model_prefix", "")
+        self._renamed: dict[str, str] = {}
+        self._fused: dict[str, Fused] = {}
+        self._follow(list(getattr(model, "_weight_conversions", None) or ()))
+
+    def find(self, path: str) -> str | None:
+        """The checkpoint's name of a tensor that it holds as such."""
+        return self._renamed.get(path) or self.files.find(path, self.prefix)
+
+    def fused(self, path: str) -> Fused | None:
+        """The checkpoint's tensors that a fused parameter was put together from, where the way is known."""
+        return self._fused.get(path)
+
+    def _follow(self, conversions: list[Any]) -> None:
+        """Apply the conversions to every name in the checkpoint, as the load did: renamings, then one converter."""
+        converters = [conversion for conversion in conversions if hasattr(conversion, "operations")]
+        renamings = [conversion for conversion in conversions if conversion not in converters]
+        parts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        used: dict[str, Any] = {}
+        for name in sorted(self.files.where, key=_natural):
+            target = name
+            for renaming in renamings:
+                target, _ = renaming.rename_source_key(target)
+            pattern = None
+            for converter in converters:
+                target, pattern = converter.rename_source_key(target)
+                if pattern is not None:
+                    parts[target][pattern].append(name)
+                    used[target] = converter
+                    break
+            if pattern is None and target != name:
+                self._note(self._renamed, target, name)
+        for target, by_pattern in parts.items():
+            kinds = [(type(operation).__name__, operation.dim) for operation in used[target].operations]
+            if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):
+                ordered = [
+                    tuple(by_pattern[pattern]) for pattern in used[target].source_patterns if pattern in by_pattern
+                ]
+                self._note(self._fused, target, Fused(tuple(ordered)))
+
+    def _note(self, table: dict[str, Any], target: str, value: Any) -> None:
+        """Under the model's name with and without the base model's prefix, which a load adds or takes away."""
+        table[target] = value
+        if self.prefix:
+            table.setdefault(f"{self.prefix}.{target}", value)
+            table.setdefault(target.removeprefix(f"{self.prefix}."), value)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Expert 10 after expert 9: numbers in a path sort as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
