@@ -47,7 +47,7 @@ def test_record_gate_tamper_update(pytester, project, baseline):
 
     missing = project()
     missing.assert_outcomes(failed=1)
-    assert "no memory baseline: tiny-llama / nf4" in first_lines(missing)
+    assert "memory baseline missing: tiny-llama / nf4" in first_lines(missing)
     command = next(line for line in missing.outlines if line.strip().startswith("record "))
     assert "--llm-update-baselines" in command
     assert "--llm-model=random:tiny-llama" in command
@@ -217,7 +217,9 @@ def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):
     )
     result = project("-rsE")
     result.assert_outcomes(skipped=1, errors=1)
-    result.stdout.fnmatch_lines(["SKIPPED*test_a_run_in*py:2: needs 2 GPUs, this run sees 0*", "ERROR llmload::nothing-measured*"])
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*test_a_run_in*py:2: needs 2 GPUs, this run sees 0*", "ERROR llmload::nothing-measured*"]
+    )
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     required = project("--llm-require-hardware")
     required.assert_outcomes(errors=2)
