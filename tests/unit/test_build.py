@@ -67,6 +67,7 @@ def test_a_preset_loads_whole_in_every_dtype_and_generates(name: str, cache: Pat
         assert 0 < distance(logits(load(name, cache, dtype=dtype)), exact) < error
     model = load(name, cache, dtype="auto")
     assert model.dtype == getattr(torch, PRESETS[name]["dtype"])
+    assert model.generation_config.eos_token_id is None
     out = model.generate(TOKENS[:, :8], max_new_tokens=24, do_sample=False)
     assert out.shape == (1, 32), "nothing may end a generation early"
     assert len(set(out[0, 8:].tolist())) > 1

@@ -228,9 +228,10 @@ def test_a_gpus_default_offload_uses_all_three_places(tmp_path: Path) -> None:
 
 def test_a_given_map_is_the_map(tmp_path: Path) -> None:
     given = {"gpt_neox.embed_in": 0, "gpt_neox.layers": 0, "gpt_neox.final_layer_norm": 0, "embed_out": "cpu"}
-    given |= {"gpt_neox.rotary_emb": 0, "gpt_neox.emb_dropout": 0}
+    given |= {"gpt_neox.rotary_emb": "cuda:0", "gpt_neox.emb_dropout": "cuda"}
     planned = planner.plan(on_gpu("polyglot-ko-12.8b", tmp_path, device_map=json.dumps(given)))
     assert planned["host.weights"] == 30080 * 5120 * 2
+    assert planned["gpu.weights"] == planned["weights.logical"] - planned["host.weights"]
 
 
 def job_on(kind: str, gpus: int) -> Job:
