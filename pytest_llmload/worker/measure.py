@@ -58,7 +58,6 @@ class _Session:
         loaded = self._load(served_by)
         self._environment()
         if self.job.measure:
-            self._each("loaded", loaded)
             with self._timed("applied"):
                 self._applied(served_by, loaded)
             self._forward(loaded)
@@ -96,19 +95,26 @@ class _Session:
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
         self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
-        gc.collect()
         modules = set(sys.modules)
-        self._each("mark")
-        with warnings_of_libraries() as log:
-            synchronize(self.job)
-            begin = perf_counter()
-            given = served_by[0].load(self.job, kwargs)
-            synchronize(self.job)
-            seconds = perf_counter() - begin
-        loaded = _as_loaded(self.job, given)
-        # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
-        del given, kwargs
         gc.collect()
+        self._each("mark")
+        # What exists is out of the collector's sight until the load is over: a full collection of all that the
+        # libraries keep takes as long as a small load, and would fall into some loads and not into others.
+        gc.freeze()
+        try:
+            with warnings_of_libraries() as log:
+                synchronize(self.job)
+                begin = perf_counter()
+                given = served_by[0].load(self.job, kwargs)
+                synchronize(self.job)
+                seconds = perf_counter() - begin
+            loaded = _as_loaded(self.job, given)
+            # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
+            del given, kwargs
+            gc.collect()
+            self._each("loaded", loaded)
+        finally:
+            gc.unfreeze()
         loaded.log = log
         self.result.phases["load"] = seconds
         if self.job.measure:
@@ -138,7 +144,6 @@ class _Session:
 
         check_length(loaded)
         loaded.forget_inventory()
-        gc.collect()
         self._each("forwarding")
         with self._timed("forward"):
             loaded.logits = self._attempt("forward", lambda: first_forward(loaded))
@@ -156,7 +161,6 @@ class _Session:
         if not can_generate(loaded):
             self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
             return
-        gc.collect()
         self._each("generating")
         with self._timed("generate"):
             tokens = self._attempt("generate", lambda: generate_workload(loaded))

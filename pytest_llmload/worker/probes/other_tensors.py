@@ -39,18 +39,20 @@ class OtherTensors(Probe):
         self.notes: list[str] = []
 
     def mark(self) -> None:
-        gc.collect()
         # By reference, not by address: an address may be given out again.
         self.earlier = [weakref.ref(tensor) for tensor in _live()]
 
     def loaded(self, loaded: Loaded) -> None:
+        # What existed at the mark is frozen, and not listed again until it is unfrozen.
+        found = _live()
+        gc.unfreeze()
         known = set(loaded.inventory.storages())
         for reference in self.earlier:
             tensor = reference()
             if tensor is not None:
                 known |= {key for key, _ in _storages(tensor)}
         others: dict[tuple[str, int], tuple[int, Any]] = {}
-        for tensor in _live():
+        for tensor in found:
             for key, size in _storages(tensor):
                 if key not in known and key[0] != "meta" and size:
                     others[key] = (size, tensor)
@@ -95,13 +97,16 @@ def _storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
 
 def _holder(tensor: Any) -> str:
     """Who keeps a tensor alive, as far as the garbage collector tells: an attribute, a name, a container."""
+    # Plain loops: a generator expression would hold what it is asked about in a closure, and find itself.
     for referrer in gc.get_referrers(tensor):
         name = _name_in(referrer, tensor)
-        if not name and type(referrer) in (list, tuple, set) and len(referrer) < _SANE:
-            outer = (_name_in(holder, referrer) for holder in gc.get_referrers(referrer))
-            name = next((f"the {type(referrer).__name__} {found}" for found in outer if found), "")
         if name:
             return name
+        if type(referrer) in (list, tuple, set) and len(referrer) < _SANE:
+            for holder in gc.get_referrers(referrer):
+                name = _name_in(holder, referrer)
+                if name:
+                    return f"the {type(referrer).__name__} {name}"
     return "an object that Python does not name"
 
 

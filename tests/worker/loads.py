@@ -1,0 +1,71 @@
+"""Loads in this process, with the real libraries, of small random models."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.registry import BUILTIN_PROBES
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.measure import measure
+
+#: Small matrices gain nothing from threads, and lose much where cores are shared.
+torch.set_num_threads(1)
+
+WORKLOAD = Workload(1, 16, 3)
+CPU = Device("cpu", "cpu-x86_64")
+_CACHE = tempfile.TemporaryDirectory(prefix="llmload-test-")
+
+#: Every built-in way of loading that runs on a CPU, by what its spec sets.
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "fp32": {"dtype": "fp32"},
+    "fp16": {"dtype": "fp16"},
+    "bf16": {"dtype": "bf16"},
+    "auto": {"strategy": "auto"},
+    "balanced": {"strategy": "balanced"},
+    "sequential": {"strategy": "sequential"},
+    "max_memory": {"strategy": "max_memory"},
+    "offload": {"strategy": "offload"},
+    "int8": {"quant": "int8"},
+    "nf4": {"quant": "nf4"},
+    "fp4": {"quant": "fp4"},
+    "nf4-dq": {"quant": "nf4", "double_quant": True, "compute_dtype": "bf16"},
+    "loader": {"strategy": "loader", "target": "loads:plain_loader", "options": (("target", '"loads:plain_loader"'),)},
+}
+
+
+@functools.cache
+def checkpoint(preset: str) -> Checkpoint:
+    return resolve(f"random:{preset}", Path(_CACHE.name))
+
+
+def job(preset: str | Checkpoint, **fields: Any) -> Job:
+    files = checkpoint(preset) if isinstance(preset, str) else preset
+    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes") if name in fields}
+    spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
+    return Job(spec=spec, device=CPU, checkpoint=files, **extra)
+
+
+def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
+    return measure(job(preset, **fields), lambda phase: None)
+
+
+def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
+    """All but the timing, which takes five rounds of generating."""
+    return load(preset, probes=tuple(probe for probe in BUILTIN_PROBES if "timing" not in probe), **fields)[0]
+
+
+def plain_loader(spec: LoadSpec) -> Any:
+    """What a user's own loader may look like."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(spec.model, dtype="auto"), AutoTokenizer.from_pretrained(spec.model)

@@ -1,0 +1,94 @@
+"""Loads that do what was asked: no problem is found, and what is exact repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from loads import STRATEGIES, load, quick
+
+from pytest_llmload.core.metrics import METRICS, lookup
+
+MODELS = ("tiny-llama", "tiny-gpt-neox", "tiny-gpt2", "tiny-qwen3")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_strategy_finds_a_problem_in_a_clean_load(strategy: str, model: str) -> None:
+    result = quick(model, **STRATEGIES[strategy])
+    assert [(problem.check, problem.message) for problem in result.problems] == []
+    assert result.outcome == "loaded"
+    assert not [note for note in result.notes if "were not compared" in note and strategy != "loader"]
+    assert not [note for note in result.notes if "imported during the load" in note]
+
+
+@pytest.fixture(scope="module")
+def _tables_filled() -> None:
+    """bitsandbytes keeps its code tables from the first load on; a load process has one load only."""
+    for scheme in ("nf4-dq", "nf4", "fp4"):
+        quick("tiny-llama", **STRATEGIES[scheme])
+
+
+@pytest.mark.usefixtures("_tables_filled")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exact_figures_repeat_to_the_byte(strategy: str) -> None:
+    first, second = [quick("tiny-llama", **STRATEGIES[strategy]) for _ in range(2)]
+    exact = [name for name in first.metrics if lookup(name).exact]
+    assert set(exact) == {"host.weights", "weights.logical", "host.other_tensors"}
+    assert {name: first.metrics[name] for name in exact} == {name: second.metrics[name] for name in exact}
+    assert first.manifest == second.manifest
+    assert first.numbers == second.numbers
+    assert first.whole_bytes == second.whole_bytes == first.metrics["weights.logical"]
+
+
+def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
+    result, loaded = load("tiny-llama", quant="nf4")
+    expected = {name for name in METRICS if not name.startswith("gpu.")}
+    assert set(result.metrics) | set(result.unavailable) == expected
+    assert len(result.samples["per_token"]) == len(result.samples["ttft"]) * 2
+    assert set(result.phase_peaks) == {"load", "forward", "generate"}
+    assert set(result.phases) == {"import", "context", "load", "applied", "forward", "generate", "tokenizer"}
+    assert loaded.tokenizer is not None
+    assert result.numbers.logits
+    assert result.numbers.buffers
+
+
+@pytest.mark.parametrize(
+    ("fields", "bytes_per_weight"),
+    [({}, 2.0), ({"dtype": "fp32"}, 4.0), ({"quant": "int8"}, 1.0), ({"quant": "nf4"}, 0.5)],
+)
+def test_weights_are_counted_to_the_byte(fields: dict[str, Any], bytes_per_weight: float) -> None:
+    """Against a bare script: shapes times bytes, with the statistics that bitsandbytes adds."""
+    result, loaded = load("tiny-llama", **fields)
+    config = loaded.config
+    hidden, ffn, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    key = config.num_key_value_heads * (hidden // config.num_attention_heads)
+    rest = 4 if fields.get("dtype") == "fp32" else 2
+    shapes = [(hidden, hidden)] * 2 + [(key, hidden)] * 2 + [(ffn, hidden)] * 2 + [(hidden, ffn)]
+    linear = layers * sum(rows * columns for rows, columns in shapes) * bytes_per_weight
+    if fields.get("quant") == "nf4":
+        linear += layers * sum(rows * columns // 64 * 4 + 16 * 4 for rows, columns in shapes)
+    if fields.get("quant") == "int8":
+        linear += layers * sum(rows * 4 for rows, _ in shapes)
+    norms = (2 * layers + 1) * hidden * rest
+    embeddings = config.vocab_size * hidden * rest * (1 if config.tie_word_embeddings else 2)
+    buffers = {held.path: held for held in loaded.inventory.held if held.role == "buffer"}
+    storages = {held.storage: held.nbytes for held in buffers.values()}
+    assert result.metrics["host.weights"] == linear + norms + embeddings + sum(storages.values())
+
+
+def test_generate_gives_as_many_tokens_as_asked() -> None:
+    from pytest_llmload.worker.generation import generate
+
+    _, loaded = load("tiny-llama", measure=False)
+    told = generate(loaded, "Hello", 8)
+    assert len(told["tokens"]) == 8
+    assert isinstance(told["text"], str)
+    assert generate(loaded, [1, 2, 3], 4)["tokens"] == generate(loaded, [1, 2, 3], 4)["tokens"]
+
+
+def test_a_load_that_only_serves_takes_no_figure() -> None:
+    result, loaded = load("tiny-llama", measure=False)
+    assert result.metrics == {}
+    assert result.manifest == []
+    assert loaded.model is not None

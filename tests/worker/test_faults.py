@@ -1,0 +1,419 @@
+"""Planted faults: each is caught, and the message names what is wrong and where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from loads import checkpoint, load, quick
+from safetensors.torch import load_file, save_file
+
+from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.results import LoadResult, Problem
+
+Tamper = Callable[[Any], None]
+
+fused_experts = pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4 keeps experts as a list of Linear"
+)
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tamper], None]:
+    """Makes every load hand its model to a function before anybody sees it."""
+
+    def plant(tamper: Tamper) -> None:
+        original = transformers.PreTrainedModel.from_pretrained.__func__
+
+        def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
+            model, info = original(cls, *args, **kwargs)
+            tamper(model)
+            return model, info
+
+        monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
+
+    return plant
+
+
+def the_problem(result: LoadResult, check: str) -> Problem:
+    assert result.outcome == "not_applied"
+    found = [problem for problem in result.problems if problem.check == check]
+    assert len(found) == 1, result.problems
+    return found[0]
+
+
+def only_problem(result: LoadResult, check: str) -> Problem:
+    found = the_problem(result, check)
+    assert result.problems == [found]
+    return found
+
+
+# Quantisation
+
+
+def test_quantisation_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.integrations, "replace_with_bnb_linear", lambda model, *args, **kwargs: model)
+    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    assert "nothing was quantised to nf4" in problem.message
+    assert any(name.startswith("model.layers.0.mlp.up_proj.weight (") for name in problem.names)
+
+
+def _linear4bit(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    import bitsandbytes
+
+    original = bitsandbytes.nn.Linear4bit.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, **changes})
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "__init__", init)
+
+
+def test_nf4_that_became_fp4(monkeypatch: pytest.MonkeyPatch) -> None:
+    _linear4bit(monkeypatch, quant_type="fp4")
+    assert "nf4 was asked for, fp4 is stored" in only_problem(quick("tiny-llama", quant="nf4"), "quantised").message
+
+
+def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes.functional as functional
+
+    original = functional.quantize_4bit
+
+    def mislabelled(A: Any, *args: Any, **kwargs: Any) -> Any:
+        packed, state = original(A, *args, **{**kwargs, "quant_type": "fp4"})
+        named, _ = original(A, *args, **{**kwargs, "quant_type": "nf4"})
+        state.quant_type, state.code = "nf4", functional.get_4bit_type("nf4", device=named.device)
+        return packed, state
+
+    monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
+    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    assert "is not the checkpoint's" in problem.message
+
+
+def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    _linear4bit(monkeypatch, compress_statistics=False)
+    problem = only_problem(quick("tiny-llama", quant="nf4", double_quant=True), "quantised")
+    assert "double quant was asked for, but the statistics are plain float32" in problem.message
+
+
+def test_double_quant_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _linear4bit(monkeypatch, compress_statistics=True)
+    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    assert "double quant was not asked for" in problem.message
+
+
+def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.model.layers[1].mlp.up_proj.compute_dtype = torch.float32
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama", quant="nf4", compute_dtype="bf16"), "quantised")
+    assert "compute dtype bfloat16 was asked for, float32 is set" in problem.message
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_one_layer_left_dense(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    from transformers.quantizers.base import HfQuantizer
+
+    original = HfQuantizer.get_modules_to_not_convert
+
+    def one_more(*args: Any, **kwargs: Any) -> list[str]:
+        return [*original(*args, **kwargs), "model.layers.1.mlp.up_proj"]
+
+    monkeypatch.setattr(HfQuantizer, "get_modules_to_not_convert", staticmethod(one_more))
+    problem = only_problem(quick("tiny-llama", quant=scheme), "quantised")
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
+    assert f"of the quantisable weights are {scheme}" in problem.message
+    assert "left as Linear" in problem.message
+    assert problem.bytes > 0
+
+
+def test_a_quantised_module_whose_state_is_lost(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        module = model.model.layers[0].self_attn.o_proj
+        module.weight = torch.nn.Parameter(torch.zeros(module.out_features, module.in_features), requires_grad=False)
+        module.quant_state = None
+
+    tampered(tamper)
+    problem = the_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    assert "is a Linear4bit, but its weight is a plain float32 tensor without quantisation state" in problem.message
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_another_layers_quantised_values(tampered: Callable[[Tamper], None], scheme: str) -> None:
+    def tamper(model: Any) -> None:
+        layers = model.model.layers
+        layers[0].mlp.up_proj, layers[1].mlp.up_proj = layers[1].mlp.up_proj, layers[0].mlp.up_proj
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama", quant=scheme), "quantised")
+    assert "is not the checkpoint's" in problem.message
+    assert len(problem.names) == 2
+
+
+@fused_experts
+def test_fused_experts_are_named_with_the_share() -> None:
+    result, loaded = load("tiny-mixtral", quant="nf4")
+    problem = the_problem(result, "quantised")
+    assert "fused 3-D experts are parameters, not nn.Linear: bitsandbytes did not see them" in problem.message
+    assert "only 11.1 % of the quantisable weights are nf4" in problem.message
+    assert any("mlp.experts.gate_up_proj (" in name for name in problem.names)
+    assert problem.bytes == sum(row.bytes for row in result.manifest if "experts" in row.module)
+    assert type(loaded.model.lm_head) is torch.nn.Linear
+
+
+@fused_experts
+def test_dense_experts_may_be_allowed() -> None:
+    result = quick("tiny-mixtral", quant="nf4", dense_ok=("*.experts.*",))
+    assert result.problems == []
+    assert [row.quant for row in result.manifest if row.module == "lm_head"] == [""]
+    assert any("are dense as dense_ok says" in note for note in result.notes)
+
+
+def test_skipped_modules_are_added_to_the_librarys_own() -> None:
+    result = quick("tiny-llama", quant="nf4", skip_modules=("down_proj",))
+    assert result.problems == []
+    dense = {row.module for row in result.manifest if row.cls == "Linear"}
+    assert dense == {"lm_head", "model.layers.*.mlp.down_proj"}
+
+
+@fused_experts
+def test_experts_that_the_library_quantised_itself_count(tampered: Callable[[Tamper], None]) -> None:
+    """bitsandbytes' own way for fused parameters: no Params4bit, the state is in a parametrization."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    def tamper(model: Any) -> None:
+        for layer in model.model.layers:
+            for name in ("gate_up_proj", "down_proj"):
+                replace_parameter_4bit(layer.mlp.experts, name, quant_type="nf4")
+
+    dense = quick("tiny-mixtral", quant="nf4")
+    tampered(tamper)
+    result = quick("tiny-mixtral", quant="nf4")
+    assert [problem.message for problem in result.problems] == []
+    assert result.metrics["host.weights"] < dense.metrics["host.weights"]
+    assert any(row.quant.startswith("nf4") and "experts" in row.module for row in result.manifest)
+
+
+# Dense weights
+
+
+def test_a_load_that_was_upcast(tampered: Callable[[Tamper], None]) -> None:
+    tampered(lambda model: model.float())
+    problem = only_problem(quick("tiny-llama", dtype="bf16"), "dtype")
+    assert "bfloat16 was asked for, but" in problem.message
+    assert "are float32" in problem.message
+    assert any(name.startswith("model.layers.0.self_attn.q_proj.weight") for name in problem.names)
+
+
+def test_an_upcast_that_nobody_named_a_dtype_for(tampered: Callable[[Tamper], None]) -> None:
+    tampered(lambda model: model.model.layers[2].mlp.down_proj.float())
+    problem = the_problem(quick("tiny-llama"), "dtype")
+    assert problem.names[0].startswith("model.layers.2.mlp.down_proj.weight")
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt-neox"])
+def test_norms_that_were_initialised_again(tampered: Callable[[Tamper], None], model: str) -> None:
+    def tamper(loaded: Any) -> None:
+        for module in loaded.modules():
+            if "Norm" in type(module).__name__:
+                module.weight.data.fill_(1.0)
+
+    tampered(tamper)
+    problem = only_problem(quick(model), "values")
+    assert "constant 1, as initialised and never loaded" in problem.message
+    assert all("norm" in name for name in problem.names)
+
+
+def test_values_that_differ(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.model.layers[1].self_attn.k_proj.weight.data.mul_(1.01)
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-qwen3"), "values")
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.k_proj.weight"]
+
+
+@fused_experts
+def test_fused_experts_that_were_joined_in_the_wrong_order(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        weight = model.model.layers[1].mlp.experts.gate_up_proj.data
+        weight.copy_(torch.cat(weight.chunk(2, dim=1)[::-1], dim=1))
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-mixtral"), "values")
+    assert problem.names[0].startswith("model.layers.1.mlp.experts.gate_up_proj")
+
+
+def _without(preset: str, directory: Path, *names: str) -> Checkpoint:
+    """A copy of a checkpoint that lacks tensors."""
+    source = checkpoint(preset)
+    shutil.copytree(source.path, directory, dirs_exist_ok=True)
+    (file,) = directory.glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensor for name, tensor in tensors.items() if name not in names}, file, {"format": "pt"})
+    return Checkpoint(str(directory), "shape", "weights")
+
+
+def test_a_missing_key(tmp_path: Path) -> None:
+    files = _without("tiny-llama", tmp_path, "model.layers.2.mlp.up_proj.weight")
+    problem = only_problem(quick(files), "keys")
+    assert problem.names == ("model.layers.2.mlp.up_proj.weight",)
+    assert "not in the checkpoint" in problem.message
+
+
+def test_a_missing_key_behind_a_users_own_loader(tmp_path: Path) -> None:
+    files = _without("tiny-llama", tmp_path, "model.layers.2.mlp.up_proj.weight")
+    problem = only_problem(quick(files, strategy="loader", target="loads:plain_loader"), "values")
+    assert problem.names == ("model.layers.2.mlp.up_proj.weight",)
+    assert "not in the checkpoint, which has their like in other layers" in problem.message
+
+
+def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:
+    files = _without("tiny-llama", tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    save_file({**load_file(file), "score.weight": torch.ones(2, 2)}, file, {"format": "pt"})
+    problem = only_problem(quick(files), "keys")
+    assert problem.names == ("score.weight",)
+    assert quick(files, options=(("keys_ok", json.dumps(["score.*"])),)).problems == []
+
+
+def test_tied_weights_that_were_duplicated(tmp_path: Path, tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+
+    clean = quick("tiny-qwen3")
+    tampered(tamper)
+    result = quick("tiny-qwen3")
+    problem = only_problem(result, "tied")
+    assert set(problem.names) == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert result.metrics["host.weights"] == clean.metrics["host.weights"] + problem.bytes
+
+
+# Places
+
+
+def test_a_layer_that_was_offloaded_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
+        parts = ("embed_tokens", "norm", "rotary_emb", "layers.0", "layers.1", "layers.2")
+        device_map = {f"model.{part}": "cpu" for part in parts} | {"lm_head": "cpu", "model.layers.1": "disk"}
+        kwargs |= {"device_map": device_map, "offload_folder": str(tmp_path)}
+        return original(cls, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
+    problem = only_problem(quick("tiny-llama", strategy="auto"), "devices")
+    assert "are offloaded to disk; the load was for cpu" in problem.message
+    assert all(name.startswith("model.layers.1.") for name in problem.names)
+    assert problem.bytes > 0
+
+
+def test_a_layer_without_values(tampered: Callable[[Tamper], None]) -> None:
+    tampered(lambda model: model.model.layers[1].mlp.to("meta"))
+    result = quick("tiny-llama")
+    assert "are left without values on meta" in the_problem(result, "devices").message
+
+
+def test_a_plan_that_was_not_kept(tampered: Callable[[Tamper], None]) -> None:
+    from accelerate.hooks import remove_hook_from_module
+
+    tampered(lambda model: remove_hook_from_module(model, recurse=True))
+    result = quick("tiny-llama", strategy="offload")
+    assert "the plan says disk" in the_problem(result, "devices").message
+    assert "nothing is offloaded" in the_problem(result, "offload").message
+
+
+def test_another_attention(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.config._attn_implementation = "eager"
+
+    assert quick("tiny-llama", attn="eager").problems == []
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama", attn="sdpa"), "attention")
+    assert "attention sdpa was asked for, eager is used" in problem.message
+
+
+# Copies, numbers, forwards
+
+_KEPT: list[Any] = []
+
+
+def test_a_second_copy_of_one_weight_is_counted_and_named(tampered: Callable[[Tamper], None]) -> None:
+    clean = quick("tiny-llama")
+    tampered(lambda model: _KEPT.append(model.model.layers[0].mlp.up_proj.weight.detach().clone()))
+    try:
+        result = quick("tiny-llama")
+        size = _KEPT[0].nbytes
+        shape = list(_KEPT[0].shape)
+    finally:
+        _KEPT.clear()
+    assert clean.metrics["host.other_tensors"] == 0
+    assert result.metrics["host.other_tensors"] == size
+    (note,) = [note for note in result.notes if "no part of the model" in note]
+    assert f"bfloat16{shape} on cpu" in note
+    assert "_KEPT" in note
+
+
+def test_a_copy_that_a_module_keeps_changes_its_manifest_row(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        module = model.model.layers[0].mlp.up_proj
+        module.backup = module.weight.detach().clone()
+
+    clean = quick("tiny-llama")
+    tampered(tamper)
+    result = quick("tiny-llama")
+    changed = [row for row in result.manifest if row not in clean.manifest]
+    assert {row.module for row in changed} == {"model.layers.*.mlp.up_proj"}
+    assert result.metrics["host.weights"] > clean.metrics["host.weights"]
+
+
+def test_wrong_rotary_frequencies_show_in_the_numbers(tampered: Callable[[Tamper], None]) -> None:
+    clean = quick("tiny-llama")
+    tampered(lambda model: model.model.rotary_emb.inv_freq.mul_(1.01))
+    result = quick("tiny-llama")
+    differing = {name for name, value in result.numbers.buffers.items() if value != clean.numbers.buffers[name]}
+    assert differing == {"model.rotary_emb.inv_freq"}
+    assert result.numbers.logits != clean.numbers.logits
+
+
+def test_logits_that_are_not_finite(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.lm_head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama"), "finite")
+    assert "logits of the first forward are not finite" in problem.message
+
+
+def test_a_forward_that_raises_is_a_finding(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        def broken(module: Any, inputs: Any, output: Any) -> None:
+            raise AssertionError("quant_state is required")
+
+        model.model.layers[0].mlp.register_forward_hook(broken)
+
+    tampered(tamper)
+    result = quick("tiny-llama")
+    assert "AssertionError: quant_state is required" in only_problem(result, "forward").message
+    assert result.metrics["host.weights"] > 0
+    assert "host.settled" in result.metrics
+
+
+def test_out_of_memory_is_not_a_finding_but_propagates(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        def broken(module: Any, inputs: Any, output: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model.model.layers[0].mlp.register_forward_hook(broken)
+
+    tampered(tamper)
+    with pytest.raises(torch.OutOfMemoryError):
+        quick("tiny-llama")
