@@ -141,7 +141,7 @@ METRICS: dict[str, Metric] = {
             "host",
             "memory",
             _HOST,
-            "Growth of the process's peak resident memory since the mark after imports",
+            "Growth of the process's peak resident memory, mapped libraries apart, since the mark after imports",
             ("malloc",),
         ),
         Metric(

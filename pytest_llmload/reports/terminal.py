@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
-from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict, Run
+from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, MISSING, UNAVAILABLE, MetricVerdict, Run
 from pytest_llmload.reports.layout import joined, limited, movement, shortened
 
 #: Narrowest column of variants before figures are left out.
@@ -93,7 +93,11 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
 
 def _verdict(run: Run) -> str:
     word = run.verdict.replace("_", " ")
-    return f"{word}, accepted" if run.accepted else f"{word}, recorded" if run.recorded else word
+    if run.accepted:
+        return f"{word}, accepted"
+    if run.recorded:
+        return "recorded" if word == MISSING else f"{word}, recorded"
+    return word
 
 
 def _table(runs: Sequence[Run], width: int) -> list[str]:
