@@ -11,7 +11,8 @@ from pytest_llmload.worker.probes.proc import libraries, reset_peak, rollup, sta
 
 
 class HostMemory(Probe):
-    """``host.peak`` (VmHWM without mapped libraries), ``host.settled`` (anonymous), ``host.file`` and the sampled ``host.anon_peak``.
+    """``host.peak`` (VmHWM without mapped libraries), ``host.settled`` (anonymous), ``host.file`` and the sampled
+    ``host.anon_peak``.
 
     Peaks are taken per phase, so that what the checks read is in no figure. Settled and file come from
     ``smaps_rollup``, which counts pages: the counters in ``status`` are kept per CPU and lag by up to some MiB on
