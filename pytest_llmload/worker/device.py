@@ -14,6 +14,19 @@ def synchronize(job: Job) -> None:
             torch.cuda.synchronize(gpu)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the GPU's or the host's memory is used up.
+
+    torch's CPU allocator and cuBLAS say so in a RuntimeError's text only.
+    """
+    import torch
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    texts = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
 def create_context(job: Job) -> None:
     """Touch every visible GPU, so that no later figure contains a context's creation.
 
