@@ -86,3 +86,9 @@ class RemoteError(Exception):
     def __str__(self) -> str:
         head = f"{self.type_name}: {self.args[0]}" if self.type_name else str(self.args[0])
         return f"{head}\n\n{self.traceback}" if self.traceback else head
+
+
+for _name, _class in list(globals().items()):
+    # As users import them and as pytest prints them: pytest_llmload.MemoryRegressed.
+    if isinstance(_class, type) and issubclass(_class, Exception):
+        _class.__module__ = "pytest_llmload"

@@ -141,7 +141,7 @@ METRICS: dict[str, Metric] = {
             "host",
             "memory",
             _HOST,
-            "Growth of the process's peak resident memory since the mark after imports",
+            "Growth of the process's peak resident memory, mapped libraries apart, since the mark after imports",
             ("malloc",),
         ),
         Metric(
@@ -206,12 +206,14 @@ METRICS: dict[str, Metric] = {
 _PER_GPU = re.compile(r"gpu\.\d+\.")
 
 
-def lookup(name: str) -> Metric:
-    """The declaration of a metric; ``gpu.0.settled`` is declared by ``gpu.settled``.
+def find(name: str) -> Metric | None:
+    """The declaration of a metric, None where there is none; ``gpu.0.settled`` is declared by ``gpu.settled``."""
+    return METRICS.get(_PER_GPU.sub("gpu.", name))
 
-    Raises KeyError with the known names.
-    """
-    try:
-        return METRICS[_PER_GPU.sub("gpu.", name)]
-    except KeyError:
-        raise KeyError(f"unknown metric {name!r}; known: {', '.join(METRICS)}") from None
+
+def lookup(name: str) -> Metric:
+    """The declaration of a metric, as :func:`find`. Raises KeyError with the known names."""
+    metric = find(name)
+    if metric is None:
+        raise KeyError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+    return metric

@@ -21,49 +21,44 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
+        # What has arrived stays here when a wait times out in the middle of a message.
+        self._buffer = bytearray()
+        self._fds: list[int] = []
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send one message and, with it, open file descriptors. Raises Closed."""
         body = json.dumps(message).encode()
+        data = _HEADER.pack(len(body)) + body
+        self.socket.settimeout(None)
         try:
-            if fds:
-                socket.send_fds(self.socket, [_HEADER.pack(len(body))], list(fds))
-            else:
-                self.socket.sendall(_HEADER.pack(len(body)))
-            self.socket.sendall(body)
+            sent = socket.send_fds(self.socket, [data], list(fds)) if fds else 0
+            self.socket.sendall(data[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Closed from error
 
-    def receive(self, timeout: float | None = None, max_fds: int = 0) -> tuple[Message, tuple[int, ...]]:
+    def receive(self, timeout: float | None = None) -> tuple[Message, list[int]]:
         """The next message and the file descriptors sent with it. Raises Closed, or TimeoutError after seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        header, fds = self._read(_HEADER.size, deadline, max_fds)
-        body, _ = self._read(_HEADER.unpack(header)[0], deadline, 0)
-        return json.loads(body), fds
+        self._fill(_HEADER.size, deadline)
+        end = _HEADER.size + _HEADER.unpack_from(self._buffer)[0]
+        self._fill(end, deadline)
+        message = json.loads(self._buffer[_HEADER.size : end])
+        del self._buffer[:end]
+        fds, self._fds = self._fds, []
+        return message, fds
 
-    def _read(self, size: int, deadline: float | None, max_fds: int) -> tuple[bytes, tuple[int, ...]]:
-        chunks = bytearray()
-        received: tuple[int, ...] = ()
-        while len(chunks) < size:
-            if deadline is not None:
-                self.socket.settimeout(max(deadline - time.monotonic(), 1e-3))
-            else:
-                self.socket.settimeout(None)
+    def _fill(self, size: int, deadline: float | None) -> None:
+        while len(self._buffer) < size:
+            # A timeout of zero would mean "do not block" and raise another error.
+            self.socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
             try:
-                if max_fds and not received:
-                    chunk, fds, _, _ = socket.recv_fds(self.socket, size - len(chunks), max_fds)
-                    received = tuple(fds)
-                else:
-                    chunk = self.socket.recv(size - len(chunks))
+                chunk, fds, _, _ = socket.recv_fds(self.socket, max(size - len(self._buffer), 1 << 16), 4)
             except ConnectionResetError as error:
                 raise Closed from error
             if not chunk:
                 raise Closed
-            chunks += chunk
-        return bytes(chunks), received
+            self._buffer += chunk
+            self._fds += fds
 
     def close(self) -> None:
         self.socket.close()

@@ -53,6 +53,8 @@ class Problem:
     names: tuple[str, ...] = ()
     #: Bytes concerned.
     bytes: int = 0
+    #: What to write where this is as it should be; empty where there is nothing to allow.
+    hint: str = ""
 
 
 @dataclass

@@ -103,8 +103,8 @@ class LoadSpec:
     def slug(self) -> str:
         """The variant's name in ids and baseline files.
 
-        ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+attn][+wBxP-N][+digest]``,
-        ``none`` where all is as the checkpoint says. What has no short form is in the 8 digits of the digest.
+        ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+loader][+attn][+wBxP-N]
+        [+digest]``, ``none`` where all is as the checkpoint says. What has no short form is in the digest.
         """
         what = []
         if self.strategy != SINGLE:
@@ -120,6 +120,8 @@ class LoadSpec:
         if self.adapter is not None:
             slug += "+lora" + ("-merged" if self.adapter_merged else "")
             slug += f"-{self.adapter_via}" if self.adapter_via != "peft" else ""
+        if self.target:
+            slug += f"+{self.target.replace(':', '.')}"
         if self.attn:
             slug += f"+{self.attn}"
         if self.own_workload:
@@ -132,7 +134,6 @@ class LoadSpec:
                 ("max_memory", self.max_memory),
                 ("adapter", self.adapter if self.adapter != "random" else None),
                 ("auto_class", self.auto_class),
-                ("target", self.target),
                 ("options", self.options),
                 ("env", self.env),
             )
@@ -141,10 +142,15 @@ class LoadSpec:
         return f"{slug}+{digest(rest, 8)}" if rest else slug
 
     @property
-    def id(self) -> str:
-        """``tiny-llama-nf4``: the model's name and the slug, with the GPUs where there are several."""
+    def label(self) -> str:
+        """The slug, with the GPUs where there are several: what tells the loads of one model apart in a run."""
         many = self.gpu_count > 1 and self.world_size == 1
-        return f"{self.name}-{self.slug}" + (f"-x{self.gpu_count}" if many else "")
+        return f"{self.slug}-x{self.gpu_count}" if many else self.slug
+
+    @property
+    def id(self) -> str:
+        """``tiny-llama-nf4``: the model's name and the label."""
+        return f"{self.name}-{self.label}"
 
     def identity(self) -> dict[str, Any]:
         """What makes two loads of one model the same variant: every field but the model's place and mere checks."""

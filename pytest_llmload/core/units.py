@@ -64,6 +64,11 @@ def format_value(value: float, unit: str) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
+def format_change(value: float, unit: str) -> str:
+    """A difference with its sign and unit: ``+512 B``, ``-1.20 s``, ``+1``."""
+    return f"{'-' if value < 0 else '+'}{format_value(abs(value), unit)}"
+
+
 class Tolerance(NamedTuple):
     """How far a value may move: the larger of ``relative * baseline`` and ``absolute`` (in the metric's unit)."""
 
@@ -81,7 +86,7 @@ class Tolerance(NamedTuple):
         if self.relative:
             parts.append(f"{self.relative * 100:g} %")
         if self.absolute:
-            parts.append(format_value(self.absolute, unit))
+            parts.append(format_value(self.absolute, unit).replace(".00 ", " "))
         return " or ".join(parts) or "exact"
 
 

@@ -1,0 +1,1 @@
+"""The pytest side: options, markers, processes, gates. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Working together with other plugins; each module is imported only where its plugin is present."""

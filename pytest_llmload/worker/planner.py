@@ -99,7 +99,9 @@ def plan_load(job: Job) -> Plan:
     model = meta_model(directory, trust_remote_code=job.trust_remote_code, dtype=dtype, auto_class=spec.auto_class)
     pinned = _pinned(model, dtype)
     given = json.loads(spec.device_map) if spec.device_map is not None else None
-    device_map: dict[str, int | str] | None = given if isinstance(given, dict) else None
+    device_map: dict[str, int | str] | None = None
+    if isinstance(given, dict):
+        device_map = {module: _device(value) for module, value in given.items()}
     if device_map is None and spec.strategy == "offload":
         device_map = default_offload_map(job, blocks(model, _pieces(model, pinned)))
     elif given is None and (spec.strategy == SINGLE or (job.device.kind == "cpu" and not _limited(job))):
@@ -111,6 +113,12 @@ def plan_load(job: Job) -> Plan:
     limits = _limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
     kind = given or ("auto" if spec.strategy == "max_memory" else spec.strategy)
     return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits)
+
+
+def _device(value: int | str) -> int | str:
+    """``cuda:1`` is GPU 1; ``cpu`` and ``disk`` are themselves."""
+    kind, _, number = str(value).partition(":")
+    return int(number or 0) if kind == "cuda" else value
 
 
 def load_dtype(job: Job) -> Any:

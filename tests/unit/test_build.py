@@ -67,6 +67,7 @@ def test_a_preset_loads_whole_in_every_dtype_and_generates(name: str, cache: Pat
         assert 0 < distance(logits(load(name, cache, dtype=dtype)), exact) < error
     model = load(name, cache, dtype="auto")
     assert model.dtype == getattr(torch, PRESETS[name]["dtype"])
+    assert model.generation_config.eos_token_id is None
     out = model.generate(TOKENS[:, :8], max_new_tokens=24, do_sample=False)
     assert out.shape == (1, 32), "nothing may end a generation early"
     assert len(set(out[0, 8:].tolist())) > 1
@@ -233,7 +234,7 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_clears_what_a_killed_one
     target = building.built_path(PRESETS["tiny-llama"], "x", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_weights", full)
-        with pytest.raises(MachineError, match="No space left on device.*--llm-cache-dir"):
+        with pytest.raises(MachineError, match=r"No space left on device.*--llm-cache-dir"):
             building.build(PRESETS["tiny-llama"], "x", tmp_path)
     assert [path for path in target.parent.iterdir() if path.is_dir()] == []
     killed = target.parent / f".{target.name}.abcdef"
@@ -265,7 +266,7 @@ def test_an_architecture_that_transformers_does_not_know_is_a_sentence(cache: Pa
 
 def test_a_dtype_without_random_values_is_a_sentence(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "torch_dtype": "float8_e4m3fn"}')
-    with pytest.raises(ValueError, match="float8_e4m3fn.*float32, float16, bfloat16 only"):
+    with pytest.raises(ValueError, match=r"float8_e4m3fn.*float32, float16, bfloat16 only"):
         resolve(f"random:{tmp_path}", cache)
 
 

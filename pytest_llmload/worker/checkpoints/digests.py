@@ -57,6 +57,8 @@ def geometry(config: dict[str, Any]) -> dict[str, Any]:
         del found["head_dim"]
     if config.get("use_sliding_window") is False:
         found.pop("sliding_window", None)
+    if "sliding_window" not in found:
+        found.pop("max_window_layers", None)
     method = (config.get("quantization_config") or {}).get("quant_method")
     nested = {key: geometry(value) for key, value in config.items() if key.endswith("_config") and _is_model(value)}
     return {

@@ -55,14 +55,14 @@ def scale_of(name: str, shape: tuple[int, ...]) -> Scale:
                 return Scale(1.5, 0.2)
             return Scale(1.0, 0.2, outlier=6.0)
         return Scale(1.0, 0.2) if name.endswith("running_var") else Scale(0.0, 0.1)
-    if re.search(r"embed_tokens|embed_in|wte|wpe|word_embeddings|shared|embeddings?$", module):
+    if re.search(r"embed_tokens|embed_in|wte|wpe|word_embeddings|^shared$|embeddings?$", module):
         # Small enough that tied output embeddings give logits of ordinary size.
         return Scale(0.0, 2.0 / math.sqrt(shape[-1]))
     # Conv1D of the GPT-2 family stores (in, out); everything else ends in the input dimension.
     inputs = shape[-2] if re.search(r"^c_(attn|fc|proj)$|^q_attn$", module) else shape[-1]
-    gain = 1.0
     if module == "lora_B":
         return Scale(0.0, 0.04)  # with alpha/r = 2 and unit inputs: about a fifth of the base's output
+    gain = 1.0
     if re.search(r"^(q|k|query|key)(_proj)?$|query_key_value|c_attn|qkv", module):
         gain = 1.25
     elif re.search(r"^(gate|router)$", module):

@@ -7,11 +7,12 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.anon_sampler import AnonSampler
 from pytest_llmload.worker.probes.base import Probe
-from pytest_llmload.worker.probes.proc import reset_peak, rollup, status
+from pytest_llmload.worker.probes.proc import libraries, reset_peak, rollup, status
 
 
 class HostMemory(Probe):
-    """``host.peak`` (VmHWM), ``host.settled`` (anonymous), ``host.file`` and the sampled ``host.anon_peak``.
+    """``host.peak`` (VmHWM without mapped libraries), ``host.settled`` (anonymous), ``host.file`` and the sampled
+    ``host.anon_peak``.
 
     Peaks are taken per phase, so that what the checks read is in no figure. Settled and file come from
     ``smaps_rollup``, which counts pages: the counters in ``status`` are kept per CPU and lag by up to some MiB on
@@ -33,6 +34,7 @@ class HostMemory(Probe):
 
     def mark(self) -> None:
         self.base_resident = status()["VmRSS"]
+        self.base_libraries = libraries()
         self.base = rollup()
         self._begin()
 
@@ -81,7 +83,9 @@ class HostMemory(Probe):
             self.sampler.take()
 
     def _end(self, phase: str) -> None:
-        self.peaks[phase] = max(0, status()["VmHWM"] - self.base_resident)
+        peak = status()["VmHWM"]
+        paged_in = libraries() - self.base_libraries
+        self.peaks[phase] = max(0, peak - self.base_resident - paged_in)
         anonymous = self.sampler.take() if self.sampler is not None else None
         if anonymous is not None:
             self.anon_peaks[phase] = max(0, anonymous - self.base["Anonymous"])

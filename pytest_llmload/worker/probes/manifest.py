@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_llmload.core.results import LoadResult, ManifestRow
+from pytest_llmload.core.units import format_change
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
 from pytest_llmload.worker.quantstate import stored
@@ -25,18 +26,27 @@ class Manifest(Probe):
 
     def fill(self, result: LoadResult) -> None:
         result.manifest = self.rows
-        if self.after is None or self.after == self.rows:
-            return
-        before = {(row.module, row.indices): row for row in self.rows}
-        for row in self.after:
-            old = before.get((row.module, row.indices))
-            if old is not None and old != row:
-                changes = [
-                    f"{name} {getattr(old, name) or 'none'} -> {getattr(row, name) or 'none'}"
-                    for name in ("cls", "dtype", "device", "quant", "bytes")
-                    if getattr(old, name) != getattr(row, name)
-                ]
-                result.notes.append(f"the first forward changed {row.count} x {row.module}: {', '.join(changes)}")
+        result.notes += _changes(self.rows, self.after or self.rows)
+
+
+def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
+    """What a forward did to the modules: one sentence for all that changed alike."""
+    old_rows = {(row.module, row.indices): row for row in before}
+    alike: dict[str, list[tuple[ManifestRow, int]]] = defaultdict(list)
+    for row in after:
+        old = old_rows.get((row.module, row.indices))
+        if old is not None and old != row:
+            changed = [
+                f"{name} {getattr(old, name) or 'none'} -> {getattr(row, name) or 'none'}"
+                for name in ("cls", "dtype", "device", "quant")
+                if getattr(old, name) != getattr(row, name)
+            ]
+            alike[", ".join(changed) or "their bytes"].append((row, row.bytes - old.bytes))
+    return [
+        f"the first forward changed {sum(row.count for row, _ in rows)} modules, {rows[0][0].module} among them: "
+        f"{text} ({format_change(sum(size for _, size in rows), 'B')})"
+        for text, rows in alike.items()
+    ]
 
 
 def manifest(inventory: Inventory) -> list[ManifestRow]:

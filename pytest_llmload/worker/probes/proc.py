@@ -22,6 +22,24 @@ def rollup() -> dict[str, int]:
     return {"Anonymous": sizes["Anonymous"], "File": sizes["Rss"] - sizes["Anonymous"]}
 
 
+def libraries() -> int:
+    """Resident pages of mapped libraries (``.so``), shared or not.
+
+    They come in as code is first run, as many at a time as the page cache happens to hold: some 50 MiB more or less
+    for CUDA's libraries, on the first load of a machine. They stay mapped, so what is resident at the end of a phase
+    was resident at its peak.
+    """
+    total, counting = 0, False
+    with (_SELF / "smaps").open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024 if counting else 0
+            elif not line[0].isupper():
+                # The header of a mapping: address, permissions, offset, device, inode, path.
+                counting = ".so" in line.rpartition("/")[2]
+    return total
+
+
 def reset_peak() -> str:
     """Set VmHWM to what is resident now (proc(5), ``clear_refs``). Empty, or why the kernel refused."""
     try:

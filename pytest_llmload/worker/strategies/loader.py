@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Loader(Strategy):
-    """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns."""
+    """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns.
+
+    ``spec.model`` is the folder of the model's files on this machine, whatever ``--llm-model`` named them by.
+    """
 
     name = "loader"
     summary = "Production's own function: function(spec) -> model or (model, tokenizer)."
@@ -25,4 +29,4 @@ class Loader(Strategy):
         if not job.spec.target:
             raise ValueError("the loader strategy needs a target: strategy('loader', target='package.module:function')")
         target: Callable[[Any], Any] = resolve(job.spec.target)
-        return target(job.spec)
+        return target(dataclasses.replace(job.spec, model=job.checkpoint.path))

@@ -1,0 +1,220 @@
+"""A baseline as text and back: JSON laid out so that a diff of it reads like code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pytest_llmload.baselines.model import SCHEMA, Baseline, Timing
+from pytest_llmload.core.errors import BaselineError
+from pytest_llmload.core.results import ManifestRow, Numbers
+
+_REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
+_TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
+_ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
+
+
+class _Bad(Exception):
+    """What is wrong with a file's content, without its name and what to do about it."""
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def dumps(baseline: Baseline) -> str:
+    """The file's text: sections in a fixed order, keys sorted, one metric or manifest row a line.
+
+    Raises ValueError for a number that is not finite, which JSON cannot hold.
+    """
+    numbers = baseline.numbers
+    sections = {
+        "schema": str(SCHEMA),
+        "digests": _object({"shape": _line(baseline.shape), "weights": _line(baseline.weights)}),
+        "memory": _object(_lines(baseline.memory)),
+        "work": _object(_lines(baseline.work)),
+        "time": _object(
+            {
+                host: _object({name: _line(_timing(timing)) for name, timing in timings.items()}, 2)
+                for host, timings in baseline.time.items()
+            }
+        ),
+        "numbers": _object(
+            {
+                "buffers": _object(_lines(numbers.buffers), 2),
+                "logits": _line(numbers.logits),
+                "logsumexp": _line(numbers.logsumexp),
+                "margin": _line(numbers.margin),
+            }
+        ),
+        "manifest": _block("[]", (_line(dataclasses.asdict(row)) for row in baseline.manifest)),
+        "spec": _object(_lines(baseline.spec)),
+        "workload": _line(baseline.workload),
+        "environment": _object(_lines(baseline.environment)),
+    }
+    return _block("{}", (f"{_line(name)}: {text}" for name, text in sections.items()), 0) + "\n"
+
+
+def _line(value: object) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _lines(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: _line(value) for name, value in values.items()}
+
+
+def _object(texts: Mapping[str, str], depth: int = 1) -> str:
+    return _block("{}", (f"{_line(name)}: {texts[name]}" for name in sorted(texts)), depth)
+
+
+def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
+    inner = "  " * (depth + 1)
+    body = ",\n".join(f"{inner}{item}" for item in items)
+    return f"{brackets[0]}\n{body}\n{'  ' * depth}{brackets[1]}" if body else brackets
+
+
+def _timing(timing: Timing) -> dict[str, object]:
+    return {"median": timing.median, "samples": timing.samples, **timing.conditions}
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def loads(text: str, source: str) -> Baseline:
+    """The baseline in ``text``; ``source`` names the file in messages.
+
+    Raises BaselineError, one sentence that says what is wrong and what to do.
+    """
+    if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
+        raise BaselineError(f"{source} holds unresolved merge conflicts: take one side, and record again if in doubt")
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        what = "is empty" if not text.strip() else f"is not valid JSON (line {error.lineno}: {error.msg})"
+        raise BaselineError(f"{source} {what}: {_REMEDY}") from None
+    except _Bad as error:
+        raise BaselineError(f"{source} {error}: {_REMEDY}") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BaselineError(
+            f"{source} has schema {schema}, and this pytest-llmload reads up to {SCHEMA}: "
+            "upgrade pytest-llmload, or record the baseline again with this one"
+        )
+    try:
+        return _baseline(data)
+    except _Bad as error:
+        raise BaselineError(f"{source} {error}: {_REMEDY}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A careless merge leaves a metric twice, and JSON would silently take the last.
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Bad(f"holds {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
+
+
+def _no_constant(name: str) -> float:
+    raise _Bad(f"holds {name}, which is no measured value")
+
+
+def _baseline(data: object) -> Baseline:
+    top = _mapping(data, "the file")
+    if unknown := sorted(set(top) - _TOP):
+        raise _Bad(f"has an unknown entry {unknown[0]!r}")
+    if missing := sorted(_TOP - set(top)):
+        raise _Bad(f"has no {missing[0]!r}")
+    if top["schema"] != SCHEMA or isinstance(top["schema"], bool):
+        raise _Bad(f"has schema {top['schema']!r} instead of {SCHEMA}")
+    digests = _strings(top["digests"], "digests")
+    if set(digests) != {"shape", "weights"}:
+        raise _Bad("needs exactly 'shape' and 'weights' in 'digests'")
+    return Baseline(
+        shape=digests["shape"],
+        weights=digests["weights"],
+        spec=_mapping(top["spec"], "spec"),
+        workload=_string(top["workload"], "workload"),
+        memory=_floats(top["memory"], "memory"),
+        work=_floats(top["work"], "work"),
+        time={
+            host: {name: _read_timing(item, f"time, {host}, {name}") for name, item in _mapping(rows, host).items()}
+            for host, rows in _mapping(top["time"], "time").items()
+        },
+        numbers=_read_numbers(top["numbers"]),
+        manifest=tuple(_read_row(row, index) for index, row in enumerate(_list(top["manifest"], "manifest"))),
+        environment=_strings(top["environment"], "environment"),
+    )
+
+
+def _read_timing(value: object, where: str) -> Timing:
+    item = _mapping(value, where)
+    if not {"median", "samples"} <= set(item):
+        raise _Bad(f"needs 'median' and 'samples' in {where}")
+    conditions = {name: text for name, text in item.items() if name not in ("median", "samples")}
+    samples = tuple(_float(sample, where) for sample in _list(item["samples"], where))
+    return Timing(_float(item["median"], where), samples, _strings(conditions, where))
+
+
+def _read_numbers(value: object) -> Numbers:
+    item = _mapping(value, "numbers")
+    if set(item) != {"buffers", "logits", "logsumexp", "margin"}:
+        raise _Bad("needs exactly 'buffers', 'logits', 'logsumexp' and 'margin' in 'numbers'")
+    vectors = {name: [_float(x, name) for x in _list(item[name], name)] for name in ("logits", "logsumexp", "margin")}
+    buffers = {
+        name: [_float(x, name) for x in _list(pair, name)]
+        for name, pair in _mapping(item["buffers"], "buffers").items()
+    }
+    return Numbers(**vectors, buffers=buffers)
+
+
+def _read_row(value: object, index: int) -> ManifestRow:
+    item = _mapping(value, f"manifest row {index + 1}")
+    if set(item) != set(_ROW):
+        raise _Bad(f"needs exactly {', '.join(sorted(_ROW))} in manifest row {index + 1}")
+    for name, kind in _ROW.items():
+        if type(item[name]).__name__ != kind:
+            raise _Bad(f"holds {item[name]!r} where manifest row {index + 1} needs {kind} for {name!r}")
+    return ManifestRow(**item)
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Bad(f"holds {_short(value)} where {where} needs an object")
+    return value
+
+
+def _list(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Bad(f"holds {_short(value)} where {where} needs a list")
+    return value
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _Bad(f"holds {_short(value)} where {where} needs a text")
+    return value
+
+
+def _strings(value: object, where: str) -> dict[str, str]:
+    return {name: _string(text, f"{where}, {name}") for name, text in _mapping(value, where).items()}
+
+
+def _float(value: object, where: str) -> float:
+    # True is an int to Python and no measured value; 1e999 is read as infinity.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _Bad(f"holds {_short(value)} where {where} needs a number")
+    return value
+
+
+def _floats(value: object, where: str) -> dict[str, float]:
+    return {name: _float(number, f"{where}, {name}") for name, number in _mapping(value, where).items()}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."

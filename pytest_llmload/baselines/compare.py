@@ -1,0 +1,308 @@
+"""A load against its baseline: pure, data in and data out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from pytest_llmload.baselines import fingerprint, manifest
+from pytest_llmload.baselines.environment import HOST, changes, differing, entry
+from pytest_llmload.baselines.model import Baseline, has_numbers
+from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
+from pytest_llmload.core.portable import portable_spec
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec, canonical_json
+from pytest_llmload.core.units import Tolerance, format_change
+from pytest_llmload.core.verdicts import (
+    CHANGED,
+    IMPROVED,
+    INCOMPARABLE,
+    INCONCLUSIVE,
+    MISSING,
+    OK,
+    REGRESSED,
+    UNAVAILABLE,
+    Comparison,
+    ManifestChange,
+    MetricVerdict,
+    worst,
+)
+
+#: Names beside the metrics' that ``metrics=`` and ``tolerances=`` take in the memory section.
+MANIFEST = "manifest"
+NUMBERS = "numbers"
+
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
+_GPU = re.compile(r"gpu\.(\d+)\.")
+#: Metrics that say why others moved; named even where they are not comparable themselves.
+_REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
+
+
+def compare(
+    baseline: Baseline | None,
+    result: LoadResult,
+    *,
+    metrics: Sequence[str] | None = None,
+    tolerances: Mapping[str, Tolerance] | None = None,
+    section: str = "memory",
+) -> Comparison:
+    """What a load that worked says against its baseline, for one section: ``memory``, ``work`` or ``time``.
+
+    ``metrics`` limits it to some metrics (``manifest`` and ``numbers`` are names too); ``tolerances`` replaces the
+    declared ones, ``gpu.settled`` standing for each GPU's figure too. Raises KeyError for an unknown metric, and
+    ValueError for one of another section.
+    """
+    if not result.ok:
+        raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
+    chosen = _chosen(metrics, section)
+    allowed = _Tolerances(tolerances or {})
+    if baseline is None:
+        return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
+    changed = _context(baseline, result)
+    if reason := _other_identity(baseline, result):
+        differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
+        return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
+    differences = ()
+    if section == "time":
+        recorded = bool(baseline.time)
+        verdicts = _times(baseline, result, chosen)
+    else:
+        recorded = bool(baseline.figures(section))
+        names = [name for name in _names(baseline, result, section) if chosen(name)]
+        # What was asked for by name is answered, be it only that nobody has a figure.
+        answered = {*names, *map(_sum, names)}
+        names += [name for name in metrics or () if find(name) and name not in answered]
+        verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
+    if section == "memory":
+        recorded = recorded or bool(baseline.manifest)
+        if chosen(MANIFEST):
+            item, differences = _manifest(baseline, result)
+            verdicts.append(item)
+        if chosen(NUMBERS) and (has_numbers(baseline.numbers) or has_numbers(result.numbers)):
+            verdicts.append(_numbers(baseline, result, allowed))
+    if not recorded and verdicts:
+        return Comparison(section, MISSING, whole=True, reason=f"nothing is recorded for {section}", changed=changed)
+    if not verdicts:
+        return Comparison(section, UNAVAILABLE, reason=f"this load measured nothing for {section}", changed=changed)
+    return Comparison(
+        section,
+        worst(item.verdict for item in verdicts if not item.informative),
+        metrics=tuple(verdicts),
+        manifest=differences,
+        because=tuple(_because(verdicts, differences, baseline, result, changed)),
+        changed=changed,
+    )
+
+
+def _sum(name: str) -> str:
+    """The metric over all GPUs to which one GPU's belongs: ``gpu.settled`` for ``gpu.0.settled``."""
+    return _GPU.sub("gpu.", name)
+
+
+class _Tolerances:
+    """Tolerances by metric: those given for this comparison before those declared."""
+
+    def __init__(self, given: Mapping[str, Tolerance]) -> None:
+        for name in given:
+            if name != NUMBERS:
+                lookup(name)
+        self._given = given
+
+    def of(self, name: str, declared: Tolerance) -> Tolerance:
+        return self._given.get(name) or self._given.get(_sum(name)) or declared
+
+
+def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
+    if metrics is None:
+        return lambda name: True
+    for name in metrics:
+        own = "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+        if own != section:
+            raise ValueError(f"{name!r} is a figure of the {own} baseline, not of the {section} baseline")
+    return lambda name: name in metrics or _sum(name) in metrics
+
+
+# --- identity and surroundings ---------------------------------------------------------------------------------------
+
+
+def _other_identity(baseline: Baseline, result: LoadResult) -> str:
+    """Why the baseline is of another load; empty where it is of this one."""
+    shape = result.digests.get("shape", "")
+    if shape != baseline.shape:
+        return f"another model shape: {_sides(baseline.shape[:12], shape[:12] or 'none')}"
+    spec = LoadSpec.from_json(result.spec)
+    now = portable_spec(spec.identity())
+    if now != baseline.spec:
+        fields = sorted(name for name in {**baseline.spec, **now} if baseline.spec.get(name) != now.get(name))
+        parts = (f"{name} is {_sides(_value(baseline.spec, name), _value(now, name))}" for name in fields)
+        return f"another spec: {'; '.join(parts)}"
+    if str(spec.workload) != baseline.workload:
+        return f"another workload: {_sides(baseline.workload, str(spec.workload))}"
+    return ""
+
+
+def _sides(recorded: str, now: str) -> str:
+    return f"{recorded} in the baseline and {now} now"
+
+
+def _value(identity: Mapping[str, object], name: str) -> str:
+    """A field of an identity, which leaves out what is at its default."""
+    return canonical_json(identity[name] if name in identity else _DEFAULTS.get(name))
+
+
+def _context(baseline: Baseline, result: LoadResult) -> tuple[str, ...]:
+    lines = changes(baseline.environment, result.environment) if baseline.environment else ()
+    weights = result.digests.get("weights", "")
+    if weights != baseline.weights:
+        lines = (*lines, f"weights {baseline.weights[:12]} -> {weights[:12]}")
+    return lines
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def _names(baseline: Baseline, result: LoadResult, section: str) -> list[str]:
+    """Metrics on either side, in the order of their table."""
+    order = {name: place for place, name in enumerate(METRICS)}
+    names = {*baseline.figures(section), *stored_names(result.metrics, section)}
+    return sorted(names, key=lambda name: (order.get(_sum(name), len(order)), name))
+
+
+def stored_names(metrics: Mapping[str, float], section: str) -> list[str]:
+    """The declared metrics of a section among those measured; of a single GPU, the sum says all."""
+    gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
+    declared = ((name, find(name)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
+    return [name for name, metric in declared if metric is not None and metric.section == section]
+
+
+def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, allowed: _Tolerances) -> MetricVerdict:
+    old, new = baseline.figures(section).get(name), result.metrics.get(name)
+    declared = find(name)
+    if declared is None:
+        return MetricVerdict(name, UNAVAILABLE, old, reason="this pytest-llmload does not know the metric")
+    tolerance = allowed.of(name, declared.tolerance)
+    verdict, reason = _judge(name, declared, old, new, tolerance, baseline, result)
+    return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
+
+
+def _judge(
+    name: str,
+    declared: Metric,
+    old: float | None,
+    new: float | None,
+    tolerance: Tolerance,
+    baseline: Baseline,
+    result: LoadResult,
+) -> tuple[str, str]:
+    if new is None:
+        why = result.unavailable
+        return UNAVAILABLE, why.get(name) or why.get(declared.name) or "not measured by this load"
+    # Before "missing": a figure of other surroundings would not fit the file's.
+    if reason := differing(baseline.environment, result.environment, declared.depends):
+        return INCOMPARABLE, reason
+    if old is None:
+        return MISSING, "missing in the baseline"
+    if tolerance.allows(old, new):
+        return OK, ""
+    # Of every metric that is declared, less is better.
+    return (REGRESSED if new > old else IMPROVED), ""
+
+
+def _times(baseline: Baseline, result: LoadResult, chosen: Callable[[str], bool]) -> list[MetricVerdict]:
+    names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
+    return [item for item in (_time(name, baseline, result) for name in names) if item is not None]
+
+
+def _time(name: str, baseline: Baseline, result: LoadResult) -> MetricVerdict | None:
+    declared = METRICS[name]
+    host = entry(result.environment, HOST)
+    timing = baseline.time.get(host, {}).get(name)
+    samples = result.samples.get(name)
+    new = statistics.median(samples) if samples else result.metrics.get(name)
+    hosts = sorted(other for other, timings in baseline.time.items() if name in timings)
+    if new is None and not hosts:
+        return None
+    if new is None:
+        verdict, reason = UNAVAILABLE, result.unavailable.get(name, "not measured by this load")
+    elif timing is not None:
+        reason = differing(timing.conditions, result.environment, conditions(declared))
+        verdict, reason = (INCOMPARABLE, reason) if reason else (INCONCLUSIVE, "timings are reported, not gated")
+    elif hosts:
+        verdict, reason = INCOMPARABLE, f"recorded on {', '.join(hosts)}; this host is {host}"
+    else:
+        verdict, reason = MISSING, "missing in the baseline"
+    old = timing.median if timing else None
+    return MetricVerdict(name, verdict, old, new, declared.unit, declared.tolerance, reason, declared.informative)
+
+
+def conditions(metric: Metric) -> tuple[str, ...]:
+    """What a time depends on besides the host, under which it is stored."""
+    return tuple(name for name in metric.depends if name != HOST)
+
+
+# --- modules, numbers and reasons ------------------------------------------------------------------------------------
+
+
+def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tuple[ManifestChange, ...]]:
+    if not result.manifest:
+        reason = result.unavailable.get(MANIFEST, "not measured by this load")
+        return MetricVerdict(MANIFEST, UNAVAILABLE, reason=reason), ()
+    if not baseline.manifest:
+        return MetricVerdict(MANIFEST, MISSING, reason="missing in the baseline"), ()
+    differences = manifest.diff(baseline.manifest, result.manifest)
+    if not differences:
+        return MetricVerdict(MANIFEST, OK), ()
+    modules = sum(difference.modules for difference in differences)
+    return MetricVerdict(MANIFEST, CHANGED, reason=f"{modules} modules differ"), differences
+
+
+def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> MetricVerdict:
+    own = fingerprint.tolerance(result.manifest)
+    tolerance = allowed.of(NUMBERS, Tolerance(relative=own))
+    limit = max(tolerance.relative, tolerance.absolute)
+
+    def verdict(word: str, reason: str, error: float | None = None) -> MetricVerdict:
+        return MetricVerdict(NUMBERS, word, None, error, "1", tolerance, reason)
+
+    if not has_numbers(result.numbers):
+        return verdict(UNAVAILABLE, result.unavailable.get(NUMBERS, "not measured by this load"))
+    if not has_numbers(baseline.numbers):
+        return verdict(MISSING, "missing in the baseline")
+    weights = result.digests.get("weights", "")
+    if weights != baseline.weights:
+        return verdict(INCOMPARABLE, f"other weights: {baseline.weights[:12]} -> {weights[:12]}")
+    if reason := differing(baseline.environment, result.environment, fingerprint.DEPENDS):
+        return verdict(INCOMPARABLE, reason)
+    difference = fingerprint.difference(baseline.numbers, result.numbers, limit)
+    if difference.incomparable:
+        return verdict(INCOMPARABLE, difference.incomparable)
+    return verdict(CHANGED if difference.reason else OK, difference.reason, difference.error)
+
+
+def _because(
+    verdicts: Sequence[MetricVerdict],
+    differences: Sequence[ManifestChange],
+    baseline: Baseline,
+    result: LoadResult,
+    changed: Sequence[str],
+) -> list[str]:
+    """What explains the metrics that moved: modules first, then the loading work and tensors outside the model."""
+    moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
+    if not moved:
+        return []
+    reasons = [difference.text for difference in differences]
+    # A cause is told beside its effect: alone, it has a line of its own already.
+    causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
+    for name in causes:
+        old, new = baseline.memory.get(name), result.metrics.get(name)
+        if old is not None and new is not None and old != new:
+            reasons.append(f"{name} {format_change(new - old, METRICS[name].unit)}")
+    settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
+    if settled == OK and any(lookup(item.name).kind == "loading_work" for item in moved if item.verdict == REGRESSED):
+        reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
+    # Other values in the same shapes take the same memory.
+    if causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
+        reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
+    return reasons

@@ -1,0 +1,89 @@
+"""Whether two fingerprints (``numbers``) of one model on fixed tokens say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pytest_llmload.core.results import ManifestRow, Numbers
+
+#: Relative error that is still the same model, by the coarsest floating type that computes. Repeats on one machine
+#: are equal to the bit, whatever the number of threads. The same sums in another order (other kernels, sdpa against
+#: eager attention) moved the logits of a 16-layer model with outlier channels by 1.5e-6 in fp32, 3.3e-3 in fp16 and
+#: 2.7e-2 in bf16; one re-initialised norm moves them by 0.1 and more, a wrong rotation by 0.8.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+#: Where the type is another one (8-bit floats, quantised activations).
+COARSEST = 5e-2
+#: Buffers are computed, not learnt: sums in another order are all that may differ.
+BUFFER_TOLERANCE = 1e-4
+
+#: Environment entries that must be equal for fingerprints to be compared, beside the device and the weights.
+DEPENDS = ("torch.minor",)
+
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two fingerprints are apart."""
+
+    #: Relative error of the logits, or of what moved more in proportion.
+    error: float
+    #: One sentence, the buffers first; empty where nothing moved by more than the tolerance.
+    reason: str
+    #: Why they cannot be compared; empty where they can.
+    incomparable: str = ""
+
+
+def tolerance(manifest: Iterable[ManifestRow]) -> float:
+    """The relative error allowed for a model with these modules."""
+    types = set()
+    for row in manifest:
+        types |= {_SHORT.get(name, name) for name in row.dtype.split("+")}
+        types |= {_SHORT.get(item[8:], item[8:]) for item in row.quant.split() if item.startswith("compute=")}
+        # 8-bit schemes round the activations too: a last bit there is a whole step.
+        types |= {"quantised"} if row.quant else set()
+    return max((TOLERANCES.get(name, COARSEST) for name in types - _STORAGE), default=COARSEST)
+
+
+def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
+    """How ``new`` differs from ``old``, where a relative error of ``allowed`` is none."""
+    for name in ("logits", "logsumexp", "margin"):
+        before, after = len(getattr(old, name)), len(getattr(new, name))
+        if before != after:
+            return Difference(0.0, "", f"the baseline has {before} values of {name} and this load has {after}")
+    if not all(map(math.isfinite, (*new.logits, *new.logsumexp, *new.margin))):
+        return Difference(math.inf, "the logits are not finite")
+    moved = [
+        name for name in sorted(old.buffers) if name in new.buffers and _moved(old.buffers[name], new.buffers[name])
+    ]
+    scale = _rms(old.logits) or _rms(old.logsumexp) or 1.0
+    # All three as parts of a logit; a margin is the difference of two.
+    errors = {
+        "logits": _distance(old.logits, new.logits) / scale,
+        "log-sum-exp": _distance(old.logsumexp, new.logsumexp) / scale,
+        "margin": _distance(old.margin, new.margin) / scale / 2,
+    }
+    name, error = max(errors.items(), key=lambda item: item[1])
+    parts = [f"{buffer} values changed" for buffer in moved]
+    if error > allowed:
+        parts.append(f"relative {name} error {error:.2g} (tolerance {allowed:g})")
+    return Difference(error, ", ".join(parts))
+
+
+def _moved(old: Sequence[float], new: Sequence[float]) -> bool:
+    """Whether a buffer's sum or norm moved; a sum near zero is judged by the norm."""
+    scale = max(map(abs, old), default=0.0) or 1.0
+    return len(old) != len(new) or any(
+        not abs(after - before) <= BUFFER_TOLERANCE * scale for before, after in zip(old, new, strict=False)
+    )
+
+
+def _rms(values: Sequence[float]) -> float:
+    return math.sqrt(math.fsum(value * value for value in values) / len(values)) if values else 0.0
+
+
+def _distance(old: Sequence[float], new: Sequence[float]) -> float:
+    return _rms([after - before for before, after in zip(old, new, strict=True)])

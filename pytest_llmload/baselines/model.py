@@ -1,0 +1,74 @@
+"""What one baseline file holds: the figures of one way of loading one model on one kind of device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_llmload.core.results import ManifestRow, Numbers
+
+#: Raised when an older release could misread what a newer one writes.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A time metric on one kind of host."""
+
+    #: Seconds.
+    median: float
+    #: Seconds, in the order taken.
+    samples: tuple[float, ...]
+    #: What else it depends on: ``page_cache`` -> ``warm``.
+    conditions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The content of one file; never changed in place."""
+
+    #: Digest of the model's shape: memory, work and time are compared only while it is equal.
+    shape: str
+    #: Digest of the model's content, of the load whose ``numbers`` these are.
+    weights: str
+    #: ``LoadSpec.identity()``, portable.
+    spec: dict[str, Any]
+    workload: str
+    #: Metric -> bytes or count.
+    memory: dict[str, float] = field(default_factory=dict)
+    work: dict[str, float] = field(default_factory=dict)
+    #: Host class -> metric -> timing.
+    time: dict[str, dict[str, Timing]] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=Numbers)
+    manifest: tuple[ManifestRow, ...] = ()
+    #: Surroundings of the memory, work and numbers; times have their own.
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def figures(self, section: str) -> dict[str, float]:
+        """The metrics of ``memory`` or ``work``."""
+        return {"memory": self.memory, "work": self.work}[section]
+
+    def median(self, host: str, metric: str) -> float | None:
+        """The recorded median in seconds of a time metric on a kind of host, if there is one."""
+        timing = self.time.get(host, {}).get(metric)
+        return timing.median if timing else None
+
+
+def has_numbers(numbers: Numbers) -> bool:
+    """Whether anything was measured."""
+    return bool(numbers.logits or numbers.logsumexp or numbers.margin or numbers.buffers)
+
+
+def significant(value: float, digits: int = 6) -> float:
+    """A measured value without the digits that only make a diff longer."""
+    return float(f"{value:.{digits}g}")
+
+
+def compact(numbers: Numbers) -> Numbers:
+    """Numbers as they are stored."""
+    return Numbers(
+        logits=[significant(value) for value in numbers.logits],
+        logsumexp=[significant(value) for value in numbers.logsumexp],
+        margin=[significant(value) for value in numbers.margin],
+        buffers={name: [significant(value) for value in values] for name, values in numbers.buffers.items()},
+    )

@@ -1,0 +1,247 @@
+"""From the loads of a recording run to the baseline that is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_llmload.baselines import fingerprint
+from pytest_llmload.baselines.compare import MANIFEST, NUMBERS, compare, conditions, stored_names
+from pytest_llmload.baselines.environment import HOST, differing, entry, stored
+from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
+from pytest_llmload.baselines.repeats import agree
+from pytest_llmload.core.metrics import METRICS, find, lookup
+from pytest_llmload.core.portable import portable_spec
+from pytest_llmload.core.results import LoadResult, Numbers
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.units import Tolerance
+from pytest_llmload.core.verdicts import (
+    INCOMPARABLE,
+    INCONCLUSIVE,
+    MISSING,
+    OK,
+    UNAVAILABLE,
+    Comparison,
+    MetricVerdict,
+)
+
+SECTIONS = ("memory", "work", "time")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to store, and what to tell about it."""
+
+    #: The new content; the old object itself where nothing changes, and where something was refused.
+    baseline: Baseline | None
+    #: Why nothing may be stored: one sentence each.
+    refusals: tuple[str, ...] = ()
+    #: Entries written over others: ``gpu.settled``, ``manifest`` …
+    accepted: tuple[str, ...] = ()
+    #: Entries that were not there before.
+    recorded: tuple[str, ...] = ()
+    #: Entries that could not be kept, each with the reason.
+    dropped: tuple[str, ...] = ()
+
+
+def record(
+    existing: Baseline | None,
+    results: Sequence[LoadResult],
+    *,
+    update: bool,
+    sections: Sequence[str] = SECTIONS,
+    metrics: Sequence[str] | None = None,
+    tolerances: Mapping[str, Tolerance] | None = None,
+) -> Recording:
+    """The baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
+
+    ``results`` are all repeats of one load; each entry is judged as :func:`compare` judges it, with the same
+    ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that are not
+    there. Informative figures never are a reason to update: they come along. Raises ValueError for loads that did not
+    work, are not of one spec, or whose times have no host.
+    """
+    load, refusals = agree(results)
+    if refusals:
+        return Recording(existing, refusals=tuple(refusals))
+    comparisons = [
+        compare(existing, load, section=section, metrics=_of_section(metrics, section), tolerances=tolerances)
+        for section in sections
+    ]
+    old = existing
+    if any(item.whole and item.verdict == INCOMPARABLE for item in comparisons):
+        if not update:
+            return Recording(existing)
+        # Nothing of another shape, spec or workload can stay beside the new figures.
+        old = None
+    draft = _Draft(old, load)
+    for comparison in comparisons:
+        _fill(draft, comparison, update=update)
+    draft.settle_environment()
+    accepted, recorded = tuple(draft.accepted), tuple(draft.recorded)
+    if existing is not None and old is None:
+        accepted, recorded = (*accepted, *recorded), ()
+    changed = accepted or recorded or draft.dropped
+    return Recording(draft.baseline() if changed else existing, (), accepted, recorded, tuple(draft.dropped))
+
+
+def _of_section(metrics: Sequence[str] | None, section: str) -> list[str] | None:
+    if metrics is None:
+        return None
+    homes = {name: "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section for name in metrics}
+    return [name for name, home in homes.items() if home == section]
+
+
+def _fill(draft: _Draft, comparison: Comparison, *, update: bool) -> None:
+    if comparison.whole:
+        for name in draft.measured(comparison.section):
+            draft.write(comparison.section, name)
+        return
+    items = comparison.metrics
+    wanted = [item for item in items if not item.informative and _wanted(item, draft, comparison.section, update)]
+    if wanted or not update:
+        wanted += [item for item in items if item.informative and _wanted(item, draft, comparison.section, update)]
+    for item in wanted:
+        draft.write(comparison.section, item.name)
+
+
+def _wanted(item: MetricVerdict, draft: _Draft, section: str, update: bool) -> bool:
+    if item.verdict in (OK, UNAVAILABLE):
+        return False
+    if not update:
+        return item.verdict == MISSING or (section == "time" and not draft.has_time(item.name))
+    if item.verdict == INCONCLUSIVE and item.baseline is not None and item.current is not None:
+        # Every run's timings differ: what is within the declared band is no news, and would only make diffs.
+        return not item.tolerance.allows(item.baseline, item.current)
+    return True
+
+
+class _Draft:
+    """A baseline in the making."""
+
+    def __init__(self, old: Baseline | None, load: LoadResult) -> None:
+        spec = LoadSpec.from_json(load.spec)
+        self._load = load
+        self._host = entry(load.environment, HOST)
+        self._old = old or Baseline(
+            shape=load.digests["shape"],
+            weights=load.digests["weights"],
+            spec=portable_spec(spec.identity()),
+            workload=str(spec.workload),
+        )
+        self._figures = {section: dict(self._old.figures(section)) for section in ("memory", "work")}
+        self._time = {host: dict(timings) for host, timings in self._old.time.items()}
+        self._numbers, self._weights = self._old.numbers, self._old.weights
+        self._manifest = self._old.manifest
+        self._environment = dict(self._old.environment)
+        #: Names written that belong to the file's environment; times have their own.
+        self._written: set[str] = set()
+        self.accepted: list[str] = []
+        self.recorded: list[str] = []
+        self.dropped: list[str] = []
+
+    def measured(self, section: str) -> list[str]:
+        """Everything that the load has for a section."""
+        if section == "time":
+            return [name for name, metric in METRICS.items() if metric.section == "time" and name in self._load.metrics]
+        names = stored_names(self._load.metrics, section)
+        if section == "memory":
+            names += [MANIFEST] if self._load.manifest else []
+            names += [NUMBERS] if has_numbers(self._load.numbers) else []
+        return names
+
+    def has_time(self, name: str) -> bool:
+        return name in self._time.get(self._host, {})
+
+    def write(self, section: str, name: str) -> None:
+        """Take one entry from the load."""
+        if section == "time":
+            if HOST not in self._load.environment:
+                raise ValueError(f"{name} cannot be recorded: the load does not say on which kind of host it ran")
+            timings = self._time.setdefault(self._host, {})
+            self._log(name, name in timings)
+            timings[name] = _timing(name, self._load)
+            return
+        self._written.add(name)
+        if name == MANIFEST:
+            self._log(name, bool(self._manifest))
+            self._manifest = tuple(self._load.manifest)
+        elif name == NUMBERS:
+            self._log(name, has_numbers(self._numbers))
+            self._numbers, self._weights = compact(self._load.numbers), self._load.digests["weights"]
+        else:
+            self._log(name, name in self._figures[section])
+            value = self._load.metrics[name]
+            self._figures[section][name] = int(value) if value == int(value) else significant(value)
+
+    def _log(self, name: str, existed: bool) -> None:
+        (self.accepted if existed else self.recorded).append(name)
+
+    def settle_environment(self) -> None:
+        """Make the file's environment the one that the written entries were taken in.
+
+        An entry of the environment on which only kept figures depend stays as it was. Where a written and a kept
+        figure depend on it, the kept one goes: under the new environment it was never measured.
+        """
+        if not self._written:
+            return
+        old, new = self._old.environment, stored(self._load.environment)
+        kept = {
+            name: depends
+            for name, depends in ((name, self._depends(name)) for name in self._entries())
+            if name not in self._written and depends
+        }
+        for key in sorted({*old, *new}):
+            concerned = [name for name, depends in kept.items() if self._differs(key, depends, old, new)]
+            if concerned and not any(self._differs(key, self._depends(name), old, new) for name in self._written):
+                continue
+            for name in concerned:
+                self._drop(name, differing(old, new, kept.pop(name)))
+            if key in new:
+                self._environment[key] = new[key]
+            else:
+                self._environment.pop(key, None)
+
+    def _entries(self) -> list[str]:
+        numbers = [NUMBERS] if has_numbers(self._numbers) else []
+        return [*self._figures["memory"], *self._figures["work"], *numbers]
+
+    @staticmethod
+    def _depends(name: str) -> tuple[str, ...]:
+        if name == NUMBERS:
+            return fingerprint.DEPENDS
+        metric = find(name)
+        return metric.depends if metric else ()
+
+    @staticmethod
+    def _differs(key: str, depends: tuple[str, ...], old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+        return bool(differing(old, new, tuple(name for name in depends if name.partition(".")[0] == key)))
+
+    def _drop(self, name: str, why: str) -> None:
+        if name == NUMBERS:
+            self._numbers = Numbers()
+        for figures in self._figures.values():
+            figures.pop(name, None)
+        self.dropped.append(f"{name}: recorded under other surroundings and not measured now ({why})")
+
+    def baseline(self) -> Baseline:
+        return dataclasses.replace(
+            self._old,
+            weights=self._weights,
+            memory=self._figures["memory"],
+            work=self._figures["work"],
+            time=self._time,
+            numbers=self._numbers,
+            manifest=self._manifest,
+            environment=self._environment,
+        )
+
+
+def _timing(name: str, load: LoadResult) -> Timing:
+    samples = load.samples.get(name) or [load.metrics[name]]
+    return Timing(
+        significant(statistics.median(samples)),
+        tuple(significant(sample) for sample in samples),
+        {condition: entry(load.environment, condition) for condition in conditions(METRICS[name])},
+    )

@@ -1,0 +1,75 @@
+"""The repeats of one load: whether they agree, and the one load that stands for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from pytest_llmload.baselines import fingerprint, manifest
+from pytest_llmload.baselines.compare import conditions
+from pytest_llmload.baselines.environment import HOST, differing
+from pytest_llmload.core.metrics import METRICS, find
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import format_value
+
+
+def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
+    """One load that stands for all its repeats, and why it may not be stored.
+
+    What has to repeat exactly is refused where it differs; of other figures the larger is taken; samples of times are
+    joined, of those repeats that ran under the last one's conditions (the first may have found a cold page cache).
+    Raises ValueError for loads that did not work or are not of one spec.
+    """
+    if not results or not all(result.ok for result in results):
+        raise ValueError("only loads that worked can be recorded")
+    last = results[-1]
+    if any(result.spec != last.spec for result in results):
+        raise ValueError("only repeats of one spec can be recorded together")
+    metrics = {}
+    unavailable = dict(last.unavailable)
+    refusals = [*_other_models(results), *_other_numbers(results)]
+    for name in dict.fromkeys(name for result in results for name in result.metrics):
+        values = [result.metrics[name] for result in results if name in result.metrics]
+        declared = find(name)
+        if not all(map(math.isfinite, values)):
+            refusals.append(f"{name} is not a finite number")
+        elif declared and declared.exact and len({*values}) > 1:
+            figures = ", ".join(f"{format_value(value, declared.unit)} ({value:,.0f})" for value in values)
+            refusals.append(f"{name} has to repeat exactly and differs between {len(values)} loads: {figures}")
+        elif len(values) < len(results):
+            unavailable[name] = f"measured by {len(values)} of {len(results)} loads"
+        else:
+            metrics[name] = max(values)
+    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable, samples=_samples(results))
+    return load, refusals
+
+
+def _other_models(results: Sequence[LoadResult]) -> Iterable[str]:
+    last = results[-1]
+    for kind in ("shape", "weights"):
+        if len({result.digests[kind] for result in results}) > 1:
+            yield f"the digest of the model's {kind} differs between {len(results)} loads"
+    for other in results[:-1]:
+        for difference in manifest.diff(other.manifest, last.manifest):
+            yield f"modules differ between two loads: {difference.text}"
+
+
+def _other_numbers(results: Sequence[LoadResult]) -> Iterable[str]:
+    last = results[-1]
+    allowed = fingerprint.tolerance(last.manifest)
+    # With itself as well: a single load's numbers may not be finite.
+    for other in results:
+        difference = fingerprint.difference(other.numbers, last.numbers, allowed)
+        if reason := difference.reason or difference.incomparable:
+            yield f"numbers cannot be recorded: {reason}"
+
+
+def _samples(results: Sequence[LoadResult]) -> dict[str, list[float]]:
+    last = results[-1]
+    joined: dict[str, list[float]] = {}
+    for name in last.samples:
+        names = (HOST, *conditions(METRICS[name])) if name in METRICS else (HOST,)
+        alike = [result for result in results if not differing(result.environment, last.environment, names)]
+        joined[name] = [sample for result in alike for sample in result.samples.get(name, ())]
+    return joined

@@ -1,0 +1,239 @@
+"""What comparing with a baseline can say, and what each verdict does to a test.
+
+The table of verdicts is data (:data:`TABLE`): the gate, the reports and the documentation read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pytest_llmload.core.results import CRASHED, FAILED, LOADED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, LoadResult
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.units import Tolerance
+
+OK = "ok"
+IMPROVED = "improved"
+CHANGED = "changed"
+REGRESSED = "regressed"
+MISSING = "missing"
+INCOMPARABLE = "incomparable"
+INCONCLUSIVE = "inconclusive"
+UNAVAILABLE = "unavailable"
+
+#: Rows of the table that are no comparison's verdict.
+SKIPPED = "skipped"
+STALE = "stale"
+MACHINE = "machine"
+NOTHING_MEASURED = "nothing_measured"
+#: A run's verdict where no baseline was asked for.
+MEASURED = "measured"
+
+PASS = "pass"
+FAIL = "fail"
+ERROR = "error"
+SKIP = "skip"
+
+#: From harmless to worst; ``incomparable`` stands where a single metric's does (see :func:`_rank`).
+_ORDER = (MEASURED, OK, UNAVAILABLE, INCONCLUSIVE, INCOMPARABLE, IMPROVED, MISSING, CHANGED, REGRESSED)
+
+EXACT = Tolerance()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verdict does."""
+
+    #: ``pass``, ``fail``, ``error`` or ``skip``.
+    status: str
+    #: Whether the baseline is written (as far as there is something measured).
+    writes: bool = False
+    #: The list of the summary that names it: ``slack``, ``accepted``, ``recorded``, ``once``, ``stale`` or none.
+    listed: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: some verdicts, and their outcome in each mode."""
+
+    verdicts: tuple[str, ...]
+    default: Outcome
+    strict: Outcome
+    update: Outcome
+    record_missing: Outcome
+    #: Whether the row is about a single metric, where the same word also exists for a whole load.
+    metric_only: bool = False
+
+
+_PASS, _FAIL, _ERROR, _SKIP = Outcome(PASS), Outcome(FAIL), Outcome(ERROR), Outcome(SKIP)
+_ONCE = Outcome(PASS, listed="once")
+_ACCEPTED = Outcome(PASS, writes=True, listed="accepted")
+_RECORDED = Outcome(PASS, writes=True, listed="recorded")
+_SLACK = Outcome(PASS, listed="slack")
+_STALE = Outcome(PASS, listed="stale")
+
+TABLE: tuple[Row, ...] = (
+    Row((OK,), _PASS, _PASS, _PASS, _PASS),
+    Row((REGRESSED, CHANGED), _FAIL, _FAIL, _ACCEPTED, _FAIL),
+    Row((IMPROVED,), _SLACK, _FAIL, _ACCEPTED, _SLACK),
+    Row((MISSING,), _FAIL, _FAIL, _RECORDED, _RECORDED),
+    # There is an entry, so "record what is missing" gates it like any other.
+    Row((INCOMPARABLE,), _FAIL, _FAIL, _RECORDED, _FAIL),
+    Row((INCOMPARABLE,), _ONCE, _FAIL, _ACCEPTED, _ONCE, metric_only=True),
+    Row((INCONCLUSIVE,), _ONCE, _FAIL, _ACCEPTED, _ONCE),
+    # Nothing was measured, so there is nothing to write.
+    Row((UNAVAILABLE,), _ONCE, _FAIL, _ONCE, _ONCE),
+    Row((NOT_APPLIED, OUT_OF_MEMORY, CRASHED, TIMEOUT, FAILED), _FAIL, _FAIL, _FAIL, _FAIL),
+    Row((MACHINE,), _ERROR, _ERROR, _ERROR, _ERROR),
+    Row((SKIPPED,), _SKIP, _ERROR, _SKIP, _SKIP),
+    Row((STALE,), _STALE, _ERROR, _STALE, _STALE),
+    Row((NOTHING_MEASURED,), _ERROR, _ERROR, _ERROR, _ERROR),
+)
+
+
+def outcome(
+    verdict: str,
+    *,
+    strict: bool = False,
+    update: bool = False,
+    record_missing: bool = False,
+    metric_only: bool = False,
+) -> Outcome:
+    """What ``verdict`` does under these options; ``metric_only`` where ``incomparable`` is about single metrics.
+
+    What update or record-missing writes is thereby accepted, under strict too; strict decides about the rest.
+    Raises KeyError for a word that is no verdict.
+    """
+    rows = [row for row in TABLE if verdict in row.verdicts]
+    if not rows:
+        raise KeyError(f"{verdict!r} is no verdict")
+    row = next((row for row in rows if row.metric_only == metric_only), rows[0])
+    mode = row.update if update else row.record_missing if record_missing else None
+    if mode is not None and (mode.writes or not strict):
+        return mode
+    return row.strict if strict else row.default
+
+
+@dataclass(frozen=True)
+class MetricVerdict:
+    """One metric, or the ``numbers``, against its baseline."""
+
+    name: str
+    verdict: str
+    #: In the metric's unit; None where there is none.
+    baseline: float | None = None
+    current: float | None = None
+    unit: str = "1"
+    tolerance: Tolerance = EXACT
+    #: One short sentence, where the verdict needs one.
+    reason: str = ""
+    #: Reported, but no part of the overall verdict.
+    informative: bool = False
+
+    @property
+    def change(self) -> float | None:
+        """``current - baseline``, where both are known."""
+        return None if self.baseline is None or self.current is None else self.current - self.baseline
+
+
+@dataclass(frozen=True)
+class ManifestChange:
+    """One difference between two manifests, as a person would say it."""
+
+    text: str
+    #: Modules concerned.
+    modules: int
+    #: Bytes more (or, negative, less) than before.
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One section of one load (``memory``, ``work`` or ``time``) against its baseline."""
+
+    section: str
+    verdict: str
+    #: Whether the verdict is about the load as a whole: no baseline, or one of another shape, spec or workload.
+    whole: bool = False
+    #: One sentence, where the verdict is about the whole.
+    reason: str = ""
+    metrics: tuple[MetricVerdict, ...] = ()
+    manifest: tuple[ManifestChange, ...] = ()
+    #: What explains a metric that moved.
+    because: tuple[str, ...] = ()
+    #: What differs around the load: ``bitsandbytes 0.50.1 -> 0.50.2``.
+    changed: tuple[str, ...] = ()
+
+    def having(self, *verdicts: str) -> tuple[MetricVerdict, ...]:
+        """The gating metrics with one of these verdicts."""
+        return tuple(item for item in self.metrics if not item.informative and item.verdict in verdicts)
+
+    def outcome(self, *, strict: bool = False, update: bool = False, record_missing: bool = False) -> Outcome:
+        """What this comparison does to its test."""
+        return outcome(
+            self.verdict, strict=strict, update=update, record_missing=record_missing, metric_only=not self.whole
+        )
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """The worst of the metrics' verdicts; ``ok`` of none."""
+    return max(verdicts, key=_ORDER.index, default=OK)
+
+
+def _rank(comparison: Comparison) -> int:
+    """Place among comparisons: one that is incomparable as a whole gates nothing, which is as bad as having none."""
+    whole = comparison.whole and comparison.verdict == INCOMPARABLE
+    return _ORDER.index(MISSING if whole else comparison.verdict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a text is about."""
+
+    model: str
+    #: The spec's slug.
+    variant: str
+    #: Directory of the device's baselines.
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.model} / {self.variant} on {self.device}"
+
+
+@dataclass
+class Run:
+    """One load of a session, with all that was said about it: what the reports are made of."""
+
+    spec: LoadSpec
+    device_key: str
+    #: None where nothing was loaded: skipped, or the machine could not.
+    result: LoadResult | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    #: Tests that used the load.
+    nodeids: list[str] = field(default_factory=list)
+    #: ``pass``, ``fail``, ``error`` or ``skip``.
+    outcome: str = PASS
+    #: Why it was skipped or is an error; a ceiling or budget that was exceeded.
+    messages: list[str] = field(default_factory=list)
+    #: ``warm``, ``cold`` or ``uncontrolled``.
+    page_cache: str = ""
+    #: The baseline's file, relative to the root directory.
+    baseline: str = ""
+    #: Entries written that were there before, and entries that were not.
+    accepted: list[str] = field(default_factory=list)
+    recorded: list[str] = field(default_factory=list)
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.spec.name, self.spec.slug, self.device_key)
+
+    @property
+    def verdict(self) -> str:
+        """One word: how the load ended where it failed, else the worst of its comparisons."""
+        if self.result is None:
+            return SKIPPED if self.outcome == SKIP else MACHINE
+        if self.result.outcome != LOADED:
+            return self.result.outcome
+        if not self.comparisons:
+            return MEASURED
+        return max(self.comparisons, key=_rank).verdict

@@ -1,0 +1,90 @@
+"""Collection: parametrising tests by what they load, and saying what is wrong with markers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llmload.host import limits, markers, options
+from pytest_llmload.host.signatures import LOAD_MARKERS
+from pytest_llmload.host.state import state_of
+
+_SUITE = Path(__file__).resolve().parents[1] / "suite"
+
+
+def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """The ready-made suite's modules, whatever the user's ``python_files`` says."""
+    if file_path.parent != _SUITE:
+        return None
+    if any(file_path.match(pattern) for pattern in parent.config.getini("python_files")):
+        return None  # pytest itself collects it
+    module: pytest.Collector = pytest.Module.from_parent(parent, path=file_path)
+    return module
+
+
+def generate(metafunc: pytest.Metafunc) -> None:
+    """Parametrise a test by the loads it asks for. What is wrong is kept, and raised once collection is over."""
+    state = state_of(metafunc.config)
+    suite = any(mark.kwargs.get("suite") for mark in metafunc.definition.iter_markers("llmload"))
+    if not state.models:
+        flag = options.flag(metafunc.config, "model")
+        if suite:
+            state.mistakes.append(f"the ready-made suite needs a model: {flag}=random:tiny-llama, or your own")
+        reason = pytest.mark.skip(reason=f"no model to load: give {flag}=SPEC")
+        _parametrise(metafunc, [pytest.param("", id="no-model", marks=reason)])
+        return
+    try:
+        defaults = state.suite_defaults() if suite else ()
+        variants = state.marks.variants(metafunc.definition, state.models, defaults)
+    except pytest.UsageError as error:
+        state.mistakes.append(str(error))
+        _parametrise(metafunc, [pytest.param("", id="invalid")])
+        return
+    parameters = []
+    for variant in variants:
+        key = variant.id
+        if state.specs.setdefault(key, variant.spec) != variant.spec:
+            # Another load of the same name: checks that differ, or an id that the user chose twice.
+            key = f"{variant.id}+{state.fingerprint(variant.spec)}"
+            state.specs[key] = variant.spec
+        parameters.append(pytest.param(key, id=key, marks=variant.marks))
+    _parametrise(metafunc, parameters)
+
+
+def _parametrise(metafunc: pytest.Metafunc, parameters: list[Any]) -> None:
+    metafunc.parametrize("llm_spec", parameters, indirect=True, scope="session")
+
+
+def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Raise UsageError for markers that are wrong or would be ignored, all of them at once.
+
+    Called only in runs that have to do with loads: the markers' names are labels in other people's suites.
+    """
+    mistakes = list(state_of(config).mistakes)
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        try:
+            if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
+                limits.validate(item)
+                for mark in markers.foreign_marks(item):
+                    mistakes.append(
+                        f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
+                        f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
+                    )
+            if "llm_spec" not in names:
+                mistakes += _ignored(item, names)
+        except pytest.UsageError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise pytest.UsageError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _ignored(item: pytest.Item, names: tuple[str, ...]) -> list[str]:
+    hardware_only = ("gpu_count",) if "llm_load" in names or "llm_gpus" in names else ()
+    return [
+        f"{item.nodeid}: {mark.name} would be ignored: the test uses no load fixture; let it request 'llm'"
+        for mark in item.own_markers
+        if mark.name in LOAD_MARKERS and mark.name not in hardware_only and markers.looks_like_ours(mark)
+    ]

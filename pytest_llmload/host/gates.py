@@ -1,0 +1,163 @@
+"""``memory_baseline`` and ``latency_baseline``: comparing a load with git, and writing what was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from pytest_llmload.baselines.compare import compare
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.baselines.record import Recording, record
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import (
+    BaselineIncomparable,
+    BaselineMissing,
+    LatencyRegressed,
+    MachineError,
+    MemoryRegressed,
+)
+from pytest_llmload.core.units import Tolerance, parse_tolerance
+from pytest_llmload.core.verdicts import Comparison
+from pytest_llmload.host.state import State, state_of
+from pytest_llmload.reports import failure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.broker import Load
+    from pytest_llmload.host.llm import LLM
+
+
+class _Gate:
+    """One section of the baselines, for one test."""
+
+    section: ClassVar[str]
+    #: Sections of the file that are written with it.
+    recorded: ClassVar[tuple[str, ...]]
+    regressed: ClassVar[type[AssertionError]]
+
+    def __init__(self, state: State, nodeid: str) -> None:
+        self._state = state
+        self._nodeid = nodeid
+
+    @classmethod
+    def of(cls, config: pytest.Config, item: pytest.Item) -> Self:
+        """The gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
+        state = state_of(config)
+        gate = cls(state, item.nodeid)
+        spec = state.spec_of(item)
+        if spec is not None:
+            state.store.read(state.baseline_path(spec))
+        return gate
+
+    def check(
+        self,
+        llm: LLM,
+        metrics: Sequence[str] | None = None,
+        tolerance: Mapping[str, str | Tolerance] | None = None,
+    ) -> Comparison | None:
+        """Compare a load with its baseline; None under ``--llm-isolation=inline``, which gates nothing.
+
+        ``metrics`` limits the comparison to some metrics; ``tolerance`` maps metrics to ``"1%"`` or ``"8MiB"``, over
+        ``--llm-tolerance``. Raises what the load failed with, BaselineMissing, BaselineIncomparable, and
+        MemoryRegressed or LatencyRegressed, each with the command that records or accepts.
+        """
+        __tracebackhide__ = True
+        load: Load = llm._load
+        if (error := load.error) is not None:
+            raise error
+        settings, state = self._state.settings, self._state
+        if settings.inline:
+            return None
+        tolerances = {**settings.tolerances, **_parsed(tolerance)}
+        path = state.baseline_path(load.spec)
+        baseline = state.store.read(path)
+        comparison = compare(baseline, load.result, metrics=metrics, tolerances=tolerances, section=self.section)
+        outcome = comparison.outcome(
+            strict=settings.strict, update=settings.update_baselines, record_missing=settings.record_missing
+        )
+        run = state.run(load.spec)
+        run.baseline = state.display(path)
+        run.comparisons = [item for item in run.comparisons if item.section != self.section] + [comparison]
+        if outcome.writes:
+            self._write(load, path, metrics, tolerances)
+        elif outcome.status == verdicts.FAIL:
+            raise self._failure(load.spec, comparison)
+        return comparison
+
+    def _write(
+        self, load: Load, path: Path, metrics: Sequence[str] | None, tolerances: Mapping[str, Tolerance]
+    ) -> None:
+        __tracebackhide__ = True
+        settings = self._state.settings
+        repeats = load.repeats(settings.record_repeats - 1)
+        for result in repeats:
+            if not result.ok:
+                raise self._state.broker.error(result)
+        done: list[Recording] = []
+
+        def change(existing: Baseline | None) -> Baseline | None:
+            done.append(
+                record(
+                    existing,
+                    [load.result, *repeats],
+                    update=settings.update_baselines,
+                    sections=self.recorded,
+                    metrics=metrics,
+                    tolerances=tolerances,
+                )
+            )
+            return done[-1].baseline
+
+        self._state.store.update(path, change)
+        recording = done[-1]
+        if recording.refusals:
+            text = "; ".join(recording.refusals)
+            raise MachineError(f"{self._state.subject(load.spec)}: not recorded, since repeats differ: {text}")
+        run = self._state.run(load.spec)
+        run.accepted += [name for name in recording.accepted if name not in run.accepted]
+        run.recorded += [name for name in recording.recorded if name not in run.recorded]
+        run.messages += [text for text in recording.dropped if text not in run.messages]
+
+    def _failure(self, spec: LoadSpec, comparison: Comparison) -> AssertionError:
+        state = self._state
+        text = failure.comparison_text(
+            state.subject(spec),
+            comparison,
+            state.command(self._nodeid, spec),
+            file=state.display(state.baseline_path(spec)),
+            elsewhere=state.store.devices(spec.name, spec.slug),
+        )
+        if comparison.verdict == verdicts.MISSING:
+            return BaselineMissing(text)
+        if comparison.verdict == verdicts.INCOMPARABLE and comparison.whole:
+            return BaselineIncomparable(text)
+        return self.regressed(text)
+
+
+def _parsed(tolerance: Mapping[str, str | Tolerance] | None) -> dict[str, Tolerance]:
+    return {
+        name: value if isinstance(value, Tolerance) else parse_tolerance(value)
+        for name, value in (tolerance or {}).items()
+    }
+
+
+class MemoryBaseline(_Gate):
+    """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
+
+    section = "memory"
+    recorded = ("memory", "work")
+    regressed = MemoryRegressed
+
+
+class LatencyBaseline(_Gate):
+    """``.check(llm)``: load time, time to first token and time per token against the baseline in git."""
+
+    section = "time"
+    recorded = ("time", "work")
+    regressed = LatencyRegressed

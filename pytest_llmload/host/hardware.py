@@ -1,0 +1,193 @@
+"""What this machine has, asked of the driver's library and of torch's wheel, never of torch itself.
+
+NVML opens the GPU's device files, which would poison a process that forks: the pytest process asks, and sends the
+answers to the processes that load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.job import Device, Gpu
+
+#: Memory that is in use on a GPU which nobody holds: what driver and display take.
+IDLE_BYTES = 512 << 20
+
+
+def torch_build() -> str:
+    """``cuda 13.0``, ``rocm 6.4``, ``cpu``, or ``missing``: what the installed wheel was built for."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "missing"
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    for name, label in (("cuda", "cuda"), ("hip", "rocm")):
+        if match := re.search(rf"^{name}\b[^=]*=\s*'([^']+)'", text, re.MULTILINE):
+            return f"{label} {match[1]}"
+    return "cpu"
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[Any]:
+    """NVML, or None where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible_gpus() -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, and the driver's version."""
+    with nvml() as library:
+        if library is None:
+            return (), ""
+        handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())]
+        devices = []
+        for handle in handles:
+            devices += _mig_devices(library, handle) or [(handle, "")]
+        gpus = [_describe(library, handle, profile) for handle, profile in devices]
+        return _chosen(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")), _text(library.nvmlSystemGetDriverVersion())
+
+
+def _mig_devices(library: Any, handle: Any) -> list[tuple[Any, str]]:
+    try:
+        current, _ = library.nvmlDeviceGetMigMode(handle)
+    except library.NVMLError:
+        return []  # a GPU that knows no MIG
+    if not current:
+        return []
+    found = []
+    for index in range(library.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = library.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except library.NVMLError_NotFound:
+            continue
+        name = _text(library.nvmlDeviceGetName(instance))
+        profile = re.search(r"MIG (\S+)", name)
+        found.append((instance, profile[1] if profile else "mig"))
+    return found
+
+
+def _describe(library: Any, handle: Any, profile: str) -> Gpu:
+    parent = handle
+    if profile:
+        parent = library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    return Gpu(
+        uuid=_text(library.nvmlDeviceGetUUID(handle)),
+        name=_text(library.nvmlDeviceGetName(parent)),
+        total=library.nvmlDeviceGetMemoryInfo(handle).total,
+        capability=tuple(library.nvmlDeviceGetCudaComputeCapability(parent)),
+        mig_profile=profile,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _chosen(gpus: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
+    """CUDA's reading of CUDA_VISIBLE_DEVICES: indices or UUID prefixes, up to the first that does not exist."""
+    names = [gpu.uuid for gpu in gpus] if visible is None else [name.strip() for name in visible.split(",")]
+    chosen: list[Gpu] = []
+    for name in names:
+        if name.isdecimal():
+            match = gpus[int(name)] if int(name) < len(gpus) else None
+        else:
+            match = next((gpu for gpu in gpus if name and gpu.uuid.startswith(name)), None)
+        if match is None:
+            break
+        chosen.append(Gpu(**{**match.__dict__, "index": len(chosen)}))
+    return tuple(chosen)
+
+
+def detect(wanted: str) -> Device:
+    """The device of this run. Raises MachineError where GPU and torch build do not fit: never a quiet CPU run."""
+    build = torch_build()
+    cpu = Device(kind="cpu", key=f"cpu-{platform.machine()}")
+    if wanted == "cpu":
+        return cpu
+    gpus, driver = visible_gpus()
+    if gpus and build.startswith("cuda"):
+        return Device(kind="cuda", key=_key(gpus[0]), gpus=gpus, driver=driver)
+    use_cpu = "--llm-device=cpu measures on the CPU"
+    if Path("/dev/kfd").exists():
+        raise MachineError(
+            f"an AMD GPU is here (torch build: {build}), which this version cannot identify or measure; {use_cpu}"
+        )
+    if gpus:
+        raise MachineError(
+            f"{gpus[0].name} is visible, but the installed torch is {_called(build)}: install a CUDA build; {use_cpu}"
+        )
+    if build.startswith(("cuda", "rocm")):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
+        raise MachineError(f"the installed torch is {_called(build)}, but no GPU is visible{why}; {use_cpu}")
+    if wanted == "cuda":
+        raise MachineError(f"--llm-device=cuda, but no GPU is visible and the installed torch is {_called(build)}")
+    return cpu
+
+
+def _called(build: str) -> str:
+    return "missing" if build == "missing" else f"a {build} build"
+
+
+def _key(gpu: Gpu) -> str:
+    name = re.sub(r"[^a-z0-9.]+", "-", gpu.name.lower()).strip("-")
+    return f"{name}-mig-{gpu.mig_profile}" if gpu.mig_profile else name
+
+
+def holders(gpu: Gpu) -> list[str]:
+    """Who uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden."""
+    from pytest_llmload.core.units import format_bytes
+
+    with nvml() as library:
+        if library is None:
+            return []
+        handle = library.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        found = []
+        for process in library.nvmlDeviceGetComputeRunningProcesses(handle):
+            used = format_bytes(process.usedGpuMemory) if process.usedGpuMemory else "an unknown amount"
+            found.append(f"pid {process.pid} ({_command(process.pid)}) with {used}")
+        if not found:
+            used = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
+            if used > IDLE_BYTES:
+                found.append(f"a process outside this container with {format_bytes(used)}")
+        return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "of another container or user"
+
+
+def host_memory() -> int:
+    """Bytes of RAM that this process may use: the machine's, or its cgroup's limit if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        return min(total, int(text))
+    return total
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for want of memory since boot."""
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0

@@ -1,0 +1,101 @@
+"""``memory_ceiling`` and ``latency_budget``: absolute limits that need no baseline."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from pytest_llmload.host.markers import limit_marks
+from pytest_llmload.reports import failure
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.verdicts import Subject
+
+PHASES = ("load", "forward", "generate")
+TIMES = ("load", "ttft", "per_token")
+
+
+def ceiling_of(mark: pytest.Mark, where: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Bytes for ``gpu`` and ``host``, and the phases they hold in. Raises UsageError."""
+    kwargs = dict(mark.kwargs)
+    phase = kwargs.pop("phase", None)
+    if mark.args or not kwargs or set(kwargs) - {"gpu", "host"}:
+        raise pytest.UsageError(f"{where}: memory_ceiling: write memory_ceiling(gpu='9GiB'), host=, or both")
+    if phase is not None and phase not in PHASES:
+        raise pytest.UsageError(f"{where}: memory_ceiling: unknown phase {phase!r}: one of {', '.join(PHASES)}")
+    try:
+        sizes = {side: parse_bytes(size) for side, size in kwargs.items()}
+    except ValueError as error:
+        raise pytest.UsageError(f"{where}: memory_ceiling: {error}") from None
+    return sizes, (phase,) if phase else PHASES
+
+
+def budget_of(mark: pytest.Mark, where: str) -> dict[str, float]:
+    """Seconds for ``load``, ``ttft`` and ``per_token``. Raises UsageError."""
+    if mark.args or not mark.kwargs or set(mark.kwargs) - set(TIMES):
+        raise pytest.UsageError(f"{where}: latency_budget: write latency_budget(load='30s'), ttft=, per_token=")
+    try:
+        return {name: parse_seconds(text) for name, text in mark.kwargs.items()}
+    except ValueError as error:
+        raise pytest.UsageError(f"{where}: latency_budget: {error}") from None
+
+
+def memory_of(mark: pytest.Mark, where: str) -> int:
+    """Bytes that each GPU must have. Raises UsageError."""
+    try:
+        (size,) = [*mark.args, *mark.kwargs.values()]
+        return parse_bytes(size)
+    except ValueError:
+        raise pytest.UsageError(f"{where}: gpu_memory: write one size, as in gpu_memory('40GiB')") from None
+
+
+def validate(item: pytest.Item) -> None:
+    """Raise UsageError if a limit of the item is wrong; called at collection."""
+    for mark in limit_marks(item, "memory_ceiling"):
+        ceiling_of(mark, item.nodeid)
+    for mark in limit_marks(item, "latency_budget"):
+        budget_of(mark, item.nodeid)
+    for mark in limit_marks(item, "gpu_memory"):
+        memory_of(mark, item.nodeid)
+
+
+def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
+    """Sentences for what is over a ceiling, and for ceilings on what this run could not measure."""
+    over, unmeasured = [], []
+    for mark in limit_marks(item, "memory_ceiling"):
+        sizes, phases = ceiling_of(mark, item.nodeid)
+        for side, limit in sizes.items():
+            seen = {
+                (where, phase): peak
+                for phase in phases
+                for where, peak in result.phase_peaks.get(phase, {}).items()
+                if where == side or where.startswith(f"{side}.")
+            }
+            if not seen:
+                unmeasured.append(f"memory_ceiling({side}={format_bytes(limit)}): no {side} memory in this run")
+            for where in dict.fromkeys(where for where, _ in seen):
+                phase, peak = max(
+                    ((phase, peak) for (place, phase), peak in seen.items() if place == where), key=lambda row: row[1]
+                )
+                if peak > limit:
+                    over.append(failure.ceiling_text(subject, where, peak, limit, phase=phase))
+    return over, unmeasured
+
+
+def over_budgets(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
+    """Sentences for medians over a budget, and for budgets on what this run could not measure."""
+    over, unmeasured = [], []
+    for mark in limit_marks(item, "latency_budget"):
+        for name, limit in budget_of(mark, item.nodeid).items():
+            samples = result.samples.get(name)
+            if not samples:
+                unmeasured.append(f"latency_budget({name}={format_seconds(limit)}): {name} was not measured")
+                continue
+            median = statistics.median(samples)
+            if median > limit:
+                over.append(failure.budget_text(subject, name, median, limit, samples=len(samples)))
+    return over, unmeasured

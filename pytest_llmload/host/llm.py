@@ -1,0 +1,175 @@
+"""``llm``: what a test sees of a load."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmload.core.results import ManifestRow, Numbers
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.broker import Load
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model generated, greedily: exactly ``max_new_tokens`` tokens per prompt."""
+
+    tokens: list[int]
+    text: str
+
+
+class Figures:
+    """The metrics under one prefix as attributes: ``llm.memory.gpu.settled`` is ``gpu.settled``, in bytes."""
+
+    def __init__(self, result: LoadResult, prefix: str) -> None:
+        self._result = result
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> float:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        full = f"{self._prefix}.{name}"
+        try:
+            return self._result.metrics[full]
+        except KeyError:
+            reason = self._result.unavailable.get(full, "this load has no such figure")
+            raise AttributeError(f"{full} was not measured: {reason}") from None
+
+    def __repr__(self) -> str:
+        own = {key: value for key, value in self._result.metrics.items() if key.startswith(f"{self._prefix}.")}
+        return f"<{self._prefix}: {own}>"
+
+
+class GpuFigures(Figures):
+    """The metrics of one GPU of the load."""
+
+    @property
+    def weights_share(self) -> float:
+        """This GPU's part of the whole model's weights, by elements; 0.5 on each of two GPUs that halve it."""
+        return self._result.metrics[f"{self._prefix}.logical"] / self._result.whole_bytes
+
+
+class Memory:
+    """``.gpu`` and ``.host``: figures in bytes; ``.gpus``: each GPU's."""
+
+    def __init__(self, result: LoadResult) -> None:
+        self.gpu = Figures(result, "gpu")
+        self.host = Figures(result, "host")
+        self.weights = Figures(result, "weights")
+        numbered = (name.split(".")[1] for name in result.metrics if name.startswith("gpu."))
+        indices = sorted({int(part) for part in numbered if part.isdecimal()})
+        self.gpus = [GpuFigures(result, f"gpu.{index}") for index in indices]
+
+
+class Timing:
+    """Medians in seconds; ``samples`` holds what they are the medians of, in the order taken."""
+
+    def __init__(self, result: LoadResult) -> None:
+        self.samples: Mapping[str, list[float]] = MappingProxyType(result.samples)
+        self.phases: Mapping[str, float] = MappingProxyType(result.phases)
+        self._result = result
+
+    def _median(self, name: str) -> float:
+        samples = self._result.samples.get(name)
+        if not samples:
+            reason = self._result.unavailable.get(name, "this load has no such figure")
+            raise AttributeError(f"{name} was not measured: {reason}")
+        return statistics.median(samples)
+
+    @property
+    def load(self) -> float:
+        return self._median("load")
+
+    @property
+    def ttft(self) -> float:
+        return self._median("ttft")
+
+    @property
+    def per_token(self) -> float:
+        return self._median("per_token")
+
+
+class LLM:
+    """A load: what was measured, frozen before any test code ran, and the model itself behind ``generate`` and ``run``.
+
+    Raises the load's error (:class:`LoadError`) from ``generate`` and ``run`` if it did not end in a model.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+
+    @property
+    def spec(self) -> LoadSpec:
+        return self._load.spec
+
+    @property
+    def outcome(self) -> str:
+        """``loaded``, ``not_applied``, ``out_of_memory``, ``crashed``, ``timeout`` or ``failed``."""
+        return self._load.result.outcome
+
+    @property
+    def result(self) -> LoadResult:
+        """Everything that was seen, as plain data."""
+        return self._load.result
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Every figure by name: ``llm.metrics["gpu.settled"]``."""
+        return MappingProxyType(self._load.result.metrics)
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(self._load.result)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self._load.result)
+
+    @property
+    def work(self) -> Mapping[str, float]:
+        """Kernels, copies, synchronisations and operators per token, where they were counted."""
+        from pytest_llmload.core.metrics import lookup
+
+        found = {name: value for name, value in self.metrics.items() if lookup(name).section == "work"}
+        return MappingProxyType(found)
+
+    @property
+    def numbers(self) -> Numbers:
+        return self._load.result.numbers
+
+    @property
+    def manifest(self) -> list[ManifestRow]:
+        return list(self._load.result.manifest)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return MappingProxyType(self._load.result.environment)
+
+    def generate(self, text: str, max_new_tokens: int = 32) -> Generated:
+        """Continue a text greedily by exactly ``max_new_tokens`` tokens; EOS does not end it."""
+        __tracebackhide__ = True
+        return Generated(**self._load.generate(text, max_new_tokens))
+
+    def run(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
+        """Execute ``function(model, tokenizer, *args, **kwargs)`` where the model lives, and return its plain value.
+
+        A function travels by value; ``"module:function"`` is imported there. Raises TypeError if what it returns is
+        not plain data, and what the function raises: as its own class if pytest knows it, else as RemoteError. A load
+        that the function changed is not handed to the next test but loaded anew.
+        """
+        __tracebackhide__ = True
+        return self._load.run(function, args, kwargs)
+
+    @property
+    def model(self) -> Any:
+        """The model itself, under ``--llm-isolation=inline`` only; RuntimeError otherwise."""
+        return self._load.model
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.spec.id} {self._load.status}>"

@@ -1,0 +1,350 @@
+"""Markers: their signatures and help, and how they turn into the :class:`LoadSpec` variants of a test.
+
+The nearest node (function, class, module) wins per marker name; the same marker twice on one node gives both
+variants; different markers multiply.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from pytest_llmload.core.spec import DTYPES, QUANTS, SINGLE, LoadSpec, Workload, canonical_json
+from pytest_llmload.core.units import parse_bytes
+from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS
+
+if TYPE_CHECKING:
+    from pytest_llmload.host.models import Model
+    from pytest_llmload.host.options import Settings
+    from pytest_llmload.host.strategies import Strategies
+
+Fields = dict[str, Any]
+_PARAMETER_SET = type(pytest.param())
+
+
+class Value(NamedTuple):
+    """One value of one marker: the fields of a LoadSpec that it sets."""
+
+    fields: Fields
+    id: str | None = None
+    marks: tuple[pytest.Mark, ...] = ()
+
+
+class Variant(NamedTuple):
+    """One load of one test."""
+
+    spec: LoadSpec
+    id: str
+    marks: tuple[pytest.Mark, ...]
+
+
+class Marks:
+    """Reads the marks of a test. Raises UsageError that names the test, the marker and what to write."""
+
+    def __init__(self, settings: Settings, strategies: Strategies) -> None:
+        self._settings = settings
+        self._strategies = strategies
+
+    def variants(self, definition: pytest.Item, models: Sequence[Model], suite: Sequence[Fields]) -> list[Variant]:
+        """Every load that a test asks for; ``suite`` replaces the defaults of a test of the ready-made suite."""
+        where = definition.nodeid
+        axes = [
+            [value for mark in nearest(definition, name) for value in self._values(mark, where)]
+            for name in LOAD_MARKERS
+        ]
+        axes = [axis for axis in axes if axis]
+        named = {field for axis in axes for value in axis for field in value.fields}
+        axes += self._defaults(named, suite, where)
+        found: dict[str, Variant] = {}
+        for model in models:
+            for values in product(*axes):
+                variant = self._variant(model, values, where)
+                found.setdefault(variant.id, variant)
+        return list(found.values())
+
+    def spec(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
+        """One LoadSpec from a value of each marker."""
+        fields: Fields = {}
+        for value in values:
+            for name, setting in value.fields.items():
+                if name == "options":
+                    setting = tuple(sorted({**dict(fields.get("options", ())), **dict(setting)}.items()))
+                elif fields.setdefault(name, setting) != setting:
+                    raise pytest.UsageError(
+                        f"{where}: contradicting markers: {name} is {fields[name]!r} by one and {setting!r} by another"
+                    )
+                fields[name] = setting
+        if fields.get("adapter") == "":
+            fields["adapter"] = self._settings.adapter or "random"
+        workload = fields.pop("workload", self._settings.workload)
+        return LoadSpec(
+            model=model.spec,
+            name=model.name,
+            workload=workload,
+            own_workload=workload != self._settings.workload,
+            **fields,
+        )
+
+    def from_keywords(self, where: str, **keywords: Any) -> list[Value]:
+        """Values from ``llm_load(quant="nf4", double_quant=True, …)``: keywords of the markers of the same names."""
+        values = []
+        quant_options = {key: keywords.pop(key) for key in _keywords("quant") if key in keywords}
+        lora_options = {key: keywords.pop(key) for key in _keywords("lora") if key in keywords}
+        options = keywords.pop("options", {})
+        env = keywords.pop("env", {})
+        if "quant" in keywords or quant_options:
+            values.append(self._one("quant", (keywords.pop("quant", "none"),), quant_options, where))
+        if "lora" in keywords or lora_options:
+            adapter = keywords.pop("lora", True)
+            lora_options.setdefault("adapter", None if adapter is True else adapter)
+            values.append(self._one("lora", (), lora_options, where))
+        if "device_map" in keywords or ("max_memory" in keywords and "strategy" not in keywords):
+            limits = {"max_memory": keywords.pop("max_memory")} if "max_memory" in keywords else {}
+            values.append(self._one("device_map", (keywords.pop("device_map", "auto"),), limits, where))
+        if "max_memory" in keywords:
+            options = {**options, "max_memory": keywords.pop("max_memory")}
+        if options or "strategy" in keywords:
+            values.append(self._one("strategy", (keywords.pop("strategy", SINGLE),), options, where))
+        if env:
+            values.append(Value({"env": tuple(sorted(env.items()))}))
+        for name, value in keywords.items():
+            if name not in LOAD_MARKERS:
+                raise TypeError(f"{where}: unknown keyword {name!r}; known: {', '.join(LOAD_MARKERS)}, options, env")
+            values.append(self._one(name, (value,), {}, where))
+        return values
+
+    def _one(self, name: str, args: tuple[Any, ...], kwargs: Fields, where: str) -> Value:
+        (value,) = self._values(getattr(pytest.mark, name)(*args, **kwargs).mark, where)
+        return value
+
+    def _variant(self, model: Model, values: Sequence[Value], where: str) -> Variant:
+        marks = tuple(mark for value in values for mark in value.marks)
+        inner = [value for mark in marks if mark.name in LOAD_MARKERS for value in self._values(mark, where)]
+        spec = self.spec(model, [*values, *inner], where)
+        ids = [value.id for value in values if value.id is not None]
+        name = "-".join([model.name, *ids]) if ids else spec.id
+        return Variant(spec, name, tuple(mark for mark in marks if mark.name not in LOAD_MARKERS))
+
+    def _defaults(self, named: set[str], suite: Sequence[Fields], where: str) -> list[list[Value]]:
+        if suite:
+            return [[Value(fields) for fields in suite]]
+        settings = self._settings
+        if settings.strategies and not named & {"strategy", "quant", "dtype", "adapter", "target"}:
+            return [[self._strategy((name,), {}, f"--llm-strategy (for {where})")[0] for name in settings.strategies]]
+        if settings.loader and not named & {"strategy", "target"}:
+            return [[Value({"strategy": "loader", "target": settings.loader})]]
+        return []
+
+    def _values(self, mark: pytest.Mark, where: str) -> list[Value]:
+        read: Callable[..., list[Value]] = getattr(self, f"_{mark.name}")
+        try:
+            inspect.signature(LOAD_MARKERS[mark.name]).bind(*mark.args, **mark.kwargs)
+        except TypeError as error:
+            raise pytest.UsageError(f"{where}: {mark.name}: {error}; {usage(mark.name)}") from None
+        return read(mark.args, dict(mark.kwargs), where)
+
+    def _choices(
+        self, name: str, args: Sequence[Any], allowed: Sequence[str], make: Callable[[Any], Fields], where: str
+    ) -> list[Value]:
+        if not args:
+            raise pytest.UsageError(f"{where}: {name} names nothing: one or more of {', '.join(allowed)}")
+        values = []
+        for arg, identity, marks in unpacked(args):
+            if arg not in allowed:
+                raise pytest.UsageError(f"{where}: {name}: unknown {arg!r}: one of {', '.join(allowed)}")
+            values.append(Value(make(arg), identity, marks))
+        return values
+
+    def _quant(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        compute = kwargs.get("compute_dtype")
+        if compute is not None and compute not in DTYPES:
+            raise pytest.UsageError(f"{where}: quant: unknown compute_dtype {compute!r}: one of {', '.join(DTYPES)}")
+        for key in ("skip_modules", "dense_ok"):
+            if key in kwargs:
+                kwargs[key] = _names(kwargs[key], f"{where}: quant: {key}")
+
+        def fields(scheme: str) -> Fields:
+            four_bit = scheme in ("nf4", "fp4")
+            found = {"quant": scheme}
+            for key, value in kwargs.items():
+                if scheme == "none" or (key in ("double_quant", "compute_dtype") and not four_bit):
+                    # One marker may list schemes that an option says nothing about; alone, it would be ignored.
+                    if len(args) == 1:
+                        raise pytest.UsageError(f"{where}: quant({scheme!r}) has no {key}")
+                    continue
+                found[key] = value
+            return found
+
+        return self._choices("quant", args, QUANTS, fields, where)
+
+    def _dtype(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        return self._choices("dtype", args, DTYPES, lambda name: {"dtype": name}, where)
+
+    def _strategy(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        def fields(name: str) -> Fields:
+            found: Fields = dict(self._strategies[name].fields)
+            options = {}
+            for key, value in kwargs.items():
+                if key == "max_memory":
+                    found[key] = limits(value, f"{where}: strategy: max_memory")
+                elif key in ("skip_modules", "dense_ok"):
+                    found[key] = _names(value, f"{where}: strategy: {key}")
+                elif key in ("target", "world_size", "double_quant", "compute_dtype", "adapter"):
+                    found[key] = value
+                else:
+                    options[key] = _as_json(value, f"{where}: strategy: {key}")
+            if name == "loader":
+                found.setdefault("target", self._settings.loader)
+                if not isinstance(found["target"], str) or found["target"].count(":") != 1:
+                    raise pytest.UsageError(
+                        f"{where}: strategy('loader') needs target='pkg.mod:function', or --llm-loader"
+                    )
+            if options:
+                found["options"] = tuple(sorted(options.items()))
+            return found
+
+        return self._choices("strategy", args, self._strategies.names(), fields, where)
+
+    def _gpu_count(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        count = args[0] if args else kwargs["n"]
+        if type(count) is not int or count < 1:
+            raise pytest.UsageError(f"{where}: gpu_count({count!r}): a whole number of GPUs, at least 1")
+        return [Value({"gpu_count": count})]
+
+    def _lora(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        adapter = args[0] if args else kwargs.get("adapter")
+        via = kwargs.get("via", "peft")
+        if via not in ("peft", "load_adapter"):
+            raise pytest.UsageError(f"{where}: lora: unknown via {via!r}: 'peft' or 'load_adapter'")
+        fields = {"adapter": adapter or "", "adapter_via": via, "adapter_merged": bool(kwargs.get("merged"))}
+        return [Value(fields)]
+
+    def _device_map(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        value = args[0] if args else kwargs["value"]
+        fields: Fields
+        if isinstance(value, str) and value in self._strategies and value in ("auto", "balanced", "sequential"):
+            fields = {"strategy": value}
+        elif isinstance(value, (str, int, dict)):
+            mapping = value if isinstance(value, dict) else {"": value}
+            fields = {"device_map": _as_json(mapping, f"{where}: device_map")}
+        else:
+            raise pytest.UsageError(f"{where}: device_map: {value!r} is neither a name, a device nor a map of modules")
+        if kwargs.get("max_memory"):
+            fields["max_memory"] = limits(kwargs["max_memory"], f"{where}: device_map: max_memory")
+        return [Value(fields)]
+
+    def _text(self, name: str, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        value = args[0] if args else kwargs["name"]
+        if not isinstance(value, str) or not value:
+            raise pytest.UsageError(f"{where}: {name}: {value!r} is not a name")
+        return [Value({name: value})]
+
+    def _attn(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        return self._text("attn", args, kwargs, where)
+
+    def _auto_class(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        return self._text("auto_class", args, kwargs, where)
+
+    def _workload(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        try:
+            return [Value({"workload": Workload.parse(args[0] if args else kwargs["text"])})]
+        except ValueError as error:
+            raise pytest.UsageError(f"{where}: workload: {error}") from None
+
+
+def nearest(node: pytest.Item, name: str) -> list[pytest.Mark]:
+    """The marks of one name on the nearest node that has any, in the order they stand in the file."""
+    found: list[pytest.Mark] = []
+    owner = None
+    for holder, mark in node.iter_markers_with_node(name):
+        if owner is not None and holder is not owner:
+            break
+        owner = holder
+        found.append(mark)
+    # Decorators apply from the bottom up.
+    return found[::-1]
+
+
+def limit_marks(item: pytest.Item, name: str) -> list[pytest.Mark]:
+    """The marks of a limit that hold for an item: those of its parameters, else those of the nearest node."""
+    callspec = getattr(item, "callspec", None)
+    own = [mark for mark in callspec.marks if mark.name == name] if callspec is not None else []
+    return own or nearest(item, name)
+
+
+def foreign_marks(item: pytest.Item) -> Iterator[pytest.Mark]:
+    """Load markers inside somebody else's ``pytest.param(marks=…)``: applied too late to change the load."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None:
+        yield from (mark for mark in callspec.marks if mark.name in LOAD_MARKERS)
+
+
+def looks_like_ours(mark: pytest.Mark) -> bool:
+    """Whether a marker's arguments are ones that ours would take; other suites use the names as plain labels."""
+    declared = {**LOAD_MARKERS, **LIMITS}[mark.name]
+    try:
+        inspect.signature(declared).bind(*mark.args, **mark.kwargs)
+    except TypeError:
+        return False
+    values = [value for value, _, _ in unpacked(mark.args)]
+    if mark.name == "quant":
+        return bool(values) and all(value in QUANTS for value in values)
+    if mark.name == "dtype":
+        return bool(values) and all(value in DTYPES for value in values)
+    if mark.name == "gpu_count":
+        return all(type(value) is int for value in values)
+    return bool(mark.args or mark.kwargs)
+
+
+def unpacked(args: Sequence[Any]) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
+    """Values of a marker; each may be a ``pytest.param(value, marks=…, id=…)``."""
+    for arg in args:
+        if isinstance(arg, _PARAMETER_SET):
+            marks = tuple(mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in arg.marks)
+            yield arg.values[0], (arg.id if isinstance(arg.id, str) else None), marks
+        else:
+            yield arg, None, ()
+
+
+def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
+    """``max_memory={0: "10GiB", "cpu": "30GiB"}`` as sorted pairs of device and bytes."""
+    if not isinstance(value, dict) or not value:
+        raise pytest.UsageError(f"{where}: {value!r} is no map such as {{0: '10GiB', 'cpu': '30GiB'}}")
+    pairs = []
+    for device, size in value.items():
+        if not (type(device) is int and device >= 0) and device not in ("cpu", "disk"):
+            raise pytest.UsageError(f"{where}: {device!r} is no device: a GPU's index, 'cpu' or 'disk'")
+        try:
+            pairs.append((str(device), size if type(size) is int else parse_bytes(size)))
+        except ValueError as error:
+            raise pytest.UsageError(f"{where}: {error}") from None
+    return tuple(sorted(pairs))
+
+
+def usage(name: str) -> str:
+    return f"write {name}{inspect.signature(LOAD_MARKERS[name])}"
+
+
+def _keywords(name: str) -> list[str]:
+    parameters = inspect.signature(LOAD_MARKERS[name]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise pytest.UsageError(f"{where}: {value!r} is not a list of names")
+    return tuple(value)
+
+
+def _as_json(value: object, where: str) -> str:
+    try:
+        return canonical_json(json.loads(json.dumps(value)))
+    except (TypeError, ValueError):
+        raise pytest.UsageError(
+            f"{where}: {value!r} cannot go to the load's process: plain values only (numbers, strings, lists, maps)"
+        ) from None

@@ -1,0 +1,297 @@
+"""The options of ``pytest --help``, group ``llmload``: registered here, resolved to one :class:`Settings`.
+
+Every option is ``--llmload-NAME``; the short ``--llm-NAME`` is added once all plugins and conftests have registered
+theirs, and gives way to whoever owns it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmload.core.spec import Workload
+    from pytest_llmload.core.units import Tolerance
+
+#: name -> (ini type or None for "no ini twin", default, argparse attributes).
+OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
+    "model": ("linelist", [], {
+        "action": "append", "metavar": "[NAME=]SPEC",
+        "help": "Model to load: hub id, hub-id@revision, directory, random:PRESET or random:PATH. Repeatable.",
+    }),
+    "adapter": ("string", "", {
+        "metavar": "SPEC", "help": "PEFT adapter: directory, hub id, or 'random' for a LoRA with non-zero weights",
+    }),
+    "strategy": ("args", [], {
+        "action": "append", "metavar": "NAME",
+        "help": "Strategy for tests that name none; selects in the ready-made suite. Repeatable.",
+    }),
+    "loader": ("string", "", {
+        "metavar": "MODULE:FUNCTION", "help": "Production's loader, for tests that name no strategy",
+    }),
+    "import": ("linelist", [], {
+        "action": "append", "metavar": "MODULE", "help": "Module imported in each load's process. Repeatable.",
+    }),
+    "workload": ("string", "1x128+32", {
+        "metavar": "BxP+N", "help": "Batch x prompt tokens + new tokens that figures are taken on (default: 1x128+32)",
+    }),
+    "device": ("string", "auto", {
+        "choices": ("auto", "cuda", "cpu"), "help": "Where to load (default: auto, the GPU if there is one)",
+    }),
+    "baselines": ("string", "baselines", {
+        "metavar": "DIR", "help": "Folder of the baselines (default: baselines/ under rootdir)",
+    }),
+    "baseline-variant": ("string", "", {
+        "metavar": "NAME", "help": "Second set of baselines beside the usual one, such as 'nightly'",
+    }),
+    "update-baselines": (None, False, {
+        "action": "store_true", "help": "Write what was measured and differs from the baselines",
+    }),
+    "record-missing": (None, False, {
+        "action": "store_true", "help": "Write baseline entries that do not exist yet, gate the others",
+    }),
+    "tolerance": ("linelist", [], {
+        "action": "append", "metavar": "METRIC=1%|8MiB", "help": "Tolerance of one metric. Repeatable.",
+    }),
+    "strict": ("bool", False, {
+        "action": argparse.BooleanOptionalAction,
+        "help": "Fail on everything that was not compared; implies --llm-require-hardware",
+    }),
+    "require-hardware": ("bool", False, {
+        "action": argparse.BooleanOptionalAction, "help": "Missing hardware or packages are errors, not skips",
+    }),
+    "isolation": (None, "process", {
+        "choices": ("process", "inline"),
+        "help": "'inline' loads in the pytest process, for debugging: never gates, never records (default: process)",
+    }),
+    "report": (None, [], {
+        "action": "append", "metavar": "FILE", "help": "Write a report; the suffix says which: .json. Repeatable.",
+    }),
+    "timeout": ("string", "30min", {
+        "metavar": "TIME", "help": "Deadline of one load, download apart (default: 30min)",
+    }),
+    "wait-gpu": ("string", "0s", {
+        "metavar": "TIME", "help": "How long to wait for a GPU that another process holds (default: 0s)",
+    }),
+    "cache-dir": ("string", "", {
+        "metavar": "DIR", "help": "Where built checkpoints are kept (default: ~/.cache/pytest-llmload)",
+    }),
+    "record-repeats": ("string", "2", {
+        "metavar": "N", "help": "Loads per recorded baseline (default: 2)",
+    }),
+    "trust-remote-code": ("bool", False, {
+        "action": argparse.BooleanOptionalAction, "help": "Let models bring their own code",
+    }),
+}  # fmt: skip
+
+_TAKEN = pytest.StashKey[list[str]]()
+
+
+class Settings:
+    """What this run was asked for: CLI over ini over default. Sizes in bytes, times in seconds."""
+
+    # A plain class: a dataclass would cost every pytest start more than the whole entry module.
+    models: list[str]
+    adapter: str | None
+    strategies: list[str]
+    loader: str | None
+    imports: tuple[str, ...]
+    workload: Workload
+    device: str
+    baselines: Path
+    baseline_variant: str | None
+    update_baselines: bool
+    record_missing: bool
+    tolerances: dict[str, Tolerance]
+    strict: bool
+    require_hardware: bool
+    inline: bool
+    reports: list[Path]
+    timeout: float
+    wait_gpu: float
+    cache_dir: Path
+    record_repeats: int
+    trust_remote_code: bool
+
+    @property
+    def recording(self) -> bool:
+        return (self.update_baselines or self.record_missing) and not self.inline
+
+
+def dest(name: str) -> str:
+    return "llmload_" + name.replace("-", "_")
+
+
+def ini_name(name: str) -> str:
+    return "llm_" + name.replace("-", "_")
+
+
+def register(parser: pytest.Parser) -> None:
+    """Add ``--llmload-*`` and the ini settings ``llm_*``."""
+    group = parser.getgroup("llmload", "model-loading regression tests")
+    for name, (ini_type, _, attributes) in OPTIONS.items():
+        group.addoption(f"--llmload-{name}", dest=dest(name), default=None, **{**attributes, "help": argparse.SUPPRESS})
+        if ini_type is not None:
+            parser.addini(ini_name(name), attributes["help"], type=ini_type, default=None)  # type: ignore[arg-type]
+
+
+def register_short(config: pytest.Config, parser: pytest.Parser) -> None:
+    """Add ``--llm-*`` where nobody else has it; called after conftests have added theirs."""
+    group = parser.getgroup("llmload")
+    config.stash[_TAKEN] = []
+    all_free = _is_free(parser, [f"--llm-{name}" for name in OPTIONS])
+    for name, (_, _, attributes) in OPTIONS.items():
+        if all_free or _is_free(parser, [f"--llm-{name}"]):
+            group.addoption(f"--llm-{name}", dest=dest(name), default=None, **attributes)
+        else:
+            config.stash[_TAKEN].append(name)
+
+
+def _is_free(parser: pytest.Parser, names: list[str]) -> bool:
+    # Whether the parser knows an option is asked through its public interface: what it does not know, it returns.
+    try:
+        _, unknown = parser.parse_known_and_unknown_args([f"{name}=probe" for name in names])
+    except (pytest.UsageError, SystemExit):
+        return False
+    return len(unknown) == len(names)
+
+
+def taken(config: pytest.Config) -> list[str]:
+    """Names of short options that belong to somebody else."""
+    return config.stash.get(_TAKEN, [])
+
+
+def given(config: pytest.Config) -> bool:
+    """Whether the run says which model to load; cheap, for runs that have nothing to do with this plugin."""
+    return bool(config.getoption(dest("model")) or _ini(config, "model"))
+
+
+def flag(config: pytest.Config, name: str) -> str:
+    """The spelling of an option that this run understands."""
+    return f"--llmload-{name}" if name in taken(config) else f"--llm-{name}"
+
+
+def given_arguments(config: pytest.Config, *, without: tuple[str, ...]) -> list[str]:
+    """Our options as they were typed, values included, but for some."""
+    kept: list[str] = []
+    arguments = [str(argument) for argument in config.invocation_params.args]
+    for position, argument in enumerate(arguments):
+        flag, separator, _ = argument.partition("=")
+        name = flag.removeprefix("--no-").removeprefix("--").removeprefix("llmload-").removeprefix("llm-")
+        if not flag.startswith(("--llm-", "--llmload-", "--no-llm")) or name not in OPTIONS or name in without:
+            continue
+        kept.append(argument)
+        if not separator and OPTIONS[name][2].get("action") in (None, "append"):
+            kept += arguments[position + 1 : position + 2]
+    return kept
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(ini_name(name))
+    except TypeError as error:  # pytest 9.0 and 9.1; UsageError later
+        raise pytest.UsageError(str(error)) from None
+    except ValueError as error:
+        raise pytest.UsageError(f"{ini_name(name)} in {config.inipath}: {error}") from None
+
+
+def resolve(config: pytest.Config) -> Settings:
+    """Every option as one value. Raises UsageError naming the option and what to write."""
+    from pathlib import Path
+
+    from pytest_llmload.core.metrics import lookup
+    from pytest_llmload.core.spec import Workload
+    from pytest_llmload.core.units import parse_tolerance
+
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, (ini_type, default, _) in OPTIONS.items():
+        value, source = config.getoption(dest(name)), flag(config, name)
+        if value is None and ini_type is not None:
+            value, source = _ini(config, name), ini_name(name)
+            if ini_type != "bool" and not value:
+                value = None
+        values[name], sources[name] = (default if value is None else value), source
+
+    def parsed(name: str, parse: Any) -> Any:
+        try:
+            return parse(values[name])
+        except (ValueError, KeyError) as error:
+            raise pytest.UsageError(f"{sources[name]}: {error.args[0]}") from None
+
+    def path(name: str) -> Path:
+        # On the command line relative to where it was typed, in the ini file relative to that file.
+        text = Path(values[name]).expanduser()
+        from_ini = sources[name].startswith("llm_")
+        base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
+        return base / text
+
+    def tolerances(lines: list[str]) -> dict[str, Tolerance]:
+        found = {}
+        for line in lines:
+            metric, separator, text = line.partition("=")
+            if not separator:
+                raise ValueError(f"{line!r} is not METRIC=TOLERANCE, as in 'gpu.settled=1%'")
+            lookup(metric)
+            found[metric] = parse_tolerance(text)
+        return found
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"{text!r} is not a number of loads of at least 1")
+        return int(text)
+
+    def choice(text: str) -> str:
+        if text not in ("auto", "cuda", "cpu"):
+            raise ValueError(f"{text!r} is none of auto, cuda, cpu")
+        return text
+
+    def suffix(files: list[str]) -> list[Path]:
+        for file in files:
+            if Path(file).suffix != ".json":
+                raise ValueError(f"{file!r}: reports are written as .json")
+        return [config.invocation_params.dir / file for file in files]
+
+    settings = Settings()
+    settings.models = values["model"]
+    settings.adapter = values["adapter"] or None
+    settings.strategies = values["strategy"]
+    settings.loader = values["loader"] or None
+    settings.imports = tuple(values["import"])
+    settings.workload = parsed("workload", Workload.parse)
+    settings.device = parsed("device", choice)
+    default_dir = sources["baselines"].startswith("llm_") and values["baselines"] == "baselines"
+    settings.baselines = config.rootpath / "baselines" if default_dir else path("baselines")
+    settings.baseline_variant = values["baseline-variant"] or None
+    settings.update_baselines = values["update-baselines"]
+    settings.record_missing = values["record-missing"]
+    settings.tolerances = parsed("tolerance", tolerances)
+    settings.strict = values["strict"]
+    settings.require_hardware = values["require-hardware"] or settings.strict
+    settings.inline = values["isolation"] == "inline"
+    settings.reports = parsed("report", suffix)
+    settings.timeout = parsed("timeout", _seconds_or_number)
+    settings.wait_gpu = parsed("wait-gpu", _seconds_or_number)
+    settings.cache_dir = path("cache-dir") if values["cache-dir"] else _default_cache()
+    settings.record_repeats = parsed("record-repeats", count)
+    settings.trust_remote_code = values["trust-remote-code"]
+    return settings
+
+
+def _seconds_or_number(text: str) -> float:
+    """``--llm-wait-gpu 30`` as well as ``30s``."""
+    from pytest_llmload.core.units import parse_seconds
+
+    return float(text) if text.isdecimal() else parse_seconds(text)
+
+
+def _default_cache() -> Path:
+    import os
+    from pathlib import Path
+
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pytest-llmload"

@@ -1,0 +1,233 @@
+"""The processes that load: a warm server that forks one per load, and what is known of how each one ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.protocol import Channel, Closed, Message
+from pytest_llmload.core.results import ErrorInfo
+from pytest_llmload.host import hardware
+
+#: Seconds a process gets to write its stacks, and then to end, before it is killed.
+_GRACE = 2.0
+#: Seconds a server gets for its imports.
+_WARM_UP = 300.0
+_LOG_LINES = 30
+#: The folder that holds this package is put last on the path, and the current folder taken off it: a user's
+#: ``types.py`` must not become the standard library's.
+_BOOT = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.append(sys.argv[1]); "
+    "from pytest_llmload.worker.server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class LoadDied(Exception):
+    """The load's process is gone; ``outcome`` and ``info`` say how."""
+
+    def __init__(self, outcome: str, info: ErrorInfo) -> None:
+        super().__init__(info.message)
+        self.outcome = outcome
+        self.info = info
+
+
+class LoadProcess:
+    """One load process, forked by a server, and the channel to it."""
+
+    def __init__(self, channel: Channel, pid: int, log: Path, server: Server, *, owned: bool) -> None:
+        self._channel = channel
+        self._pid = pid
+        self._log = log
+        self._server = server
+        self._owned = owned
+        self._oom_kills = hardware.oom_kills()
+        self.phase = "start"
+        self.alive = True
+
+    def request(self, message: Message, timeout: float) -> Message:
+        """Send a request and wait for its reply, seconds at most. Raises LoadDied; then the process is gone."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._channel.send(message)
+            while True:
+                reply, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+                if reply["kind"] != "phase":
+                    return reply
+                self.phase = reply["phase"]
+        except Closed:
+            raise self._death() from None
+        except TimeoutError:
+            raise self._timed_out(timeout) from None
+        except BaseException:
+            # Ctrl-C, pytest-timeout: whoever interrupts, the reply would be read by the wrong request.
+            self.kill()
+            raise
+
+    def tail(self) -> str:
+        """The last lines the process printed."""
+        return tail(self._log)
+
+    def close(self) -> None:
+        """Let the process end by itself; kill it if it does not."""
+        if not self.alive:
+            return
+        self._channel.close()
+        if self._server.status(self._pid, _GRACE) is None:
+            self._kill_group()
+        self._ended()
+
+    def kill(self) -> None:
+        if self.alive:
+            self._kill_group()
+            self._channel.close()
+            self._ended()
+
+    def _kill_group(self) -> None:
+        # The process leads a session of its own: whatever it started goes with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self._server.status(self._pid, _GRACE)
+
+    def _ended(self) -> None:
+        self.alive = False
+        if self._owned:
+            self._server.close()
+
+    def _timed_out(self, timeout: float) -> LoadDied:
+        before = self._log.stat().st_size if self._log.exists() else 0
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGUSR1)  # faulthandler writes every thread's stack
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and self._log.stat().st_size == before:
+            select.select([], [], [], 0.02)
+        info = ErrorInfo(
+            message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=self.tail(), phase=self.phase
+        )
+        self.kill()
+        return LoadDied(results.TIMEOUT, info)
+
+    def _death(self) -> LoadDied:
+        self._channel.close()
+        status = self._server.status(self._pid, _GRACE)
+        where = f"in phase '{self.phase}'"
+        outcome = results.CRASHED
+        if status is None:
+            self._kill_group()
+            message = f"hung up {where} without ending, killed"
+        elif status < 0:
+            name = signal.Signals(-status).name
+            message = f"killed by {name} {where}"
+            if status == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
+                outcome = results.OUT_OF_MEMORY
+                message += ": the kernel's out-of-memory killer was at work"
+        else:
+            message = f"exited with status {status} {where}"
+        self._ended()
+        return LoadDied(outcome, ErrorInfo(message=message, log=self.tail(), phase=self.phase))
+
+
+class Server:
+    """A warm server: imports once, forks a process per load. Must be started from the main thread."""
+
+    def __init__(self, log: Path, env: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = log
+        self._channel = Channel(ours)
+        self._ended: dict[int, int] = {}
+        root = str(Path(__file__).resolve().parents[2])
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, root, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=env,
+                # Not in our process group: Ctrl-C is ours to handle.
+                start_new_session=True,
+            )
+        theirs.close()
+
+    def warm_up(self, modules: Sequence[str], cuda: dict[str, Any] | None) -> float:
+        """Import the modules there; seconds it took. Raises MachineError if they cannot be imported."""
+        try:
+            self._channel.send({"modules": list(modules), "cuda": cuda})
+            ready, _ = self._channel.receive(timeout=_WARM_UP)
+        except (Closed, TimeoutError) as error:
+            self.close()
+            raise MachineError(
+                f"the process that imports {', '.join(modules[:3])} … for all loads "
+                f"{'died' if isinstance(error, Closed) else f'took more than {_WARM_UP:g} s'}:\n{tail(self._log)}"
+            ) from None
+        return float(ready["seconds"])
+
+    def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
+        """A new load process; or, as text, why the server may not fork any more.
+
+        ``owned``: the server serves this one process and ends with it.
+        """
+        ours, theirs = socket.socketpair()
+        self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
+        theirs.close()
+        reply = self._next(lambda message: message["kind"] in ("forked", "refused"), _WARM_UP)
+        if reply["kind"] == "refused":
+            ours.close()
+            return str(reply["reason"])
+        return LoadProcess(Channel(ours), reply["pid"], log, self, owned=owned)
+
+    def status(self, pid: int, seconds: float) -> int | None:
+        """How a forked process ended (minus the signal's number, as subprocess has it); None if it has not."""
+        if pid not in self._ended:
+            try:
+                self._next(lambda message: message["kind"] == "exited" and message["pid"] == pid, seconds)
+            except (TimeoutError, Closed):
+                return None
+        return self._ended[pid]
+
+    def _next(self, wanted: Callable[[Message], bool], seconds: float) -> Message:
+        deadline = time.monotonic() + seconds
+        while True:
+            message, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+            if message["kind"] == "exited":
+                self._ended[message["pid"]] = message["status"]
+            if wanted(message):
+                return message
+
+    def close(self) -> None:
+        """End the server, which ends whatever it still has forked."""
+        self._channel.close()
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
+    """A load process with a server of its own that imported nothing: for loads whose environment differs."""
+    server = Server(log.with_suffix(".server.log"), env)
+    server.warm_up([], None)
+    process = server.fork(log, owned=True)
+    assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
+    return process
+
+
+def tail(log: Path, lines: int = _LOG_LINES) -> str:
+    """The last lines of a log, without tokens that a library may have printed."""
+    import re
+
+    if not log.exists():
+        return ""
+    text = "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -1,0 +1,135 @@
+"""Running a test that uses a load: skips before it, the load's error in its call phase, limits after its body."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import (
+    BaselineError,
+    BudgetExceeded,
+    CeilingExceeded,
+    LoadError,
+    MachineError,
+)
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host import limits, options, skips
+from pytest_llmload.host.llm import LLM
+from pytest_llmload.host.state import State, state_of
+from pytest_llmload.reports import junit
+
+#: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.
+_LOAD_ERROR = pytest.StashKey[LoadError]()
+_SKIP_REASON = pytest.StashKey[str]()
+
+
+def around_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
+    __tracebackhide__ = True
+    _skip_if_missing(item)
+    try:
+        return (yield)
+    except LoadError as error:
+        item.stash[_LOAD_ERROR] = error
+
+
+def _skip_if_missing(item: pytest.Item) -> None:
+    """Skip a test whose load cannot run here; raise MachineError where skipping was ruled out."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    spec = state.spec_of(item)
+    if spec is None and "llm_spec" in getattr(item, "fixturenames", ()):
+        return  # no model: its own skip mark says so
+    reason = skips.missing(state, item, spec)
+    if reason is None:
+        return
+    if state.settings.require_hardware:
+        name = "strict" if state.settings.strict else "require-hardware"
+        raise MachineError(f"{reason}, and {options.flag(item.config, name)} makes that an error")
+    if spec is not None:
+        state.note(spec, item.nodeid, verdicts.SKIP, reason)
+    item.stash[_SKIP_REASON] = reason
+    pytest.skip(reason)
+
+
+def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
+    """The ``llm`` of a spec, measured. Raises MachineError; a load that failed is a handle that says so."""
+    load = state_of(config).broker.load(spec)
+    _ = load.result
+    return LLM(load)
+
+
+def around_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Raise the load's error before the body, and what exceeds a limit after it."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    load = state.load_of(item)
+    if _LOAD_ERROR in item.stash:
+        raise item.stash[_LOAD_ERROR]
+    if load is None:
+        return (yield)
+    if (error := load.error) is not None:
+        raise error
+    value = yield
+    _check_limits(state, item, load.spec)
+    return value
+
+
+def _check_limits(state: State, item: pytest.Item, spec: LoadSpec) -> None:
+    __tracebackhide__ = True
+    if state.settings.inline:
+        return
+    result = state.broker.load(spec).result
+    subject = state.subject(spec)
+    over_ceiling, no_memory = limits.over_ceilings(item, result, subject)
+    over_budget, no_time = limits.over_budgets(item, result, subject)
+    if over_ceiling:
+        raise CeilingExceeded("\n".join(over_ceiling + over_budget))
+    if over_budget:
+        raise BudgetExceeded("\n".join(over_budget))
+    if unmeasured := no_memory + no_time:
+        text = f"{subject}: " + "; ".join(unmeasured)
+        if state.settings.strict:
+            raise CeilingExceeded(text) if no_memory else BudgetExceeded(text)
+        state.note(spec, item.nodeid, message=text)
+
+
+def after_teardown(item: pytest.Item) -> None:
+    state_of(item.config).finished(item)
+
+
+def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Tell failures from errors of the machine, and write down what became of the load."""
+    state = state_of(item.config)
+    error = call.excinfo.value if call.excinfo is not None else None
+    infrastructure = isinstance(error, (MachineError, BaselineError))
+    if report.failed and call.excinfo is not None and _is_ours(error):
+        # Our failures are texts for people; the frames they went through say nothing more.
+        text = call.excinfo.getrepr(style="value")
+        if text.reprcrash is not None:
+            text.reprcrash.message = str(error)
+        report.longrepr = text
+    if report.skipped and _SKIP_REASON in item.stash:
+        # Where the test stands, not where this plugin decided to skip it.
+        path, line, _ = item.reportinfo()
+        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[_SKIP_REASON]}")
+    if report.failed and infrastructure and report.when == "call":
+        # FAILED means that the model or the libraries moved; this was the machine or the setup.
+        report.when = "setup"
+    spec = state.spec_of(item)
+    if spec is None:
+        return
+    if report.failed:
+        outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
+        message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
+        state.note(spec, item.nodeid, outcome, message)
+    elif report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
+        state.note(spec, item.nodeid)
+    if report.when == "call":
+        report.user_properties += junit.properties(state.run(spec))
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    return error is not None and type(error).__module__ == "pytest_llmload"

@@ -1,0 +1,247 @@
+"""One pytest run's state: made when the first test that uses a load is collected, kept in ``config.stash``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.job import Device
+from pytest_llmload.core.spec import digest
+from pytest_llmload.core.verdicts import Run, Subject
+from pytest_llmload.host import hardware, options
+from pytest_llmload.host.broker import Broker, Load
+from pytest_llmload.host.markers import Marks
+from pytest_llmload.host.models import Model, parse_model
+from pytest_llmload.host.stash import STATE
+from pytest_llmload.host.strategies import Strategies
+
+if TYPE_CHECKING:
+    from pytest_llmload.baselines.store import Store
+    from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.spec import LoadSpec
+
+#: What the ready-made suite loads beside a strategy's plain form.
+_SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
+
+
+def state_of(config: pytest.Config) -> State:
+    """The run's state. Raises UsageError where an option is wrong."""
+    if STATE not in config.stash:
+        config.stash[STATE] = State(config)
+    return config.stash[STATE]
+
+
+class State:
+    """Everything that the hooks and fixtures of one run share."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.settings = options.resolve(config)
+        self.strategies = Strategies(config)
+        self.marks = Marks(self.settings, self.strategies)
+        self.models = self._models()
+        #: What a test is parametrised with -> what to load; plain strings, so that other plugins can print them.
+        self.specs: dict[str, LoadSpec] = {}
+        #: Load -> nodeids of its users that have not finished yet.
+        self.pending: dict[LoadSpec, set[str]] = {}
+        #: What happened to each load, for the reports.
+        self.runs: dict[LoadSpec, Run] = {}
+        #: What is wrong with markers, found while tests were parametrised and raised once collection is over.
+        self.mistakes: list[str] = []
+        #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
+        self.wanted = False
+        self.owned: set[Path] = set()
+        #: Verdicts about the run as a whole: nodeid -> text.
+        self.session_errors: dict[str, str] = {}
+        self.stale: list[Path] = []
+        self.is_worker = hasattr(config, "workerinput")
+        self.broker = Broker(
+            self.settings,
+            self.strategies,
+            lambda: self.device,
+            lambda result: config.hook.pytest_llmload_load_finished(config=config, result=result),
+            self.describe,
+            config.rootpath,
+        )
+
+    def _models(self) -> list[Model]:
+        models: dict[str, Model] = {}
+        for text in self.settings.models:
+            try:
+                model = parse_model(text, self.config.invocation_params.dir)
+            except ValueError as error:
+                raise pytest.UsageError(f"{options.flag(self.config, 'model')}: {error}") from None
+            if models.setdefault(model.name, model) != model:
+                raise pytest.UsageError(
+                    f"{options.flag(self.config, 'model')}: {models[model.name].spec!r} and {model.spec!r} are both "
+                    f"called {model.name!r}: name one of them, as in other={model.spec}"
+                )
+        return list(models.values())
+
+    @cached_property
+    def _device(self) -> Device | MachineError:
+        try:
+            device = hardware.detect(self.settings.device)
+        except MachineError as error:
+            return error
+        key = self.config.hook.pytest_llmload_device_key(config=self.config, device=device)
+        return dataclasses.replace(device, key=key) if key else device
+
+    @property
+    def device(self) -> Device:
+        """Where this run's loads go. Raises MachineError where GPU and torch build do not fit."""
+        if isinstance(self._device, MachineError):
+            raise self._device
+        return self._device
+
+    @cached_property
+    def store(self) -> Store:
+        from pytest_llmload.baselines.store import Store
+
+        try:
+            return Store(self.settings.baselines, self.settings.baseline_variant)
+        except ValueError as error:
+            raise pytest.UsageError(f"{options.flag(self.config, 'baseline-variant')}: {error}") from None
+
+    def suite_defaults(self) -> list[dict[str, Any]]:
+        """What the ready-made suite loads: every strategy that needs no further input, or those of --llm-strategy.
+
+        Raises UsageError for an unknown name.
+        """
+        names = self.settings.strategies
+        if unknown := [name for name in names if name not in self.strategies]:
+            known = ", ".join(self.strategies.names())
+            raise pytest.UsageError(f"{options.flag(self.config, 'strategy')}: unknown {unknown[0]!r}: one of {known}")
+        found: list[dict[str, Any]] = []
+        for name in names or self.strategies.names():
+            declaration = self.strategies[name]
+            if name == "loader":
+                if self.settings.loader is not None:
+                    found.append({**declaration.fields, "target": self.settings.loader})
+                elif names:
+                    raise pytest.UsageError(f"strategy 'loader' needs {options.flag(self.config, 'loader')}")
+                continue
+            found.append(dict(declaration.fields))
+            if name in _SUITE_EXTRAS:
+                found.append(_SUITE_EXTRAS[name])
+        return found
+
+    def fingerprint(self, spec: LoadSpec) -> str:
+        """A few digits that tell two specs with one slug apart."""
+        return digest(spec.to_json(), 6)
+
+    def expect(self, items: Sequence[pytest.Item]) -> None:
+        """Take note of the tests that will run: which loads they need, and which baselines they own."""
+        for item in items:
+            spec = self.spec_of(item)
+            if spec is None:
+                continue
+            if self.load_of(item) is not None:
+                self.wanted = True
+                self.pending.setdefault(spec, set()).add(item.nodeid)
+            if {"memory_baseline", "latency_baseline"} & set(item.fixturenames):  # type: ignore[attr-defined]
+                with contextlib.suppress(MachineError):
+                    self.owned.add(self.baseline_path(spec))
+        self.broker.expected = list(self.pending)
+
+    def finished(self, item: pytest.Item) -> None:
+        """A test is over: close its load after the last one, and do not hand on what the test changed."""
+        spec = self.spec_of(item)
+        if spec is None or spec not in self.pending:
+            return
+        users = self.pending[spec]
+        users.discard(item.nodeid)
+        load = self.broker.load(spec)
+        load.after_test()
+        if not users:
+            load.close()
+
+    def device_key(self, spec: LoadSpec) -> str:
+        """The device's folder of a load's baselines; ``-xN`` where it spans GPUs."""
+        gpus = self.broker.gpus_needed(spec)
+        return f"{self.device.key}-x{gpus}" if gpus > 1 and self.device.kind == "cuda" else self.device.key
+
+    def baseline_path(self, spec: LoadSpec) -> Path:
+        return self.store.path_for(spec.name, self.device_key(spec), spec.slug)
+
+    def subject(self, spec: LoadSpec) -> Subject:
+        return Subject(spec.name, spec.slug, self.device_key(spec))
+
+    def stale_baselines(self) -> list[Path]:
+        """Baselines of this run's models on its device that no test owns; none where tests were left out."""
+        from pytest_llmload.host import narrowing
+
+        try:
+            key = self.device.key
+        except MachineError:
+            return []
+        models = {model.name for model in self.models}
+        found = [
+            entry.path
+            for entry in self.store.entries()
+            if entry.model in models
+            and (entry.device == key or entry.device.startswith(f"{key}-x"))
+            and entry.path not in self.owned
+        ]
+        return [] if found and narrowing.narrowed(self.config) else found
+
+    def display(self, path: Path) -> str:
+        """A path as people write it: relative to the root directory where it is inside."""
+        root = self.config.rootpath
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    def command(self, nodeid: str, spec: LoadSpec) -> str:
+        """What to type to record or accept a load: this run's own options, the one test, and the update flag."""
+        import shlex
+
+        kept = options.given_arguments(self.config, without=("update-baselines", "record-missing", "strict", "report"))
+        flag = options.flag(self.config, "update-baselines")
+        return shlex.join(["pytest", nodeid, *kept, flag])
+
+    def run(self, spec: LoadSpec) -> Run:
+        """The report entry of a load."""
+        if spec not in self.runs:
+            try:
+                key = self.device_key(spec)
+            except MachineError:
+                key = ""
+            self.runs[spec] = Run(spec=spec, device_key=key)
+        return self.runs[spec]
+
+    def note(self, spec: LoadSpec, nodeid: str, outcome: str = verdicts.PASS, message: str = "") -> None:
+        """Write a test's use of a load, and what came of it, into the report."""
+        run = self.run(spec)
+        if nodeid not in run.nodeids:
+            run.nodeids.append(nodeid)
+        severity = (verdicts.SKIP, verdicts.PASS, verdicts.FAIL, verdicts.ERROR)
+        first = len(run.nodeids) == 1 and not run.messages
+        if first or severity.index(outcome) > severity.index(run.outcome):
+            run.outcome = outcome
+        if message and message not in run.messages:
+            run.messages.append(message)
+
+    def describe(self, result: LoadResult) -> str:
+        """The text that a load which is no loaded model fails with."""
+        from pytest_llmload.core.spec import LoadSpec
+        from pytest_llmload.reports.failure import load_failure_text
+
+        return load_failure_text(self.subject(LoadSpec.from_json(result.spec)), result)
+
+    def spec_of(self, item: pytest.Item) -> LoadSpec | None:
+        """What a test loads; None for a test that is not parametrised by us."""
+        callspec = getattr(item, "callspec", None)
+        return self.specs.get(callspec.params.get("llm_spec", "")) if callspec is not None else None
+
+    def load_of(self, item: pytest.Item) -> Load | None:
+        """The load of a test that uses one."""
+        spec = self.spec_of(item)
+        uses = spec is not None and "llm" in getattr(item, "fixturenames", ())
+        return self.broker.load(spec) if spec is not None and uses else None

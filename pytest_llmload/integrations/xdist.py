@@ -1,0 +1,100 @@
+"""pytest-xdist: tests of one load go to one worker, and what the workers saw comes back to one report."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+from pytest_llmload.host.stash import existing_state
+from pytest_llmload.host.state import State, state_of
+
+_FOLDER = "llmload_folder"
+_OUTPUT = "llmload"
+
+
+class Integration:
+    """In the controller and in each worker; each uses its own half."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def pytest_configure_node(self, node: Any) -> None:
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="pytest-llmload-xdist-")
+        node.workerinput[_FOLDER] = self._temporary.name
+
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        # Who asks for loadscope, loadgroup, each … gets what they asked for.
+        if config.getvalue("dist") == "load" and self._temporary is not None:
+            return _ByLoad(config, log, Path(self._temporary.name))
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        workerinput = getattr(self._config, "workerinput", None)
+        state = existing_state(self._config)
+        if workerinput is None or state is None:
+            return
+        specs = ((item.nodeid, state.spec_of(item)) for item in session.items)
+        groups = {nodeid: spec.id for nodeid, spec in specs if spec is not None}
+        target = Path(workerinput[_FOLDER], f"{workerinput['workerid']}.json")
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(json.dumps(groups))
+        temporary.replace(target)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        output = getattr(self._config, "workeroutput", None)
+        state = existing_state(self._config)
+        if output is not None and state is not None:
+            seen = (state.runs, state.owned, state.wanted, state.broker.cold_reason)
+            output[_OUTPUT] = pickle.dumps(seen)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        data = getattr(node, "workeroutput", {}).get(_OUTPUT)
+        if data is not None:
+            _merge(state_of(self._config), *pickle.loads(data))
+
+    def pytest_unconfigure(self) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+    for spec, run in runs.items():
+        known = state.runs.setdefault(spec, run)
+        if known is not run:
+            # The same load in two workers: its tests were split by another scheduler.
+            known.nodeids += [nodeid for nodeid in run.nodeids if nodeid not in known.nodeids]
+            known.result = known.result or run.result
+            known.comparisons = known.comparisons or run.comparisons
+            known.messages += [message for message in run.messages if message not in known.messages]
+            known.accepted += [name for name in run.accepted if name not in known.accepted]
+            known.recorded += [name for name in run.recorded if name not in known.recorded]
+    state.owned |= owned
+    state.wanted |= wanted
+    state.broker.cold_reason = state.broker.cold_reason or cold_reason
+
+
+class _ByLoad(LoadScopeScheduling):  # type: ignore[misc]
+    """One scope per load; tests without a load are scopes of their own, as under ``--dist load``."""
+
+    def __init__(self, config: pytest.Config, log: Any, folder: Path) -> None:
+        super().__init__(config, log)
+        self._folder = folder
+        self._groups: dict[str, str] | None = None
+
+    def _split_scope(self, nodeid: str) -> str:
+        if self._groups is None:
+            self._groups = {}
+            for file in sorted(self._folder.glob("*.json")):
+                self._groups.update(json.loads(file.read_text()))
+        return self._groups.get(nodeid, nodeid)

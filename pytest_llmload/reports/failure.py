@@ -1,0 +1,159 @@
+"""What a failed test says: what moved, why, and the command that accepts it, on the first screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
+from pytest_llmload.core.units import format_bytes, format_change, format_seconds, format_value
+from pytest_llmload.core.verdicts import (
+    CHANGED,
+    IMPROVED,
+    INCOMPARABLE,
+    INCONCLUSIVE,
+    MISSING,
+    REGRESSED,
+    UNAVAILABLE,
+    Comparison,
+    MetricVerdict,
+    Subject,
+)
+from pytest_llmload.reports.layout import allowance, change, joined, labelled, limited, movement
+
+#: Lines of one kind before the rest is counted: a person reads the first screen.
+_METRICS = 12
+_REASONS = 6
+_NAMES = 4
+_SECTIONS = {"memory": "memory", "work": "work", "time": "latency"}
+_PHASES = {"load": " while loading", "forward": " in the first forward", "generate": " while generating"}
+
+
+def comparison_text(
+    subject: Subject, comparison: Comparison, command: str, *, file: str = "", elsewhere: Sequence[str] = ()
+) -> str:
+    """The failure text of a comparison that does not pass.
+
+    ``command`` writes the baseline; ``file`` is where it stands; ``elsewhere`` are devices that have one for this
+    load, for somebody who wonders where it went.
+    """
+    section = _SECTIONS[comparison.section]
+    if comparison.whole and comparison.verdict == MISSING:
+        rows = [("because", comparison.reason), *_optional("file", file)]
+        rows += _optional("elsewhere", f"recorded for {joined(elsewhere, _NAMES)}" if elsewhere else "")
+        return _text(f"{section} baseline missing: {subject}", [*rows, ("record", command)])
+    if comparison.whole:
+        rows = [("because", comparison.reason), *_optional("file", file)]
+        rows += _repeated("modules", [item.text for item in comparison.manifest])
+        rows += _repeated("changed", comparison.changed)
+        return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
+    rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
+    rows += _repeated("changed", comparison.changed)
+    word = "record" if comparison.verdict == MISSING else "accept"
+    head = f"{section} {'baseline incomplete' if word == 'record' else comparison.verdict}: {subject}"
+    return _text(head, [*_metrics(comparison), *rows, (word, command)])
+
+
+def _modules(comparison: Comparison) -> list[str]:
+    return [item.text for item in comparison.manifest]
+
+
+def _metrics(comparison: Comparison) -> list[tuple[str, str]]:
+    """The metrics that moved; those that could not be judged, only where nothing else is wrong."""
+    wanted: tuple[str, ...] = (REGRESSED, IMPROVED, MISSING, CHANGED)
+    if comparison.verdict in (INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE):
+        wanted = (comparison.verdict,)
+    # The manifest's differences have lines of their own.
+    items = [item for item in comparison.having(*wanted) if item.name != "manifest" or item.verdict != CHANGED]
+    items.sort(key=lambda item: wanted.index(item.verdict))
+    width = max((len(movement(item)) for item in items if item.verdict in (REGRESSED, IMPROVED)), default=0)
+    rows = [(item.name, _metric(item, width)) for item in items[:_METRICS]]
+    rest = len(items) - _METRICS
+    rows += [("…", f"and {rest} more metrics")] if rest > 0 else []
+    if not rows and comparison.reason:
+        rows = [("because", comparison.reason)]
+    return rows
+
+
+def _metric(item: MetricVerdict, width: int) -> str:
+    if item.verdict in (REGRESSED, IMPROVED):
+        note = "" if item.verdict == REGRESSED else ", improved"
+        return f"{movement(item):<{width}}  ({change(item)}, {allowance(item)}{note})"
+    if item.verdict == MISSING and item.current is not None:
+        return f"{item.reason} (now {format_value(item.current, item.unit)})"
+    figures = f" ({movement(item)})" if item.change is not None else ""
+    return f"{item.reason}{figures}"
+
+
+def not_applied_text(subject: Subject, result: LoadResult) -> str:
+    """The failure text of a load whose model is not what was asked for."""
+    rows: list[tuple[str, str]] = []
+    for problem in result.problems:
+        rows.append((problem.check, problem.message))
+        # Two blanks: the names belong to the line above.
+        rows += [(problem.check, f"  {joined(problem.names, _NAMES)}")] if problem.names else []
+        rows += _optional("hint", problem.hint)
+    rows += _repeated("note", result.notes)
+    return _text(f"{subject.variant} was not applied: {subject}", rows)
+
+
+_ENDINGS = {
+    OUT_OF_MEMORY: "out of memory",
+    CRASHED: "the load's process died",
+    TIMEOUT: "the load timed out",
+    FAILED: "the load failed",
+}
+#: Lines of the traceback and of the log before the rest is left out: the end says most.
+_TAIL = 25
+
+
+def load_failure_text(subject: Subject, result: LoadResult) -> str:
+    """The failure text of a load that did not end in the model that was asked for."""
+    if result.outcome == NOT_APPLIED:
+        return not_applied_text(subject, result)
+    error = result.error or ErrorInfo(message="no reason was given")
+    kind = f"{error.type_name}: " if error.type_name else ""
+    rows = [("because", f"{kind}{error.message}"), *_optional("phase", error.phase)]
+    text = _text(f"{_ENDINGS[result.outcome]}: {subject}", rows)
+    for title, body in (("traceback", error.traceback), ("last lines of the load's log", error.log)):
+        if lines := body.strip().splitlines()[-_TAIL:]:
+            text += "\n" + "\n".join([f"  {title}:", *(f"    {line}" for line in lines)])
+    return text
+
+
+def ceiling_text(subject: Subject, place: str, value: float, limit: float, *, phase: str = "") -> str:
+    """One sentence: ``place`` (``gpu.0`` or ``host``) held ``value`` bytes, more than ``memory_ceiling`` allows."""
+    where = f"GPU {place.partition('.')[2]}" if place.startswith("gpu.") else "the host"
+    over = format_change(value - limit, "B").removeprefix("+")
+    return (
+        f"memory ceiling exceeded: {where} held {format_bytes(value)}{_PHASES.get(phase, '')}, "
+        f"{over} over the ceiling of {format_bytes(limit)} ({subject})"
+    )
+
+
+def budget_text(
+    subject: Subject, metric: str, value: float, limit: float, *, samples: int = 1, recorded: float | None = None
+) -> str:
+    """One sentence: the median ``value`` in seconds is over ``latency_budget``.
+
+    ``recorded`` is the baseline's median where the budget is relative to it.
+    """
+    of = f" (median of {samples})" if samples > 1 else ""
+    relative = (
+        f", {100 * (limit / recorded - 1):+.0f} % over the recorded {format_seconds(recorded)}" if recorded else ""
+    )
+    return (
+        f"latency budget exceeded: {metric} is {format_seconds(value)}{of}, "
+        f"over the budget of {format_seconds(limit)}{relative} ({subject})"
+    )
+
+
+def _text(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join([head, *labelled(rows)])
+
+
+def _optional(label: str, text: str) -> list[tuple[str, str]]:
+    return [(label, text)] if text else []
+
+
+def _repeated(label: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    return [(label, text) for text in limited(texts, _REASONS)]

@@ -1,0 +1,62 @@
+"""Plain text in columns, lists that end, and metrics as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_llmload.core.units import format_change, format_value
+from pytest_llmload.core.verdicts import MetricVerdict
+
+
+def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines ``  label  text``, aligned; a label that is the one above is not repeated."""
+    rows = list(rows)
+    width = max((len(label) for label, _ in rows), default=0)
+    lines = []
+    previous = ""
+    for label, text in rows:
+        lines.append(f"  {'' if label == previous else label:<{width}}  {text}".rstrip())
+        previous = label
+    return lines
+
+
+def limited(texts: Sequence[str], most: int, what: str = "more") -> list[str]:
+    """The first ``most`` texts, and how many follow."""
+    rest = len(texts) - most
+    return [*texts[:most], f"and {rest} {what}"] if rest > 0 else list(texts)
+
+
+def joined(names: Sequence[str], most: int) -> str:
+    """``a, b, c and 30 more``."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def movement(item: MetricVerdict) -> str:
+    """``6.64 GiB -> 7.17 GiB``."""
+    old = "none" if item.baseline is None else format_value(item.baseline, item.unit)
+    new = "none" if item.current is None else format_value(item.current, item.unit)
+    return f"{old} -> {new}"
+
+
+def change(item: MetricVerdict) -> str:
+    """``+8.0 %``, or the difference itself where a percentage would hide it."""
+    moved = item.change
+    if moved is None:
+        return ""
+    percent = 100 * moved / item.baseline if item.baseline else 0.0
+    alike = format_value(item.baseline or 0, item.unit) == format_value(item.current or 0, item.unit)
+    if item.unit == "1" or alike or abs(percent) < 0.05:
+        return format_change(moved, item.unit)
+    return f"{percent:+.1f} %"
+
+
+def allowance(item: MetricVerdict) -> str:
+    """``tolerance 2 MiB`` or ``exact``."""
+    text = item.tolerance.format(item.unit)
+    return text if text == "exact" else f"tolerance {text}"
+
+
+def shortened(text: str, width: int) -> str:
+    """At most ``width`` characters, the end cut."""
+    return text if len(text) <= width else f"{text[: max(width - 1, 0)]}…"

@@ -1,0 +1,172 @@
+"""The summary at the end of a run: one table of all loads, then what a person has to know or decide."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pytest_llmload.core.units import format_bytes, format_seconds, format_value
+from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, MISSING, UNAVAILABLE, MetricVerdict, Run
+from pytest_llmload.reports.layout import joined, limited, movement, shortened
+
+#: Narrowest column of variants before figures are left out.
+_VARIANT = 16
+_LINES = 10
+_NAMES = 3
+_GAP = "  "
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    text: Callable[[Run], str]
+    #: Columns with a higher number go first where the terminal is narrow; those with 0 never go.
+    expendable: int = 0
+
+
+def summary(runs: Sequence[Run], *, width: int, stale: Sequence[str] = (), notes: Sequence[str] = ()) -> list[str]:
+    """Lines of plain text, none longer than ``width`` in the table.
+
+    ``stale`` are baseline files that no load of this run owns; ``notes`` is what the session itself has to say.
+    """
+    lines: list[str] = []
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.spec.name, run.device_key].append(run)
+    for (model, device), members in groups.items():
+        lines += [f"{model} on {device}", *_table(members, width)]
+    lines += _section("improved, not accepted (--llm-update-baselines accepts)", _slack(runs))
+    lines += _section("accepted", _written(runs, "accepted"))
+    lines += _section("recorded", _written(runs, "recorded"))
+    lines += _section("not compared", _asides(runs))
+    lines += _section("stale baselines (nothing of this run owns them)", stale)
+    lines += _section("notes", [*notes, *_notes(runs)])
+    return lines
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def tokens_per_second(run: Run) -> float | None:
+    """Generated tokens per second over the whole batch."""
+    per_token = _figure(run, "per_token")
+    return run.spec.workload.batch / per_token if per_token else None
+
+
+def _figure(run: Run, name: str) -> float | None:
+    return run.result.metrics.get(name) if run.result else None
+
+
+def _bytes(name: str) -> Callable[[Run], str]:
+    return lambda run: _shown(_figure(run, name), format_bytes)
+
+
+def _seconds(name: str) -> Callable[[Run], str]:
+    return lambda run: _shown(_figure(run, name), format_seconds)
+
+
+def _shown(value: float | None, form: Callable[[float], str]) -> str:
+    return "-" if value is None else form(value)
+
+
+def _columns(runs: Sequence[Run]) -> list[_Column]:
+    on_gpu = any(name.startswith("gpu.") for run in runs if run.result for name in run.result.metrics)
+    side = "gpu" if on_gpu else "host"
+    if on_gpu:
+        peaks = [
+            _Column("load peak", _bytes("gpu.load_peak"), 2),
+            _Column("gen peak", _bytes("gpu.generate_peak"), 3),
+        ]
+    else:
+        peaks = [_Column("peak", _bytes("host.peak"), 2)]
+    return [
+        _Column("weights", _bytes(f"{side}.weights"), 1),
+        _Column("settled", _bytes(f"{side}.settled")),
+        *peaks,
+        _Column("load", _seconds("load"), 4),
+        _Column("ttft", _seconds("ttft"), 6),
+        _Column("tokens/s", lambda run: _shown(tokens_per_second(run), lambda value: f"{value:.1f}"), 5),
+        _Column("verdict", _verdict),
+    ]
+
+
+def _verdict(run: Run) -> str:
+    word = run.verdict.replace("_", " ")
+    if run.accepted:
+        return f"{word}, accepted"
+    if run.recorded:
+        return "recorded" if word == MISSING else f"{word}, recorded"
+    return word
+
+
+def _table(runs: Sequence[Run], width: int) -> list[str]:
+    columns = _columns(runs)
+    names = [run.spec.label for run in runs]
+    longest = max(map(len, (*names, "variant")))
+    while True:
+        cells = [[column.title, *(column.text(run) for run in runs)] for column in columns]
+        widths = [max(map(len, column)) for column in cells]
+        room = width - sum(widths) - len(_GAP) * (len(widths) + 1)
+        most = max(column.expendable for column in columns)
+        if room >= min(longest, _VARIANT) or not most:
+            break
+        columns = [column for column in columns if column.expendable != most]
+    first = max(min(longest, room), 1)
+    lines = []
+    for row, name in enumerate(["variant", *names]):
+        # Figures to the right; the verdict, last, to the left.
+        figures = [f"{column[row]:>{size}}" for column, size in zip(cells[:-1], widths, strict=False)]
+        lines.append(_GAP + _GAP.join([f"{shortened(name, first):<{first}}", *figures, cells[-1][row]]))
+    return [line[:width].rstrip() for line in lines]
+
+
+# --- the lists -------------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"{title}:", *(f"{_GAP}{line}" for line in limited(lines, _LINES))] if lines else []
+
+
+def _items(run: Run, *verdicts: str) -> list[MetricVerdict]:
+    return [item for comparison in run.comparisons for item in comparison.having(*verdicts)]
+
+
+def _slack(runs: Iterable[Run]) -> list[str]:
+    """What improved, with the room that the old baseline leaves for a later regression to hide in."""
+    lines = []
+    for run in runs:
+        if run.accepted:
+            continue
+        for item in _items(run, IMPROVED):
+            left = format_value(abs(item.change or 0.0), item.unit)
+            lines.append(f"{run.spec.id}: {item.name} {movement(item)}, leaves {left} of slack")
+    return lines
+
+
+def _written(runs: Iterable[Run], kind: str) -> list[str]:
+    return [f"{run.baseline or run.spec.id}: {joined(names, _NAMES)}" for run in runs if (names := getattr(run, kind))]
+
+
+def _asides(runs: Iterable[Run]) -> list[str]:
+    """What passed without having been judged: each reason once, with the metrics and how many loads it concerns."""
+    reasons: dict[tuple[str, str], tuple[dict[str, None], set[str]]] = defaultdict(lambda: ({}, set()))
+    for run in runs:
+        for item in _items(run, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE):
+            metrics, loads = reasons[item.verdict, item.reason]
+            metrics[item.name] = None
+            loads.add(run.spec.id)
+    return [
+        f"{joined(list(metrics), _NAMES)}: {verdict}, {reason} ({len(loads)} load{'s' if len(loads) > 1 else ''})"
+        for (verdict, reason), (metrics, loads) in reasons.items()
+    ]
+
+
+def _notes(runs: Iterable[Run]) -> list[str]:
+    """The loads' own notes; one that several loads have is said once."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        for text in (*run.messages, *(run.result.notes if run.result else ())):
+            if run.spec.id not in owners[text]:
+                owners[text].append(run.spec.id)
+    return [f"{joined(ids, 2)}: {text}" for text, ids in owners.items()]

@@ -1,0 +1,49 @@
+"""Running a test's function next to the model, and sending plain data back."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import pickle
+import sys
+from typing import Any
+
+from pytest_llmload.core.protocol import Message
+
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def call(message: Message, model: Any, tokenizer: Any) -> Message:
+    """Call ``function(model, tokenizer, *args, **kwargs)``.
+
+    The function comes by value (cloudpickle) or as ``"module:function"``. Raises TypeError if it returns anything but
+    plain data: the pytest process must not import torch to unpickle it.
+    """
+    if "target" in message:
+        module, _, name = message["target"].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
+    else:
+        function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))
+    value = function(model, tokenizer, *args, **kwargs)
+    check_plain(value)
+    return {"kind": "value", "payload": base64.b64encode(pickle.dumps(value)).decode()}
+
+
+def check_plain(value: Any, where: str = "the value returned") -> None:
+    """Raise TypeError unless the value is numbers, strings, bytes and containers of them."""
+    if type(value) in _SCALARS:
+        return
+    if type(value) in (list, tuple, set, frozenset):
+        for item in value:
+            check_plain(item, f"an item of {where}")
+        return
+    if type(value) is dict:
+        for key, item in value.items():
+            check_plain(key, f"a key of {where}")
+            check_plain(item, f"{where}[{key!r}]")
+        return
+    kind = type(value)
+    torch = sys.modules.get("torch")
+    hint = "return .tolist() or .item()" if torch and isinstance(value, torch.Tensor) else "return plain data"
+    raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which stays in the load's process: {hint}")

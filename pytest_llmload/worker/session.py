@@ -1,0 +1,155 @@
+"""One load's process: loads once, then answers ``generate`` and ``run`` until the other side hangs up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import LoadFailed, LoadOutOfMemory, MachineError
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.protocol import Channel, Closed, Message
+from pytest_llmload.worker import process
+
+#: Texts of allocation failures that come as a plain RuntimeError.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class Session:
+    """The messages a load process understands; each returns the reply."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.loaded: Any = None
+        self._fingerprint: object = None
+        self.phase = "start"
+
+    def serve(self) -> None:
+        while True:
+            try:
+                message, _ = self._channel.receive()
+            except Closed:
+                return
+            try:
+                reply = getattr(self, f"do_{message['kind']}")(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told
+                reply = describe(error, self.phase)
+            self._channel.send(reply)
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self._channel.send({"kind": "phase", "phase": phase})
+
+    def do_resolve(self, message: Message) -> Message:
+        """Bring a model's files here: download or build, then the digests."""
+        from pytest_llmload.worker.checkpoints.resolve import resolve
+
+        self._enter("resolve")
+        checkpoint = resolve(
+            message["spec"], Path(message["cache_dir"]), trust_remote_code=message["trust_remote_code"]
+        )
+        return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
+
+    def do_adapter(self, message: Message) -> Message:
+        """Build a random adapter for a checkpoint."""
+        from pytest_llmload.core.job import Checkpoint
+        from pytest_llmload.worker.checkpoints.adapter import build_adapter
+
+        self._enter("resolve")
+        path = build_adapter(Checkpoint(**message["checkpoint"]), Path(message["cache_dir"]))
+        return {"kind": "adapter", "path": str(path)}
+
+    def do_plan(self, message: Message) -> Message:
+        from pytest_llmload.worker.planner import plan
+
+        self._enter("plan")
+        job = Job.from_json(message["job"])
+        prepare(job)
+        return {"kind": "plan", "plan": plan(job)}
+
+    def do_load(self, message: Message) -> Message:
+        from pytest_llmload.worker.fingerprint import fingerprint
+        from pytest_llmload.worker.measure import measure
+
+        job = Job.from_json(message["job"])
+        prepare(job)
+        result, self.loaded = measure(job, self._enter)
+        if self.loaded is not None:
+            self._fingerprint = fingerprint(self.loaded.model)
+        self.phase = "idle"
+        return {"kind": "result", "result": result.to_json()}
+
+    def do_generate(self, message: Message) -> Message:
+        from pytest_llmload.worker.generation import generate
+
+        self._enter("generate")
+        return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
+
+    def do_run(self, message: Message) -> Message:
+        from pytest_llmload.worker import calls
+        from pytest_llmload.worker.fingerprint import fingerprint
+
+        self._enter("run")
+        start = time.perf_counter()
+        try:
+            reply = calls.call(message, self.loaded.model, self.loaded.tokenizer)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+            reply = describe(error, "run")
+        now = fingerprint(self.loaded.model)
+        changed, self._fingerprint = now != self._fingerprint, now
+        return {**reply, "changed": changed, "seconds": time.perf_counter() - start}
+
+
+def prepare(job: Job) -> None:
+    """Make this process see what the job may see: GPUs, environment, import path, working directory."""
+    if job.device.kind == "cuda":
+        visible = ",".join(gpu.uuid for gpu in job.device.gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    os.environ.update(dict(job.spec.env))
+    sys.path.extend(path for path in job.sys_path if path not in sys.path)
+    if job.cwd:
+        os.chdir(job.cwd)
+
+
+def describe(error: Exception, phase: str) -> Message:
+    """An exception as a message: out of memory, the machine's fault, or simply raised."""
+    kind = type(error)
+    message = str(error) or kind.__name__
+    if isinstance(error, MachineError):
+        outcome = "machine"
+    elif (
+        isinstance(error, (MemoryError, LoadOutOfMemory))
+        or kind.__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY))
+    ):
+        outcome = results.OUT_OF_MEMORY
+    else:
+        outcome = results.FAILED
+    # Our own errors are whole sentences already.
+    type_name = "" if isinstance(error, (MachineError, LoadFailed)) else f"{kind.__module__}.{kind.__qualname__}"
+    info = results.ErrorInfo(
+        message=message,
+        type_name=type_name.removeprefix("builtins."),
+        traceback="".join(traceback.format_exception(error)),
+        phase=phase,
+    )
+    return {"kind": "error", "outcome": outcome, "error": asdict(info)}
+
+
+def main(fd: int, log: str) -> int:
+    """Serve one channel until it closes; the process's exit status."""
+    # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
+    os.setsid()
+    process.log_to(log)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    Session(Channel(socket.socket(fileno=fd))).serve()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return 0

@@ -1,0 +1,271 @@
+"""Record, gate, catch, update: the main job, with a real model in real processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+MEMORY = """
+    import pytest
+    @pytest.mark.quant("nf4")
+    def test_memory(llm, memory_baseline):
+        memory_baseline.check(llm)
+"""
+NF4 = Path("baselines/tiny-llama/cpu-x86_64/nf4.json")
+
+#: A quantiser that drops double quantisation for whoever asks for it.
+NO_DOUBLE_QUANT = """
+    import transformers
+    init = transformers.BitsAndBytesConfig.__init__
+    def without(self, *args, **kwargs):
+        kwargs["bnb_4bit_use_double_quant"] = False
+        init(self, *args, **kwargs)
+    transformers.BitsAndBytesConfig.__init__ = without
+"""
+
+
+@pytest.fixture
+def baseline(pytester: pytest.Pytester) -> Path:
+    import platform
+
+    return pytester.path / str(NF4).replace("x86_64", platform.machine())
+
+
+def first_lines(result: pytest.RunResult, count: int = 3) -> str:
+    """What stands right under the title of the first failure."""
+    lines = result.outlines
+    start = next(i for i, line in enumerate(lines) if line.startswith("____"))
+    return "\n".join(lines[start + 1 : start + 1 + count])
+
+
+def test_record_gate_tamper_update(pytester, project, baseline):
+    """The whole life of a baseline."""
+    pytester.makepyfile(MEMORY)
+
+    missing = project()
+    missing.assert_outcomes(failed=1)
+    assert "memory baseline missing: tiny-llama / nf4" in first_lines(missing)
+    command = next(line for line in missing.outlines if line.strip().startswith("record "))
+    assert "--llm-update-baselines" in command
+    assert "--llm-model=random:tiny-llama" in command
+    assert not baseline.exists(), "nothing is written unless asked"
+
+    recorded = project("--llm-update-baselines")
+    recorded.assert_outcomes(passed=1)
+    assert baseline.exists()
+    stored = json.loads(baseline.read_text())
+    assert str(pytester.path) not in baseline.read_text()
+
+    before = baseline.read_bytes(), baseline.stat().st_mtime_ns
+    project().assert_outcomes(passed=1)
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    assert (baseline.read_bytes(), baseline.stat().st_mtime_ns) == before, "an unchanged entry keeps its bytes"
+
+    stored["memory"]["host.weights"] -= 1
+    baseline.write_text(json.dumps(stored))
+    regressed = project("--junitxml=junit.xml", "--llm-report=run.json")
+    regressed.assert_outcomes(failed=1)
+    assert "memory regressed: tiny-llama / nf4" in first_lines(regressed)
+    assert "host.weights" in first_lines(regressed)
+    assert "tolerance exact" in first_lines(regressed)
+    junit = (pytester.path / "junit.xml").read_text()
+    assert '<property name="llmload.verdict" value="regressed"' in junit
+    assert '<property name="llmload.host.weights"' in junit
+    report = json.loads((pytester.path / "run.json").read_text())
+    assert report["runs"][0]["verdict"] == "regressed"
+
+    project("--llm-tolerance=host.weights=1MiB").assert_outcomes(passed=1)
+    project("--llm-record-missing").assert_outcomes(failed=1)
+    accepted = project("--llm-update-baselines")
+    accepted.assert_outcomes(passed=1)
+    accepted.stdout.fnmatch_lines(["accepted:", "*host.weights*"])
+
+    stored = json.loads(baseline.read_text())
+    stored["memory"]["host.weights"] += 4096
+    baseline.write_text(json.dumps(stored))
+    improved = project()
+    improved.assert_outcomes(passed=1)
+    improved.stdout.fnmatch_lines(["improved, not accepted*"])
+    project("--llm-strict").assert_outcomes(failed=1)
+
+
+def test_a_dropped_double_quantisation_is_caught_and_explained(pytester, project):
+    """In a user's own loader: nothing is asked for there that could be found missing, only the baseline knows."""
+    pytester.makepyfile(
+        serving="""
+        import torch, transformers
+        def load_model(spec):
+            config = transformers.BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+            )
+            return transformers.AutoModelForCausalLM.from_pretrained(spec.model, quantization_config=config)
+        """,
+        planted=NO_DOUBLE_QUANT,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("loader", target="serving:load_model")
+        @pytest.mark.quant("nf4")
+        def test_production(llm, memory_baseline):
+            memory_baseline.check(llm)
+        """,
+    )
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project().assert_outcomes(passed=1)
+    result = project("--llm-import=planted")
+    result.assert_outcomes(failed=1)
+    assert "double quant dropped" in result.stdout.str()
+    # Asked for by the marker, it is no regression but a strategy that was not applied.
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("loader", target="serving:load_model")
+        @pytest.mark.quant("nf4", double_quant=True)
+        def test_production(llm): pass
+        """
+    )
+    project().assert_outcomes(passed=1)
+    result = project("--llm-import=planted")
+    result.assert_outcomes(failed=1)
+    assert "was not applied" in first_lines(result)
+
+
+def test_another_workload_is_incomparable_and_says_so(pytester, project, baseline):
+    pytester.makepyfile(MEMORY)
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    result = project("--llm-workload=2x16+4")
+    result.assert_outcomes(failed=1)
+    text = first_lines(result, 4)
+    assert "incomparable" in text
+    assert "1x16+4" in text
+    assert "2x16+4" in text
+    project("--llm-record-missing", "--llm-workload=2x16+4").assert_outcomes(failed=1)
+    project("--llm-update-baselines", "--llm-workload=2x16+4").assert_outcomes(passed=1)
+    assert json.loads(baseline.read_text())["workload"] == "2x16+4"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 1, "memo', "nf4.json"),
+        ('{"schema": 99}', "99"),
+        ("[]", "nf4.json"),
+    ],
+)
+def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(pytester, project, baseline, content, message):
+    pytester.makepyfile(MEMORY)
+    baseline.parent.mkdir(parents=True)
+    baseline.write_text(content)
+    for mode in ((), ("--llm-update-baselines",)):
+        result = project(*mode)
+        result.assert_outcomes(errors=1)
+        assert message in result.stdout.str()
+        assert "Traceback" not in result.stdout.str()
+    assert baseline.read_text() == content, "nothing is lost"
+
+
+def test_a_baseline_of_another_spec_is_refused(pytester, project, baseline):
+    pytester.makepyfile(MEMORY)
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    baseline.write_text(baseline.read_text().replace('"quant": "nf4"', '"quant": "fp4"'))
+    result = project()
+    result.assert_outcomes(failed=1)
+    assert "incomparable" in first_lines(result)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_setup(pytester, project):
+    pytester.makepyfile(MEMORY)
+    # A file where the folder should be: root may write into read-only folders.
+    (pytester.path / "baselines").write_text("not a folder")
+    result = project("--llm-update-baselines")
+    result.assert_outcomes(errors=1)
+    assert "cannot" in result.stdout.str()
+
+
+def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project, baseline):
+    pytester.makepyfile(MEMORY.replace('"nf4"', '"nf4", "none"'))
+    project("--llm-update-baselines").assert_outcomes(passed=2)
+    pytester.makepyfile(MEMORY)
+    result = project("--llm-report=run.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["stale baselines*", "*none.json*"])
+    strict = project("--llm-strict", "--junitxml=junit.xml")
+    strict.assert_outcomes(passed=1, errors=1)
+    strict.stdout.fnmatch_lines(["ERROR llmload::baselines*"])
+    assert strict.ret == pytest.ExitCode.TESTS_FAILED
+    assert 'errors="1"' in (pytester.path / "junit.xml").read_text()
+    project("--llm-strict", "-k", "memory").assert_outcomes(passed=1)
+    dry = pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json", "--dry-run")
+    dry.stdout.fnmatch_lines(["would delete *none.json"])
+    assert (baseline.parent / "none.json").exists()
+    pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json").stdout.fnmatch_lines(
+        ["deleted *none.json"]
+    )
+    assert not (baseline.parent / "none.json").exists()
+    assert baseline.exists()
+
+
+def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.gpu_count(2)
+        def test_a(llm): pass
+        """
+    )
+    result = project("-rsE")
+    result.assert_outcomes(skipped=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*test_a_run_in*py:2: needs 2 GPUs, this run sees 0*", "ERROR llmload::nothing-measured*"]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    required = project("--llm-require-hardware")
+    required.assert_outcomes(errors=2)
+    assert "needs 2 GPUs" in required.stdout.str()
+
+
+def test_limits_need_no_baseline(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.memory_ceiling(host="4GiB")
+        @pytest.mark.latency_budget(load="10min", ttft="10min", per_token="10min")
+        def test_within(llm): pass
+        @pytest.mark.memory_ceiling(host="1MiB", phase="load")
+        def test_memory(llm): pass
+        @pytest.mark.latency_budget(per_token="1us")
+        def test_time(llm): pass
+        @pytest.mark.memory_ceiling(gpu="1MiB")
+        def test_no_gpu(llm): pass
+        @pytest.mark.memory_ceiling(host="1MiB")
+        def test_own_failure_first(llm): assert 1 == 2
+        """
+    )
+    result = project()
+    result.assert_outcomes(passed=2, failed=3)
+    text = result.stdout.str()
+    assert "memory ceiling exceeded: the host held" in text
+    assert "while loading" in text
+    assert "latency budget exceeded: per_token is" in text
+    assert "no gpu memory in this run" in text
+    assert "assert 1 == 2" in text
+    project("--llm-strict", "-k", "no_gpu").assert_outcomes(failed=1, deselected=4)
+
+
+def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, project):
+    pytester.makepyfile(
+        """
+        def test_a(llm, memory_baseline):
+            assert memory_baseline.check(llm) is None
+            assert type(llm.model).__name__ == "LlamaForCausalLM"
+            assert llm.run(lambda model, tokenizer: len(list(model.parameters()))) > 10
+        """
+    )
+    project("--llm-isolation=inline", "--llm-update-baselines").assert_outcomes(passed=1)
+    assert not (pytester.path / "baselines").exists()
+    pytester.makepyfile("def test_a(llm): llm.model")
+    result = project()
+    result.assert_outcomes(failed=1)
+    assert "the model lives in a process of its own" in result.stdout.str()

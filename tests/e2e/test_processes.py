@@ -1,0 +1,270 @@
+"""Deaths, hangs, changes and calls: each load's process is its own, and so is its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llmload import MachineError
+from pytest_llmload.host.processes import Server
+
+
+def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, project):
+    pytester.makepyfile(
+        loaders="""
+        import os, signal, threading
+        def killed(spec):
+            print("about to be killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        def segfault(spec):
+            import ctypes
+            ctypes.string_at(0)
+        def out_of_memory(spec):
+            import torch
+            print("asking for too much")
+            torch.empty(1 << 60, dtype=torch.uint8)
+        def hang(spec):
+            print("hanging on purpose")
+            threading.Event().wait()
+        def raises(spec):
+            raise KeyError("no such layer")
+        """,
+        test_it="""
+        import pytest
+        from pytest_llmload import LoadCrashed, LoadOutOfMemory
+        def loader(name): return pytest.mark.strategy("loader", target=f"loaders:{name}")
+        @loader("killed")
+        def test_killed(llm): pass
+        @loader("segfault")
+        def test_segfault(llm): pass
+        @loader("out_of_memory")
+        def test_out_of_memory(llm): pass
+        @loader("hang")
+        def test_hang(llm): pass
+        @loader("raises")
+        def test_raises(llm): pass
+        @loader("killed")
+        @pytest.mark.xfail(raises=LoadCrashed, strict=True)
+        def test_expected(llm): pass
+        @pytest.fixture(scope="module")
+        def answer(llm): return llm.generate("x", max_new_tokens=2)
+        @loader("raises")
+        def test_through_a_fixture(answer): pass
+        @pytest.mark.dtype("bf16")
+        def test_next(llm): assert llm.outcome == "loaded"
+        """,
+    )
+    result = project("--llm-timeout=8s", "-v")
+    result.assert_outcomes(failed=6, passed=1, xfailed=1)
+    text = result.stdout.str()
+    for piece in (
+        "the load's process died: tiny-llama / loader",
+        "killed by SIGKILL in phase 'load'",
+        "about to be killed",
+        "killed by SIGSEGV in phase 'load'",
+        "Fatal Python error: Segmentation fault",
+        "out of memory: tiny-llama / loader",
+        "asking for too much",
+        "the load timed out: tiny-llama / loader",
+        "still in phase 'load' after 8 s",
+        "hanging on purpose",
+        "in hang",
+        "the load failed: tiny-llama / loader",
+        "KeyError: 'no such layer'",
+    ):
+        assert piece in text, piece
+
+
+def test_calls_travel_and_their_errors_come_back(pytester, project):
+    pytester.makepyfile(
+        helper="def count(model, tokenizer, kind): return sum(kind in name for name, _ in model.named_parameters())",
+        test_it="""
+        import threading
+        import pytest
+        from pytest_llmload import RemoteError
+        FACTOR = 3
+        def parameters(model, tokenizer, factor=1):
+            assert model is not None
+            return factor * FACTOR * len(list(model.parameters()))
+        class Odd(Exception): pass
+        def odd(model, tokenizer):
+            import transformers, queue
+            raise queue.Full("too much")
+        def torch_error(model, tokenizer):
+            import torch
+            raise torch.cuda.OutOfMemoryError("none left")
+        def fails(model, tokenizer):
+            assert 1 == 2, "not equal"
+
+        def test_values(llm):
+            n = llm.run(parameters, factor=2)
+            assert n % 6 == 0 and n > 0
+            assert llm.run(lambda m, t: {"a": [1, (2.5, b"x")], "n": None}) == {"a": [1, (2.5, b"x")], "n": None}
+            assert llm.run("helper:count", "mlp") == 9
+        def test_tensor(llm):
+            with pytest.raises(TypeError, match="tolist"):
+                llm.run(lambda m, t: next(m.parameters()))
+        def test_foreign(llm):
+            with pytest.raises(RemoteError) as caught:
+                llm.run(torch_error)
+            assert caught.value.type_name == "torch.OutOfMemoryError"
+            assert "in torch_error" in caught.value.traceback
+        def test_own(llm):
+            with pytest.raises(AssertionError, match="not equal"):
+                llm.run(fails)
+        def test_unsendable(llm):
+            lock = threading.Lock()
+            with pytest.raises(TypeError, match="cannot go to the load's process"):
+                llm.run(lambda m, t: lock)
+        def test_generate(llm):
+            one, two = llm.generate("Hello", max_new_tokens=5), llm.generate("Hello", max_new_tokens=5)
+            assert len(one.tokens) == 5 and one == two
+        """,
+    )
+    project().assert_outcomes(passed=6)
+
+
+def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.dtype("bf16")
+        def kind(model, tokenizer): return str(next(model.parameters()).dtype)
+        def zero(model, tokenizer):
+            import torch
+            with torch.no_grad(): next(model.parameters()).zero_()
+        def first(model, tokenizer): return float(next(model.parameters()).abs().sum())
+        seen = []
+        def test_one(llm):
+            seen.append(dict(llm.metrics))
+            llm.run(lambda m, t: m.to("cpu", dtype=__import__("torch").float32) and None)
+            assert llm.run(kind) == "torch.float32"
+        def test_two(llm):
+            assert llm.run(kind) == "torch.bfloat16"
+            llm.run(zero)
+            assert llm.run(first) == 0
+        def test_three(llm):
+            assert llm.run(first) > 0
+            assert dict(llm.metrics) == seen[0]
+        """
+    )
+    project().assert_outcomes(passed=3)
+
+
+def test_monkeypatched_environment_reaches_the_load(pytester, project):
+    pytester.makepyfile(
+        """
+        import os
+        def value(model, tokenizer): return os.environ.get("OUR_SWITCH"), os.getppid()
+        def test_a(llm_load, monkeypatch):
+            plain, server = llm_load(dtype="bf16").run(value)
+            monkeypatch.setenv("OUR_SWITCH", "on")
+            changed, parent = llm_load(dtype="bf16").run(value)
+            assert (plain, changed) == (None, "on")
+            assert server != parent, "a load whose environment differs starts with exec"
+            assert llm_load(dtype="bf16", env={"OUR_SWITCH": "off"}).run(value)[0] == "off"
+        """
+    )
+    project().assert_outcomes(passed=1)
+
+
+def children_of(pid: int) -> set[int]:
+    """Every living descendant of a process."""
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(entry.parent.name)] = int(fields[1])
+    while more := {child for child, parent in parents.items() if (parent == pid or parent in found)} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
+    """Killed while a load hangs in a C call: server, load and what the load started are gone."""
+    pytester.makepyfile(
+        loaders="""
+        import subprocess, time
+        def slow(spec):
+            subprocess.Popen(["sleep", "300"])
+            print("started", flush=True)
+            open("started", "w").close()
+            time.sleep(300)
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("loader", target="loaders:slow")
+        def test_a(llm): pass
+        """,
+    )
+    started = pytester.path / "started"
+    os.mkfifo(started)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
+         f"--llm-cache-dir={checkpoint_cache}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        started.read_text()  # returns when the load has opened and closed its end
+        family = children_of(process.pid)
+        assert len(family) >= 3, "server, load and the load's own child"
+        watched = [os.pidfd_open(pid) for pid in family]
+        process.send_signal(number)
+        process.wait(60)
+        import select
+
+        for fd in watched:
+            readable, _, _ = select.select([fd], [], [], 10)
+            assert readable, "a process outlives the session"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monkeypatch):
+    """A thread in the server makes forking unsafe: the next load starts with exec, and the summary says why."""
+    pytester.makepyfile(
+        sitecustomize="""
+        import os, threading
+        def start():
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        os.register_at_fork(after_in_parent=start)
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.dtype("bf16", "fp32")
+        def test_a(llm): assert llm.outcome == "loaded"
+        """,
+    )
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    result = project()
+    result.assert_outcomes(passed=2)
+    assert "loads started without the warm server: it runs 2 threads, 1 after its imports" in result.stdout.str()
+
+
+def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path):
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    server = Server(tmp_path / "server.log", environment)
+    try:
+        server.warm_up(["torch"], None)
+        assert server.fork(tmp_path / "load.log") == "CUDA is initialised in it"
+    finally:
+        server.close()
+
+
+def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
+    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    with pytest.raises(MachineError, match=r"died:(.|\n)*libcudart"):
+        server.warm_up(["torch"], None)

@@ -1,0 +1,171 @@
+"""Markers: which loads a test gets, what they are called, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def collected(result: pytest.RunResult) -> list[str]:
+    return [line for line in result.outlines if "::" in line and not line.startswith(("ERROR", "="))]
+
+
+def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.quant("none", "nf4")
+        def test_quant(llm): pass
+        @pytest.mark.strategy("nf4", "bf16")
+        def test_strategy(llm): pass
+        @pytest.mark.quant("nf4", double_quant=True, compute_dtype="bf16")
+        def test_options(llm): pass
+        @pytest.mark.quant("nf4")
+        @pytest.mark.quant("nf4", double_quant=True)
+        def test_twice(llm): pass
+        @pytest.mark.dtype("fp32")
+        @pytest.mark.attn("eager", )
+        @pytest.mark.workload("2x8+4")
+        def test_more(llm): pass
+        @pytest.mark.device_map("auto")
+        def test_map(llm): pass
+        @pytest.mark.parametrize("x", [1, 2])
+        @pytest.mark.quant("int8")
+        def test_user(llm, x): pass
+        four = pytest.param("nf4", id="four", marks=pytest.mark.xfail)
+        two = pytest.param("int8", marks=pytest.mark.gpu_count(2))
+        @pytest.mark.quant(four, two)
+        def test_param(llm): pass
+        """
+    )
+    names = [line.split("::")[1] for line in collected(project("--collect-only", "-q"))]
+    assert sorted(names) == sorted(
+        [
+            "test_quant[tiny-llama-none]",
+            "test_quant[tiny-llama-nf4]",
+            "test_strategy[tiny-llama-nf4]",
+            "test_strategy[tiny-llama-bf16]",
+            "test_options[tiny-llama-nf4-dq-bf16]",
+            "test_twice[tiny-llama-nf4]",
+            "test_twice[tiny-llama-nf4-dq]",
+            "test_more[tiny-llama-fp32+eager+w2x8-4]",
+            "test_map[tiny-llama-auto]",
+            "test_user[tiny-llama-int8-1]",
+            "test_user[tiny-llama-int8-2]",
+            "test_param[tiny-llama-four]",
+            "test_param[tiny-llama-int8-x2]",
+        ]
+    )
+
+
+def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.quant("nf4")
+        def test_module(llm): pass
+        @pytest.mark.quant("int8")
+        class TestC:
+            def test_class(self, llm): pass
+            @pytest.mark.quant("none")
+            def test_function(self, llm): pass
+        @pytest.mark.dtype("fp16", "bf16")
+        @pytest.mark.attn("eager")
+        @pytest.mark.attn("sdpa")
+        def test_product(llm): pass
+        """
+    )
+    names = [line.split("::")[-1] for line in collected(project("--collect-only", "-q"))]
+    assert sorted(names) == sorted(
+        [
+            "test_module[tiny-llama-nf4]",
+            "test_class[tiny-llama-int8]",
+            "test_function[tiny-llama-none]",
+            *(
+                f"test_product[tiny-llama-nf4+{dtype}+{attn}]"
+                for dtype in ("fp16", "bf16")
+                for attn in ("eager", "sdpa")
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ('quant("nf5")', "quant: unknown 'nf5': one of none, int8, nf4, fp4"),
+        ("quant()", "quant names nothing"),
+        ('quant("nf4", double=True)', "quant: got an unexpected keyword argument 'double'"),
+        ('quant("int8", double_quant=True)', "quant('int8') has no double_quant"),
+        ('quant("nf4", compute_dtype="half")', "unknown compute_dtype 'half'"),
+        ('quant("nf4", skip_modules="lm_head")', "'lm_head' is not a list of names"),
+        ("gpu_count(0)", "gpu_count(0): a whole number of GPUs, at least 1"),
+        ('gpu_count("ALL")', "gpu_count('ALL')"),
+        ('gpu_memory("40")', "gpu_memory: write one size"),
+        ('memory_ceiling(gpu="8.5Gib")', "memory_ceiling: '8.5Gib' is not a size: write a number and one of B, KiB"),
+        ('memory_ceiling(gpu="1GiB", phase="idle")', "unknown phase 'idle'"),
+        ('latency_budget(load="fast")', "latency_budget: 'fast' is not a time"),
+        ('strategy("nf4")\n@pytest.mark.quant("int8")', "contradicting markers: quant is"),
+        ('strategy("loader")', "needs target='pkg.mod:function'"),
+        ('strategy("speculative")', "strategy: unknown 'speculative'"),
+        ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
+        ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
+        ('workload("many")', "workload: 'many' is not a workload"),
+        ('strategy("auto", hook=print)', "cannot go to the load's process"),
+    ],
+)
+def test_a_wrong_marker_is_one_sentence_that_names_the_test(pytester, project, marker, message):
+    pytester.makepyfile(f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n")
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+    assert "::test_a" in result.stderr.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("x", [pytest.param("a", marks=pytest.mark.quant("nf4"))])
+        def test_inside_param(llm, x): pass
+        @pytest.mark.quant("nf4")
+        def test_no_fixture(): pass
+        @pytest.mark.lora
+        @pytest.mark.gpu_count("ALL")
+        def test_label(): pass
+        """
+    )
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stderr.str()
+    assert "quant inside pytest.param(marks=…) of another parametrize would be ignored" in text
+    assert "test_no_fixture: quant would be ignored: the test uses no load fixture" in text
+    assert "test_label" not in text
+
+
+def test_labels_in_other_suites_are_left_alone(pytester, project):
+    pytester.makeini("[pytest]\n")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.lora
+        def test_label(): pass
+        @pytest.mark.gpu_count("ALL")
+        @pytest.mark.quant
+        def test_other(): pass
+        @pytest.mark.quant("nf4")
+        @pytest.mark.gpu_count(8)
+        def test_same_words(): pass
+        @pytest.fixture
+        def llm(): return "theirs"
+        @pytest.mark.quant("q4_k_m")
+        def test_own_fixture(llm): assert llm == "theirs"
+        """
+    )
+    project("--strict-markers", fast=False).assert_outcomes(passed=4)
+    project("-m", "lora", fast=False).assert_outcomes(passed=1, deselected=3)
+
+
+def test_every_test_that_loads_carries_the_marker(pytester, project):
+    pytester.makepyfile("def test_a(llm): pass\ndef test_b(llm_load): pass\ndef test_c(): pass")
+    project("-m", "not llmload").assert_outcomes(passed=1, deselected=2)

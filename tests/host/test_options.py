@@ -1,0 +1,129 @@
+"""Options: help, precedence, bad values, and giving way to others."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmload.host.options import OPTIONS
+
+pytestmark = pytest.mark.usefixtures("checkpoint_cache")
+
+USES_A_LOAD = "def test_a(llm): pass"
+
+
+def test_help_lists_every_option_under_its_short_name(project):
+    text = project("--help", fast=False, cached=False).stdout.str()
+    for name in OPTIONS:
+        assert f"--llm-{name}" in text
+    assert "--llmload-" not in text
+    assert "model-loading regression tests" in text
+
+
+def test_markers_document_themselves(project):
+    text = project("--markers", fast=False, cached=False).stdout.str()
+    for name in ("quant(*schemes", "gpu_count(n)", "memory_ceiling(*, gpu", "workload(text)", "llmload"):
+        assert f"@pytest.mark.{name}" in text
+
+
+def test_a_conftest_that_owns_an_option_keeps_it_and_the_header_says_so(pytester, project):
+    pytester.makeconftest(
+        """
+        def pytest_addoption(parser):
+            parser.addoption("--llm-model", action="store", default="theirs")
+            parser.addoption("--llm-timeout", type=int, default=3)
+        def pytest_report_header(config):
+            return f"their model: {config.getoption('--llm-model')}"
+        """
+    )
+    pytester.makepyfile("def test_a(llm_spec): assert llm_spec.name == 'tiny-gpt2'")
+    result = project("--llm-model=x", "--llmload-model=random:tiny-gpt2", "--llm-device=cpu", fast=False)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*their model: x*"])
+    result.stdout.fnmatch_lines(["llmload: another plugin or conftest owns*--llm-model is --llmload-model*"])
+
+
+def test_the_command_line_goes_over_the_ini_file(pytester, project):
+    pytester.makeini("[pytest]\nllm_model = random:tiny-gpt2\nllm_workload = 1x8+2\n")
+    pytester.makepyfile(
+        """
+        def test_a(llm_spec):
+            assert (llm_spec.name, str(llm_spec.workload)) == ("tiny-llama", "1x16+4")
+        """
+    )
+    project().assert_outcomes(passed=1)
+
+
+def test_the_ini_file_alone_is_enough(pytester, project):
+    pytester.makepyprojecttoml(
+        """
+        [tool.pytest.ini_options]
+        llm_model = ["random:tiny-gpt2", "other=random:tiny-llama"]
+        llm_strict = true
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_a(llm_spec, pytestconfig):
+            assert llm_spec.name in ("tiny-gpt2", "other")
+        """
+    )
+    project(fast=False).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--llm-workload=8", "--llm-workload: '8' is not a workload: write BATCHxPROMPT+NEW"),
+        ("--llm-tolerance=gpu.settled", "--llm-tolerance: 'gpu.settled' is not METRIC=TOLERANCE"),
+        ("--llm-tolerance=gpu.setled=1%", "--llm-tolerance: unknown metric 'gpu.setled'"),
+        ("--llm-tolerance=gpu.settled=1 percent", "--llm-tolerance: '1 percent' is not a tolerance"),
+        ("--llm-timeout=soon", "--llm-timeout: 'soon' is not a time"),
+        ("--llm-record-repeats=0", "--llm-record-repeats: '0' is not a number of loads"),
+        ("--llm-report=run.txt", "--llm-report: 'run.txt'"),
+        ("--llm-baseline-variant=../up", "--llm-baseline-variant"),
+        ("--llm-model=../up=random:tiny-llama", "--llm-model: '../up' cannot name a model"),
+        ("--llm-model=random:nothing-like-it", "random:nothing-like-it"),
+        ("--llm-model=./nowhere", "--llm-model: './nowhere' is no directory on this machine"),
+        ("--llm-model=a b", "--llm-model: 'a b' is neither a directory on this machine nor a hub id"),
+        ("--llm-strategy=int4", "unknown 'int4': one of"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(pytester, project, option, message):
+    pytester.makepyfile(USES_A_LOAD)
+    result = project(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+def test_two_models_of_one_name_are_refused(pytester, project):
+    pytester.makepyfile(USES_A_LOAD)
+    result = project("--llm-model=tiny-llama=random:tiny-gpt2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "are both called 'tiny-llama'" in result.stderr.str()
+
+
+def test_wrong_types_in_the_ini_file_are_usage_errors(pytester, project):
+    pytester.makepyprojecttoml("[tool.pytest]\nllm_workload = 5\nllm_model = ['random:tiny-llama']\n")
+    pytester.makepyfile(USES_A_LOAD)
+    result = project(fast=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "llm_workload" in result.stderr.str()
+
+
+def test_without_a_model_tests_are_skipped_with_one_reason_and_the_suite_is_an_error(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.quant("nf4", "int8")
+        def test_a(llm): pass
+        def test_b(llm_load): llm_load(quant="nf4")
+        def test_c(): pass
+        """
+    )
+    result = project("-rs", fast=False)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*no model to load: give --llm-model=SPEC"])
+    result = project("--pyargs", "pytest_llmload.suite", fast=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "the ready-made suite needs a model" in result.stderr.str()

@@ -1,0 +1,167 @@
+"""The file format: what is written, that it comes back, and what is said of a file that is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from sample_loads import ENVIRONMENT, HOST, NF4, load, numbers
+
+from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.baselines.environment import stored
+from pytest_llmload.baselines.record import record
+from pytest_llmload.core.errors import BaselineError
+
+FILE = "baselines/polyglot-ko-12.8b/nvidia-h100-80gb-hbm3/nf4-dq.json"
+
+
+@pytest.fixture
+def baseline():
+    return record(None, [load(), load()], update=True).baseline
+
+
+def test_a_baseline_comes_back_from_its_text(baseline):
+    assert loads(dumps(baseline), FILE) == baseline
+    assert dumps(loads(dumps(baseline), FILE)) == dumps(baseline)
+
+
+def test_an_empty_baseline_comes_back_too(baseline):
+    empty = dataclasses.replace(baseline, memory={}, time={}, manifest=(), numbers=type(baseline.numbers)())
+    assert loads(dumps(empty), FILE) == empty
+
+
+def test_the_layout_makes_short_diffs(baseline):
+    text = dumps(baseline)
+    lines = text.splitlines()
+    assert '    "gpu.settled": 7130382336,' in lines
+    assert sum(line.startswith('    {"bytes": ') for line in lines) == len(baseline.manifest)
+    data = json.loads(text)
+    assert list(data)[:3] == ["schema", "digests", "memory"]
+    assert list(data)[-3:] == ["spec", "workload", "environment"]
+    for section in ("memory", "spec", "environment", "numbers"):
+        assert list(data[section]) == sorted(data[section])
+    assert text.endswith("}\n")
+
+
+def test_one_changed_metric_changes_one_line(baseline):
+    changed = dataclasses.replace(baseline, memory={**baseline.memory, "gpu.settled": 1})
+    before, after = dumps(baseline).splitlines(), dumps(changed).splitlines()
+    assert [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new] == [
+        ('"gpu.settled": 7130382336,', '"gpu.settled": 1,')
+    ]
+
+
+def test_measured_floats_are_stored_with_six_digits():
+    result = load(samples={"load": [12.3456789], "ttft": [0.01234567891], "per_token": [1 / 3]})
+    text = dumps(record(None, [result], update=True).baseline)
+    assert '"load": {"median": 12.3457, "page_cache": "warm", "samples": [12.3457]}' in text
+    assert '"per_token": {"median": 0.333333, "samples": [0.333333]}' in text
+    assert "0.0123457" in text
+
+
+def test_nothing_of_this_machine_and_no_secret_is_stored():
+    spec = dataclasses.replace(
+        NF4,
+        model="/home/somebody/models/secret-project",
+        adapter="/mnt/runs/17/adapter",
+        options=(("offload_folder", '"/tmp/offload"'), ("token", '"hf_abcdefghijklmnopqrstuvwx"')),
+        env=(
+            ("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwx"),
+            ("HF_ENDPOINT", "https://me:pass@hub.local"),
+            ("A_B", "7"),
+            ("MY_API_KEY", "s3cr3t"),
+        ),
+    )
+    environment = {**ENVIRONMENT, "user": "somebody", "HF_HOME": "/home/somebody/.cache", "commit": "0badc0de"}
+    baseline = record(None, [load(spec, environment=environment)], update=True).baseline
+    text = dumps(baseline)
+    assert not re.search(r"s3cr3t|somebody|/mnt|/tmp|hf_abc|me:pass|0badc0de|secret-project", text)
+    assert baseline.spec["adapter"] == "adapter"
+    assert ["A_B", "7"] in baseline.spec["env"]
+    assert stored({"commit": "1", "torch": "2.13.0"}) == {"torch": "2.13.0"}
+
+
+def test_numbers_that_json_cannot_hold_are_never_written(baseline):
+    with pytest.raises(ValueError, match="JSON"):
+        dumps(dataclasses.replace(baseline, memory={"gpu.settled": math.nan}))
+
+
+def broken(baseline, change):
+    """The file's text with one entry of its data changed."""
+    data = json.loads(dumps(baseline))
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda data: data.update(memory=[]), r"holds \[\] where memory needs an object"),
+        (lambda data: data["memory"].update({"gpu.settled": "7 GiB"}), 'holds "7 GiB" where memory, gpu.settled needs'),
+        (
+            lambda data: data["memory"].update({"gpu.settled": True}),
+            "holds true where memory, gpu.settled needs a number",
+        ),
+        (lambda data: data["time"][HOST]["load"].pop("samples"), "needs 'median' and 'samples' in time, .*, load"),
+        (lambda data: data["time"].update({HOST: 3}), "holds 3 where .* needs an object"),
+        (lambda data: data["manifest"][0].pop("quant"), "in manifest row 1"),
+        (lambda data: data["manifest"][2].update(bytes=1.5), "holds 1.5 where manifest row 3 needs int for 'bytes'"),
+        (lambda data: data["numbers"].update(logits=None), "holds null where logits needs a list"),
+        (lambda data: data["digests"].pop("shape"), "needs exactly 'shape' and 'weights' in 'digests'"),
+        (lambda data: data.update(workload=7), "holds 7 where workload needs a text"),
+        (lambda data: data.pop("spec"), "has no 'spec'"),
+        (lambda data: data.update(memroy={}), "has an unknown entry 'memroy'"),
+        (lambda data: data.update(schema="one"), "has schema 'one' instead of 1"),
+        (lambda data: data["memory"].update({"gpu.settled": 1e999}), "holds Infinity"),
+    ],
+)
+def test_wrong_types_are_one_clear_sentence(baseline, change, what):
+    with pytest.raises(BaselineError, match=what) as caught:
+        loads(broken(baseline, change), FILE)
+    message = str(caught.value)
+    assert message.startswith(f"{FILE} ")
+    assert message.endswith(
+        ": restore it from version control, or delete it and record it again with --llm-update-baselines"
+    )
+    assert "\n" not in message
+
+
+def test_a_truncated_file_is_named_at_every_length(baseline):
+    text = dumps(baseline)
+    for length in range(0, len(text) - 2, 97):
+        with pytest.raises(BaselineError, match=re.escape(FILE)):
+            loads(text[:length], FILE)
+
+
+def test_no_json_and_other_json(baseline):
+    with pytest.raises(BaselineError, match=r"nf4-dq.json is empty: restore it"):
+        loads("  \n", FILE)
+    with pytest.raises(BaselineError, match=r"is not valid JSON \(line 1: "):
+        loads("gpu.settled = 7", FILE)
+    with pytest.raises(BaselineError, match="holds 3 where the file needs an object"):
+        loads("3", FILE)
+
+
+def test_a_newer_schema_says_to_upgrade(baseline):
+    with pytest.raises(BaselineError, match=r"has schema 2, and this pytest-llmload reads up to 1: upgrade"):
+        loads(dumps(baseline).replace('"schema": 1', '"schema": 2'), FILE)
+
+
+def test_merge_leftovers_are_found(baseline):
+    text = dumps(baseline)
+    conflict = text.replace('    "gpu.settled"', '<<<<<<< HEAD\n    "gpu.settled"', 1)
+    with pytest.raises(BaselineError, match="holds unresolved merge conflicts"):
+        loads(conflict, FILE)
+    twice = text.replace('    "gpu.settled"', '    "gpu.settled": 1,\n    "gpu.settled"', 1)
+    with pytest.raises(BaselineError, match=r"holds 'gpu.settled' twice"):
+        loads(twice, FILE)
+
+
+def test_the_samples_are_real_data():
+    """The fixtures of these tests have the shapes that the probes give."""
+    assert len(numbers().logits) == 16
+    assert stored(ENVIRONMENT)["torch"] == "2.13.0+cu128"
+    assert "host" not in stored(ENVIRONMENT)

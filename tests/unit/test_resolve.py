@@ -1,0 +1,287 @@
+"""From a SPEC to files: random models, directories, and a hub that answers, refuses or is away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.presets import PRESETS
+from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
+from pytest_llmload.worker.checkpoints.build import build
+from pytest_llmload.worker.checkpoints.hub import split_id
+from pytest_llmload.worker.checkpoints.resolve import resolve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECRET = "hf_thisIsNobodysToken123"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def built(cache: Path) -> Path:
+    return build(PRESETS["tiny-llama"], "tiny-llama", cache)
+
+
+def test_a_random_model_is_built_and_identified(cache: Path, built: Path) -> None:
+    found = resolve("random:tiny-llama", cache)
+    assert found.path == str(built)
+    assert found.model_type == "llama"
+    assert found.bytes == (built / "model.safetensors").stat().st_size
+    assert re.fullmatch("[0-9a-f]{16}", found.shape)
+    assert re.fullmatch("[0-9a-f]{16}", found.weights)
+    assert found == resolve("random:tiny-llama", cache)
+    assert found.weights != resolve("random:tiny-gpt-neox", cache).weights
+
+
+def test_the_same_config_by_path_is_the_same_model(cache: Path, tmp_path: Path) -> None:
+    preset = resolve("random:tiny-llama", cache)
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny-llama"]))
+    own = resolve(f"random:{tmp_path / 'config.json'}", cache)
+    assert (own.shape, own.weights) == (preset.shape, preset.weights)
+
+
+def test_a_directory_is_itself(cache: Path, built: Path) -> None:
+    found = resolve(str(built), cache)
+    assert found.path == str(built)
+    assert found.shape == resolve("random:tiny-llama", cache).shape
+    assert found.revision == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({}, "has no config.json: it is no transformers"), ({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
+     ({"config.json": "{"}, "cannot be read as JSON"), ({"config.json": "3"}, "holds no JSON object"),
+     ({"config.json": "{}"}, "has no model.safetensors")],
+)  # fmt: skip
+def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(LoadFailed, match=said):
+        resolve(str(tmp_path), tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_the_machines_fault(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="--llm-cache-dir"):
+        resolve("random:tiny-llama", tmp_path / "file")
+    with pytest.raises(MachineError, match="--llm-cache-dir"):
+        resolve(str(built), tmp_path / "file")
+
+
+@pytest.mark.parametrize("spec", ["", ".", "/no/such/directory", "./models/x", "a/b/c", "org/model@", "@v1", "a b"])
+def test_what_can_be_no_hub_id_is_said(spec: str) -> None:
+    with pytest.raises(ValueError, match="no directory here and no hub id"):
+        split_id(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("gpt2", ("gpt2", "")),
+        ("org/model-7b.v1", ("org/model-7b.v1", "")),
+        ("org/m@refs/pr/1", ("org/m", "refs/pr/1")),
+        ("org/m@v1.0", ("org/m", "v1.0")),
+    ],
+)
+def test_a_hub_id_is_split_from_its_revision(spec: str, parts: tuple[str, str]) -> None:
+    assert split_id(spec) == parts
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as its clients use to download a snapshot."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        refused = {
+            "/api/models/org/gated/": (403, "GatedRepo"),
+            "/api/models/org/missing/": (404, "RepoNotFound"),
+            "/api/models/org/model/revision/v9": (404, "RevisionNotFound"),
+            "/api/models/org/broken/": (500, ""),
+        }
+        for prefix, (status, code) in refused.items():
+            if f"{path}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/"):
+                return self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
+        if match := re.fullmatch(r"/api/models/org/model/revision/(main|v1|\w{40})", path):
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
+            return self.answer(200, {"id": "org/model", "sha": COMMIT, "siblings": siblings, "private": False})
+        if path.startswith("/api/models/org/model/tree/"):
+            return self.answer(200, [self.entry(name) for name in self.files])
+        if match := re.fullmatch(r"/org/model/resolve/(main|v1|\w{40})/(.+)", path):
+            data = self.files.get(match[2])
+            if data is None:
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            if self.command == "GET":
+                self.asked.append(match[2])
+            etag = hashlib.sha256(data).hexdigest()
+            extra = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(data))}
+            return self.answer(200, data, extra)
+        return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def entry(self, name: str) -> dict[str, Any]:
+        data = self.files[name]
+        return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+    def answer(self, status: int, body: object, extra: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(data)), **(extra or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: the output is the test's."""
+
+
+@pytest.fixture
+def hub(built: Path) -> Iterator[str]:
+    Hub.files = {path.name: path.read_bytes() for path in built.iterdir()}
+    Hub.files |= {
+        "pytorch_model.bin": b"pickled",
+        "consolidated.safetensors": b"the same weights again",
+        "onnx/model.onnx": b"another format",
+        "original/params.json": b"{}",
+        "modeling_custom.py": b"raise SystemExit",
+        "README.md": b"text",
+    }
+    Hub.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
+    """``resolve`` in a process of its own: the hub's client reads its environment when it is imported."""
+    code = (
+        "import dataclasses, json, sys\nfrom pathlib import Path\n"
+        "from pytest_llmload.core.errors import MachineError\n"
+        "from pytest_llmload.worker.checkpoints.resolve import resolve\n"
+        "try:\n"
+        "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=bool(sys.argv[3:]))\n"
+        "    found = dataclasses.asdict(found)\n"
+        "except (MachineError, ValueError) as error:\n"
+        "    found = {'error': type(error).__name__, 'message': str(error)}\n"
+        "print(json.dumps(found))"
+    )
+    arguments = [spec, str(cache), *(["trust"] if env.pop("trust", "") else [])]
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": SECRET,
+        "no_proxy": "127.0.0.1",
+        **env,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_hub_model_is_downloaded_without_what_no_load_reads(
+    hub: str, cache: Path, built: Path, tmp_path: Path
+) -> None:
+    found = ask("org/model@v1", cache, tmp_path, HF_ENDPOINT=hub)
+    assert found.get("revision") == COMMIT, found
+    assert found["shape"] == resolve(str(built), cache).shape
+    assert found["weights"] == resolve(str(built), cache).weights
+    assert set(Hub.asked) == {path.name for path in built.iterdir()}
+    offline = ask("org/model@v1", cache, tmp_path, HF_HUB_OFFLINE="1")
+    assert offline == found
+
+
+def test_remote_code_is_downloaded_only_when_it_is_trusted(hub: str, cache: Path, tmp_path: Path) -> None:
+    assert "error" not in ask("org/model", cache, tmp_path, HF_ENDPOINT=hub, trust="1")
+    assert "modeling_custom.py" in Hub.asked
+
+
+def test_a_sharded_hub_model_is_downloaded_by_its_index(hub: str, cache: Path, tmp_path: Path) -> None:
+    weights = Hub.files.pop("model.safetensors")
+    Hub.files["model-1-of-1.safetensors"] = weights
+    Hub.files["model.safetensors.index.json"] = b'{"weight_map": {"model.norm.weight": "model-1-of-1.safetensors"}}'
+    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
+    assert found.get("revision") == COMMIT, found
+    assert "model-1-of-1.safetensors" in Hub.asked
+    assert "consolidated.safetensors" not in Hub.asked
+
+
+def test_a_hub_model_without_safetensors_is_said(hub: str, cache: Path, tmp_path: Path) -> None:
+    del Hub.files["model.safetensors"]
+    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
+    assert found["error"] == "MachineError"
+    assert "org/model of the hub has no model.safetensors" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("org/gated", "the model is gated; accept its terms"),
+        ("org/missing", "the hub has no such model"),
+        ("org/model@v9", "the model has no such revision"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(spec: str, said: str, hub: str, cache: Path, tmp_path: Path) -> None:
+    found = ask(spec, cache, tmp_path, HF_ENDPOINT=hub)
+    assert found["error"] == "MachineError"
+    assert found["message"].startswith(f"cannot download {spec}: ")
+    assert said in found["message"]
+    assert "\n" not in found["message"]
+
+
+@pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_hub_that_is_away_is_one_sentence(env: dict[str, str], cache: Path, tmp_path: Path) -> None:
+    found = ask("org/model", cache, tmp_path, **env)
+    assert found["error"] == "MachineError"
+    assert found["message"].startswith("cannot download org/model: ")
+    assert "\n" not in found["message"]
+
+
+def test_an_incomplete_cache_offline_is_one_sentence(cache: Path, built: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    shutil.copy(built / "config.json", snapshot)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
+    found = ask("org/model", cache, tmp_path, HF_HUB_OFFLINE="1")
+    assert found["error"] == "MachineError"
+    assert "org/model" in found["message"]
+    assert "\n" not in found["message"]
+
+
+def test_adapters_are_resolved_like_models(cache: Path, tmp_path: Path) -> None:
+    checkpoint = resolve("random:tiny-llama", cache)
+    made = resolve_adapter("random", checkpoint, cache)
+    assert resolve_adapter(str(made), checkpoint, cache) == made
+    with pytest.raises(LoadFailed, match=r"no PEFT adapter in safetensors: it has no adapter_config.json and no"):
+        resolve_adapter(str(tmp_path), checkpoint, cache)
+    with pytest.raises(ValueError, match="no hub id"):
+        resolve_adapter("/no/such/adapter", checkpoint, cache)

@@ -1,0 +1,99 @@
+"""One frozen spec for every way of asking for a load."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from pytest_llmload.core.spec import LoadSpec, Workload
+
+
+def spec(**changes):
+    return LoadSpec(**{"model": "random:tiny-llama", "name": "tiny-llama", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "slug"),
+    [
+        ({}, "none"),
+        ({"quant": "nf4"}, "nf4"),
+        ({"quant": "nf4", "double_quant": True, "compute_dtype": "bf16", "adapter": "random"}, "nf4-dq-bf16+lora"),
+        ({"dtype": "fp16"}, "fp16"),
+        ({"quant": "int8", "dtype": "fp16"}, "int8+fp16"),
+        ({"strategy": "tensor_parallel", "world_size": 2}, "tensor_parallel-x2"),
+        ({"strategy": "auto", "dtype": "bf16", "attn": "eager"}, "auto-bf16+eager"),
+        ({"adapter": "random", "adapter_merged": True, "adapter_via": "load_adapter"}, "none+lora-merged-load_adapter"),
+        ({"workload": Workload(4, 2048, 64), "own_workload": True}, "none+w4x2048-64"),
+        ({"workload": Workload(4, 2048, 64)}, "none"),
+    ],
+)
+def test_slugs_are_the_names_of_baseline_files(changes, slug):
+    assert spec(**changes).slug == slug
+
+
+#: Ways of loading that are different loads, pairwise.
+DIFFERENT = [
+    {},
+    {"quant": "nf4"},
+    {"quant": "nf4", "double_quant": True},
+    {"quant": "nf4", "compute_dtype": "bf16"},
+    {"quant": "nf4", "dtype": "bf16"},
+    {"quant": "fp4"},
+    {"dtype": "bf16"},
+    {"strategy": "max_memory", "max_memory": (("0", 10), ("cpu", 30))},
+    {"strategy": "max_memory", "max_memory": (("0", 11), ("cpu", 30))},
+    {"skip_modules": ("lm_head",)},
+    {"device_map": '{"":0}'},
+    {"adapter": "random"},
+    {"adapter": "org/adapter"},
+    {"adapter": "random", "adapter_merged": True},
+    {"target": "ourapp.serving:load_model", "strategy": "loader"},
+    {"options": (("low_cpu_mem_usage", "true"),)},
+    {"env": (("HF_DEACTIVATE_ASYNC_LOAD", "1"),)},
+    {"attn": "sdpa"},
+    {"auto_class": "AutoModelForSequenceClassification"},
+]
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(DIFFERENT, 2)))
+def test_different_loads_never_share_a_file_or_an_identity(one, other):
+    assert spec(**one).slug != spec(**other).slug
+    assert spec(**one).identity() != spec(**other).identity()
+
+
+def test_checks_and_the_models_place_are_no_part_of_the_identity():
+    checked = spec(quant="nf4", dense_ok=("*.experts.*",), model="/elsewhere/tiny-llama", name="prod")
+    assert checked.identity() == spec(quant="nf4").identity()
+    assert checked.slug == spec(quant="nf4").slug
+
+
+@pytest.mark.parametrize("changes", DIFFERENT)
+def test_a_spec_survives_json(changes):
+    original = spec(**changes, workload=Workload(2, 64, 8))
+    back = LoadSpec.from_json(json.loads(json.dumps(original.to_json())))
+    assert back == original
+    assert hash(back) == hash(original)
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec().quant = "nf4"
+
+
+def test_options_are_decoded():
+    assert spec(options=(("keys_ok", '["mtp.*"]'),)).option("keys_ok") == ["mtp.*"]
+    assert spec().option("keys_ok", []) == []
+
+
+def test_workloads():
+    assert Workload.parse("4x2048+64") == Workload(4, 2048, 64)
+    assert str(Workload.parse("1x128+32")) == "1x128+32"
+
+
+@pytest.mark.parametrize("text", ["", "4x2048", "0x128+32", "1x128+0", "1 x 128 + 32", "axb+c", 4, None])
+def test_what_is_no_workload_says_what_to_write(text):
+    with pytest.raises(ValueError, match="is not a workload: write BATCHxPROMPT\\+NEW"):
+        Workload.parse(text)

@@ -1,0 +1,276 @@
+"""Files in the baselines folder: their places, and writing them without losing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import stat
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from sample_loads import load
+
+from pytest_llmload.baselines.model import Timing
+from pytest_llmload.baselines.record import record
+from pytest_llmload.baselines.store import Entry, Store, own_lock_folder
+from pytest_llmload.core.errors import BaselineError
+
+DEVICE = "nvidia-h100-80gb-hbm3"
+
+
+@pytest.fixture
+def baseline():
+    return record(None, [load()], update=True).baseline
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "baselines", locks=tmp_path / "locks")
+
+
+@pytest.fixture
+def path(store):
+    return store.path_for("polyglot-ko-12.8b", DEVICE, "nf4-dq")
+
+
+def test_places(tmp_path):
+    assert Store(tmp_path).path_for("org--model", "cpu-x86_64", "nf4-dq+lora") == (
+        tmp_path / "org--model" / "cpu-x86_64" / "nf4-dq+lora.json"
+    )
+    assert Store(tmp_path, "nightly").path_for("org--model", "cpu-x86_64", "nf4") == (
+        tmp_path / "org--model" / "cpu-x86_64" / "nightly" / "nf4.json"
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "/etc", "a\\b", "a\0b", "a\nb", "x" * 256])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    store = Store(tmp_path)
+    for names in ((name, DEVICE, "nf4"), ("m", name, "nf4"), ("m", DEVICE, name)):
+        with pytest.raises(ValueError, match=r"cannot be a|too long for a file name"):
+            store.path_for(*names)
+    with pytest.raises(ValueError, match=r"cannot be a baseline variant|too long for a file name"):
+        Store(tmp_path, name)
+
+
+def test_a_slug_too_long_for_a_file_is_refused_and_the_longest_fits(tmp_path):
+    path = Store(tmp_path).path_for("m", "d", "s" * 250)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(ValueError, match="too long"):
+        Store(tmp_path).path_for("m", "d", "s" * 251)
+
+
+def test_a_variant_cannot_look_like_a_baseline(tmp_path):
+    with pytest.raises(ValueError, match="must not end in"):
+        Store(tmp_path, "nf4.json")
+
+
+def test_what_is_written_is_read(store, path, baseline):
+    assert store.read(path) is None
+    assert store.update(path, lambda old: baseline) is True
+    assert store.read(path) == baseline
+
+
+def test_the_change_sees_what_is_there(store, path, baseline):
+    store.update(path, lambda old: baseline)
+    seen = []
+    store.update(path, lambda old: seen.append(old))
+    assert seen == [baseline]
+
+
+def test_an_update_that_changes_nothing_does_not_touch_the_file(store, path, baseline):
+    store.update(path, lambda old: baseline)
+    # Laid out by hand: still the same content.
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    os.utime(path, ns=(1, 1))
+    before = path.read_bytes()
+    assert store.update(path, lambda old: baseline) is False
+    assert store.update(path, lambda old: None) is False
+    assert store.update(path, lambda old: dataclasses.replace(old)) is False
+    assert path.stat().st_mtime_ns == 1
+    assert path.read_bytes() == before
+
+
+def test_the_folder_holds_nothing_but_baselines(store, path, baseline):
+    store.update(path, lambda old: baseline)
+    store.update(path, lambda old: dataclasses.replace(old, memory={}))
+    assert [file for file in store.root.rglob("*") if file.is_file()] == [path]
+
+
+def test_permissions_and_links_are_kept(store, path, baseline, tmp_path):
+    real = tmp_path / "elsewhere.json"
+    real.touch()
+    real.chmod(0o640)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(real)
+    real.unlink()
+    store.update(path, lambda old: baseline)
+    real.chmod(0o640)
+    store.update(path, lambda old: dataclasses.replace(old, memory={}))
+    assert path.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert store.read(path).memory == {}
+
+
+def test_unreadable_files_are_named_and_never_overwritten(store, path, baseline):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"schema": 1, \xff')
+    with pytest.raises(BaselineError, match="is not UTF-8 text"):
+        store.read(path)
+    path.write_text('{"schema": 1')
+    with pytest.raises(BaselineError, match=r"nf4-dq.json is not valid JSON"):
+        store.update(path, lambda old: baseline)
+    assert path.read_text() == '{"schema": 1'
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(store, path, baseline):
+    path.mkdir(parents=True)
+    with pytest.raises(BaselineError, match=r"cannot read .*nf4-dq.json: Is a directory"):
+        store.update(path, lambda old: baseline)
+
+
+def in_child(function, *args):
+    """The text that ``function`` gives in a forked process, so that it may give up its rights."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(function(*args)))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    return queue.get()
+
+
+def update_as_nobody(store, path, baseline):
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        store.update(path, lambda old: dataclasses.replace(baseline, memory={}))
+    except BaselineError as error:
+        return str(error)
+    return "written"
+
+
+def test_a_read_only_folder_is_one_sentence_and_loses_nothing(baseline):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "locks").mkdir()
+        (root / "locks").chmod(0o777)
+        store = Store(root / "baselines", locks=root / "locks")
+        path = store.path_for("m", DEVICE, "nf4")
+        store.update(path, lambda old: baseline)
+        # The lock file is the first run's: as on a runner that has a user of its own, there is none yet.
+        for lock in (root / "locks").iterdir():
+            lock.unlink()
+        before = path.read_bytes()
+        path.parent.chmod(0o555)
+        message = in_child(update_as_nobody, store, path, baseline)
+        assert message == f"cannot write {path}: Permission denied; nothing was changed"
+        assert path.read_bytes() == before
+        assert list(path.parent.iterdir()) == [path]
+        path.parent.chmod(0o755)
+
+
+def update_on_a_full_disk(store, path, baseline):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        store.update(path, lambda old: dataclasses.replace(baseline, memory={}))
+    except BaselineError as error:
+        return str(error)
+    return "written"
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(store, path, baseline):
+    store.update(path, lambda old: baseline)
+    before = path.read_bytes()
+    message = in_child(update_on_a_full_disk, store, path, baseline)
+    assert message == f"cannot write {path}: File too large; nothing was changed"
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+ROUNDS = 25
+
+
+def record_times(store, path, host, start):
+    """One run of many on one kind of host: each adds an entry of its own to the same file."""
+    start.wait()
+    timing = {"load": Timing(1.0, (1.0,), {"page_cache": "warm"})}
+    for number in range(ROUNDS):
+        entry = {f"{host}-{number}": timing}
+        store.update(path, lambda old, entry=entry: dataclasses.replace(old, time={**old.time, **entry}))
+
+
+def test_two_processes_that_write_at_once_lose_nothing(store, path, baseline):
+    store.update(path, lambda old: dataclasses.replace(baseline, time={}))
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+    runs = [context.Process(target=record_times, args=(store, path, host, start)) for host in ("a", "b")]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(30)
+    assert [run.exitcode for run in runs] == [0, 0]
+    assert set(store.read(path).time) == {f"{host}-{number}" for host in "ab" for number in range(ROUNDS)}
+
+
+def test_a_reader_never_sees_half_a_file(store, path, baseline):
+    store.update(path, lambda old: baseline)
+    small = dataclasses.replace(baseline, memory={}, manifest=())
+    done = threading.Event()
+
+    def write():
+        for number in range(60):
+            store.update(path, lambda old, n=number: small if n % 2 else baseline)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(len(store.read(path).memory))
+    writer.join()
+    assert seen <= {0, len(baseline.memory)}
+
+
+def test_locks_are_this_users_and_outside_the_project():
+    assert str(own_lock_folder()).startswith(tempfile.gettempdir())
+    assert str(os.getuid()) in str(own_lock_folder())
+
+
+def test_a_lock_folder_that_cannot_be_made_is_named(tmp_path, path, baseline):
+    (tmp_path / "file").touch()
+    store = Store(tmp_path / "baselines", locks=tmp_path / "file" / "locks")
+    with pytest.raises(BaselineError, match=r"cannot lock .*nf4-dq.json with .*: Not a directory"):
+        store.update(path, lambda old: baseline)
+
+
+def test_entries_of_a_device_and_of_a_variant(tmp_path, baseline):
+    plain, nightly = Store(tmp_path, locks=tmp_path / "l"), Store(tmp_path, "nightly", locks=tmp_path / "l")
+    for store, model, device, slug in (
+        (plain, "a", DEVICE, "nf4"),
+        (plain, "b", DEVICE, "int8"),
+        (plain, "a", "cpu-x86_64", "nf4"),
+        (nightly, "a", DEVICE, "nf4"),
+    ):
+        store.update(store.path_for(model, device, slug), lambda old: baseline)
+    (tmp_path / "a" / DEVICE / ".nf4.json.77.tmp").touch()
+    (tmp_path / "README.md").touch()
+    assert list(plain.entries(DEVICE)) == [
+        Entry("a", DEVICE, "nf4", tmp_path / "a" / DEVICE / "nf4.json"),
+        Entry("b", DEVICE, "int8", tmp_path / "b" / DEVICE / "int8.json"),
+    ]
+    assert [(entry.model, entry.device) for entry in plain.entries()] == [
+        ("a", "cpu-x86_64"),
+        ("a", DEVICE),
+        ("b", DEVICE),
+    ]
+    assert [entry.path for entry in nightly.entries()] == [tmp_path / "a" / DEVICE / "nightly" / "nf4.json"]
+    assert plain.devices("a", "nf4") == ["cpu-x86_64", DEVICE]
+    assert list(Store(tmp_path / "none").entries()) == []

@@ -1,0 +1,95 @@
+"""Sizes, times and tolerances as people write and read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmload.core.units import (
+    Tolerance,
+    format_bytes,
+    format_change,
+    format_seconds,
+    format_value,
+    parse_bytes,
+    parse_seconds,
+    parse_tolerance,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("9GiB", 9 << 30), ("512 MB", 512_000_000), ("1.5KiB", 1536), ("0B", 0), (" 2 TiB ", 2 << 40), ("10kB", 10_000)],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["9", "9gib", "GiB", "-1GiB", "9 GiB/s", "", None, 9, True])
+def test_what_is_no_size_says_what_to_write(text):
+    with pytest.raises(ValueError, match=r"write a number and one of B, KiB, .* as in '9GiB'"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("150ms", 0.15), ("2 min", 120.0), ("850us", 850e-6), ("30s", 30.0)])
+def test_times(text, seconds):
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+def test_what_is_no_time_says_what_to_write():
+    with pytest.raises(ValueError, match=r"'150 MiB' is not a time: .* as in '150ms'"):
+        parse_seconds("150 MiB")
+
+
+@pytest.mark.parametrize(
+    ("text", "tolerance", "unit", "shown"),
+    [
+        ("1%", Tolerance(relative=0.01), "B", "1 %"),
+        ("8MiB", Tolerance(absolute=8 << 20), "B", "8 MiB"),
+        ("5% | 8MiB", Tolerance(0.05, 8 << 20), "B", "5 % or 8 MiB"),
+        ("5ms", Tolerance(absolute=0.005), "s", "5.0 ms"),
+        ("3", Tolerance(absolute=3), "1", "3"),
+        ("0", Tolerance(), "B", "exact"),
+    ],
+)
+def test_tolerances(text, tolerance, unit, shown):
+    assert parse_tolerance(text) == tolerance
+    assert parse_tolerance(text).format(unit) == shown
+
+
+@pytest.mark.parametrize("text", ["", "a lot", "-1%", "1%%", "8mib", None, 0.01])
+def test_what_is_no_tolerance_says_what_to_write(text):
+    with pytest.raises(ValueError, match=r"is not a tolerance: write '1%', '8MiB', or '1%\|8MiB'"):
+        parse_tolerance(text)
+
+
+def test_a_tolerance_is_the_larger_of_both_and_goes_both_ways():
+    tolerance = Tolerance(relative=0.05, absolute=8)
+    assert tolerance.room(100) == 8
+    assert tolerance.room(1000) == 50
+    assert tolerance.allows(1000, 1050)
+    assert tolerance.allows(1000, 950)
+    assert not tolerance.allows(1000, 1051)
+    assert not tolerance.allows(1000, 949)
+    assert Tolerance().allows(7, 7)
+    assert not Tolerance().allows(7, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7_130_382_336, "6.64 GiB"), (1024, "1.00 KiB"), (1023, "1023 B"), (0, "0 B"), (-(3 << 20), "-3.00 MiB")],
+)
+def test_bytes_are_shown_in_binary_units(value, text):
+    assert format_bytes(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(34.2, "34.20 s"), (0.0123, "12.3 ms"), (0.00085, "850 us")])
+def test_seconds(value, text):
+    assert format_seconds(value) == text
+
+
+def test_a_change_always_has_a_sign():
+    assert format_change(512, "B") == "+512 B"
+    assert format_change(-(1 << 30), "B") == "-1.00 GiB"
+    assert format_change(-0.25, "s") == "-250.0 ms"
+    assert format_change(1, "1") == "+1"
+    assert format_value(1235, "1") == "1,235"

@@ -1,0 +1,116 @@
+"""The table of verdicts, row by row, as the documentation promises it."""
+
+from __future__ import annotations
+
+import pytest
+from sample_loads import NF4, load
+
+from pytest_llmload.core.results import CRASHED, NOT_APPLIED
+from pytest_llmload.core.verdicts import (
+    ERROR,
+    FAIL,
+    PASS,
+    SKIP,
+    TABLE,
+    Comparison,
+    Run,
+    outcome,
+    worst,
+)
+
+#: verdict, about one metric only -> default, strict, update, record-missing; ``+`` where the baseline is written.
+PROMISED = {
+    ("ok", False): ("pass", "pass", "pass", "pass"),
+    ("regressed", False): ("fail", "fail", "pass+", "fail"),
+    ("changed", False): ("fail", "fail", "pass+", "fail"),
+    ("improved", False): ("pass", "fail", "pass+", "pass"),
+    ("missing", False): ("fail", "fail", "pass+", "pass+"),
+    ("incomparable", False): ("fail", "fail", "pass+", "fail"),
+    ("incomparable", True): ("pass", "fail", "pass+", "pass"),
+    ("inconclusive", False): ("pass", "fail", "pass+", "pass"),
+    ("unavailable", False): ("pass", "fail", "pass", "pass"),
+    ("not_applied", False): ("fail", "fail", "fail", "fail"),
+    ("out_of_memory", False): ("fail", "fail", "fail", "fail"),
+    ("crashed", False): ("fail", "fail", "fail", "fail"),
+    ("timeout", False): ("fail", "fail", "fail", "fail"),
+    ("failed", False): ("fail", "fail", "fail", "fail"),
+    ("machine", False): ("error", "error", "error", "error"),
+    ("skipped", False): ("skip", "error", "skip", "skip"),
+    ("stale", False): ("pass", "error", "pass", "pass"),
+    ("nothing_measured", False): ("error", "error", "error", "error"),
+}
+MODES = [{}, {"strict": True}, {"update": True}, {"record_missing": True}]
+
+
+@pytest.mark.parametrize(("verdict", "metric_only"), PROMISED)
+@pytest.mark.parametrize("mode", range(4), ids=["default", "strict", "update", "record-missing"])
+def test_every_verdict_in_every_mode(verdict, metric_only, mode):
+    found = outcome(verdict, metric_only=metric_only, **MODES[mode])
+    assert f"{found.status}{'+' if found.writes else ''}" == PROMISED[verdict, metric_only][mode]
+
+
+def test_the_table_has_no_row_that_is_not_promised():
+    assert {(verdict, row.metric_only) for row in TABLE for verdict in row.verdicts} == set(PROMISED)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "mode", "listed"),
+    [
+        ("improved", {}, "slack"),
+        ("regressed", {"update": True}, "accepted"),
+        ("missing", {"record_missing": True}, "recorded"),
+        ("unavailable", {}, "once"),
+        ("stale", {}, "stale"),
+    ],
+)
+def test_what_passes_without_being_ok_is_listed(verdict, mode, listed):
+    assert outcome(verdict, **mode).listed == listed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [
+        ("regressed", PASS),
+        ("improved", PASS),
+        ("missing", PASS),
+        ("unavailable", FAIL),
+        ("stale", ERROR),
+        ("crashed", FAIL),
+    ],
+)
+def test_strict_decides_about_what_an_update_does_not_write(verdict, status):
+    assert outcome(verdict, strict=True, update=True).status == status
+
+
+def test_record_missing_under_strict_records_and_gates_the_rest():
+    assert outcome("missing", strict=True, record_missing=True).status == PASS
+    assert outcome("improved", strict=True, record_missing=True).status == FAIL
+
+
+def test_an_unknown_word_is_an_error():
+    with pytest.raises(KeyError, match="'fine' is no verdict"):
+        outcome("fine")
+
+
+def test_the_worst_verdict_wins():
+    assert worst([]) == "ok"
+    assert worst(["ok", "unavailable", "improved"]) == "improved"
+    assert worst(["improved", "missing"]) == "missing"
+    assert worst(["changed", "regressed", "missing"]) == "regressed"
+
+
+def test_the_same_word_about_a_metric_passes_and_about_the_whole_fails():
+    assert Comparison("memory", "incomparable").outcome().status == PASS
+    assert Comparison("memory", "incomparable", whole=True).outcome().status == FAIL
+
+
+def test_a_runs_verdict_is_how_its_load_ended_or_the_worst_comparison():
+    device = "cpu-x86_64"
+    assert Run(NF4, device, load(outcome=NOT_APPLIED)).verdict == NOT_APPLIED
+    assert Run(NF4, device, load(outcome=CRASHED), [Comparison("memory", "ok")]).verdict == CRASHED
+    assert Run(NF4, device, load()).verdict == "measured"
+    assert Run(NF4, device, outcome=SKIP).verdict == "skipped"
+    assert Run(NF4, device, outcome=ERROR).verdict == "machine"
+    improved, whole = Comparison("memory", "improved"), Comparison("time", "incomparable", whole=True)
+    assert Run(NF4, device, load(), [improved, whole]).verdict == "incomparable"
+    assert Run(NF4, device, load(), [improved, Comparison("time", "incomparable")]).verdict == "improved"
