@@ -167,6 +167,7 @@ def test_fused_experts_are_named_with_the_share() -> None:
     assert any("mlp.experts.gate_up_proj (" in name for name in problem.names)
     assert problem.bytes == sum(row.bytes for row in result.manifest if "experts" in row.module)
     assert type(loaded.model.lm_head) is torch.nn.Linear
+    assert problem.hint == "where that is as it should be: quant('nf4', dense_ok=['*.mlp.experts.*'])"
 
 
 @fused_experts
@@ -282,6 +283,7 @@ def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:
     save_file({**load_file(file), "score.weight": torch.ones(2, 2)}, file, {"format": "pt"})
     problem = only_problem(quick(files), "keys")
     assert problem.names == ("score.weight",)
+    assert problem.hint == "where that is as it should be: strategy('single', keys_ok=['score.weight'])"
     assert quick(files, options=(("keys_ok", json.dumps(["score.*"])),)).problems == []
 
 

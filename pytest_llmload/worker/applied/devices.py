@@ -69,5 +69,6 @@ def planned_device(planned: dict[str, object], path: str) -> str:
     for length in range(len(parts), -1, -1):
         entry = planned.get(".".join(parts[:length]))
         if entry is not None:
-            return f"cuda:{entry}" if isinstance(entry, int) or str(entry).isdigit() else str(entry)
+            numbered = isinstance(entry, int) or str(entry).isdigit()
+            return f"cuda:{entry}" if numbered else "cuda:0" if str(entry) == "cuda" else str(entry)
     return ""
