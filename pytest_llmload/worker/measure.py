@@ -73,7 +73,7 @@ class _Session:
             self._forward(loaded)
             self._generate(loaded)
             self.fill()
-        loaded.forget_inventory()
+        loaded.forget()
         # Last: a tokenizer's memory is no part of any figure.
         with self._timed("tokenizer"):
             _load_tokenizer(loaded)
@@ -104,6 +104,9 @@ class _Session:
         self.probes = [resolve(name)(self.job) for name in names]
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")
+        if self.job.measure:
+            # Before a load that may take minutes.
+            resolve("pytest_llmload.worker.generation:check_length")(self.job)
 
     def _load(self, served_by: list[Strategy]) -> Loaded:
         self.tell("load")
@@ -158,10 +161,9 @@ class _Session:
 
     def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
-        from pytest_llmload.worker.generation import check_length, first_forward
+        from pytest_llmload.worker.generation import first_forward
 
-        check_length(loaded)
-        loaded.forget_inventory()
+        loaded.forget()
         self._each("forwarding")
         with self._timed("forward"):
             loaded.logits = self._attempt("forward", lambda: first_forward(loaded))

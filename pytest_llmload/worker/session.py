@@ -143,7 +143,10 @@ def main(fd: int, log: str) -> int:
     os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    Session(Channel(socket.socket(fileno=fd))).serve()
+    session = Session(Channel(socket.socket(fileno=fd)))
+    session.serve()
+    if session.loaded is not None:
+        session.loaded.close()
     sys.stdout.flush()
     sys.stderr.flush()
     return 0

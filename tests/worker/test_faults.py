@@ -220,6 +220,17 @@ def test_an_upcast_that_nobody_named_a_dtype_for(tampered: Callable[[Tamper], No
     assert problem.names[0].startswith("model.layers.2.mlp.down_proj.weight")
 
 
+def test_parameters_that_the_class_pins_are_told_not_blamed(
+    tampered: Callable[[Tamper], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"input_layernorm"})
+    result = quick("tiny-llama", dtype="bf16")
+    assert [problem for problem in result.problems if problem.check == "dtype"] == []
+    (note,) = [note for note in result.notes if "pins" in note]
+    assert note.startswith("3 parameters are float32 because the model class pins them: model.layers.0.input_layernorm")
+    assert {row.dtype for row in result.manifest if row.module.endswith("input_layernorm")} == {"float32"}
+
+
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt-neox"])
 def test_norms_that_were_initialised_again(tampered: Callable[[Tamper], None], model: str) -> None:
     def tamper(loaded: Any) -> None:

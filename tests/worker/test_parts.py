@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from pytest_llmload.worker.probes.anon_sampler import AnonSampler
 from pytest_llmload.worker.probes.manifest import ranges, starred
 from pytest_llmload.worker.probes.numbers import spread
 from pytest_llmload.worker.quantstate import dequantised, stored
+from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 MIB = 1 << 20
@@ -219,6 +222,41 @@ def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     assert "the sampling process ended" in result.unavailable["host.anon_peak"]
     assert result.unavailable["host.settled"] == "no forward has run"
     assert "host.peak" in result.metrics
+
+
+# Folders of a load
+
+
+def test_what_a_killed_load_left_behind_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = (
+        "import os; from pytest_llmload.worker.scratch import Scratch; print(Scratch().path, flush=True); os._exit(1)"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    left = Path(killed.stdout.strip())
+    (left / "files" / "weight.safetensors").write_bytes(b"x")
+    unfinished = tmp_path / "llmload-scratch-unfinished"
+    unfinished.mkdir()
+    alive = Scratch()
+    second = Scratch()
+    assert not left.exists()
+    assert alive.files.is_dir()
+    assert unfinished.is_dir()
+    for scratch in (alive, second, second):
+        scratch.close()
+    assert list(tmp_path.iterdir()) == [unfinished]
+
+
+def test_weights_on_disk_live_as_long_as_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _, loaded = load("tiny-mixtral", strategy="offload", measure=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    loaded.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Small things

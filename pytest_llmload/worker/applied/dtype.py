@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from typing import Any
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
 from pytest_llmload.worker.tensors import Held, Inventory
@@ -33,14 +32,14 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     (scales) stays as it is stored.
     """
     spec = loaded.job.spec
-    config = _config(loaded)
+    # The checkpoint's own; the live config may have been changed by the load.
+    config = read_config(Path(loaded.job.checkpoint.path))
     if spec.dtype is not None:
         expected, source = NAMES[spec.dtype], "was asked for"
     else:
         expected, source = _configured(config), "is what the checkpoint says"
     if not expected or (spec.dtype is None and spec.strategy == "loader"):
         return
-    as_stored = CheckpointNames(loaded.model, CheckpointFiles(loaded.job.checkpoint.path))
     may_be_as_stored = spec.dtype is None or bool(config.get("quantization_config"))
     wrong: dict[str, list[Held]] = defaultdict(list)
     pinned: list[Held] = []
@@ -49,7 +48,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             continue
         if held.dtype == "float32" and _is_pinned(loaded.inventory, held.path, expected):
             pinned.append(held)
-        elif not (may_be_as_stored and held.dtype == _stored_dtype(as_stored, held.path)):
+        elif not (may_be_as_stored and held.dtype == _stored_dtype(loaded.checkpoint_names, held.path)):
             wrong[held.dtype].append(held)
     for dtype, found in wrong.items():
         size = sum(held.nbytes for held in found)
@@ -62,12 +61,6 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if pinned:
         names = ", ".join(held.path for held in pinned[:8])
         loaded.notes.append(f"{len(pinned)} parameters are float32 because the model class pins them: {names}")
-
-
-def _config(loaded: Loaded) -> dict[str, Any]:
-    """The checkpoint's own config.json; the live config may have been changed by the load."""
-    found: dict[str, Any] = json.loads((Path(loaded.job.checkpoint.path) / "config.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _configured(config: dict[str, Any]) -> str:

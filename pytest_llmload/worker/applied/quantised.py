@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -164,8 +163,8 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
 
 def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     """Weights of which a dequantised block is not the checkpoint's within the type's error."""
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    names = CheckpointNames(loaded.model, files)
+    names = loaded.checkpoint_names
+    files = names.files
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
