@@ -11,7 +11,7 @@ def test_twenty_clean_runs_in_a_row(pytester, project):
         LOADS = [dict(), dict(dtype="fp32"), dict(quant="int8"), dict(quant="nf4", double_quant=True)]
 
         @pytest.mark.parametrize("n", range(5))
-        @pytest.mark.parametrize("keywords", LOADS, ids=lambda keywords: "-".join(map(str, keywords.values())) or "none")
+        @pytest.mark.parametrize("keywords", LOADS, ids=["none", "fp32", "int8", "nf4-dq"])
         def test_clean(llm_load, memory_baseline, keywords, n):
             model = "random:moe-128m" if keywords in ({}, {"dtype": "fp32"}) and n % 2 else "random:tiny-llama"
             llm = llm_load(model, **keywords)
