@@ -227,7 +227,7 @@ def test_parameters_that_the_class_pins_are_told_not_blamed(
     result = quick("tiny-llama", dtype="bf16")
     assert [problem for problem in result.problems if problem.check == "dtype"] == []
     (note,) = [note for note in result.notes if "pins" in note]
-    assert note.startswith("3 parameters are float32 because the model class pins them: model.layers.0.input_layernorm")
+    assert note.startswith("the model class pins 3 parameters to float32: model.layers.0.input_layernorm.weight")
     assert {row.dtype for row in result.manifest if row.module.endswith("input_layernorm")} == {"float32"}
 
 

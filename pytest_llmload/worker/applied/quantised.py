@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
@@ -94,7 +95,8 @@ def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator
             if nothing
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
-        what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
+        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
+        what = f"{count} ({format_bytes(_bytes(weights))}) dense"
         yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
 
 
@@ -128,6 +130,8 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
         return "the model has no quantisation at all; the request was ignored"
     if weight.kind == LINEAR and cls != "Linear":
         return f"{cls} is not nn.Linear itself, the only class that bitsandbytes replaces"
+    if is_kept(weight.name, kept_in_fp32(loaded, dtype)):
+        return "the model class keeps them in 32 bit (_keep_in_fp32_modules)"
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
 
 
