@@ -63,7 +63,8 @@ class CheckpointNames:
             if pattern is None and target != name:
                 self._note(self._renamed, target, name)
         for target, by_pattern in parts.items():
-            kinds = [(type(operation).__name__, operation.dim) for operation in used[target].operations]
+            operations = used[target].operations
+            kinds = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]
             if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):
                 ordered = [
                     tuple(by_pattern[pattern]) for pattern in used[target].source_patterns if pattern in by_pattern
