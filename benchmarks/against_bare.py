@@ -1,8 +1,9 @@
 """Hold a run's allocator figures against a bare script's: they must be equal to the byte.
 
-    python benchmarks/against_bare.py REPORT.json
+    python benchmarks/against_bare.py REPORT.json [VARIANT ...]
 
-Loads every single-device variant of the report again with ``bare_load.py``, each in a process of its own.
+Loads the single-device variants of the report (or those named) again with ``bare_load.py``, each in a process of its
+own.
 """
 
 import json
@@ -16,11 +17,11 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 EXACT = ("gpu.settled", "gpu.load_peak", "gpu.load_allocated", "gpu.load_allocations")
 
 
-def main(report: str) -> int:
+def main(report: str, variants: list[str]) -> int:
     different = 0
     for run in json.loads(Path(report).read_text())["runs"]:
         spec = run["spec"]
-        if spec["strategy"] != "single" or run["load"] != "loaded":
+        if spec["strategy"] != "single" or run["load"] != "loaded" or (variants and run["variant"] not in variants):
             continue
         path = resolve(spec["model"], _default_cache()).path
         options = {name: spec[name] for name in ("dtype", "quant", "double_quant")}
@@ -38,4 +39,4 @@ def main(report: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
