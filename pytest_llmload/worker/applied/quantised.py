@@ -164,8 +164,8 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
         return
     if spec.double_quant and state.nested is None:
         yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
-    if not spec.double_quant and state.nested is not None and spec.strategy != "loader":
-        # Of a user's own loader the markers say what must hold, not all that it may do; the manifest records it.
+    # A user's own loader may nest them: the marker then says only what must hold.
+    if not spec.double_quant and spec.target is None and state.nested is not None:
         yield "double quant was not asked for, but the statistics are quantised"
     compute = _COMPUTE.get(spec.compute_dtype or "", "")
     if compute and state.compute != compute:
