@@ -64,6 +64,13 @@ def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
     return load(preset, probes=tuple(probe for probe in BUILTIN_PROBES if "timing" not in probe), **fields)[0]
 
 
+def double_quant_loader(spec: LoadSpec) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    setting = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return AutoModelForCausalLM.from_pretrained(spec.model, quantization_config=setting, device_map={"": "cpu"})
+
+
 def plain_loader(spec: LoadSpec) -> Any:
     """What a user's own loader may look like."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
