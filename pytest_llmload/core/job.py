@@ -72,6 +72,8 @@ class Job:
     trust_remote_code: bool = False
     #: Whether the figures are taken; a load that is opened again only to serve tests skips them.
     measure: bool = True
+    #: Whether the load is checked; one that is only timed was checked by the load it repeats.
+    checks: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "spec": self.spec.to_json()}

@@ -25,7 +25,8 @@ def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
 
     ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else.
+    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false it
+    is loaded and generates, and serves nobody.
     """
     session = _Session(job, phase)
     try:
@@ -58,16 +59,18 @@ class _Session:
         loaded = self._load(served_by)
         self._environment()
         if self.job.measure:
-            with self._timed("applied"):
-                self._applied(served_by, loaded)
-            self._forward(loaded)
+            if self.job.checks:
+                with self._timed("applied"):
+                    self._applied(served_by, loaded)
+                self._forward(loaded)
             self._generate(loaded)
             for probe in self.probes:
                 probe.fill(self.result)
         loaded.forget_inventory()
-        # Last: a tokenizer's memory is no part of any figure.
-        with self._timed("tokenizer"):
-            _load_tokenizer(loaded)
+        if self.job.checks:
+            # Last: a tokenizer's memory is no part of any figure.
+            with self._timed("tokenizer"):
+                _load_tokenizer(loaded)
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
             self.result.outcome = NOT_APPLIED

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker.control import Control
 from pytest_llmload.worker.device import synchronize
 from pytest_llmload.worker.generation import can_generate, generate_workload
 from pytest_llmload.worker.loaded import Loaded
@@ -29,13 +30,24 @@ class Timing(Probe):
         super().__init__(job)
         self.first: list[float] = []
         self.further: list[float] = []
+        self.control: dict[str, list[float]] = {"dispatch": [], "stream": [], "read": []}
 
     def generated(self, loaded: Loaded) -> None:
         if not can_generate(loaded):
             return
+        control = Control(self.job)
+        control.dispatch()
+        control.stream()
+        self.control["read"] += control.read()
         begin = perf_counter()
+        self._control(control)
         while len(self.first) < ROUNDS and (len(self.first) < 2 or perf_counter() - begin < BUDGET):
             self._round(loaded)
+            self._control(control)
+
+    def _control(self, control: Control) -> None:
+        self.control["dispatch"] += control.dispatch()
+        self.control["stream"] += control.stream()
 
     def _round(self, loaded: Loaded) -> None:
         stamps: list[float] = []
@@ -55,3 +67,6 @@ class Timing(Probe):
             if samples:
                 result.samples[name] = samples
                 result.metrics[name] = statistics.median(samples)
+        for name, samples in self.control.items():
+            if samples:
+                result.samples[f"control.{name}"] = samples
