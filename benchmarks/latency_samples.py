@@ -53,6 +53,7 @@ def main() -> int:
             imports=tuple(options.imports),
             sys_path=tuple(sys.path),
             checks=False,
+            page_cache=options.page_cache,
         )
         server = Server(logs / "server.log", environment)
         try:
@@ -84,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=int, default=6, help="processes whose work is counted too (default: 6)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--imports", nargs="*", default=[], help="modules that each process imports before it loads")
+    parser.add_argument("--page-cache", default="warm", choices=("warm", "cold", "uncontrolled"))
     parser.add_argument("--limit", type=float, default=0.0, help="seconds after which no further process starts")
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "pytest-llmload")
     return parser.parse_args()
@@ -140,7 +142,8 @@ def _write(options: argparse.Namespace, spec: LoadSpec, results: list[LoadResult
 
 
 def _process(result: LoadResult) -> dict[str, Any]:
-    samples = {name: [float(f"{value:.5g}") for value in values] for name, values in result.samples.items()}
+    kept = {name: values for name, values in result.samples.items() if not name.endswith(".relative")}
+    samples = {name: [float(f"{value:.5g}") for value in values] for name, values in kept.items()}
     work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
     return {"page_cache": result.environment["page_cache"], "samples": samples, **({"work": work} if work else {})}
 

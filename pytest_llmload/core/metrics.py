@@ -44,7 +44,6 @@ _DRIVER = Tolerance(absolute=64 * MIB)
 _LOADING = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 
-
 def _work(prefix: str, where: str) -> tuple[Metric, ...]:
     rows = (
         ("ops", "1", _EXACT, "ATen operators"),

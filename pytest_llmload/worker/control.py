@@ -1,12 +1,11 @@
-"""Fixed pieces of work that have nothing to do with the model: what this host and this process do at the same time.
+"""A fixed piece of work that has nothing to do with the model, and is as fast as this host and this process are.
 
-They are run in turn with the model, in the same process: where the host is slow, both are.
+It is run in turn with the model, in the same process: where the host is slow, both are, and their ratio stays.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import statistics
 from time import perf_counter
 from typing import Any
 
@@ -19,11 +18,10 @@ from pytest_llmload.worker.device import synchronize
 _LAYERS, _HIDDEN, _HEADS, _CONTEXT = 8, 256, 4, 64
 #: Bytes of a weight that no cache of a CPU core holds, read by a matrix product.
 _STREAM_ROWS, _STREAM_COLUMNS = 4096, 4096
-_READ = 64 << 20
 _REPEATS = 4
 
 
-class _Layer(torch.nn.Module):
+class _Layer(torch.nn.Module):  # type: ignore[misc]
     """What a decoder layer does, op by op: norm, projections, rotation, attention, gated feed-forward."""
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +45,7 @@ class _Layer(torch.nn.Module):
 
 
 class Control:
-    """Seconds of each piece of work, a few at a time."""
+    """Many small operators, each a launch on a GPU, and one that reads a large weight: what a generation is made of."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -56,32 +54,17 @@ class Control:
         self._hidden = torch.zeros(1, 1, _HIDDEN, device=device)
         self._weight = torch.zeros(_STREAM_ROWS, _STREAM_COLUMNS, device=device)
         self._vector = torch.zeros(_STREAM_COLUMNS, device=device)
+        self._once()
 
-    def dispatch(self) -> list[float]:
-        """Many small operators, each a launch on a GPU."""
-        return self._timed(lambda: self._layers(self._hidden))
+    def seconds(self) -> float:
+        """The median of a few repeats."""
+        return statistics.median(self._once() for _ in range(_REPEATS))
 
-    def stream(self) -> list[float]:
-        """Reading one large weight."""
-        return self._timed(lambda: torch.mv(self._weight, self._vector))
-
-    def read(self) -> list[float]:
-        """Copying a part of the checkpoint out of the page cache."""
-        file = max(Path(self._job.checkpoint.path).glob("*.safetensors"), key=lambda path: path.stat().st_size)
-        buffer = bytearray(_READ)
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            return self._timed(lambda: os.preadv(descriptor, [buffer], 0))
-        finally:
-            os.close(descriptor)
-
-    def _timed(self, work: Any) -> list[float]:
-        seconds = []
+    def _once(self) -> float:
+        synchronize(self._job)
+        begin = perf_counter()
         with torch.no_grad():
-            for _ in range(_REPEATS):
-                synchronize(self._job)
-                begin = perf_counter()
-                work()
-                synchronize(self._job)
-                seconds.append(perf_counter() - begin)
-        return seconds
+            self._layers(self._hidden)
+            torch.mv(self._weight, self._vector)
+        synchronize(self._job)
+        return perf_counter() - begin

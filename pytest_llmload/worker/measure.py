@@ -23,10 +23,10 @@ from pytest_llmload.worker.strategies.base import Strategy
 def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
     """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
 
-    ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
-    import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false it
-    is loaded and generates, and serves nobody.
+    ``phase`` is told before each of import, context, page_cache, load, applied, tokenizer, forward, generate.
+    Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
+    problem of the load, unless memory ran out. With ``job.measure`` false the model is loaded and nothing else; with
+    ``job.checks`` false it is loaded and generates, and serves nobody.
     """
     session = _Session(job, phase)
     try:
@@ -95,9 +95,11 @@ class _Session:
             resolve(f"pytest_llmload.worker.{module}:__name__")
 
     def _load(self, served_by: list[Strategy]) -> Any:
+        with self._timed("page_cache"):
+            prepare = resolve("pytest_llmload.worker.page_cache:set_page_cache")
+            self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
-        self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
         modules = set(sys.modules)
         gc.collect()
         self._each("mark")

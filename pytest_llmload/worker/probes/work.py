@@ -103,7 +103,7 @@ def _add(found: Counter[str], event: Any) -> None:
         found["copies"] += 1
     elif not _is_annotation(event):
         found["kernels"] += 1
-        found["gpu_time"] += event.duration_ns() / 1e9  # type: ignore[assignment]
+        found["gpu_time"] += event.duration_ns() / 1e9
 
 
 def _is_annotation(event: Any) -> bool:
