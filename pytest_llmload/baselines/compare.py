@@ -62,7 +62,7 @@ def compare(
     if baseline is None:
         return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
     changed = _context(baseline, result)
-    if reason := _other_identity(baseline, result):
+    if reason := other_identity(baseline, result):
         differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
         return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
     differences = ()
@@ -135,7 +135,7 @@ def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool
 # --- identity and surroundings ---------------------------------------------------------------------------------------
 
 
-def _other_identity(baseline: Baseline, result: LoadResult) -> str:
+def other_identity(baseline: Baseline, result: LoadResult) -> str:
     """Why the baseline is of another load; empty where it is of this one."""
     shape = result.digests.get("shape", "")
     if shape != baseline.shape:

@@ -115,8 +115,12 @@ class _Estimator:
         return round(self.quantile * (size - 1))
 
     def location(self, processes: list[float]) -> float:
-        kept = math.ceil(self.share * len(processes))
-        return statistics.fmean(sorted(processes)[:kept] if kept < len(processes) else processes)
+        kept = self.share * len(processes)
+        if kept == len(processes):
+            return statistics.fmean(processes)
+        # Half of five processes is two and a half: whole ones would be a larger part of five than of twenty.
+        ordered, whole = sorted(processes), int(kept)
+        return (sum(ordered[:whole]) + (kept - whole) * ordered[whole]) / kept
 
 
 _MIDDLE = _Estimator(0.5, 1.0)

@@ -16,6 +16,9 @@ from pytest_llmload.core.verdicts import IMPROVED, REGRESSED
 #: Samples of a process as they are kept: its deciles, with the smallest and the largest.
 _QUANTILES = 11
 _DIGITS = 5
+#: Processes after which times are judged, again and again until all are clear; the last is how many are recorded. Each
+#: look is one more chance of a false alarm, so they are few.
+LOOKS = (5, 7, 10, 14, 20)
 CONTROL = "control"
 
 
@@ -101,10 +104,8 @@ def _words(judgement: Judgement, of: str) -> str:
     return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
-def recorded_median(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
+def recorded_median(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
     """The baseline's median of a time on this kind of host in seconds; or None, and why there is none to compare."""
-    if baseline is None:
-        return None, "nothing is recorded for this load"
     host = entry(result.environment, HOST)
     recorded = baseline.time.get(host, {}).get(name)
     if recorded is None:

@@ -395,9 +395,16 @@ class Load:
 
     def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True
+        return self.timed_run(function, args, kwargs)[0]
+
+    def timed_run(
+        self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, float]:
+        """What the function returns, and the seconds that it took where the model lives."""
+        __tracebackhide__ = True
         reply = self._ask(calls.encode(function, args, kwargs))
         self._changed |= reply["changed"]
-        return calls.decode(reply)
+        return calls.decode(reply), reply["seconds"]
 
     @property
     def model(self) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from pytest_llmload.baselines.compare import compare, section_of
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
-from pytest_llmload.baselines.timings import timings
+from pytest_llmload.baselines.timings import LOOKS, timings
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineIncomparable,
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.broker import Load
     from pytest_llmload.host.llm import LLM
-
-#: Processes after which times are judged, again and again until all are clear; the last is how many are recorded. Each
-#: look is one more chance of a false alarm, so they are few.
-_LOOKS = (5, 7, 10, 14, 20)
 
 
 class _Gate:
@@ -217,7 +213,7 @@ class LatencyBaseline(_Gate):
     ) -> list[Comparison]:
         comparisons = super()._compare(load, baseline, metrics, tolerances, times)
         until = time.monotonic() + self._state.settings.latency_time
-        for count in _LOOKS:
+        for count in LOOKS:
             # A single process is never judged: where nothing is to be judged, none is started.
             if not any(item.having(verdicts.INCONCLUSIVE) for item in comparisons):
                 break
@@ -228,4 +224,4 @@ class LatencyBaseline(_Gate):
         return comparisons
 
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
-        return timings(load.timed(_LOOKS[-1], time.monotonic() + self._state.settings.latency_time))
+        return timings(load.timed(LOOKS[-1], time.monotonic() + self._state.settings.latency_time))

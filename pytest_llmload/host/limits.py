@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmload.baselines.compare import other_identity
 from pytest_llmload.baselines.timings import recorded_median, timings
 from pytest_llmload.core.units import format_bytes, parse_bytes, parse_seconds
 from pytest_llmload.host.markers import limit_marks
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
+    from pytest_llmload.baselines.model import Baseline, Timing
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.verdicts import Subject
     from pytest_llmload.host.broker import Load
@@ -122,7 +124,7 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
             recorded, limit = None, budget.seconds
             if limit is None:
                 baseline = state.store.read(state.baseline_path(load.spec))
-                recorded, why = recorded_median(baseline, load.result, name, now[name])
+                recorded, why = _recorded(baseline, load.result, name, now[name])
                 if recorded is None:
                     unmeasured.append(f"latency_budget({name}={budget.text}): {why}")
                     continue
@@ -131,3 +133,12 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
             if median > limit:
                 over.append(failure.budget_text(subject, name, median, limit, samples=samples, recorded=recorded))
     return over, unmeasured
+
+
+def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
+    """The recorded median of a time, in seconds; or None, and why there is none to be relative to."""
+    if baseline is None:
+        return None, "nothing is recorded for this load"
+    if why := other_identity(baseline, result):
+        return None, why
+    return recorded_median(baseline, result, name, now)
