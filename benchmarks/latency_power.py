@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.baselines.model import Timing
-from pytest_llmload.baselines.timings import LOOKS, moved, timings
+from pytest_llmload.baselines.timings import LOOKS, moved, timings, undecided
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
 
@@ -91,11 +91,13 @@ class _Gate:
 
     def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
         baseline, current = timings(draw(LOOKS[-1]))[metric], draw(LOOKS[-1])
+        verdict = INCONCLUSIVE
         for count in LOOKS:
+            before = verdict
             verdict = moved(baseline, _slower(timings(current[:count])[metric], factor), TOLERANCE)[0].verdict
-            if verdict != INCONCLUSIVE:
-                return verdict, count
-        return INCONCLUSIVE, LOOKS[-1]
+            if not undecided({metric: before}, {metric: verdict}):
+                break
+        return verdict, count
 
 
 def _slower(timing: Timing, factor: float) -> Timing:

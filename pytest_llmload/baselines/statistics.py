@@ -8,8 +8,9 @@ So a process counts as one observation, however many samples it has, and what th
 * **Two estimators**, both of the ratio of the sides' locations. *Middle*: the median of each process, averaged over the
   processes (geometrically). *Floor*: the 10 % quantile of each process, averaged over the faster half of the processes.
   Noise of a host only ever adds time, so the floor often scatters less; where it is a control that the times were
-  divided by that was disturbed, the middle does. The one with the smaller standard error is taken; the choice does not
-  look at the ratio. (Chen and Revels, *Robust Benchmarking in Noisy Environments*, 2016, on minima and medians.)
+  divided by that was disturbed, the middle does. The one with the smaller standard error is taken, from ten processes a
+  side on; the choice does not look at the ratio. (Chen and Revels, *Robust Benchmarking in Noisy Environments*, 2016,
+  on minima and medians.)
 * **Standard error** by a hierarchical bootstrap: processes are drawn with replacement, each with all its samples.
   Drawing the samples of a process again as well would count their scatter twice, since the processes' locations hold
   it already (Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8). So a few quantiles of
@@ -42,6 +43,8 @@ PROCESSES = 3
 #: Draws of the bootstrap: its standard error is then good to 4 %.
 _DRAWS = 400
 _FLOOR = 0.1
+#: Fewest processes of a side for the floor: the fastest three of five are close to each other by chance.
+_FLOOR_PROCESSES = 10
 _SEED = 20130620
 
 
@@ -72,10 +75,11 @@ def judge(
         raise ValueError(f"the tolerance has to be positive, not {tolerance!r}")
     sides = [_sorted(side, name) for side, name in ((baseline, "baseline"), (current, "current"))]
     generator = random.Random(_SEED)
-    found = [_estimate(sides, estimator, generator) for estimator in (_MIDDLE, _FASTEST)]
-    ratio, error, freedom = min(found, key=lambda item: item[1])
-    if min(map(len, sides)) < PROCESSES:
-        return Judgement(INCONCLUSIVE, math.exp(found[0][0]), (0.0, math.inf))
+    fewest = min(map(len, sides))
+    estimators = (_MIDDLE, _FASTEST) if fewest >= _FLOOR_PROCESSES else (_MIDDLE,)
+    ratio, error, freedom = min((_estimate(sides, one, generator) for one in estimators), key=lambda item: item[1])
+    if fewest < PROCESSES:
+        return Judgement(INCONCLUSIVE, math.exp(ratio), (0.0, math.inf))
     room = error * student(1 - (1 - CONFIDENCE) / 2, freedom)
     low, high = math.exp(ratio - room), math.exp(ratio + room)
     return Judgement(_verdict(low, high, tolerance), math.exp(ratio), (low, high))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pytest_llmload.baselines.environment import HOST, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
 from pytest_llmload.core.metrics import METRICS, Metric
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.verdicts import IMPROVED, REGRESSED
+from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED
 
 #: Samples of a process as they are kept: its deciles, with the smallest and the largest.
 _QUANTILES = 11
 _DIGITS = 5
-#: Processes after which times are judged, again and again until all are clear; the last is how many are recorded. Each
-#: look is one more chance of a false alarm, so they are few.
+#: Processes after which times are judged, until all are clear; the last is how many are recorded.
 LOOKS = (5, 7, 10, 14, 20)
 CONTROL = "control"
 
@@ -90,6 +89,17 @@ def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgemen
         if judge(*sides, tolerance=tolerance).verdict == absolute.verdict:
             return relative, _words(relative, "of the control workload's, which moved too, ")
     return absolute, _words(absolute, "")
+
+
+def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether further processes have to be asked, by the verdicts of all times at the last look and at this one.
+
+    Each look is one more chance of a false alarm: a time that moved has to be seen to have moved twice in turn.
+    """
+    return any(
+        verdict == INCONCLUSIVE or (verdict in (REGRESSED, IMPROVED) and before.get(name) != verdict)
+        for name, verdict in now.items()
+    )
 
 
 def _width(judgement: Judgement) -> float:

@@ -11,7 +11,7 @@ import pytest
 from pytest_llmload.baselines.compare import compare, section_of
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
-from pytest_llmload.baselines.timings import LOOKS, timings
+from pytest_llmload.baselines.timings import LOOKS, timings, undecided
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineIncomparable,
@@ -212,16 +212,23 @@ class LatencyBaseline(_Gate):
         times: Mapping[str, Timing] | None = None,
     ) -> list[Comparison]:
         comparisons = super()._compare(load, baseline, metrics, tolerances, times)
+        # A single process is never judged, only whether there is something to judge: if not, no other is started.
+        before: dict[str, str] = {}
+        now = _verdicts(comparisons)
         until = time.monotonic() + self._state.settings.latency_time
         for count in LOOKS:
-            # A single process is never judged: where nothing is to be judged, none is started.
-            if not any(item.having(verdicts.INCONCLUSIVE) for item in comparisons):
+            if not undecided(before, now):
                 break
             results = load.timed(count, until)
             comparisons = super()._compare(load, baseline, metrics, tolerances, timings(results))
+            before, now = now, _verdicts(comparisons)
             if len(results) < count:
                 break
         return comparisons
 
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
         return timings(load.timed(LOOKS[-1], time.monotonic() + self._state.settings.latency_time))
+
+
+def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    return {item.name: item.verdict for part in comparisons if part.section == "time" for item in part.metrics}
