@@ -95,7 +95,7 @@ def compare(
         worst(item.verdict for item in verdicts if not item.informative),
         metrics=tuple(verdicts),
         manifest=differences,
-        because=tuple(_because(verdicts, differences, baseline, result, changed)),
+        because=tuple(_because(section, verdicts, baseline, result, changed)),
         changed=changed,
     )
 
@@ -283,19 +283,21 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
 
 
 def _because(
-    verdicts: Sequence[MetricVerdict],
-    differences: Sequence[ManifestChange],
-    baseline: Baseline,
-    result: LoadResult,
-    changed: Sequence[str],
+    section: str, verdicts: Sequence[MetricVerdict], baseline: Baseline, result: LoadResult, changed: Sequence[str]
 ) -> list[str]:
-    """What explains the metrics that moved: modules first, then the loading work and tensors outside the model."""
+    """What explains the metrics that moved: modules first, then what was counted.
+
+    For memory and the load that is the loading work and tensors outside the model, for the other times the work.
+    """
     moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
     if not moved:
         return []
-    reasons = [difference.text for difference in differences]
-    if any(lookup(item.name).section == "time" for item in moved if find(item.name)):
-        return reasons + _work(baseline, result, changed)
+    known = baseline.manifest and result.manifest
+    reasons = [difference.text for difference in manifest.diff(baseline.manifest, result.manifest)] if known else []
+    if section == "work":
+        return reasons
+    if section == "time" and any(item.name != "load" for item in moved):
+        return [*reasons, *_work(baseline, result, changed)]
     # A cause is told beside its effect: alone, it has a line of its own already.
     causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
     for name in causes:

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.worker import plan
@@ -164,7 +165,8 @@ class _Session:
         if any(problem.check == "forward" for problem in self.result.problems):
             return
         if not can_generate(loaded):
-            self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
+            names = [name for name, metric in METRICS.items() if metric.section == "work"]
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
         self._each("generating")
         with self._timed("generate"):

@@ -66,6 +66,9 @@ class Work(Probe):
         return count(call, gpu=self.job.device.kind == "cuda")
 
     def fill(self, result: LoadResult) -> None:
+        if self.job.device.kind != "cuda":
+            names = [f"{part}.{name}" for part in ("prefill", "token") for name in _ON_GPU]
+            result.unavailable |= dict.fromkeys(names, "no GPU in this run")
         if self.figures and not self.figures.get("prefill.kernels", 1):
             # Never 0: without its permission the profiler sees the CPU's side only.
             for name in [name for name in self.figures if not name.endswith(".ops")]:
