@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import (
     LoadCrashed,
@@ -365,11 +366,11 @@ class Load:
     def timed(self, count: int, until: float) -> list[LoadResult]:
         """The same load timed anew in ``count`` fresh processes, or in as many as start before ``until``.
 
-        ``until`` is a moment of ``time.monotonic``; one process is always timed. What earlier calls measured counts. In
-        none of them did anything else happen than loading and generating. Raises LoadError where one of them does not
-        load any more.
+        ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
+        earlier calls measured counts. In none of them did anything else happen than loading and generating. Raises
+        LoadError where one of them does not load any more.
         """
-        while len(self._timed) < count and (not self._timed or time.monotonic() < until):
+        while len(self._timed) < count and (len(self._timed) < PROCESSES or time.monotonic() < until):
             self.close()
             result = self._broker.measure(self, keep=False, times_only=True)
             if not result.ok:

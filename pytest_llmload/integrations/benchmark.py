@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.core.errors import MachineError
 from pytest_llmload.host.stash import existing_state
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     state = existing_state(config)
     if state is None:
         return
+    from pytest_llmload.core.errors import MachineError
+
     try:
         machine_info["gpus"] = [gpu.name for gpu in state.device.gpus]
     except MachineError:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 BASELINE = Path(f"baselines/tiny-llama/cpu-{platform.machine()}/none.json")
-#: Recording and gating as little as the verdicts need.
-RECORD = ("--llm-update-baselines", "--llm-record-repeats=1", "--llm-latency-time=5s")
-GATE = "--llm-latency-time=5s"
+#: Three processes are always timed; more where the test is about the verdict of a time.
+RECORD = ("--llm-update-baselines", "--llm-record-repeats=1")
+SHORT = "--llm-latency-time=0s"
 
 #: What slows a model down without anybody asking for it, by the module that does it in each load's process.
 NO_CACHE = """
@@ -60,7 +60,7 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
             latency_baseline.check(llm, metrics=["load"])
         """,
     )
-    project("-k", "times", *RECORD).assert_outcomes(passed=1, deselected=2)
+    project("-k", "times", *RECORD, "--llm-latency-time=12s").assert_outcomes(passed=1, deselected=2)
     stored = json.loads(BASELINE.read_text())
     (host, times), *others = stored["time"].items()
     assert not others
@@ -71,21 +71,20 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
     assert max(map(len, times["per_token"]["samples"])) <= 11
     assert set(stored["work"]) == {"prefill.ops", "token.ops"}
 
-    clean = project(GATE)
-    clean.assert_outcomes(passed=3)
+    project("--llm-latency-time=3s").assert_outcomes(passed=3)
     before = BASELINE.read_bytes()
 
     eager = project("-k", "work", "--llm-import=falls_back")
     eager.assert_outcomes(failed=1, deselected=2)
     eager.stdout.fnmatch_lines(["*work regressed: tiny-llama / none*", "*token.ops  *exact)*"])
 
-    uncached = project("-k", "times", "--llm-import=no_cache", "--llm-latency-time=8s")
+    uncached = project("-k", "times", "--llm-import=no_cache", SHORT)
     uncached.assert_outcomes(failed=1, deselected=2)
     text = uncached.stdout.str()
     assert "token.ops" in text
-    assert "LatencyRegressed" in text or "regressed: tiny-llama / none" in text
+    assert "tiny-llama / none" in text
 
-    twice = project("-k", "load", "--llm-import=read_twice", "--llm-latency-time=8s")
+    twice = project("-k", "load", "--llm-import=read_twice", "--llm-latency-time=12s")
     twice.assert_outcomes(failed=1, deselected=2)
     twice.stdout.fnmatch_lines(
         ["*latency regressed: tiny-llama / none*", "*load  *tolerance 10 %*times the baseline's*"]
@@ -93,42 +92,39 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
     assert BASELINE.read_bytes() == before
 
 
-def test_times_of_another_host_are_said_once_and_fail_under_strict_only(pytester, project):
-    pytester.makepyfile("def test_times(llm, latency_baseline): latency_baseline.check(llm)")
-    project(*RECORD, "--llm-latency-time=0s").assert_outcomes(passed=1)
-    stored = json.loads(BASELINE.read_text())
-    stored["time"] = {"nvidia-h100/another cpu/580": next(iter(stored["time"].values()))}
-    BASELINE.write_text(json.dumps(stored))
-    result = project(GATE)
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["not compared:", "*incomparable, recorded on nvidia-h100/another cpu/580;*(1 load)"])
-    strict = project(GATE, "--llm-strict")
-    strict.assert_outcomes(failed=1)
-
-
-def test_budgets_relative_to_the_baseline(pytester, project):
+def test_what_there_is_nothing_to_compare_with(pytester, project):
+    """Another kind of host, and budgets relative to a baseline: said, and a failure under strict only."""
     pytester.makepyfile(
+        test_record="def test_times(llm, latency_baseline): latency_baseline.check(llm)",
         test_it="""
         import pytest
-        @pytest.mark.latency_budget(per_token="+1000000%", load="+1000000%")
+        @pytest.mark.latency_budget(per_token="+1000000000%", load="+1000000000%")
         def test_wide(llm): pass
         @pytest.mark.latency_budget(per_token="+1%")
         def test_tight(llm): pass
-        """
+        """,
     )
-    unknown = project()
-    unknown.assert_outcomes(passed=2)
+    unknown = project("test_it.py", "-k", "tight", "--llm-strict")
+    unknown.assert_outcomes(failed=1, deselected=1)
     assert "latency_budget(per_token=+1%): nothing is recorded for this load" in unknown.stdout.str()
-    project("--llm-strict", "-k", "tight").assert_outcomes(failed=1, deselected=1)
-    pytester.makepyfile(test_record="def test_times(llm, latency_baseline): latency_baseline.check(llm)")
-    project("test_record.py", *RECORD, "--llm-latency-time=0s").assert_outcomes(passed=1)
+
+    project("test_record.py", *RECORD, SHORT).assert_outcomes(passed=1)
     stored = json.loads(BASELINE.read_text())
     (times,) = stored["time"].values()
+    assert [len(times[name]["samples"]) for name in ("load", "ttft", "per_token")] == [3, 3, 3]
     times["per_token"]["median"] = 1e-6
     BASELINE.write_text(json.dumps(stored))
-    result = project("test_it.py")
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*latency budget exceeded: per_token is *+1 % over the recorded 1 us*"])
+    budgets = project("test_it.py")
+    budgets.assert_outcomes(passed=1, failed=1)
+    budgets.stdout.fnmatch_lines(["*latency budget exceeded: per_token is *+1 % over the recorded 1 us*"])
+
+    stored["time"] = {"nvidia-h100/another cpu/580": times}
+    BASELINE.write_text(json.dumps(stored))
+    elsewhere = project("test_record.py", "test_it.py", "-k", "times or tight")
+    elsewhere.assert_outcomes(passed=2, deselected=1)
+    elsewhere.stdout.fnmatch_lines(
+        ["not compared:", "*incomparable, recorded on nvidia-h100/another cpu/580;*(1 load)"]
+    )
 
 
 def test_a_wrong_budget_is_a_usage_error(pytester, project):
@@ -148,12 +144,11 @@ def test_the_page_cache_is_as_asked(pytester, project):
     pytester.makepyfile(
         """
         def test_a(llm):
-            print("found", llm.environment["page_cache"])
+            # Not every file system evicts, or tells.
+            assert llm.environment["page_cache"] in ("cold", "uncontrolled")
         """
     )
-    project("-s", "--llm-page-cache=warm").stdout.fnmatch_lines(["*found warm*"])
-    cold = project("-s", "--llm-page-cache=cold").stdout.str()
-    assert "found cold" in cold or "found uncontrolled" in cold
+    project("--llm-page-cache=cold").assert_outcomes(passed=1)
     assert project("--llm-page-cache=hot").ret == pytest.ExitCode.USAGE_ERROR
 
 
@@ -188,7 +183,7 @@ def test_benchmarks_are_timed_where_the_model_lives(pytester, project):
 
 
 def test_without_pytest_benchmark_its_fixture_skips(pytester, project):
-    pytester.makepyfile(BENCHMARK)
-    result = project("-p", "no:benchmark", "-rs", "-W", "ignore::pytest.PytestUnknownMarkWarning")
+    pytester.makepyfile("def test_a(llm_benchmark): llm_benchmark(print)")
+    result = project("-p", "no:benchmark", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*llm_benchmark needs pytest-benchmark: pip install 'pytest-llmload?benchmark?'*"])
