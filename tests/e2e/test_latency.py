@@ -60,7 +60,7 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
             latency_baseline.check(llm, metrics=["load"])
         """,
     )
-    project("-k", "times", *RECORD, "--llm-latency-time=12s").assert_outcomes(passed=1, deselected=2)
+    project("test_it.py::test_times", *RECORD, "--llm-latency-time=12s").assert_outcomes(passed=1)
     stored = json.loads(BASELINE.read_text())
     (host, times), *others = stored["time"].items()
     assert not others
@@ -74,18 +74,18 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
     project("--llm-latency-time=3s").assert_outcomes(passed=3)
     before = BASELINE.read_bytes()
 
-    eager = project("-k", "work", "--llm-import=falls_back")
-    eager.assert_outcomes(failed=1, deselected=2)
+    eager = project("test_it.py::test_work", "--llm-import=falls_back")
+    eager.assert_outcomes(failed=1)
     eager.stdout.fnmatch_lines(["*work regressed: tiny-llama / none*", "*token.ops  *exact)*"])
 
-    uncached = project("-k", "times", "--llm-import=no_cache", SHORT)
-    uncached.assert_outcomes(failed=1, deselected=2)
+    uncached = project("test_it.py::test_times", "--llm-import=no_cache", SHORT)
+    uncached.assert_outcomes(failed=1)
     text = uncached.stdout.str()
     assert "token.ops" in text
     assert "tiny-llama / none" in text
 
-    twice = project("-k", "load", "--llm-import=read_twice", "--llm-latency-time=12s")
-    twice.assert_outcomes(failed=1, deselected=2)
+    twice = project("test_it.py::test_load", "--llm-import=read_twice", "--llm-latency-time=12s")
+    twice.assert_outcomes(failed=1)
     twice.stdout.fnmatch_lines(
         ["*latency regressed: tiny-llama / none*", "*load  *tolerance 10 %*times the baseline's*"]
     )
@@ -179,7 +179,9 @@ def test_benchmarks_are_timed_where_the_model_lives(pytester, project):
     assert 0.05 <= entry["stats"]["min"] < 0.06
     compared = project("--benchmark-compare=0001", "--benchmark-compare-fail=min:50%", "--benchmark-only")
     compared.assert_outcomes(passed=1)
-    compared.stdout.fnmatch_lines(["*NOW*", "*0001_first*"])
+    text = compared.stdout.str()
+    assert "(NOW)" in text
+    assert "(0001_first)" in text
 
 
 def test_without_pytest_benchmark_its_fixture_skips(pytester, project):
