@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 
@@ -29,9 +32,10 @@ class Loaded:
     tokenizer_error: str = ""
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
-    #: What must live as long as the model: the folder of weights on disk.
-    resources: list[Any] = field(default_factory=list)
+    #: The folder of weights on disk, where the load made one.
+    scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)
+    _names: CheckpointNames | None = field(default=None, repr=False)
 
     @property
     def inventory(self) -> Inventory:
@@ -40,9 +44,21 @@ class Loaded:
             self._inventory = Inventory(self.model)
         return self._inventory
 
-    def forget_inventory(self) -> None:
-        """Before a forward: the inventory keeps quantisation states alive that a forward may replace."""
-        self._inventory = None
+    @property
+    def checkpoint_names(self) -> CheckpointNames:
+        """Where the checkpoint has the model's tensors, with its files open."""
+        if self._names is None:
+            self._names = CheckpointNames(self.model, CheckpointFiles(self.job.checkpoint.path))
+        return self._names
+
+    def forget(self) -> None:
+        """Before a forward: the inventory keeps states alive that it may replace, open files keep pages mapped."""
+        self._inventory = self._names = None
+
+    def close(self) -> None:
+        """Remove what lives outside the process; the model is of no use afterwards."""
+        if self.scratch is not None:
+            self.scratch.close()
 
     @property
     def config(self) -> Any:
