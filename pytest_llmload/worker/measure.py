@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.worker import plan
@@ -32,10 +33,11 @@ def new_result(job: Job) -> LoadResult:
 def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded]:
     """Load as the job says; what it is, what it cost, and the live model.
 
-    ``phase`` is told before each of import, context, load, applied, forward, generate, tokenizer. Exceptions of the
-    import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds what was seen until
-    then. With ``job.measure`` false the model is loaded and nothing else.
+    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate, tokenizer.
+    Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
+    problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
+    what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
+    it is loaded and generates, and serves nobody.
     """
     session = _Session(job, phase, into or new_result(job))
     try:
@@ -68,15 +70,17 @@ class _Session:
         loaded = self._load(served_by)
         self._environment(loaded)
         if self.job.measure:
-            with self._timed("applied"):
-                self._applied(served_by, loaded)
-            self._forward(loaded)
+            if self.job.checks:
+                with self._timed("applied"):
+                    self._applied(served_by, loaded)
+                self._forward(loaded)
             self._generate(loaded)
             self.fill()
         loaded.forget()
-        # Last: a tokenizer's memory is no part of any figure.
-        with self._timed("tokenizer"):
-            _load_tokenizer(loaded)
+        if self.job.checks:
+            # Last: a tokenizer's memory is no part of any figure.
+            with self._timed("tokenizer"):
+                _load_tokenizer(loaded)
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
@@ -109,9 +113,11 @@ class _Session:
             resolve("pytest_llmload.worker.generation:check_length")(self.job)
 
     def _load(self, served_by: list[Strategy]) -> Loaded:
+        with self._timed("page_cache"):
+            prepare = resolve("pytest_llmload.worker.page_cache:set_page_cache")
+            self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
-        self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
         modules = set(sys.modules)
         gc.collect()
         self._each("mark")
@@ -180,7 +186,8 @@ class _Session:
         if any(problem.check == "forward" for problem in self.result.problems):
             return
         if not can_generate(loaded):
-            self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
+            names = [name for name, metric in METRICS.items() if metric.section == "work"]
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
         self._each("generating")
         with self._timed("generate"):

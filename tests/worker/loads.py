@@ -50,7 +50,7 @@ def checkpoint(preset: str) -> Checkpoint:
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
     files = checkpoint(preset) if isinstance(preset, str) else preset
-    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes") if name in fields}
+    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes", "checks") if name in fields}
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
     return Job(spec=spec, device=CPU, checkpoint=files, **extra)
 
