@@ -84,11 +84,18 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
     assert "token.ops" in text
     assert "tiny-llama / none" in text
 
-    twice = project("test_it.py::test_load", "--llm-import=read_twice", "--llm-latency-time=12s")
-    twice.assert_outcomes(failed=1)
-    twice.stdout.fnmatch_lines(
-        ["*latency regressed: tiny-llama / none*", "*load  *tolerance 10 %*times the baseline's*"]
+    # Load time is wall time: on a busy machine the seconds given may not settle it, but it is never called fine.
+    twice = project(
+        "test_it.py::test_load", "--llm-import=read_twice", "--llm-latency-time=12s", "--llm-report=run.json"
     )
+    (run,) = json.loads(Path("run.json").read_text())["runs"]
+    verdict = run["verdicts"]["time"]["metrics"]["load"]["verdict"]
+    assert verdict in ("regressed", "inconclusive")
+    if verdict == "regressed":
+        twice.assert_outcomes(failed=1)
+        twice.stdout.fnmatch_lines(
+            ["*latency regressed: tiny-llama / none*", "*load  *tolerance 10 %*times the baseline's*"]
+        )
     assert BASELINE.read_bytes() == before
 
 
