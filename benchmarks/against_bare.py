@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pytest_llmload.host.options import _default_cache
+from pytest_llmload.host.options import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 EXACT = ("gpu.settled", "gpu.load_peak", "gpu.load_allocated", "gpu.load_allocations")
@@ -23,7 +23,7 @@ def main(report: str, variants: list[str]) -> int:
         spec = run["spec"]
         if spec["strategy"] != "single" or run["load"] != "loaded" or (variants and run["variant"] not in variants):
             continue
-        path = resolve(spec["model"], _default_cache()).path
+        path = resolve(spec["model"], default_cache()).path
         options = {name: spec[name] for name in ("dtype", "quant", "double_quant")}
         command = [sys.executable, str(Path(__file__).with_name("bare_load.py")), path, json.dumps(options)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

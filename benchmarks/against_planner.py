@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host import hardware
-from pytest_llmload.host.options import _default_cache
+from pytest_llmload.host.options import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.planner import plan
 
@@ -26,7 +26,7 @@ def main(report: str) -> int:
             continue
         spec = LoadSpec.from_json(run["spec"])
         start = time.perf_counter()
-        planned = plan(Job(spec=spec, device=device, checkpoint=resolve(spec.model, _default_cache())))
+        planned = plan(Job(spec=spec, device=device, checkpoint=resolve(spec.model, default_cache())))
         seconds = time.perf_counter() - start
         measured = run["metrics"][figure]
         off = planned[figure] / measured - 1 if measured else 0.0

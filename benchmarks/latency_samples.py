@@ -24,11 +24,9 @@ from pytest_llmload.core.registry import BUILTIN_STRATEGIES, TIME_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host import hardware
-from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, start_cold
+from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
 
 WORK = "pytest_llmload.worker.probes.work:Work"
-#: What the plugin sets for every load (``host/broker.py``).
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
 KEPT = ("accelerate", "cpu", "cuda", "driver", "gpu", "host", "loader_threads", "python", "torch", "transformers")
 TIMEOUT = 600.0
 
@@ -38,8 +36,8 @@ def main() -> int:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="latency-samples-") as folder:
         logs = Path(folder)
-        environment = {**ENVIRONMENT, **os.environ}
-        checkpoint = _checkpoint(options, logs, environment)
+        env = environment(os.environ)
+        checkpoint = _checkpoint(options, logs, env)
         device = hardware.detect(options.device)
         device = dataclasses.replace(device, gpus=device.gpus[:1])
         name = options.model.removeprefix("random:")
@@ -55,7 +53,7 @@ def main() -> int:
             checks=False,
             page_cache=options.page_cache,
         )
-        server = Server(logs / "server.log", environment)
+        server = Server(logs / "server.log", env)
         try:
             package = checkpoint.model_type.replace("-", "_")
             architecture = [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]

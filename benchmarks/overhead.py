@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from pytest_llmload.core.protocol import Message
-from pytest_llmload.host.options import _default_cache
-from pytest_llmload.host.processes import LoadProcess, Server
+from pytest_llmload.host.options import default_cache
+from pytest_llmload.host.processes import LoadProcess, Server, environment
 from pytest_llmload.host.warmth import _BASE
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
@@ -56,14 +56,10 @@ def test_load(llm_load, n):
 """
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
-
-
 def start_times() -> list[float]:
     """Seconds from asking for a load process to its first answer, from a warm server."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder) / "server.log", environment())
+        server = Server(Path(folder) / "server.log", environment(os.environ))
         try:
             server.warm_up(_BASE, None)
             seconds = []
@@ -131,7 +127,7 @@ def verdict(good: bool) -> str:
 
 
 def main() -> int:
-    path = resolve(f"random:{PRESET}", _default_cache()).path
+    path = resolve(f"random:{PRESET}", default_cache()).path
     starts = start_times()
     later = statistics.median(starts[1:])
     goal = f"goal {START_GOAL * 1e3:.0f} ms, {verdict(later <= START_GOAL)}"

@@ -41,14 +41,13 @@ def load_once(
     """
     import platform
 
-    from pytest_llmload.host.options import _default_cache
-    from pytest_llmload.host.processes import start_cold
+    from pytest_llmload.host.options import default_cache
+    from pytest_llmload.host.processes import environment, start_cold
 
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     with tempfile.TemporaryDirectory(prefix="pytest-llmload-") as folder:
-        process = start_cold(Path(folder) / "load.log", env)
+        process = start_cold(Path(folder) / "load.log", environment(os.environ))
         try:
-            where = str(cache_dir or _default_cache())
+            where = str(cache_dir or default_cache())
             request = {"kind": "resolve", "spec": model, "cache_dir": where, "trust_remote_code": False}
             checkpoint = Checkpoint(**_answer(process.request(request, _TIMEOUT), "checkpoint"))
             job = Job(

@@ -32,7 +32,7 @@ from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host import calls
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
-from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, start_cold
+from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
 from pytest_llmload.host.warmth import warm_modules
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ class Broker:
         self._logs = 0
         #: Every spec that the collected tests use: what the server imports before the first load.
         self.expected: list[LoadSpec] = []
-        #: Seconds that the server's imports took; None before there is one.
-        self.warm_up_seconds: float | None = None
         #: Why loads start with exec although they could fork; None while they fork.
         self.cold_reason: str | None = None
 
@@ -109,10 +107,15 @@ class Broker:
 
         Raises MachineError (network, disk) or LoadFailed (the files are no model).
         """
-        found = self._checkpoints.get(model) or self._checkpoints.setdefault(model, self._resolve(model))
+        found = self._resolved(model)
         if isinstance(found, Checkpoint):
             return found
         raise found
+
+    def _resolved(self, model: str) -> Checkpoint | MachineError | LoadFailed:
+        if model not in self._checkpoints:
+            self._checkpoints[model] = self._resolve(model)
+        return self._checkpoints[model]
 
     def _resolve(self, model: str) -> Checkpoint | MachineError | LoadFailed:
         process = start_cold(self._log("resolve"), self.environment(None))
@@ -205,27 +208,21 @@ class Broker:
 
     def _start_server(self) -> None:
         specs = [*self.expected, *self._loads]
-        for model in dict.fromkeys(spec.model for spec in specs):
-            # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
-            self._checkpoints.setdefault(model, self._resolve(model))
+        # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
+        models = [self._resolved(model) for model in dict.fromkeys(spec.model for spec in specs)]
         env = self.environment(None)
         server = Server(self._log("server"), env)
-        checkpoints = [found for found in self._checkpoints.values() if isinstance(found, Checkpoint)]
         device = self.device()
         cuda = None
         if device.kind == "cuda":
             cuda = {"count": len(device.gpus), "capability": device.gpus[0].capability}
-        modules = warm_modules(specs, [checkpoint.model_type for checkpoint in checkpoints], self._strategies)
-        self.warm_up_seconds = server.warm_up(modules, cuda)
+        model_types = [model.model_type for model in models if isinstance(model, Checkpoint)]
+        server.warm_up(warm_modules(specs, model_types, self._strategies), cuda)
         self._server, self._server_env = server, env
 
     def environment(self, spec: LoadSpec | None) -> dict[str, str]:
         """The environment of a load's process; without a spec, the server's and the downloads'."""
-        env = {name: value for name, value in os.environ.items() if name not in _VOLATILE}
-        # Without it glibc's heap keeps what it likes of freed weights, and host memory varies by 40 % between runs.
-        env.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
-        # OpenBLAS starts its threads when numpy is imported; a server with threads must not fork.
-        env.setdefault("OPENBLAS_NUM_THREADS", "1")
+        env = environment({name: value for name, value in os.environ.items() if name not in _VOLATILE})
         if spec is not None:
             env.update(dict(spec.env))
         return env
@@ -252,40 +249,37 @@ class Broker:
 
         Raises MachineError; every other end is a result.
         """
-        spec = load.spec
-        self.checkpoint(spec.model)
+        self.checkpoint(load.spec.model)
+        result = self._open(load, keep=keep, measure=True, times_only=times_only)
+        if not times_only:
+            self._finished(result)
+        return result
+
+    def reopen(self, load: Load) -> None:
+        """Load again only to serve tests: the figures stay those of the first time."""
+        result = self._open(load, keep=True, measure=False)
+        if not result.ok:
+            raise self.error(result)
+
+    def _open(self, load: Load, *, keep: bool, measure: bool, times_only: bool = False) -> LoadResult:
+        """Load in a fresh process; it stays with the load if it is to be kept and has a model, else it ends."""
         held = self.lease(load)
         process = None
         kept = False
         try:
-            process = self.start(spec)
-            result = self._request(process, self.job(spec, measure=True, held=held, times_only=times_only))
+            process = self.start(load.spec)
+            job = self.job(load.spec, measure=measure, held=held, times_only=times_only)
+            result = self._request(process, job)
             if keep and result.ok:
-                self._adopt(load, process, held)
+                load.adopt(process, held)
+                self._live.add(load)
                 kept = True
-            if not times_only:
-                self._finished(result)
             return result
         finally:
             if not kept:
                 if process is not None:
                     process.close()
                 held.release()
-
-    def reopen(self, load: Load) -> None:
-        """Load again only to serve tests: the figures stay those of the first time."""
-        held = self.lease(load)
-        process = self.start(load.spec)
-        result = self._request(process, self.job(load.spec, measure=False, held=held))
-        if result.outcome != results.LOADED:
-            process.close()
-            held.release()
-            raise self.error(result)
-        self._adopt(load, process, held)
-
-    def _adopt(self, load: Load, process: LoadProcess | InlineProcess, held: Lease) -> None:
-        load.adopt(process, held)
-        self._live.add(load)
 
     def closed(self, load: Load) -> None:
         self._live.discard(load)

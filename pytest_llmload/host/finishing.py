@@ -51,7 +51,7 @@ def _session_error(session: pytest.Session, state: State, name: str, text: str) 
         when="teardown",
     )
     session.config.hook.pytest_runtest_logreport(report=report)
-    state.session_errors[nodeid] = text
+    state.session_errors.add(nodeid)
     session.testsfailed += 1
     if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

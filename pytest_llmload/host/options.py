@@ -290,7 +290,7 @@ def resolve(config: pytest.Config) -> Settings:
     settings.reports = parsed("report", suffix)
     settings.timeout = parsed("timeout", _seconds_or_number)
     settings.wait_gpu = parsed("wait-gpu", _seconds_or_number)
-    settings.cache_dir = path("cache-dir") if values["cache-dir"] else _default_cache()
+    settings.cache_dir = path("cache-dir") if values["cache-dir"] else default_cache()
     settings.record_repeats = parsed("record-repeats", count)
     settings.latency_time = parsed("latency-time", _seconds_or_number)
     settings.page_cache = choice("page-cache")
@@ -305,7 +305,7 @@ def _seconds_or_number(text: str) -> float:
     return float(text) if text.isdecimal() else parse_seconds(text)
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
     import os
     from pathlib import Path
 

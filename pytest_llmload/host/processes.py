@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ _BOOT = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.append(sys.argv[1]); "
     "from pytest_llmload.worker.server import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
+
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a server and its loads: the user's, with allocators and threads that can be measured."""
+    return {
+        # Without it glibc's heap keeps what it likes of freed weights, and host memory varies by 40 % between runs.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        # OpenBLAS starts its threads when numpy is imported; a server with threads must not fork.
+        "OPENBLAS_NUM_THREADS": "1",
+        **base,
+    }
 
 
 class LoadDied(Exception):
@@ -225,8 +237,6 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
 
 def tail(log: Path, lines: int = _LOG_LINES) -> str:
     """The last lines of a log, without tokens that a library may have printed."""
-    import re
-
     if not log.exists():
         return ""
     text = "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -82,6 +82,3 @@ def _without_annotations(function: Any) -> str:
     signature = inspect.signature(function)
     parameters = [value.replace(annotation=value.empty) for value in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
-
-
-NAMES = frozenset((*LOAD_MARKERS, *LIMITS))

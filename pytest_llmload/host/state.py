@@ -59,8 +59,8 @@ class State:
         #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
         self.wanted = False
         self.owned: set[Path] = set()
-        #: Verdicts about the run as a whole: nodeid -> text.
-        self.session_errors: dict[str, str] = {}
+        #: Nodeids of verdicts about the run as a whole.
+        self.session_errors: set[str] = set()
         self.stale: list[Path] = []
         self.is_worker = hasattr(config, "workerinput")
         self.broker = Broker(

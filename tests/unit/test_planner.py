@@ -25,18 +25,7 @@ CPU = Device("cpu", "cpu-x86_64")
 H100 = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 85_029_158_912, (9, 0))
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, None: "auto"}
 
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def on_cpu(model: str, cache: Path, **fields: Any) -> Job:
