@@ -7,6 +7,7 @@ ones; the model keeps the conversions that were used (core_model_loading.py, ``_
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,13 @@ class Fused:
 class CheckpointNames:
     """Where the checkpoint has a model's tensors."""
 
-    def __init__(self, model: Any, files: CheckpointFiles) -> None:
+    def __init__(self, prefix: str, conversions: Iterable[Any], files: CheckpointFiles) -> None:
+        """``prefix``: the model's ``base_model_prefix``; ``conversions``: what the library renamed and fused."""
         self.files = files
-        self.prefix = getattr(model, "base_model_prefix", "")
+        self.prefix = prefix
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
-        self._follow(list(getattr(model, "_weight_conversions", None) or ()))
+        self._follow(list(conversions))
 
     def find(self, path: str) -> str | None:
         """The checkpoint's name of a tensor that it holds as such."""
@@ -61,7 +63,9 @@ class CheckpointNames:
             if pattern is None and target != name:
                 self._note(self._renamed, target, name)
         for target, by_pattern in parts.items():
-            kinds = [(type(operation).__name__, operation.dim) for operation in used[target].operations]
+            # Operations on quantised weights have no dimension.
+            operations = used[target].operations
+            kinds = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]
             if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):
                 ordered = [
                     tuple(by_pattern[pattern]) for pattern in used[target].source_patterns if pattern in by_pattern

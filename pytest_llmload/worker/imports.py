@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
@@ -24,6 +25,8 @@ _LIBRARY = (
 #: What device maps and weights on disk are made with.
 _PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
+#: What attaching an adapter imports; where bitsandbytes is installed, peft imports it whatever the base is.
+_PEFT = ("peft", "peft.utils.transformers_weight_conversion", "peft.tuners.lora.bnb", "transformers.integrations.peft")
 
 
 def import_all(job: Job, served_by: list[Strategy]) -> None:
@@ -43,10 +46,21 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
     if job.spec.quant != "none" and "bitsandbytes" in sys.modules and "transformers" in sys.modules:
         for name in _BITSANDBYTES:
             importlib.import_module(name)
+    if job.adapter is not None:
+        for name in _PEFT:
+            if _available(name):
+                importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
     if job.spec.target:
         importlib.import_module(job.spec.target.partition(":")[0])
+
+
+def _available(name: str) -> bool:
+    """Whether a module of peft's can be imported here: versions differ, and so do the backends that are installed."""
+    if name.endswith(".bnb") and find_spec("bitsandbytes") is None:
+        return False
+    return find_spec(name) is not None
 
 
 def _import_architecture(job: Job) -> None:

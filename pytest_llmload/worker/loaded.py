@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.adapter_files import AdapterFiles
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.tensors import Inventory
 
 
@@ -29,6 +33,11 @@ class Loaded:
     tokenizer_error: str = ""
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
+    #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
+    #: Loading an adapter into the model replaces what it says there.
+    conversions: list[Any] | None = None
+    #: Why the library would not attach the adapter.
+    adapter_error: str = ""
     #: What must live as long as the model: the folder of weights on disk.
     resources: list[Any] = field(default_factory=list)
     _inventory: Inventory | None = field(default=None, repr=False)
@@ -43,6 +52,26 @@ class Loaded:
     def forget_inventory(self) -> None:
         """Before a forward: the inventory keeps quantisation states alive that a forward may replace."""
         self._inventory = None
+
+    def checkpoint_names(self) -> CheckpointNames:
+        """Where the checkpoint has the model's tensors; opens the checkpoint's files anew."""
+        conversions = self.conversions
+        if conversions is None:
+            conversions = getattr(self.model, "_weight_conversions", None) or []
+        prefix = getattr(self.model, "base_model_prefix", "")
+        return CheckpointNames(prefix, conversions, CheckpointFiles(self.job.checkpoint.path))
+
+    @cached_property
+    def adapter(self) -> AdapterFiles | None:
+        """The files of the adapter that was asked for."""
+        return AdapterFiles(self.job.adapter.path) if self.job.adapter is not None else None
+
+    @cached_property
+    def merged(self) -> frozenset[str]:
+        """Names of the model's own weights that the adapter is to be merged into."""
+        if self.adapter is None or not self.job.spec.adapter_merged:
+            return frozenset()
+        return frozenset(f"{target}.weight" for target in self.adapter.targets)
 
     @property
     def config(self) -> Any:

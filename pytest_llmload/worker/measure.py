@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, synchronize
 from pytest_llmload.worker.imports import import_all
 from pytest_llmload.worker.strategies.base import Strategy
+
+#: Checks after whose failure the model is not run again.
+_BROKEN = ("forward", "generate")
 
 
 def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
@@ -43,7 +48,7 @@ class _Session:
         self.result = LoadResult(
             spec=job.spec.to_json(),
             outcome=LOADED,
-            digests={"shape": checkpoint.shape, "weights": checkpoint.weights},
+            digests={"shape": checkpoint.shape, "weights": _weights_digest(job)},
         )
         self.probes: list[Any] = []
 
@@ -64,6 +69,7 @@ class _Session:
             self._generate(loaded)
             for probe in self.probes:
                 probe.fill(self.result)
+            self._exercised(served_by, loaded)
         loaded.forget_inventory()
         # Last: a tokenizer's memory is no part of any figure.
         with self._timed("tokenizer"):
@@ -105,12 +111,12 @@ class _Session:
             with warnings_of_libraries() as log:
                 synchronize(self.job)
                 begin = perf_counter()
-                given = served_by[0].load(self.job, kwargs)
+                loaded = _as_loaded(self.job, served_by[0].load(self.job, kwargs))
                 synchronize(self.job)
+                loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
-            loaded = _as_loaded(self.job, given)
             # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
-            del given, kwargs
+            del kwargs
             gc.collect()
             self._each("loaded", loaded)
         finally:
@@ -125,6 +131,16 @@ class _Session:
             loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
         return loaded
 
+    def _wrap(self, served_by: list[Strategy], loaded: Any) -> Any:
+        """What strategies do to a loaded model, each with its seconds, which are part of the load's."""
+        for strategy in served_by:
+            if strategy.wrapping:
+                begin = perf_counter()
+                loaded = strategy.wrap(self.job, loaded)
+                synchronize(self.job)
+                self.result.phases[strategy.wrapping] = perf_counter() - begin
+        return loaded
+
     def _environment(self) -> None:
         from pytest_llmload.worker.environment import environment
 
@@ -137,6 +153,14 @@ class _Session:
             self.result.problems += check(loaded)
         for strategy in served_by:
             self.result.problems += strategy.applied(self.job, loaded)
+
+    def _exercised(self, served_by: list[Strategy], loaded: Any) -> None:
+        if any(problem.check in _BROKEN for problem in self.result.problems):
+            return
+        for strategy in served_by:
+            # Into a list inside the attempt: a generator would raise outside it.
+            found = self._attempt("forward", partial(lambda each: list(each.exercised(self.job, loaded)), strategy))
+            self.result.problems += found or []
 
     def _forward(self, loaded: Any) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
@@ -156,7 +180,7 @@ class _Session:
     def _generate(self, loaded: Any) -> None:
         from pytest_llmload.worker.generation import can_generate, generate_workload
 
-        if any(problem.check == "forward" for problem in self.result.problems):
+        if any(problem.check in _BROKEN for problem in self.result.problems):
             return
         if not can_generate(loaded):
             self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
@@ -182,6 +206,12 @@ class _Session:
                 Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             )
             return None
+
+
+def _weights_digest(job: Job) -> str:
+    """What the numbers depend on: the checkpoint's content, and the adapter's."""
+    weights = job.checkpoint.weights
+    return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
 
 
 def _as_loaded(job: Job, given: Any) -> Any:

@@ -22,7 +22,7 @@ _NARROW = ("float8", "float4")
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Parameters only: buffers (rotary frequencies …) are as the model declares them.
+    """Parameters only: buffers (rotary frequencies …) are as the model declares them. An adapter has its own dtype.
 
     Parameters that the model class pins to fp32 are noted. Without a dtype in the spec, what the checkpoint's config
     says holds; a user's own loader is then free.
@@ -39,7 +39,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     for held in loaded.inventory.parameters():
         if not _is_dense(loaded.inventory, held) or held.dtype == expected:
             continue
-        if held.dtype == "float32" and _is_pinned(loaded.model, held.path, expected):
+        if held.dtype == "float32" and _is_pinned(loaded.model, loaded.inventory.base_path(held), expected):
             pinned.append(held)
         else:
             wrong[held.dtype].append(held)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -20,7 +19,7 @@ CHECK = "quantised"
 _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 #: Half of the widest gap between two values of the type, relative to the block's or row's largest value, with room
 #: for the rounding of weight and scale to 16 bit. NF4: -1 and -0.6962; FP4: 1 and 0.6667; int8: 1/127.
-_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
+TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -152,15 +151,18 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
 
 def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     """Weights of which a dequantised block is not the checkpoint's within the type's error."""
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    names = CheckpointNames(loaded.model, files)
+    names = loaded.checkpoint_names()
+    files = names.files
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
     for weight in weights:
         state = weight.quantised
+        if weight.name in loaded.merged:
+            # Judged with the adapter that is merged into it.
+            continue
         name = names.find(weight.name)
-        if state is None or state.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
+        if state is None or state.scheme not in TYPE_ERROR or weight.held.device in ("meta", "disk"):
             continue
         if name is None or not files.slice(name).get_dtype().startswith(("F", "BF")):
             unnamed += 1
@@ -194,7 +196,7 @@ def _relative_error(weight: Weight, state: Stored, files: CheckpointFiles, name:
         # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
         original = files.block(name, start, stop, transposed=weight.kind == CONV1D).float()
         scale = float(original.abs().max())
-        allowed = _ERROR[state.scheme] * scale + (_NESTED_ERROR * scale if state.nested is not None else 0.0)
+        allowed = TYPE_ERROR[state.scheme] * scale + (_NESTED_ERROR * scale if state.nested is not None else 0.0)
         difference = float((dequantised(state, start, stop) - original).abs().max())
         # NaN compares as false; a scale of 0 allows nothing but 0.
         worst = max(

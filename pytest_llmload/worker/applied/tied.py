@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.tensors import Held
 
@@ -18,7 +16,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """The library's own pairs where it tells them (transformers 5), else input and output embeddings."""
     if not any(getattr(config, "tie_word_embeddings", False) for config in (loaded.config, loaded.text_config)):
         return
-    held = {item.path: item for item in loaded.inventory.parameters()}
+    held = {loaded.inventory.base_path(item): item for item in loaded.inventory.parameters()}
     for target, source in _pairs(loaded):
         first, second = held.get(source), held.get(target)
         if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
@@ -35,7 +33,8 @@ def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
     declared = getattr(loaded.model, "all_tied_weights_keys", None)
     if isinstance(declared, dict) and declared:
         return list(declared.items())
-    paths = {id(module): path for path, module in loaded.inventory.modules.items()}
+    inventory = loaded.inventory
+    paths = {id(module): inventory.wrapping.base_module(path) for path, module in inventory.modules.items()}
     parts = [
         getattr(loaded.model, getter)() if hasattr(loaded.model, getter) else None
         for getter in ("get_output_embeddings", "get_input_embeddings")
@@ -55,10 +54,9 @@ def _shared(first: Held, second: Held) -> bool:
 
 def _own_values(loaded: Loaded, first: str, second: str) -> bool:
     """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    known = CheckpointNames(loaded.model, files)
+    known = loaded.checkpoint_names()
     names = [known.find(name) for name in (first, second)]
     if None in names:
         return False
-    blocks = [files.block(str(name), 0, 4096) for name in names]
+    blocks = [known.files.block(str(name), 0, 4096) for name in names]
     return not bool((blocks[0] == blocks[1]).all())

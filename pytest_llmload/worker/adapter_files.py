@@ -1,0 +1,63 @@
+"""A PEFT adapter as its files say it is: what the checks hold the live model against."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What PEFT puts before the model's own names when it saves (peft/utils/save_and_load.py).
+PREFIX = "base_model.model."
+A, B = "lora_A.weight", "lora_B.weight"
+
+
+class AdapterFiles:
+    """adapter_config.json and the tensors of adapter_model.safetensors, read one at a time."""
+
+    def __init__(self, path: str) -> None:
+        self.config: dict[str, Any] = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+        self._file = safe_open(str(Path(path) / WEIGHTS), framework="pt", device="cpu")
+        #: Tensor name without PEFT's prefix -> name in the file.
+        self.names: dict[str, str] = {name.removeprefix(PREFIX): name for name in self._file.keys()}  # noqa: SIM118
+
+    def tensor(self, name: str) -> Any:
+        """A tensor, by its name without PEFT's prefix, in the file's dtype."""
+        return self._file.get_tensor(self.names[name])
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """The modules that the file has both LoRA factors for."""
+        return tuple(
+            name.removesuffix(f".{A}")
+            for name in self.names
+            if name.endswith(f".{A}") and f"{name.removesuffix(A)}{B}" in self.names
+        )
+
+    def factors(self, module: str) -> tuple[Any, Any]:
+        """``A`` (rank x inputs) and ``B`` (outputs x rank) of a target."""
+        return self.tensor(f"{module}.{A}"), self.tensor(f"{module}.{B}")
+
+    def scaling(self, module: str, rank: int) -> float:
+        """What ``B @ A`` is multiplied by: alpha / rank, or alpha / sqrt(rank) (peft/tuners/lora/layer.py).
+
+        ``alpha_pattern`` maps ends of module paths, as regular expressions, to an alpha of their own
+        (peft/utils/other.py, ``get_pattern_key``).
+        """
+        alpha = self.config.get("lora_alpha", 8)
+        for pattern, own in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = own
+                break
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether a weight changes by ``scaling * B @ A`` and nothing else."""
+        special = ("use_dora", "alora_invocation_tokens", "arrow_config", "use_qalora", "lora_bias", "use_bdlora")
+        return self.config.get("peft_type") == "LORA" and not any(self.config.get(name) for name in special)
