@@ -12,6 +12,8 @@ from typing import Any
 
 DTYPES = ("fp32", "fp16", "bf16")
 QUANTS = ("none", "int8", "nf4", "fp4")
+#: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
+ADAPTER_WAYS = ("peft", "load_adapter")
 #: The placement of a load that no marker places: everything on the one device it asked for.
 SINGLE = "single"
 

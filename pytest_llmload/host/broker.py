@@ -27,6 +27,7 @@ from pytest_llmload.core.errors import (
 from pytest_llmload.core.job import Checkpoint, Device, Job
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host import calls
+from pytest_llmload.host.files import Files, first_cause
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
 from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, start_cold
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from pytest_llmload.host.options import Settings
     from pytest_llmload.host.strategies import Strategies
 
-#: Downloads and builds of checkpoints; their progress is the network's and the disk's.
-_RESOLVE_TIMEOUT = 6 * 3600.0
 _PLAN_TIMEOUT = 300.0
 #: Variables that pytest changes between tests and no load looks at.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
@@ -73,7 +72,7 @@ class Broker:
         self._loads: dict[LoadSpec, Load] = {}
         #: Loads whose process is running.
         self._live: set[Load] = set()
-        self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
+        self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)))
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
@@ -102,36 +101,8 @@ class Broker:
         return self._device()
 
     def checkpoint(self, model: str) -> Checkpoint:
-        """A model's files on this machine: downloaded or built once per run.
-
-        Raises MachineError (network, disk) or LoadFailed (the files are no model).
-        """
-        found = self._checkpoints.get(model) or self._checkpoints.setdefault(model, self._resolve(model))
-        if isinstance(found, Checkpoint):
-            return found
-        raise found
-
-    def _resolve(self, model: str) -> Checkpoint | MachineError | LoadFailed:
-        process = start_cold(self._log("resolve"), self.environment(None))
-        try:
-            reply = process.request(
-                {
-                    "kind": "resolve",
-                    "spec": model,
-                    "cache_dir": str(self._settings.cache_dir),
-                    "trust_remote_code": self._settings.trust_remote_code,
-                },
-                _RESOLVE_TIMEOUT,
-            )
-        except LoadDied as death:
-            return MachineError(f"preparing {model!r}: {death}\n{death.info.log}")
-        finally:
-            process.close()
-        if reply["kind"] == "error":
-            info = ErrorInfo(**reply["error"])
-            own = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
-            return own(info.message if not info.type_name else f"preparing {model!r}: {_first_cause(info)}")
-        return Checkpoint(**reply["checkpoint"])
+        """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
+        return self._files.checkpoint(model)
 
     def plan(self, spec: LoadSpec) -> dict[str, float]:
         """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
@@ -145,7 +116,7 @@ class Broker:
             finally:
                 process.close()
             if reply["kind"] == "error":
-                raise MachineError(f"planning {spec.id}: {_first_cause(ErrorInfo(**reply['error']))}")
+                raise MachineError(f"planning {spec.id}: {first_cause(ErrorInfo(**reply['error']))}")
             self._plans[spec] = reply["plan"]
         return self._plans[spec]
 
@@ -161,6 +132,7 @@ class Broker:
             spec=spec,
             device=device,
             checkpoint=self.checkpoint(spec.model),
+            adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.targets,
             probes=self._strategies.probes,
@@ -200,12 +172,10 @@ class Broker:
 
     def _start_server(self) -> None:
         specs = [*self.expected, *self._loads]
-        for model in dict.fromkeys(spec.model for spec in specs):
-            # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
-            self._checkpoints.setdefault(model, self._resolve(model))
+        # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
+        checkpoints = self._files.available(dict.fromkeys(spec.model for spec in specs))
         env = self.environment(None)
         server = Server(self._log("server"), env)
-        checkpoints = [found for found in self._checkpoints.values() if isinstance(found, Checkpoint)]
         device = self.device()
         cuda = None
         if device.kind == "cuda":
@@ -246,6 +216,7 @@ class Broker:
         """Load once in a fresh process and take every figure. Raises MachineError; every other end is a result."""
         spec = load.spec
         self.checkpoint(spec.model)
+        self._files.adapter(spec)
         held = self.lease(load)
         process = None
         kept = False
@@ -297,10 +268,6 @@ class Broker:
     def error(self, result: LoadResult) -> LoadError:
         """The exception that a result which is no loaded model stands for."""
         return _ERRORS[result.outcome](self.describe(result), result)
-
-
-def _first_cause(info: ErrorInfo) -> str:
-    return f"{info.type_name}: {info.message}" if info.type_name else info.message
 
 
 class Load:

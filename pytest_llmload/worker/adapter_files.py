@@ -22,9 +22,10 @@ class AdapterFiles:
 
     def __init__(self, path: str) -> None:
         self.config: dict[str, Any] = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-        self._file = safe_open(str(Path(path) / WEIGHTS), framework="pt", device="cpu")
+        file: Any = safe_open(str(Path(path) / WEIGHTS), framework="pt", device="cpu")
+        self._file = file
         #: Tensor name without PEFT's prefix -> name in the file.
-        self.names: dict[str, str] = {name.removeprefix(PREFIX): name for name in self._file.keys()}  # noqa: SIM118
+        self.names: dict[str, str] = {name.removeprefix(PREFIX): name for name in list(file.keys())}
 
     def tensor(self, name: str) -> Any:
         """A tensor, by its name without PEFT's prefix, in the file's dtype."""

@@ -85,9 +85,9 @@ def _parts(loaded: Loaded) -> Iterator[_Part]:
         if layer is None:
             continue
         base = wrapping.base_module(layer) or ""
-        kind, adapter, *rest = held.path[len(layer) + 1 :].split(".")[:2] + [""]
-        after = held.path.split(f"{kind}.{adapter}", 1)[1]
-        stored = [f"{kind}{after}", kind] if layer in wrapping.tuned else [after[1:], f"{kind}{after}"]
+        kind, _, rest = held.path[len(layer) + 1 :].partition(".")
+        adapter, dot, leaf = rest.partition(".")
+        stored = [f"{kind}{dot}{leaf}", kind] if layer in wrapping.tuned else [leaf, f"{kind}{dot}{leaf}"]
         yield _Part(held, adapter, tuple(f"{base}.{name}" if base else name for name in stored))
 
 
@@ -202,9 +202,9 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
             continue
         if not scaling:
             wrong["scaled by 0, so it does nothing"].append(path)
-        elif (expected := _expected_scaling(files, wrapping.base_module(path) or "")) is not None:
-            if abs(scaling - expected) > 1e-6 * expected:
-                wrong[f"scaled by {scaling:g}, its config says {expected:g}"].append(path)
+        expected = _expected_scaling(files, wrapping.base_module(path) or "")
+        if scaling and expected is not None and abs(scaling - expected) > 1e-6 * expected:
+            wrong[f"scaled by {scaling:g}, its config says {expected:g}"].append(path)
     for what, paths in wrong.items():
         yield Problem(CHECK, f"the adapter is {what}, in {len(paths)} of {len(wrapping.layers)} layers", tuple(paths))
 

@@ -146,7 +146,8 @@ def _stored_row(state: Stored, row: int, conv1d: bool) -> Any:
     columns = state.shape[-1]
     if not conv1d:
         return dequantised(state, row * columns, (row + 1) * columns)
-    return torch.cat([dequantised(state, out * columns + row, out * columns + row + 1) for out in range(state.shape[0])])
+    places = range(row, state.elements, columns)
+    return torch.cat([dequantised(state, place, place + 1) for place in places])
 
 
 @contextmanager
