@@ -18,6 +18,7 @@ from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, synchronize
+from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
 from pytest_llmload.worker.strategies.base import Strategy
 
@@ -27,6 +28,8 @@ _BROKEN = ("forward", "generate")
 
 def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
     """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
+
+    None instead of a model where the checkpoint contradicts the spec, so that nothing is loaded.
 
     ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
@@ -57,6 +60,8 @@ class _Session:
             served_by = plan.strategies(self.job)
             import_all(self.job, served_by)
             self._import_own()
+        if self._contradicted():
+            return self.result, None
         self._each("start")
         with self._timed("context"):
             create_context(self.job)
@@ -96,6 +101,17 @@ class _Session:
         self.probes = [resolve(name)(self.job) for name in names]
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")
+
+    def _contradicted(self) -> bool:
+        """Whether the checkpoint is not what the spec asks for, whatever is done; known before anything is loaded."""
+        found = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
+        if found:
+            from pytest_llmload.worker.environment import environment
+
+            self.result.problems.append(Problem("quantised", found))
+            self.result.outcome = NOT_APPLIED
+            self.result.environment = environment(self.job)
+        return bool(found)
 
     def _load(self, served_by: list[Strategy]) -> Any:
         self.tell("load")

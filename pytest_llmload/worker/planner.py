@@ -181,9 +181,7 @@ def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dty
     from transformers.quantizers import AutoHfQuantizer
 
     known = ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight", "bnb_4bit_quant_storage")
-    settings = offload_setting(job) | {
-        name: value for name in known if (value := job.spec.option(name)) is not None
-    }
+    settings = offload_setting(job) | {name: value for name in known if (value := job.spec.option(name)) is not None}
     if job.spec.quant == "int8":
         settings["load_in_8bit"] = True
     else:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied import prequantised
+from pytest_llmload.worker.applied.devices import planned_device
+from pytest_llmload.worker.applied.values import difference_from
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -25,35 +31,64 @@ _NESTED_ERROR = 0.05
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the weights should be: by the test, or by the checkpoint's own config."""
+
+    scheme: str
+    double_quant: bool
+    #: torch's name of a dtype; empty where any will do.
+    compute: str
+    #: Modules that are left dense on purpose.
+    skips: tuple[str, ...]
+
+
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Problems of a load that asked for int8, nf4 or fp4; nothing where no quantisation was asked for."""
+    """Problems of a load that asked for int8, nf4 or fp4, or for a checkpoint as it is that is quantised already."""
     spec = loaded.job.spec
-    if spec.quant == "none":
-        return
+    in_file = read_format(loaded.job.checkpoint.path) if spec.strategy != "loader" else None
+    skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
+    if spec.quant != "none":
+        compute = _COMPUTE.get(spec.compute_dtype or "", "")
+        yield from _as_asked(loaded, Asked(spec.quant, spec.double_quant, compute, skips))
+    elif in_file is not None and in_file.scheme:
+        compute = _COMPUTE.get(in_file.compute, "")
+        yield from _as_asked(loaded, Asked(in_file.scheme, in_file.double_quant, compute, skips))
+        loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
+    elif in_file is not None:
+        yield from prequantised.check(loaded, in_file)
+
+
+def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
+    spec = loaded.job.spec
     asked: list[Weight] = []
     skipped: list[Weight] = []
     allowed: list[Weight] = []
+    offloaded: list[Weight] = []
     for weight in quantisable(loaded.model, loaded.inventory):
-        if _skipped(weight.module_path, spec.skip_modules):
+        if _skipped(weight.module_path, what.skips):
             skipped.append(weight)
+        elif weight.quantised is None and _meant_for_offload(loaded, weight):
+            offloaded.append(weight)
         elif weight.quantised is None and _matches(weight.name, spec.dense_ok):
             allowed.append(weight)
         else:
             asked.append(weight)
-    yield from _dense(loaded, [weight for weight in asked if weight.quantised is None], asked)
+    yield from _dense(loaded, what.scheme, [weight for weight in asked if weight.quantised is None], asked)
     quantised = [weight for weight in asked if weight.quantised is not None]
-    yield from _wrong_type(loaded, quantised)
-    yield from _wrong_values(loaded, quantised)
+    yield from _wrong_type(what, quantised)
+    yield from _wrong_values(loaded, what.scheme, quantised)
     touched = [weight for weight in skipped if weight.quantised is not None]
     if touched:
         yield Problem(
             CHECK, "skip_modules names modules that were quantised all the same", _names(touched), _bytes(touched)
         )
-    for what, weights in (("dense_ok", allowed), ("skip_modules", skipped)):
+    for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
-            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {what} says")
+            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {source} says")
     if not asked and not allowed:
-        yield Problem(CHECK, f"{spec.quant} was asked for, but the model has no weight that could be quantised")
+        where = " where the device map puts it" if offloaded else ""
+        yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
 
 
 def _skipped(path: str, patterns: Iterable[str]) -> bool:
@@ -74,11 +109,16 @@ def _bytes(weights: Iterable[Weight]) -> int:
     return sum(weight.held.nbytes for weight in weights)
 
 
-def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
+def _meant_for_offload(loaded: Loaded, weight: Weight) -> bool:
+    """On a GPU run, a weight that the load's own plan puts elsewhere; bitsandbytes keeps such weights dense."""
+    planned = loaded.planned_map if loaded.job.device.kind == "cuda" else None
+    return planned is not None and planned_device(planned, weight.name) in ("cpu", "disk")
+
+
+def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
     """One problem a reason, with the share of the quantisable weights that is quantised."""
     if not dense:
         return
-    scheme = loaded.job.spec.quant
     total = sum(weight.elements for weight in asked)
     share = 1 - sum(weight.elements for weight in dense) / total
     nothing = len(dense) == len(asked)
@@ -106,6 +146,9 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
     in_file = getattr(loaded.config, "quantization_config", None)
     if weight.kind == EXPERTS:
         return "fused 3-D experts are parameters, not nn.Linear: bitsandbytes did not see them"
+    mapped = {str(device) for device in (loaded.planned_map or {}).values()}
+    if nothing and len(mapped) > 1 and loaded.job.device.kind == "cpu":
+        return "bitsandbytes keeps dense what a device map puts on the CPU or the disk: on a CPU run, everything"
     if weight.held.device in ("disk", "meta") or weight.held.offloaded:
         return f"they are offloaded ({weight.held.device}), where bitsandbytes keeps them dense"
     if weight.held.device == "cpu" and loaded.job.device.kind == "cuda":
@@ -119,38 +162,40 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
 
 
-def _wrong_type(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
+def _wrong_type(asked: Asked, weights: list[Weight]) -> Iterator[Problem]:
     """Weights whose bytes or state are not of the asked type."""
     found: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
-        for message in _differences(loaded, weight):
+        for message in _differences(asked, weight):
             found[message].append(weight)
     for message, wrong in found.items():
         yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", _names(wrong), _bytes(wrong))
 
 
-def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
-    spec, state = loaded.job.spec, weight.quantised
+def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
+    state = weight.quantised
     assert state is not None
-    if state.scheme != spec.quant:
-        yield f"{spec.quant} was asked for, {state.scheme} is stored"
+    if state.scheme != asked.scheme:
+        yield f"{asked.scheme} was asked for, {state.scheme} is stored"
         return
     expected = round(state.elements * _PACKED[state.scheme])
     if weight.held.nbytes != expected:
         yield f"{state.elements} elements of {state.scheme} take {weight.held.nbytes} bytes, not {expected}"
     if state.scheme == "int8":
         return
-    if spec.double_quant and state.nested is None:
+    if asked.double_quant and state.nested is None:
         yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
-    if not spec.double_quant and state.nested is not None:
+    if not asked.double_quant and state.nested is not None:
         yield "double quant was not asked for, but the statistics are quantised"
-    compute = _COMPUTE.get(spec.compute_dtype or "", "")
-    if compute and state.compute != compute:
-        yield f"compute dtype {compute} was asked for, {state.compute or 'none'} is set"
+    if asked.compute and state.compute != asked.compute:
+        yield f"compute dtype {asked.compute} was asked for, {state.compute or 'none'} is set"
 
 
-def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
-    """Weights of which a dequantised block is not the checkpoint's within the type's error."""
+def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterator[Problem]:
+    """Weights of which a dequantised block is not the checkpoint's within the type's error.
+
+    Where the checkpoint holds them quantised, values and scales must be the very ones.
+    """
     names = loaded.checkpoint_names()
     files = names.files
     wrong: list[Weight] = []
@@ -164,26 +209,37 @@ def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
         name = names.find(weight.name)
         if state is None or state.scheme not in TYPE_ERROR or weight.held.device in ("meta", "disk"):
             continue
-        if name is None or not files.slice(name).get_dtype().startswith(("F", "BF")):
+        same = _same_as_stored(weight, state, files, name) if name is not None else None
+        if name is None or (same is None and not files.slice(name).get_dtype().startswith(("F", "BF"))):
             unnamed += 1
             continue
-        error = _relative_error(weight, state, files, name)
+        error = math.inf if same is False else 0.0 if same else _relative_error(weight, state, files, name)
         if error > 1:
             wrong.append(weight)
             worst = max(worst, error)
     if unnamed:
         loaded.notes.append(
-            f"values of {unnamed} quantised weights were not compared: the checkpoint holds them under other names or "
-            "already quantised"
+            f"values of {unnamed} quantised weights were not compared: the checkpoint holds them under other names"
         )
     if wrong:
         yield Problem(
             CHECK,
             f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: off by "
-            f"{worst:.1f} times the error of {loaded.job.spec.quant}",
+            f"{worst:.1f} times the error of {scheme}",
             _names(wrong),
             _bytes(wrong),
         )
+
+
+def _same_as_stored(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> bool | None:
+    """Whether packed values and scales are those of a file that holds them; None where the file's weight is dense."""
+    scales = f"{name}.absmax" if state.scheme != "int8" else f"{name.removesuffix('weight')}SCB"
+    if scales not in files.where or tuple(files.slice(name).get_shape()) != tuple(weight.held.shape):
+        return None
+    return not (
+        difference_from(weight.held.tensor, files, name)
+        or difference_from(state.scales.reshape(files.slice(scales).get_shape()), files, scales)
+    )
 
 
 def _relative_error(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> float:

@@ -93,7 +93,7 @@ def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
     if name is not None:
         if tuple(names.files.slice(name).get_shape()) != held.shape:
             return None
-        return _difference(held.tensor, names.files, name)
+        return difference_from(held.tensor, names.files, name)
     fused = names.fused(path)
     if fused is None or any(len(part) != held.shape[0] for part in fused.parts):
         return None
@@ -101,14 +101,15 @@ def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
         row = 0
         for part in fused.parts:
             rows = names.files.slice(part[expert]).get_shape()[0]
-            difference = _difference(held.tensor[expert, row : row + rows], names.files, part[expert])
+            difference = difference_from(held.tensor[expert, row : row + rows], names.files, part[expert])
             if difference:
                 return difference
             row += rows
     return ""
 
 
-def _difference(tensor: Any, files: CheckpointFiles, name: str) -> str:
+def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
+    """How a tensor differs from the file's of the same shape, by three blocks; empty where it does not."""
     size = tensor.numel()
     starts = sorted({0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)})
     for start in starts:
