@@ -25,8 +25,14 @@ _LIBRARY = (
 #: What device maps and weights on disk are made with.
 _PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
-#: What attaching an adapter imports; where bitsandbytes is installed, peft imports it whatever the base is.
-_PEFT = ("peft", "peft.utils.transformers_weight_conversion", "peft.tuners.lora.bnb", "transformers.integrations.peft")
+#: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
+#: whatever the base is.
+_PEFT = {
+    "peft": "peft",
+    "transformers.integrations.peft": "peft",
+    "peft.tuners.lora.bnb": "bitsandbytes",
+    "peft.utils.transformers_weight_conversion": "transformers.conversion_mapping",
+}
 
 
 def import_all(job: Job, served_by: list[Strategy]) -> None:
@@ -47,20 +53,13 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
         for name in _BITSANDBYTES:
             importlib.import_module(name)
     if job.adapter is not None:
-        for name in _PEFT:
-            if _available(name):
+        for name, needed in _PEFT.items():
+            if find_spec(needed) is not None and find_spec(name) is not None:
                 importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
     if job.spec.target:
         importlib.import_module(job.spec.target.partition(":")[0])
-
-
-def _available(name: str) -> bool:
-    """Whether a module of peft's can be imported here: versions differ, and so do the backends that are installed."""
-    if name.endswith(".bnb") and find_spec("bitsandbytes") is None:
-        return False
-    return find_spec(name) is not None
 
 
 def _import_architecture(job: Job) -> None:

@@ -36,8 +36,6 @@ class Loaded:
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
     #: Loading an adapter into the model replaces what it says there.
     conversions: list[Any] | None = None
-    #: Why the library would not attach the adapter.
-    adapter_error: str = ""
     #: What must live as long as the model: the folder of weights on disk.
     resources: list[Any] = field(default_factory=list)
     _inventory: Inventory | None = field(default=None, repr=False)
@@ -68,10 +66,10 @@ class Loaded:
 
     @cached_property
     def merged(self) -> frozenset[str]:
-        """Names of the model's own weights that the adapter is to be merged into."""
+        """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
         if self.adapter is None or not self.job.spec.adapter_merged:
             return frozenset()
-        return frozenset(f"{target}.weight" for target in self.adapter.targets)
+        return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
 
     @property
     def config(self) -> Any:

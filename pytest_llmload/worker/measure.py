@@ -20,7 +20,7 @@ from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, synchronize
 from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.base import Refused, Strategy
 
 #: Checks after whose failure the model is not run again.
 _BROKEN = ("forward", "generate")
@@ -29,7 +29,7 @@ _BROKEN = ("forward", "generate")
 def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
     """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
 
-    None instead of a model where the checkpoint contradicts the spec, so that nothing is loaded.
+    None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
     ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
@@ -60,12 +60,16 @@ class _Session:
             served_by = plan.strategies(self.job)
             import_all(self.job, served_by)
             self._import_own()
-        if self._contradicted():
-            return self.result, None
+        contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
+        if contradicted:
+            return self._ended(Problem("quantised", contradicted))
         self._each("start")
         with self._timed("context"):
             create_context(self.job)
-        loaded = self._load(served_by)
+        try:
+            loaded = self._load(served_by)
+        except Refused as refused:
+            return self._ended(refused.problem)
         self._environment()
         if self.job.measure:
             with self._timed("applied"):
@@ -102,16 +106,14 @@ class _Session:
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")
 
-    def _contradicted(self) -> bool:
-        """Whether the checkpoint is not what the spec asks for, whatever is done; known before anything is loaded."""
-        found = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
-        if found:
-            from pytest_llmload.worker.environment import environment
+    def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
+        """The result of a load that cannot be what was asked for, so that there is no model."""
+        from pytest_llmload.worker.environment import environment
 
-            self.result.problems.append(Problem("quantised", found))
-            self.result.outcome = NOT_APPLIED
-            self.result.environment = environment(self.job)
-        return bool(found)
+        self.result.problems.append(problem)
+        self.result.outcome = NOT_APPLIED
+        self.result.environment = environment(self.job)
+        return self.result, None
 
     def _load(self, served_by: list[Strategy]) -> Any:
         self.tell("load")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,9 +35,6 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     files = loaded.adapter
     if files is None:
         return
-    if loaded.adapter_error:
-        yield Problem(CHECK, f"the adapter cannot be attached to this model: {loaded.adapter_error}")
-        return
     wrapping = loaded.inventory.wrapping
     if not wrapping.layers:
         if not loaded.job.spec.adapter_merged:
@@ -64,7 +62,9 @@ def output(loaded: Loaded) -> Iterator[Problem]:
         first, second = (first_forward(loaded).detach().float().cpu() for _ in range(2))
     effect, noise = float((enabled - first).norm()), float((first - second).norm())
     relative = effect / max(float(first.norm()), 1e-30)
-    if not effect > noise:
+    if not math.isfinite(effect):
+        yield Problem(CHECK, "the logits with the adapter, or those without it, are not finite")
+    elif effect <= noise:
         yield Problem(
             CHECK,
             "the adapter changes nothing: the logits with it and without it are "
@@ -135,7 +135,14 @@ def _tensors(loaded: Loaded, files: AdapterFiles, parts: list[_Part]) -> Iterato
             tuple(part.held.path for part in empty),
             size,
         )
-    wrong = [held for name, held in placed.items() if not _equal(files, name, held)]
+    nowhere = [held for held in placed.values() if held.device == "meta"]
+    if nowhere:
+        yield Problem(
+            CHECK,
+            f"{len(nowhere)} of the adapter's tensors are left without values on meta: their layers are offloaded",
+            tuple(held.path for held in nowhere),
+        )
+    wrong = [held for name, held in placed.items() if held.device != "meta" and not _equal(files, name, held)]
     if wrong:
         yield Problem(
             CHECK,
@@ -174,8 +181,9 @@ def _short(targets: Any) -> str:
 
 def _equal(files: AdapterFiles, name: str, held: Held) -> bool:
     """Exactly, after the cast to the dtype that the model keeps it in. A shard is its strategy's to judge."""
-    if held.tensor is None or held.device == "meta":
-        return False
+    if held.tensor is None:
+        # On disk, where a hook reads it from at every forward.
+        return True
     if held.nbytes != held.whole_bytes:
         return True
     original = files.tensor(name).to(held.tensor.dtype)

@@ -19,10 +19,13 @@ from pytest_llmload.worker.applied.quantised import TYPE_ERROR
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.generation import first_forward
 from pytest_llmload.worker.loaded import Loaded
-from pytest_llmload.worker.quantisable import CONV1D, Weight, quantisable
+from pytest_llmload.worker.quantisable import CONV1D, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised
 
 CHECK = "merged"
+EMBEDDING = "embedding"
+#: Rows of a weight that are compared, first and last among them.
+_ROWS = 16
 
 #: How much further than our own merge's the logits may be from those with the adapter beside the weights.
 _FACTOR = 2.0
@@ -31,9 +34,9 @@ _FLOOR = 1e-5
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Three rows of every merged weight, against the checkpoint's and the adapter's files."""
+    """Some rows of every merged weight, against the checkpoint's and the adapter's files."""
     files = loaded.adapter
-    if files is None or loaded.adapter_error or not loaded.job.spec.adapter_merged:
+    if files is None or not loaded.job.spec.adapter_merged:
         return
     targets = _targets(loaded)
     missing = sorted(loaded.merged - set(targets))
@@ -46,6 +49,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     wrong: list[Weight] = []
     worst, unknown = 0.0, 0
     for path, weight in targets.items():
+        if path in files.whole:
+            same = torch.equal(files.tensor(path).to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
+            wrong += [] if same else [weight]
+            continue
         name = names.find(path)
         if name is None or not names.files.slice(name).get_dtype().startswith(("F", "BF")):
             unknown += 1
@@ -59,8 +66,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if wrong:
         yield Problem(
             CHECK,
-            f"{len(wrong)} of {len(targets)} weights are not the checkpoint's with the adapter merged in: off by "
-            f"{worst:.1f} times what their type allows",
+            f"{len(wrong)} of {len(targets)} weights are not the checkpoint's with the adapter merged in"
+            + (f": off by {worst:.1f} times what their type allows" if worst else ""),
             tuple(weight.name for weight in wrong),
             sum(weight.held.nbytes for weight in wrong),
         )
@@ -73,7 +80,7 @@ def output(loaded: Loaded) -> Iterator[Problem]:
     give, one layer at a time.
     """
     files = loaded.adapter
-    if files is None or loaded.adapter_error or not loaded.job.spec.adapter_merged or not files.is_plain_lora:
+    if files is None or not loaded.job.spec.adapter_merged or not files.is_plain_lora:
         return
     logits = first_forward(loaded).detach().float().cpu()
     with _instead(loaded, files, merged=False):
@@ -92,8 +99,16 @@ def output(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _targets(loaded: Loaded) -> dict[str, Weight]:
-    """The model's weights that the adapter was merged into, by name."""
-    found = {weight.name: weight for weight in quantisable(loaded.model, loaded.inventory)}
+    """The model's tensors that the merged adapter changed, by name."""
+    inventory = loaded.inventory
+    found = {weight.name: weight for weight in quantisable(loaded.model, inventory)}
+    for held in inventory.parameters():
+        name = inventory.base_path(held)
+        if name in loaded.merged and name not in found:
+            # Embeddings and heads, which no quantiser touches.
+            module = inventory.modules[held.module]
+            kind = EMBEDDING if isinstance(module, torch.nn.Embedding) else LINEAR
+            found[name] = Weight(held, name.rpartition(".")[0], module, kind, None)
     return {name: found[name] for name in sorted(loaded.merged) if name in found}
 
 
@@ -102,52 +117,85 @@ def _kind(weight: Weight) -> str:
 
 
 class _Sum:
-    """What a merged weight should hold, row by row of the checkpoint's tensor, in float32."""
+    """What a merged weight should hold, row by row (an output's inputs, or an embedding's vector), in float32."""
 
     def __init__(self, files: AdapterFiles, names: CheckpointNames, path: str, name: str, weight: Weight) -> None:
         self._original = names.files.slice(name)
-        self.shape = self._original.get_shape()
+        self._weight = weight
         module = path.removesuffix(".weight")
         a, b = (factor.float() for factor in files.factors(module))
-        scaling = files.scaling(module, a.shape[0])
-        # A Conv1D keeps its matrix as inputs x outputs.
-        self.conv1d = weight.kind == CONV1D
-        self._left, self._right = (a.T * scaling, b.T) if self.conv1d else (b * scaling, a)
+        b = b * files.scaling(module, a.shape[0])
+        # An embedding has a row for each of its inputs.
+        self._left, self._right = (a.T, b.T) if weight.kind == EMBEDDING else (b, a)
+        self.rows = int(self._left.shape[0])
 
-    def rows(self, first: int, last: int) -> tuple[Any, Any, Any]:
-        """The checkpoint's rows, what the adapter adds, and a bound of the summands' size."""
-        original = self._original[first:last].float()
-        left = self._left[first:last]
-        return original, left @ self._right, original.abs() + left.abs() @ self._right.abs()
+    def original(self, row: int) -> Any:
+        """The checkpoint's; a Conv1D keeps its matrix as inputs x outputs."""
+        part = self._original[:, row : row + 1] if self._weight.kind == CONV1D else self._original[row : row + 1]
+        return part.float().reshape(-1)
+
+    def delta(self, row: int) -> Any:
+        """What the adapter adds."""
+        return self._left[row] @ self._right
+
+    def size(self, row: int) -> Any:
+        """A bound of the summands' size, which rounding errors are relative to."""
+        return self.original(row).abs() + self._left[row].abs() @ self._right.abs()
+
+    def actual(self, row: int) -> Any:
+        """The model's."""
+        state = self._weight.quantised
+        if state is not None:
+            columns = state.shape[-1]
+            return dequantised(state, row * columns, (row + 1) * columns)
+        tensor = self._weight.held.tensor.detach()
+        return (tensor[:, row] if self._weight.kind == CONV1D else tensor[row]).cpu().float()
 
 
 def _error(weight: Weight, total: _Sum) -> float:
-    """Largest difference over three rows, relative to what the weight's type allows."""
+    """How far a merged weight is off, relative to what its type allows."""
+    rows = sorted({index * (total.rows - 1) // (_ROWS - 1) for index in range(_ROWS)})
     state = weight.quantised
+    if state is not None:
+        return max(_widest(state, total, rows), _share(total, rows))
     worst = 0.0
-    for row in sorted({0, total.shape[0] // 2, total.shape[0] - 1}):
-        original, delta, size = (part[0] for part in total.rows(row, row + 1))
-        if state is None:
-            actual = weight.held.tensor.detach()[row].cpu().float()
-            # Rounded once as a sum, and once or twice as a product where the adapter itself is in 16 bit.
-            allowed = 2 * torch.finfo(weight.held.tensor.dtype).eps * size + 1e-9
-        else:
-            actual = _stored_row(state, row, total.conv1d)
-            # Quantised, merged, and quantised again: the error of the type twice, of the larger scale.
-            scale = torch.maximum(original.abs(), (original + delta).abs()).max()
-            allowed = 2 * TYPE_ERROR[state.scheme] * scale * (1.1 if state.nested is not None else 1.0)
-        ratio = ((actual - original - delta).abs() / allowed).max()
-        worst = max(worst, float(ratio) if bool(ratio == ratio) else 1e9)
+    for row in rows:
+        # Rounded once as a sum, and once or twice as a product where the adapter itself is in 16 bit.
+        allowed = 2 * torch.finfo(weight.held.tensor.dtype).eps * total.size(row) + 1e-9
+        worst = max(worst, _largest((total.actual(row) - total.original(row) - total.delta(row)) / allowed))
     return worst
 
 
-def _stored_row(state: Stored, row: int, conv1d: bool) -> Any:
-    """A row of the checkpoint's matrix, dequantised; a Conv1D's is transposed before it is quantised."""
-    columns = state.shape[-1]
-    if not conv1d:
-        return dequantised(state, row * columns, (row + 1) * columns)
-    places = range(row, state.elements, columns)
-    return torch.cat([dequantised(state, place, place + 1) for place in places])
+def _widest(state: Stored, total: _Sum, rows: list[int]) -> float:
+    """Quantised, merged, and quantised again: the error of the type twice, of the larger scale."""
+    worst = 0.0
+    for row in rows:
+        original, wanted = total.original(row), total.original(row) + total.delta(row)
+        scale = torch.maximum(original.abs(), wanted.abs()).max()
+        allowed = 2 * TYPE_ERROR[state.scheme] * scale * (1.1 if state.nested is not None else 1.0)
+        worst = max(worst, _largest((total.actual(row) - wanted) / allowed))
+    return worst
+
+
+def _share(total: _Sum, rows: list[int]) -> float:
+    """How much of the adapter a quantised weight carries, by least squares: 1, or 0 where it was lost.
+
+    The error of a 4-bit type is larger than what an adapter adds to a single element; over thousands it averages out.
+    The distance from 1 relative to what is allowed: a quarter, and four standard errors.
+    """
+    added = torch.cat([total.delta(row) for row in rows])
+    change = torch.cat([total.actual(row) - total.original(row) for row in rows])
+    power = float(added @ added)
+    if not power:
+        return 0.0
+    share = float(change @ added) / power
+    deviation = float((change - share * added).norm()) / len(added) ** 0.5
+    return float(abs(share - 1) / (0.25 + 4 * deviation / power**0.5))
+
+
+def _largest(ratios: Any) -> float:
+    worst = float(ratios.abs().max())
+    return worst if worst == worst else 1e9
 
 
 @contextmanager
@@ -156,7 +204,7 @@ def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[N
     names = loaded.checkpoint_names()
     handles = []
     for path, weight in _targets(loaded).items():
-        name = names.find(path)
+        name = names.find(path) if path not in files.whole else None
         if name is not None and names.files.slice(name).get_dtype().startswith(("F", "BF")):
             handles.append(weight.module.register_forward_hook(_answer(files, names, path, name, weight, merged)))
     try:
@@ -170,15 +218,20 @@ def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, w
     module = path.removesuffix(".weight")
     a, b = (factor.float() for factor in files.factors(module))
     b = b * files.scaling(module, a.shape[0])
-    kind, conv1d, state = _kind(weight), weight.kind == CONV1D, weight.quantised
+    kind, state = _kind(weight), weight.quantised
     nested, blocksize = (state.nested is not None, state.blocksize) if state is not None else (False, 0)
-    linear = torch.nn.functional.linear
+    linear, embedding = torch.nn.functional.linear, torch.nn.functional.embedding
 
     def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         values, dtype = inputs[0], output.dtype
-        matrix = names.files.slice(name)[:].to(values.device)
-        matrix = _as_stored(matrix.T if conv1d else matrix, kind, nested, blocksize)
-        left, right = b.to(values.device), a.to(values.device)
+        matrix = names.files.slice(name)[:].to(output.device)
+        left, right = b.to(output.device), a.to(output.device)
+        if weight.kind == EMBEDDING:
+            table = _as_stored(matrix, kind, nested, blocksize)
+            if merged:
+                return embedding(values, _as_stored(table.float() + (left @ right).T, kind, nested, blocksize))
+            return (embedding(values, table).float() + linear(embedding(values, right.T), left)).to(dtype)
+        matrix = _as_stored(matrix.T if weight.kind == CONV1D else matrix, kind, nested, blocksize)
         if merged:
             matrix = _as_stored((matrix.float() + left @ right).to(matrix.dtype), kind, nested, blocksize)
         bias = getattr(layer, "bias", None)

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 COMMON_OPTIONS = ("keys_ok",)
 
 
+class Refused(Exception):
+    """A library would not do what was asked; there is no model to look at, only the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
 class Strategy:
     """One way of loading, or one facet of it: a placement, a dtype, a quantisation.
 
@@ -50,7 +58,10 @@ class Strategy:
         return from_pretrained(job, kwargs)
 
     def wrap(self, job: Job, loaded: Loaded) -> Loaded:
-        """What it does to the model that the placement's strategy loaded; timed as part of the load."""
+        """What it does to the model that the placement's strategy loaded; timed as part of the load.
+
+        Raises Refused where a library does not support the combination.
+        """
         return loaded
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:

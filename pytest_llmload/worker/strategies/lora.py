@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.base import Refused, Strategy
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.loaded import Loaded
@@ -36,9 +36,9 @@ class Lora(Strategy):
             loaded.model = _attached(job, loaded.model)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - a library that refuses the combination is the finding
-            text = " ".join(str(error).split())[:500]
-            loaded.adapter_error = f"{type(error).__name__}: {text}"
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise Refused(Problem("adapter", f"the adapter cannot be attached to this model: {text}")) from error
         return loaded
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
