@@ -77,7 +77,7 @@ class Marks:
                     setting = tuple(sorted({**dict(fields.get("options", ())), **dict(setting)}.items()))
                 elif name == "adapter" and "" in (setting, fields.get(name)):
                     # "The run's adapter", which gives way to one that another marker names.
-                    setting = setting or fields[name] or ""
+                    setting = setting or fields.get(name, "")
                 elif fields.setdefault(name, setting) != setting:
                     raise pytest.UsageError(
                         f"{where}: contradicting markers: {name} is {fields[name]!r} by one and {setting!r} by another"
