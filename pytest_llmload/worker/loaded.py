@@ -10,6 +10,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.worker.adapter_files import AdapterFiles
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 
@@ -36,9 +37,10 @@ class Loaded:
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
     #: Loading an adapter into the model replaces what it says there.
     conversions: list[Any] | None = None
-    #: What must live as long as the model: the folder of weights on disk.
-    resources: list[Any] = field(default_factory=list)
+    #: The folder of weights on disk, where the load made one.
+    scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)
+    _names: CheckpointNames | None = field(default=None, repr=False)
 
     @property
     def inventory(self) -> Inventory:
@@ -47,17 +49,25 @@ class Loaded:
             self._inventory = Inventory(self.model)
         return self._inventory
 
-    def forget_inventory(self) -> None:
-        """Before a forward: the inventory keeps quantisation states alive that a forward may replace."""
-        self._inventory = None
-
+    @property
     def checkpoint_names(self) -> CheckpointNames:
-        """Where the checkpoint has the model's tensors; opens the checkpoint's files anew."""
-        conversions = self.conversions
-        if conversions is None:
-            conversions = getattr(self.model, "_weight_conversions", None) or []
-        prefix = getattr(self.model, "base_model_prefix", "")
-        return CheckpointNames(prefix, conversions, CheckpointFiles(self.job.checkpoint.path))
+        """Where the checkpoint has the model's tensors, with its files open."""
+        if self._names is None:
+            conversions = self.conversions
+            if conversions is None:
+                conversions = getattr(self.model, "_weight_conversions", None) or []
+            prefix = getattr(self.model, "base_model_prefix", "")
+            self._names = CheckpointNames(prefix, conversions, CheckpointFiles(self.job.checkpoint.path))
+        return self._names
+
+    def forget(self) -> None:
+        """Before a forward: the inventory keeps states alive that it may replace, open files keep pages mapped."""
+        self._inventory = self._names = None
+
+    def close(self) -> None:
+        """Remove what lives outside the process; the model is of no use afterwards."""
+        if self.scratch is not None:
+            self.scratch.close()
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:

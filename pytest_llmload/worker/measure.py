@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
@@ -17,7 +17,7 @@ from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
-from pytest_llmload.worker.device import create_context, synchronize
+from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
 from pytest_llmload.worker.strategies.base import Refused, Strategy
@@ -25,37 +25,47 @@ from pytest_llmload.worker.strategies.base import Refused, Strategy
 #: Checks after whose failure the model is not run again.
 _BROKEN = ("forward", "generate")
 
+if TYPE_CHECKING:
+    from pytest_llmload.worker.loaded import Loaded
 
-def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
-    """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
+
+def new_result(job: Job) -> LoadResult:
+    """A result of which nothing is known yet."""
+    digests = {"shape": job.checkpoint.shape, "weights": _weights_digest(job)}
+    return LoadResult(spec=job.spec.to_json(), outcome=LOADED, digests=digests)
+
+
+def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded | None]:
+    """Load as the job says; what it is, what it cost, and the live model.
 
     None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
-    ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
+    ``phase`` is told before each of import, context, load, applied, forward, generate, tokenizer. Exceptions of the
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else.
+    unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds what was seen until
+    then. With ``job.measure`` false the model is loaded and nothing else.
     """
-    session = _Session(job, phase)
+    session = _Session(job, phase, into or new_result(job))
     try:
         return session.run()
+    except Exception:
+        session.fill()
+        raise
     finally:
         for probe in session.probes:
             probe.close()
 
 
 class _Session:
-    def __init__(self, job: Job, phase: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, phase: Callable[[str], None], result: LoadResult) -> None:
         self.job = job
         self.tell = phase
-        checkpoint = job.checkpoint
-        self.result = LoadResult(
-            spec=job.spec.to_json(),
-            outcome=LOADED,
-            digests={"shape": checkpoint.shape, "weights": _weights_digest(job)},
-        )
+        self.result = result
         self.probes: list[Any] = []
+        #: Whether the loading call has returned, so that the probes have something to tell.
+        self.is_loaded = False
 
-    def run(self) -> tuple[LoadResult, Any]:
+    def run(self) -> tuple[LoadResult, Loaded | None]:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
             import_all(self.job, served_by)
@@ -70,16 +80,15 @@ class _Session:
             loaded = self._load(served_by)
         except Refused as refused:
             return self._ended(refused.problem)
-        self._environment()
+        self._environment(loaded)
         if self.job.measure:
             with self._timed("applied"):
                 self._applied(served_by, loaded)
             self._forward(loaded)
             self._generate(loaded)
-            for probe in self.probes:
-                probe.fill(self.result)
+            self.fill()
             self._exercised(served_by, loaded)
-        loaded.forget_inventory()
+        loaded.forget()
         # Last: a tokenizer's memory is no part of any figure.
         with self._timed("tokenizer"):
             _load_tokenizer(loaded)
@@ -87,6 +96,11 @@ class _Session:
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
         return self.result, loaded
+
+    def fill(self) -> None:
+        if self.is_loaded:
+            for probe in self.probes:
+                probe.fill(self.result)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -105,6 +119,9 @@ class _Session:
         self.probes = [resolve(name)(self.job) for name in names]
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")
+        if self.job.measure:
+            # Before a load that may take minutes.
+            resolve("pytest_llmload.worker.generation:check_length")(self.job)
 
     def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
         """The result of a load that cannot be what was asked for, so that there is no model."""
@@ -115,7 +132,7 @@ class _Session:
         self.result.environment = environment(self.job)
         return self.result, None
 
-    def _load(self, served_by: list[Strategy]) -> Any:
+    def _load(self, served_by: list[Strategy]) -> Loaded:
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
         self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
@@ -137,6 +154,7 @@ class _Session:
             del kwargs
             gc.collect()
             self._each("loaded", loaded)
+            self.is_loaded = True
         finally:
             gc.unfreeze()
         loaded.log = log
@@ -149,7 +167,7 @@ class _Session:
             loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
         return loaded
 
-    def _wrap(self, served_by: list[Strategy], loaded: Any) -> Any:
+    def _wrap(self, served_by: list[Strategy], loaded: Loaded) -> Loaded:
         """What strategies do to a loaded model, each with its seconds, which are part of the load's."""
         for strategy in served_by:
             if strategy.wrapping:
@@ -159,12 +177,15 @@ class _Session:
                 self.result.phases[strategy.wrapping] = perf_counter() - begin
         return loaded
 
-    def _environment(self) -> None:
+    def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.environment import environment
 
         self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
+        attention = getattr(loaded.config, "_attn_implementation", None)
+        if attention:
+            self.result.environment["attention"] = str(attention)
 
-    def _applied(self, served_by: list[Strategy], loaded: Any) -> None:
+    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_LOAD
 
         for check in AFTER_LOAD:
@@ -172,7 +193,7 @@ class _Session:
         for strategy in served_by:
             self.result.problems += strategy.applied(self.job, loaded)
 
-    def _exercised(self, served_by: list[Strategy], loaded: Any) -> None:
+    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
         if any(problem.check in _BROKEN for problem in self.result.problems):
             return
         for strategy in served_by:
@@ -180,12 +201,11 @@ class _Session:
             found = self._attempt("forward", partial(lambda each: list(each.exercised(self.job, loaded)), strategy))
             self.result.problems += found or []
 
-    def _forward(self, loaded: Any) -> None:
+    def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
-        from pytest_llmload.worker.generation import check_length, first_forward
+        from pytest_llmload.worker.generation import first_forward
 
-        check_length(loaded)
-        loaded.forget_inventory()
+        loaded.forget()
         self._each("forwarding")
         with self._timed("forward"):
             loaded.logits = self._attempt("forward", lambda: first_forward(loaded))
@@ -195,7 +215,7 @@ class _Session:
             self.result.problems += check(loaded)
         loaded.logits = None
 
-    def _generate(self, loaded: Any) -> None:
+    def _generate(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.generation import can_generate, generate_workload
 
         if any(problem.check in _BROKEN for problem in self.result.problems):
@@ -213,13 +233,12 @@ class _Session:
 
     def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
         """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
-        import torch
-
         try:
             return call()
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # noqa: BLE001 - any exception of foreign code is the finding, told with its type
+        except Exception as error:
+            # Any other exception of foreign code is the finding itself.
+            if is_out_of_memory(error):
+                raise
             self.result.problems.append(
                 Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             )
@@ -232,7 +251,7 @@ def _weights_digest(job: Job) -> str:
     return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
 
 
-def _as_loaded(job: Job, given: Any) -> Any:
+def _as_loaded(job: Job, given: Any) -> Loaded:
     """What a strategy or a user's loader returned, as a Loaded. TypeError for anything without a forward."""
     from pytest_llmload.worker.loaded import Loaded
 
@@ -241,12 +260,14 @@ def _as_loaded(job: Job, given: Any) -> Any:
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    if hasattr(model, "eval"):
+    loaded = Loaded(job=job, model=model, tokenizer=tokenizer)
+    if getattr(model, "training", False):
         model.eval()
-    return Loaded(job=job, model=model, tokenizer=tokenizer)
+        loaded.notes.append("the loader returned the model in training mode; it was measured in evaluation mode")
+    return loaded
 
 
-def _load_tokenizer(loaded: Any) -> None:
+def _load_tokenizer(loaded: Loaded) -> None:
     """The checkpoint's tokenizer, where it has one; why not is kept for the test that asks for text."""
     from transformers import AutoTokenizer
 

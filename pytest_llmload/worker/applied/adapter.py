@@ -56,7 +56,7 @@ def output(loaded: Loaded) -> Iterator[Problem]:
     layers = loaded.inventory.wrapping.layers
     if loaded.adapter is None or not layers or any(getattr(layer, "merged", False) for layer in layers.values()):
         return
-    loaded.forget_inventory()
+    loaded.forget()
     enabled = first_forward(loaded).detach().float().cpu()
     with _disabled(list(layers.values())):
         first, second = (first_forward(loaded).detach().float().cpu() for _ in range(2))

@@ -45,7 +45,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if not files.is_plain_lora:
         loaded.notes.append("merged weights were not compared: the adapter is no plain LoRA")
         return
-    names = loaded.checkpoint_names()
+    names = loaded.checkpoint_names
     wrong: list[Weight] = []
     worst, unknown = 0.0, 0
     for path, weight in targets.items():
@@ -87,7 +87,7 @@ def output(loaded: Loaded) -> Iterator[Problem]:
         beside = first_forward(loaded).detach().float().cpu()
     with _instead(loaded, files, merged=True):
         own = first_forward(loaded).detach().float().cpu()
-    loaded.forget_inventory()
+    loaded.forget()
     size = float(beside.norm())
     moved, clean = float((logits - beside).norm()) / size, float((own - beside).norm()) / size
     kinds = "/".join(sorted({_kind(weight) for weight in _targets(loaded).values()}))
@@ -201,7 +201,7 @@ def _largest(ratios: Any) -> float:
 @contextmanager
 def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[None]:
     """Merged layers answer from the files: with the adapter beside their weights, or merged into them by us."""
-    names = loaded.checkpoint_names()
+    names = loaded.checkpoint_names
     handles = []
     for path, weight in _targets(loaded).items():
         name = names.find(path) if path not in files.whole else None

@@ -32,7 +32,7 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
     if not packed:
         yield Problem(CHECK, f"{_nothing(found)}: {what}", _names(dense), _bytes(dense))
         return
-    names = loaded.checkpoint_names()
+    names = loaded.checkpoint_names
     lost = [weight for weight in dense if (name := names.find(weight.name)) is None or _is_narrow(names, name)]
     if lost:
         yield Problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
+#: Patterns in a hint; more say that the load is wrong, not the test.
+_HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -41,6 +44,8 @@ class Asked:
     compute: str
     #: Modules that are left dense on purpose.
     skips: tuple[str, ...]
+    #: Whether double quant is fine although nobody asked for it.
+    may_nest: bool = False
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -50,7 +55,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
     if spec.quant != "none":
         compute = _COMPUTE.get(spec.compute_dtype or "", "")
-        yield from _as_asked(loaded, Asked(spec.quant, spec.double_quant, compute, skips))
+        yield from _as_asked(
+            loaded, Asked(spec.quant, spec.double_quant, compute, skips, may_nest=spec.target is not None)
+        )
     elif in_file is not None and in_file.scheme:
         compute = _COMPUTE.get(in_file.compute, "")
         yield from _as_asked(loaded, Asked(in_file.scheme, in_file.double_quant, compute, skips))
@@ -132,7 +139,16 @@ def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
         what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
-        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights))
+        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
+
+
+def _hint(scheme: str, weights: list[Weight]) -> str:
+    """The marker that allows these weights to be dense: the end of their modules' paths, whatever the layer."""
+    ends = {re.sub(r"^.*\.\d+\.", "*.", weight.module_path) for weight in weights}
+    patterns = sorted(f"{end}.*" if any(w.kind == EXPERTS for w in weights) else end for end in ends)
+    if len(patterns) > _HINTED:
+        return ""
+    return f"where that is as it should be: quant({scheme!r}, dense_ok={patterns})"
 
 
 def _percent(share: float) -> str:
@@ -185,7 +201,8 @@ def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
         return
     if asked.double_quant and state.nested is None:
         yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
-    if not asked.double_quant and state.nested is not None:
+    # A user's own loader may nest them: the marker then says only what must hold.
+    if not asked.double_quant and not asked.may_nest and state.nested is not None:
         yield "double quant was not asked for, but the statistics are quantised"
     if asked.compute and state.compute != asked.compute:
         yield f"compute dtype {asked.compute} was asked for, {state.compute or 'none'} is set"
@@ -196,7 +213,7 @@ def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterato
 
     Where the checkpoint holds them quantised, values and scales must be the very ones.
     """
-    names = loaded.checkpoint_names()
+    names = loaded.checkpoint_names
     files = names.files
     wrong: list[Weight] = []
     worst = 0.0

@@ -54,9 +54,8 @@ def _shared(first: Held, second: Held) -> bool:
 
 def _own_values(loaded: Loaded, first: str, second: str) -> bool:
     """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
-    known = loaded.checkpoint_names()
-    names = [known.find(name) for name in (first, second)]
+    names = [loaded.checkpoint_names.find(name) for name in (first, second)]
     if None in names:
         return False
-    blocks = [known.files.block(str(name), 0, 4096) for name in names]
+    blocks = [loaded.checkpoint_names.files.block(str(name), 0, 4096) for name in names]
     return not bool((blocks[0] == blocks[1]).all())

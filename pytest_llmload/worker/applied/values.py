@@ -32,7 +32,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     Of fused experts the first and the last one are compared. Tensors that the checkpoint holds under a name that cannot
     be told are counted in a note.
     """
-    names = loaded.checkpoint_names()
+    names = loaded.checkpoint_names
     found: dict[str, list[Held]] = defaultdict(list)
     compared = 0
     unknown: list[Held] = []
