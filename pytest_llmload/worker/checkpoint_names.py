@@ -6,8 +6,8 @@ ones; the model keeps the conversions that were used (core_model_loading.py, ``_
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,16 @@ class Fused:
 class CheckpointNames:
     """Where the checkpoint has a model's tensors."""
 
-    def __init__(self, prefix: str, conversions: Iterable[Any], files: CheckpointFiles) -> None:
-        """``prefix``: the model's ``base_model_prefix``; ``conversions``: what the library renamed and fused."""
+    def __init__(self, model: Any, files: CheckpointFiles, conversions: list[Any] | None = None) -> None:
+        """``conversions``: what the library renamed and fused, where the model may no longer know it."""
         self.files = files
-        self.prefix = prefix
+        self.prefix = getattr(model, "base_model_prefix", "")
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
-        self._follow(list(conversions))
+        if conversions is None:
+            conversions = getattr(model, "_weight_conversions", None) or []
+        self._follow(conversions)
+        self._rename(getattr(model, "_checkpoint_conversion_mapping", None) or {})
 
     def find(self, path: str) -> str | None:
         """The checkpoint's name of a tensor that it holds as such."""
@@ -63,7 +66,6 @@ class CheckpointNames:
             if pattern is None and target != name:
                 self._note(self._renamed, target, name)
         for target, by_pattern in parts.items():
-            # Operations on quantised weights have no dimension.
             operations = used[target].operations
             kinds = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]
             if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):
@@ -71,6 +73,15 @@ class CheckpointNames:
                     tuple(by_pattern[pattern]) for pattern in used[target].source_patterns if pattern in by_pattern
                 ]
                 self._note(self._fused, target, Fused(tuple(ordered)))
+
+    def _rename(self, patterns: dict[str, str]) -> None:
+        """transformers 4: the first pattern that fits a name replaces its part (``_get_key_renaming_mapping``)."""
+        for name in self.files.where if patterns else ():
+            for pattern, replacement in patterns.items():
+                target, fits = re.subn(pattern, replacement, name)
+                if fits:
+                    self._note(self._renamed, target, name)
+                    break
 
     def _note(self, table: dict[str, Any], target: str, value: Any) -> None:
         """Under the model's name with and without the base model's prefix, which a load adds or takes away."""

@@ -96,17 +96,15 @@ def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
     if found is None or spec.quant == "none" or spec.strategy == "loader" or not known_method(found):
         return ""
     asked = spec.quant + (" with double quant" if spec.double_quant else "")
-    differs = found.scheme != spec.quant or found.double_quant != spec.double_quant
-    if not differs and spec.compute_dtype and found.compute != spec.compute_dtype:
+    stored = found.scheme + (" with double quant" if found.double_quant else "") or found.description
+    if asked == stored:
+        if not spec.compute_dtype or found.compute == spec.compute_dtype:
+            return ""
         asked += f" computed in {spec.compute_dtype}"
-        return _sentence(asked, f"{found.description} computed in {found.compute or 'no dtype that it names'}")
-    return _sentence(asked, found.description) if differs else ""
-
-
-def _sentence(asked: str, stored: str) -> str:
+        stored += f" computed in {found.compute}"
     return (
-        f"{asked} was asked for, but the checkpoint is quantised already, as {stored}, and what its config.json says "
-        "wins: ask for quant('none'), or name a checkpoint that is not quantised"
+        f"{asked} was asked for, {stored} is stored: the checkpoint is quantised already, and what its config.json "
+        "says wins; ask for quant('none'), or name a checkpoint that is not quantised"
     )
 
 

@@ -53,11 +53,8 @@ class Loaded:
     def checkpoint_names(self) -> CheckpointNames:
         """Where the checkpoint has the model's tensors, with its files open."""
         if self._names is None:
-            conversions = self.conversions
-            if conversions is None:
-                conversions = getattr(self.model, "_weight_conversions", None) or []
-            prefix = getattr(self.model, "base_model_prefix", "")
-            self._names = CheckpointNames(prefix, conversions, CheckpointFiles(self.job.checkpoint.path))
+            files = CheckpointFiles(self.job.checkpoint.path)
+            self._names = CheckpointNames(self.model, files, self.conversions)
         return self._names
 
     def forget(self) -> None:

@@ -405,11 +405,19 @@ def test_a_users_own_loader_that_forgets_the_adapter() -> None:
     assert "there is no adapter in the model" in only_problem(quick("tiny-llama", **loader("forgetful_loader"))).message
 
 
-@pytest.mark.parametrize("via", WAYS)
-def test_offload_with_an_adapter_is_broken_by_the_libraries(via: str) -> None:
-    """Whichever way it breaks (refused, or adapters left on meta), the load is not applied and says so."""
-    found = messages(quick("tiny-llama", strategy="offload", adapter="random", adapter_via=via))
-    assert "cannot be attached" in found[0] or "left without values on meta" in found[0]
+def test_an_adapter_on_a_model_on_disk_is_refused_before_peft_copies_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    problem = only_problem(quick("tiny-llama", strategy="offload", adapter="random"))
+    assert "part of it is on disk, where peft would copy the checkpoint to a folder" in problem.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offload_with_load_adapter_is_broken_by_transformers() -> None:
+    """transformers 4 refuses, 5 leaves the adapters of offloaded layers on meta."""
+    found = messages(quick("tiny-llama", strategy="offload", adapter="random", adapter_via="load_adapter"))
+    assert ("cannot be attached" if V4 else "8 of the adapter's tensors are left without values on meta") in found[0]
 
 
 def test_int8_with_load_adapter_is_refused_by_transformers_4() -> None:

@@ -8,13 +8,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.applied import prequantised
 from pytest_llmload.worker.applied.devices import planned_device
-from pytest_llmload.worker.applied.values import difference_from
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
@@ -29,6 +32,8 @@ _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
+#: Packed values that are compared with a checkpoint that is quantised already.
+_PACKED_BLOCK = 4096
 #: Patterns in a hint; more say that the load is wrong, not the test.
 _HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -138,7 +143,8 @@ def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]
             if nothing
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
-        what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
+        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
+        what = f"{count} ({format_bytes(_bytes(weights))}) dense"
         yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
 
 
@@ -175,6 +181,8 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
         return "the model has no quantisation at all; the request was ignored"
     if weight.kind == LINEAR and cls != "Linear":
         return f"{cls} is not nn.Linear itself, the only class that bitsandbytes replaces"
+    if is_kept(weight.name, kept_in_fp32(loaded, dtype)):
+        return "the model class keeps them in 32 bit (_keep_in_fp32_modules)"
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
 
 
@@ -214,65 +222,77 @@ def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterato
     Where the checkpoint holds them quantised, values and scales must be the very ones.
     """
     names = loaded.checkpoint_names
-    files = names.files
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
     for weight in weights:
-        state = weight.quantised
         if weight.name in loaded.merged:
             # Judged with the adapter that is merged into it.
             continue
-        name = names.find(weight.name)
+        state = weight.quantised
         if state is None or state.scheme not in TYPE_ERROR or weight.held.device in ("meta", "disk"):
             continue
-        same = _same_as_stored(weight, state, files, name) if name is not None else None
-        if name is None or (same is None and not files.slice(name).get_dtype().startswith(("F", "BF"))):
+        error = _relative_error(weight, state, names)
+        if error is None:
             unnamed += 1
-            continue
-        error = math.inf if same is False else 0.0 if same else _relative_error(weight, state, files, name)
-        if error > 1:
+        elif error > 1:
             wrong.append(weight)
             worst = max(worst, error)
     if unnamed:
-        loaded.notes.append(
-            f"values of {unnamed} quantised weights were not compared: the checkpoint holds them under other names"
-        )
+        loaded.notes.append(f"values of {unnamed} quantised weights were not compared: the checkpoint has other names")
     if wrong:
+        off = f"off by {worst:.1f} times the error of {scheme}" if math.isfinite(worst) else "not near it"
         yield Problem(
             CHECK,
-            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: off by "
-            f"{worst:.1f} times the error of {scheme}",
+            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}",
             _names(wrong),
             _bytes(wrong),
         )
 
 
-def _same_as_stored(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> bool | None:
-    """Whether packed values and scales are those of a file that holds them; None where the file's weight is dense."""
-    scales = f"{name}.absmax" if state.scheme != "int8" else f"{name.removesuffix('weight')}SCB"
-    if scales not in files.where or tuple(files.slice(name).get_shape()) != tuple(weight.held.shape):
-        return None
-    return not (
-        difference_from(weight.held.tensor, files, name)
-        or difference_from(state.scales.reshape(files.slice(scales).get_shape()), files, scales)
-    )
+def _relative_error(weight: Weight, state: Stored, names: CheckpointNames) -> float | None:
+    """Largest difference over two blocks (or rows of int8), relative to what the type allows.
+
+    None where the checkpoint's tensor cannot be told. Against a checkpoint that holds the packed values already, they
+    must be the same.
+    """
+    name = names.find(weight.name)
+    if name is not None and not names.files.slice(name).get_dtype().startswith(("F", "BF")):
+        scales = f"{name}.absmax" if state.scheme != "int8" else f"{name.removesuffix('weight')}SCB"
+        same = _begins_as(weight.held.tensor, name, names) and _begins_as(state.scales, scales, names)
+        return 0.0 if same else math.inf
+    worst = 0.0
+    for start, original in _originals(weight, state, name, names):
+        scale = float(original.abs().max())
+        allowed = (TYPE_ERROR[state.scheme] + (_NESTED_ERROR if state.nested is not None else 0.0)) * scale
+        difference = float((dequantised(state, start, start + original.numel()) - original).abs().max())
+        # A scale of 0 allows nothing but 0; NaN is never allowed.
+        fits = difference <= allowed
+        worst = max(worst, difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf)
+    return worst if name is not None or names.fused(weight.name) is not None else None
 
 
-def _relative_error(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> float:
-    """Largest difference over two blocks (or two rows of int8), relative to what the type allows."""
+def _begins_as(tensor: Any, name: str, names: CheckpointNames) -> bool:
+    """Whether a tensor's first values are those of the checkpoint's; a file that lacks it says nothing."""
+    if name not in names.files.where:
+        return True
+    values = tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
+    return bool(torch.equal(values, names.files.block(name, 0, values.numel())))
+
+
+def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
+    """Blocks of the checkpoint's values, fp32, with the element that each starts at."""
     unit = state.shape[-1] if state.scheme == "int8" else state.blocksize
     units = state.elements // unit
-    worst = 0.0
-    for index in sorted({units // 3, units - 1}):
-        start, stop = index * unit, (index + 1) * unit
-        # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
-        original = files.block(name, start, stop, transposed=weight.kind == CONV1D).float()
-        scale = float(original.abs().max())
-        allowed = TYPE_ERROR[state.scheme] * scale + (_NESTED_ERROR * scale if state.nested is not None else 0.0)
-        difference = float((dequantised(state, start, stop) - original).abs().max())
-        # NaN compares as false; a scale of 0 allows nothing but 0.
-        worst = max(
-            worst, difference / allowed if allowed and difference == difference else float(difference != 0) * 1e9
-        )
-    return worst
+    if name is not None:
+        for start in sorted({units // 3 * unit, (units - 1) * unit}):
+            # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+            yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
+        return
+    fused = names.fused(weight.name)
+    if fused is not None:
+        # The first block is the first expert's first part's, the last one the last expert's last part's.
+        yield 0, names.files.block(fused.parts[0][0], 0, unit).float()
+        last = fused.parts[-1][-1]
+        size = math.prod(names.files.slice(last).get_shape())
+        yield state.elements - unit, names.files.block(last, size - unit, size).float()

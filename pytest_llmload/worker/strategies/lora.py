@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from pytest_llmload.worker.loaded import Loaded
 
 
+#: Not even tried: 0.21 leaves a copy of the checkpoint in the working directory before it fails.
+_NO_DISK = (
+    "the adapter cannot be attached to this model: part of it is on disk, where peft would copy the checkpoint to a "
+    "folder below the working directory and then fail; keep the model off the disk, or merge the adapter beforehand"
+)
+
+
 class Lora(Strategy):
     """Attaches ``job.adapter`` to whatever the placement's strategy loaded, by one of two ways that differ.
 
@@ -32,6 +39,9 @@ class Lora(Strategy):
             return loaded
         import torch
 
+        if job.spec.adapter_via == "peft" and "disk" in (getattr(loaded.model, "hf_device_map", None) or {}).values():
+            # peft/peft_model.py, _update_offload: splits the checkpoint's path, and loses its root.
+            raise Refused(Problem("adapter", _NO_DISK))
         try:
             loaded.model = _attached(job, loaded.model)
         except (MemoryError, torch.OutOfMemoryError):
