@@ -277,7 +277,7 @@ class Load:
         self.spec = spec
         self._broker = broker
         self._result: LoadResult | None = None
-        self._machine_error: MachineError | LoadFailed | None = None
+        self._machine_error: MachineError | None = None
         self._process: LoadProcess | InlineProcess | None = None
         self._lease: Lease | None = None
         self._changed = False

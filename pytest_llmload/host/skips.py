@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.host import hardware, limits
 from pytest_llmload.host.markers import limit_marks, nearest
@@ -47,7 +48,11 @@ def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     """Why a model cannot fit by the planner's figures, made before any weight is read."""
     if spec.strategy == "loader" or state.broker.load(spec).measured:
         return None
-    device, checkpoint = state.device, state.broker.checkpoint(spec.model)
+    device = state.device
+    try:
+        checkpoint = state.broker.checkpoint(spec.model)
+    except LoadFailed:
+        return None  # the files are no model: the load itself says so
     count = state.broker.gpus_needed(spec)
     rooms = {f"gpu.{gpu.index}.settled": gpu.total - _CONTEXT for gpu in device.gpus[:count]}
     rooms["host.weights"] = hardware.host_memory()
