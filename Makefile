@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint bench bench-latency clean
 
 venv: $(STAMP)
 
@@ -28,6 +28,9 @@ lint: venv
 
 bench: venv
 	$(BIN)/python benchmarks/overhead.py
+
+bench-latency: venv
+	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/*.json --docs docs/latency.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

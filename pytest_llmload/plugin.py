@@ -43,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmload.integrations import xdist
 
         config.pluginmanager.register(xdist.Integration(config), "llmload-xdist")
+    # By name, so that the integration is imported only where a test could use it.
+    present = config.pluginmanager.hasplugin("benchmark")
+    config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
     if options.given(config):
         from pytest_llmload.host.state import state_of
 

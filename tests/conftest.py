@@ -26,7 +26,7 @@ def project(
     pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., pytest.RunResult]:
     """Run pytest in the test's folder; ``fast=True`` (the default) loads tiny-llama on the CPU."""
-    for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS"):
+    for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     # Small matrices gain nothing from threads, and lose much where cores are shared.

@@ -14,6 +14,7 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
+_TIMING = ("median", "samples", "relative", "control")
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
 
 
@@ -78,7 +79,9 @@ def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
 
 
 def _timing(timing: Timing) -> dict[str, object]:
-    return {"median": timing.median, "samples": timing.samples, **timing.conditions}
+    own: dict[str, object] = {name: getattr(timing, name) for name in _TIMING}
+    # A load has no control.
+    return {name: value for name, value in own.items() if value != ()} | timing.conditions
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -155,9 +158,28 @@ def _read_timing(value: object, where: str) -> Timing:
     item = _mapping(value, where)
     if not {"median", "samples"} <= set(item):
         raise _Bad(f"needs 'median' and 'samples' in {where}")
-    conditions = {name: text for name, text in item.items() if name not in ("median", "samples")}
-    samples = tuple(_float(sample, where) for sample in _list(item["samples"], where))
-    return Timing(_float(item["median"], where), samples, _strings(conditions, where))
+    conditions = {name: text for name, text in item.items() if name not in _TIMING}
+
+    def processes(name: str) -> tuple[tuple[float, ...], ...]:
+        return tuple(_times(samples, where) for samples in _list(item.get(name, []), where))
+
+    timing = Timing(
+        _float(item["median"], where),
+        processes("samples"),
+        _strings(conditions, where),
+        processes("relative"),
+        _times(item.get("control", []), where),
+    )
+    if not timing.samples or not all((*timing.samples, *timing.relative)):
+        raise _Bad(f"holds a process without samples in {where}")
+    return timing
+
+
+def _times(value: object, where: str) -> tuple[float, ...]:
+    times = tuple(_float(number, where) for number in _list(value, where))
+    if any(time <= 0 for time in times):
+        raise _Bad(f"holds a time of {min(times)} in {where}")
+    return times
 
 
 def _read_numbers(value: object) -> Numbers:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from pytest_llmload.baselines import fingerprint, manifest
 from pytest_llmload.baselines.environment import HOST, changes, differing, entry
-from pytest_llmload.baselines.model import Baseline, has_numbers
+from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
+from pytest_llmload.baselines.timings import conditions, moved, other_hosts, timings
 from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, canonical_json
-from pytest_llmload.core.units import Tolerance, format_change
+from pytest_llmload.core.units import Tolerance, format_change, format_value
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
     INCOMPARABLE,
-    INCONCLUSIVE,
     MISSING,
     OK,
     REGRESSED,
@@ -47,12 +46,14 @@ def compare(
     metrics: Sequence[str] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
     section: str = "memory",
+    times: Mapping[str, Timing] | None = None,
 ) -> Comparison:
     """What a load that worked says against its baseline, for one section: ``memory``, ``work`` or ``time``.
 
     ``metrics`` limits it to some metrics (``manifest`` and ``numbers`` are names too); ``tolerances`` replaces the
-    declared ones, ``gpu.settled`` standing for each GPU's figure too. Raises KeyError for an unknown metric, and
-    ValueError for one of another section.
+    declared ones, ``gpu.settled`` standing for each GPU's figure too. ``times`` are those of several processes;
+    without, the load's own are judged, which are of one. Raises KeyError for an unknown metric, and ValueError for one
+    of another section.
     """
     if not result.ok:
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
@@ -61,13 +62,16 @@ def compare(
     if baseline is None:
         return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
     changed = _context(baseline, result)
-    if reason := _other_identity(baseline, result):
+    if reason := other_identity(baseline, result):
         differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
         return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
     differences = ()
     if section == "time":
         recorded = bool(baseline.time)
-        verdicts = _times(baseline, result, chosen)
+        now = timings([result]) if times is None else times
+        names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
+        found = (_time(name, baseline, result, now.get(name), allowed) for name in names)
+        verdicts = [item for item in found if item is not None]
     else:
         recorded = bool(baseline.figures(section))
         names = [name for name in _names(baseline, result, section) if chosen(name)]
@@ -91,7 +95,7 @@ def compare(
         worst(item.verdict for item in verdicts if not item.informative),
         metrics=tuple(verdicts),
         manifest=differences,
-        because=tuple(_because(verdicts, differences, baseline, result, changed)),
+        because=tuple(_because(section, verdicts, baseline, result, changed)),
         changed=changed,
     )
 
@@ -114,12 +118,16 @@ class _Tolerances:
         return self._given.get(name) or self._given.get(_sum(name)) or declared
 
 
+def section_of(name: str) -> str:
+    """The section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for another name."""
+    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+
+
 def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
     if metrics is None:
         return lambda name: True
     for name in metrics:
-        own = "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
-        if own != section:
+        if (own := section_of(name)) != section:
             raise ValueError(f"{name!r} is a figure of the {own} baseline, not of the {section} baseline")
     return lambda name: name in metrics or _sum(name) in metrics
 
@@ -127,7 +135,7 @@ def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool
 # --- identity and surroundings ---------------------------------------------------------------------------------------
 
 
-def _other_identity(baseline: Baseline, result: LoadResult) -> str:
+def other_identity(baseline: Baseline, result: LoadResult) -> str:
     """Why the baseline is of another load; empty where it is of this one."""
     shape = result.digests.get("shape", "")
     if shape != baseline.shape:
@@ -210,36 +218,29 @@ def _judge(
     return (REGRESSED if new > old else IMPROVED), ""
 
 
-def _times(baseline: Baseline, result: LoadResult, chosen: Callable[[str], bool]) -> list[MetricVerdict]:
-    names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
-    return [item for item in (_time(name, baseline, result) for name in names) if item is not None]
-
-
-def _time(name: str, baseline: Baseline, result: LoadResult) -> MetricVerdict | None:
+def _time(
+    name: str, baseline: Baseline, result: LoadResult, now: Timing | None, allowed: _Tolerances
+) -> MetricVerdict | None:
     declared = METRICS[name]
+    tolerance = allowed.of(name, declared.tolerance)
     host = entry(result.environment, HOST)
-    timing = baseline.time.get(host, {}).get(name)
-    samples = result.samples.get(name)
-    new = statistics.median(samples) if samples else result.metrics.get(name)
+    recorded = baseline.time.get(host, {}).get(name)
     hosts = sorted(other for other, timings in baseline.time.items() if name in timings)
-    if new is None and not hosts:
+    if now is None and not hosts:
         return None
-    if new is None:
+    if now is None:
         verdict, reason = UNAVAILABLE, result.unavailable.get(name, "not measured by this load")
-    elif timing is not None:
-        reason = differing(timing.conditions, result.environment, conditions(declared))
-        verdict, reason = (INCOMPARABLE, reason) if reason else (INCONCLUSIVE, "timings are reported, not gated")
+    elif recorded is not None:
+        verdict, reason = INCOMPARABLE, differing(recorded.conditions, now.conditions, conditions(declared))
+        if not reason:
+            judgement, reason = moved(recorded, now, tolerance.room(recorded.median) / recorded.median)
+            verdict = judgement.verdict
     elif hosts:
-        verdict, reason = INCOMPARABLE, f"recorded on {', '.join(hosts)}; this host is {host}"
+        verdict, reason = INCOMPARABLE, other_hosts(hosts, host)
     else:
         verdict, reason = MISSING, "missing in the baseline"
-    old = timing.median if timing else None
-    return MetricVerdict(name, verdict, old, new, declared.unit, declared.tolerance, reason, declared.informative)
-
-
-def conditions(metric: Metric) -> tuple[str, ...]:
-    """What a time depends on besides the host, under which it is stored."""
-    return tuple(name for name in metric.depends if name != HOST)
+    old, new = recorded.median if recorded else None, now.median if now else None
+    return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
 
 
 # --- modules, numbers and reasons ------------------------------------------------------------------------------------
@@ -282,17 +283,21 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
 
 
 def _because(
-    verdicts: Sequence[MetricVerdict],
-    differences: Sequence[ManifestChange],
-    baseline: Baseline,
-    result: LoadResult,
-    changed: Sequence[str],
+    section: str, verdicts: Sequence[MetricVerdict], baseline: Baseline, result: LoadResult, changed: Sequence[str]
 ) -> list[str]:
-    """What explains the metrics that moved: modules first, then the loading work and tensors outside the model."""
+    """What explains the metrics that moved: modules first, then what was counted.
+
+    For memory and the load that is the loading work and tensors outside the model, for the other times the work.
+    """
     moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
     if not moved:
         return []
-    reasons = [difference.text for difference in differences]
+    known = baseline.manifest and result.manifest
+    reasons = [difference.text for difference in manifest.diff(baseline.manifest, result.manifest)] if known else []
+    if section == "work":
+        return reasons
+    if section == "time" and any(item.name != "load" for item in moved):
+        return [*reasons, *_work(baseline, result, changed)]
     # A cause is told beside its effect: alone, it has a line of its own already.
     causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
     for name in causes:
@@ -305,4 +310,18 @@ def _because(
     # Other values in the same shapes take the same memory.
     if causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
+    return reasons
+
+
+def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> list[str]:
+    """The counted work that moved, which no noise does; named even where it is not comparable."""
+    reasons = []
+    for name in stored_names({**baseline.work, **result.metrics}, "work"):
+        old, new = baseline.work.get(name), result.metrics.get(name)
+        declared = lookup(name)
+        if old is not None and new is not None and not declared.tolerance.allows(old, new):
+            figures = f"{format_value(old, declared.unit)} -> {format_value(new, declared.unit)}"
+            reasons.append(f"{name} {figures} ({format_change(new - old, declared.unit)})")
+    if not reasons and baseline.work and not changed:
+        reasons.append("no counted work explains it: operators, kernels and library versions are the same")
     return reasons

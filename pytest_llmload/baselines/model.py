@@ -15,12 +15,16 @@ SCHEMA = 1
 class Timing:
     """A time metric on one kind of host."""
 
-    #: Seconds.
+    #: Seconds: the median of the processes' medians.
     median: float
-    #: Seconds, in the order taken.
-    samples: tuple[float, ...]
+    #: Of each process its samples in seconds, sorted; of many, their deciles.
+    samples: tuple[tuple[float, ...], ...]
     #: What else it depends on: ``page_cache`` -> ``warm``.
     conditions: dict[str, str] = field(default_factory=dict)
+    #: The same samples divided by the control's time around each; empty where no control ran.
+    relative: tuple[tuple[float, ...], ...] = ()
+    #: Of each process the control's median in seconds.
+    control: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.baselines import fingerprint
-from pytest_llmload.baselines.compare import MANIFEST, NUMBERS, compare, conditions, stored_names
+from pytest_llmload.baselines.compare import MANIFEST, NUMBERS, compare, section_of, stored_names
 from pytest_llmload.baselines.environment import HOST, differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
-from pytest_llmload.core.metrics import METRICS, find, lookup
+from pytest_llmload.baselines.statistics import PROCESSES
+from pytest_llmload.baselines.timings import timings
+from pytest_llmload.core.metrics import find
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
@@ -54,19 +55,30 @@ def record(
     sections: Sequence[str] = SECTIONS,
     metrics: Sequence[str] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
+    times: Mapping[str, Timing] | None = None,
 ) -> Recording:
     """The baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
 
     ``results`` are all repeats of one load; each entry is judged as :func:`compare` judges it, with the same
     ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that are not
-    there. Informative figures never are a reason to update: they come along. Raises ValueError for loads that did not
+    there. Informative figures never are a reason to update: they come along. ``times`` are those of processes that were
+    started for them; without, those of the repeats. Raises ValueError for loads that did not
     work, are not of one spec, or whose times have no host.
     """
     load, refusals = agree(results)
     if refusals:
         return Recording(existing, refusals=tuple(refusals))
+    if times is None:
+        times = timings(results)
     comparisons = [
-        compare(existing, load, section=section, metrics=_of_section(metrics, section), tolerances=tolerances)
+        compare(
+            existing,
+            load,
+            section=section,
+            metrics=_of_section(metrics, section),
+            tolerances=tolerances,
+            times=times,
+        )
         for section in sections
     ]
     old = existing
@@ -75,7 +87,7 @@ def record(
             return Recording(existing)
         # Nothing of another shape, spec or workload can stay beside the new figures.
         old = None
-    draft = _Draft(old, load)
+    draft = _Draft(old, load, times)
     for comparison in comparisons:
         _fill(draft, comparison, update=update)
     draft.settle_environment()
@@ -89,8 +101,7 @@ def record(
 def _of_section(metrics: Sequence[str] | None, section: str) -> list[str] | None:
     if metrics is None:
         return None
-    homes = {name: "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section for name in metrics}
-    return [name for name, home in homes.items() if home == section]
+    return [name for name in metrics if section_of(name) == section]
 
 
 def _fill(draft: _Draft, comparison: Comparison, *, update: bool) -> None:
@@ -112,17 +123,19 @@ def _wanted(item: MetricVerdict, draft: _Draft, section: str, update: bool) -> b
     if not update:
         return item.verdict == MISSING or (section == "time" and not draft.has_time(item.name))
     if item.verdict == INCONCLUSIVE and item.baseline is not None and item.current is not None:
-        # Every run's timings differ: what is within the declared band is no news, and would only make diffs.
-        return not item.tolerance.allows(item.baseline, item.current)
+        # Every run's timings differ: what is within the declared band is no news, and would only make diffs; unless
+        # what is recorded is too little to ever judge by.
+        return draft.has_too_few(item.name) or not item.tolerance.allows(item.baseline, item.current)
     return True
 
 
 class _Draft:
     """A baseline in the making."""
 
-    def __init__(self, old: Baseline | None, load: LoadResult) -> None:
+    def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing]) -> None:
         spec = LoadSpec.from_json(load.spec)
         self._load = load
+        self._times = times
         self._host = entry(load.environment, HOST)
         self._old = old or Baseline(
             shape=load.digests["shape"],
@@ -144,7 +157,7 @@ class _Draft:
     def measured(self, section: str) -> list[str]:
         """Everything that the load has for a section."""
         if section == "time":
-            return [name for name, metric in METRICS.items() if metric.section == "time" and name in self._load.metrics]
+            return list(self._times)
         names = stored_names(self._load.metrics, section)
         if section == "memory":
             names += [MANIFEST] if self._load.manifest else []
@@ -154,14 +167,18 @@ class _Draft:
     def has_time(self, name: str) -> bool:
         return name in self._time.get(self._host, {})
 
+    def has_too_few(self, name: str) -> bool:
+        """Whether there are new times of more processes than a judgement needs, and the old ones have fewer."""
+        return len(self._time[self._host][name].samples) < PROCESSES <= len(self._times[name].samples)
+
     def write(self, section: str, name: str) -> None:
         """Take one entry from the load."""
         if section == "time":
             if HOST not in self._load.environment:
                 raise ValueError(f"{name} cannot be recorded: the load does not say on which kind of host it ran")
-            timings = self._time.setdefault(self._host, {})
-            self._log(name, name in timings)
-            timings[name] = _timing(name, self._load)
+            recorded = self._time.setdefault(self._host, {})
+            self._log(name, name in recorded)
+            recorded[name] = self._times[name]
             return
         self._written.add(name)
         if name == MANIFEST:
@@ -236,12 +253,3 @@ class _Draft:
             manifest=self._manifest,
             environment=self._environment,
         )
-
-
-def _timing(name: str, load: LoadResult) -> Timing:
-    samples = load.samples.get(name) or [load.metrics[name]]
-    return Timing(
-        significant(statistics.median(samples)),
-        tuple(significant(sample) for sample in samples),
-        {condition: entry(load.environment, condition) for condition in conditions(METRICS[name])},
-    )

@@ -7,9 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from pytest_llmload.baselines import fingerprint, manifest
-from pytest_llmload.baselines.compare import conditions
-from pytest_llmload.baselines.environment import HOST, differing
-from pytest_llmload.core.metrics import METRICS, find
+from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_value
 
@@ -17,9 +15,8 @@ from pytest_llmload.core.units import format_value
 def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
     """One load that stands for all its repeats, and why it may not be stored.
 
-    What has to repeat exactly is refused where it differs; of other figures the larger is taken; samples of times are
-    joined, of those repeats that ran under the last one's conditions (the first may have found a cold page cache).
-    Raises ValueError for loads that did not work or are not of one spec.
+    What has to repeat exactly is refused where it differs; of other figures the larger is taken. Raises ValueError for
+    loads that did not work or are not of one spec.
     """
     if not results or not all(result.ok for result in results):
         raise ValueError("only loads that worked can be recorded")
@@ -41,7 +38,7 @@ def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
             unavailable[name] = f"measured by {len(values)} of {len(results)} loads"
         else:
             metrics[name] = max(values)
-    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable, samples=_samples(results))
+    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable)
     return load, refusals
 
 
@@ -63,13 +60,3 @@ def _other_numbers(results: Sequence[LoadResult]) -> Iterable[str]:
         difference = fingerprint.difference(other.numbers, last.numbers, allowed)
         if reason := difference.reason or difference.incomparable:
             yield f"numbers cannot be recorded: {reason}"
-
-
-def _samples(results: Sequence[LoadResult]) -> dict[str, list[float]]:
-    last = results[-1]
-    joined: dict[str, list[float]] = {}
-    for name in last.samples:
-        names = (HOST, *conditions(METRICS[name])) if name in METRICS else (HOST,)
-        alike = [result for result in results if not differing(result.environment, last.environment, names)]
-        joined[name] = [sample for result in alike for sample in result.samples.get(name, ())]
-    return joined

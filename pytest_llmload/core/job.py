@@ -8,6 +8,9 @@ from typing import Any
 
 from pytest_llmload.core.spec import LoadSpec
 
+#: Whether a checkpoint's pages are in memory before it is loaded.
+WARM, COLD, UNCONTROLLED = "warm", "cold", "uncontrolled"
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -84,6 +87,10 @@ class Job:
     trust_remote_code: bool = False
     #: Whether the figures are taken; a load that is opened again only to serve tests skips them.
     measure: bool = True
+    #: Whether the load is checked; one that is only timed was checked by the load it repeats.
+    checks: bool = True
+    #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
+    page_cache: str = UNCONTROLLED
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "spec": self.spec.to_json()}

@@ -43,6 +43,21 @@ _HOST = Tolerance(relative=0.05, absolute=8 * MIB)
 _DRIVER = Tolerance(absolute=64 * MIB)
 _LOADING = ("torch", "transformers", "accelerate", "bitsandbytes")
 
+
+def _work(prefix: str, where: str) -> tuple[Metric, ...]:
+    rows = (
+        ("ops", "1", _EXACT, "ATen operators"),
+        ("kernels", "1", _EXACT, "GPU kernels"),
+        ("copies", "1", _EXACT, "Copies and fills of GPU memory"),
+        ("syncs", "1", _EXACT, "Calls that wait for the GPU"),
+        ("gpu_time", "s", Tolerance(relative=0.01), "Time that GPU kernels take"),
+    )
+    return tuple(
+        Metric(f"{prefix}.{name}", unit, "work", "work", tolerance, f"{what} {where}", ("torch.minor",))
+        for name, unit, tolerance, what in rows
+    )
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -181,6 +196,8 @@ METRICS: dict[str, Metric] = {
             ("malloc",),
             informative=True,
         ),
+        *_work("prefill", "for the workload's prompt and one token"),
+        *_work("token", "per further token"),
         Metric(
             "load",
             "s",

@@ -38,7 +38,10 @@ BUILTIN_PROBES: tuple[str, ...] = (
     f"{_PROBES}.other_tensors:OtherTensors",
     f"{_PROBES}.numbers:Fingerprint",
     f"{_PROBES}.timing:Timing",
+    f"{_PROBES}.work:Work",
 )
+#: The probes of a load that repeats another one for its times alone.
+TIME_PROBES: tuple[str, ...] = (f"{_PROBES}.timing:Timing",)
 
 
 def resolve(reference: str) -> Any:

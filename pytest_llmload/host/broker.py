@@ -10,10 +10,12 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import (
     LoadCrashed,
@@ -24,7 +26,8 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.job import UNCONTROLLED, Checkpoint, Device, Job
+from pytest_llmload.core.registry import TIME_PROBES
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host import calls
 from pytest_llmload.host.files import Files, first_cause
@@ -123,7 +126,7 @@ class Broker:
     def gpus_needed(self, spec: LoadSpec) -> int:
         return max(spec.gpu_count, spec.world_size)
 
-    def job(self, spec: LoadSpec, *, measure: bool, held: Lease | None = None) -> Job:
+    def job(self, spec: LoadSpec, *, measure: bool, held: Lease | None = None, times_only: bool = False) -> Job:
         device = self.device()
         if device.kind == "cuda":
             gpus = held.gpus if held is not None else device.gpus[: self.gpus_needed(spec)]
@@ -135,11 +138,13 @@ class Broker:
             adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.targets,
-            probes=self._strategies.probes,
+            probes=TIME_PROBES if times_only else self._strategies.probes,
             sys_path=tuple(sys.path),
             cwd=str(self._cwd),
             trust_remote_code=self._settings.trust_remote_code,
             measure=measure,
+            checks=not times_only,
+            page_cache=self._settings.page_cache if measure else UNCONTROLLED,
         )
 
     def lease(self, load: Load) -> Lease:
@@ -212,8 +217,11 @@ class Broker:
             shutil.rmtree(self._folder)
             self._folder = None
 
-    def measure(self, load: Load, *, keep: bool) -> LoadResult:
-        """Load once in a fresh process and take every figure. Raises MachineError; every other end is a result."""
+    def measure(self, load: Load, *, keep: bool, times_only: bool = False) -> LoadResult:
+        """Load once in a fresh process and take every figure, or only the times of a load that was measured before.
+
+        Raises MachineError; every other end is a result.
+        """
         spec = load.spec
         self.checkpoint(spec.model)
         self._files.adapter(spec)
@@ -222,11 +230,12 @@ class Broker:
         kept = False
         try:
             process = self.start(spec)
-            result = self._request(process, self.job(spec, measure=True, held=held))
+            result = self._request(process, self.job(spec, measure=True, held=held, times_only=times_only))
             if keep and result.ok:
                 self._adopt(load, process, held)
                 kept = True
-            self._finished(result)
+            if not times_only:
+                self._finished(result)
             return result
         finally:
             if not kept:
@@ -282,6 +291,7 @@ class Load:
         self._lease: Lease | None = None
         self._changed = False
         self._repeats: list[LoadResult] = []
+        self._timed: list[LoadResult] = []
 
     @property
     def status(self) -> str:
@@ -320,6 +330,26 @@ class Load:
             self._repeats.append(self._broker.measure(self, keep=False))
         return self._repeats[:count]
 
+    def timed(self, count: int, until: float) -> list[LoadResult]:
+        """The same load timed anew in ``count`` fresh processes, or in as many as start before ``until``.
+
+        ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
+        earlier calls measured counts. In none of them did anything else happen than loading and generating. Raises
+        LoadError where one of them does not load any more.
+        """
+        while len(self._timed) < count and (len(self._timed) < PROCESSES or time.monotonic() < until):
+            self.close()
+            result = self._broker.measure(self, keep=False, times_only=True)
+            if not result.ok:
+                raise self._broker.error(result)
+            self._timed.append(result)
+        return self._timed[:count]
+
+    @property
+    def timed_results(self) -> list[LoadResult]:
+        """Every process that was timed so far; the load's own while there is no other."""
+        return list(self._timed) or [self.result]
+
     def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
         self._process, self._lease = process, held
         self._changed = False
@@ -333,9 +363,16 @@ class Load:
 
     def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True
+        return self.timed_run(function, args, kwargs)[0]
+
+    def timed_run(
+        self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, float]:
+        """What the function returns, and the seconds that it took where the model lives."""
+        __tracebackhide__ = True
         reply = self._ask(calls.encode(function, args, kwargs))
         self._changed |= reply["changed"]
-        return calls.decode(reply)
+        return calls.decode(reply), reply["seconds"]
 
     @property
     def model(self) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from pytest_llmload.baselines.compare import compare
-from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.baselines.compare import compare, section_of
+from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
+from pytest_llmload.baselines.timings import LOOKS, timings, undecided
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineIncomparable,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 class _Gate:
     """One section of the baselines, for one test."""
 
-    section: ClassVar[str]
+    #: The first one's comparison is what ``check`` gives.
+    sections: ClassVar[tuple[str, ...]]
     #: Sections of the file that are written with it.
     recorded: ClassVar[tuple[str, ...]]
     regressed: ClassVar[type[AssertionError]]
@@ -76,19 +79,49 @@ class _Gate:
             return None
         tolerances = {**settings.tolerances, **_parsed(tolerance)}
         path = state.baseline_path(load.spec)
-        baseline = state.store.read(path)
-        comparison = compare(baseline, load.result, metrics=metrics, tolerances=tolerances, section=self.section)
-        outcome = comparison.outcome(
-            strict=settings.strict, update=settings.update_baselines, record_missing=settings.record_missing
-        )
+        comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
         run = state.run(load.spec)
         run.baseline = state.display(path)
-        run.comparisons = [item for item in run.comparisons if item.section != self.section] + [comparison]
-        if outcome.writes:
+        run.comparisons = [item for item in run.comparisons if item.section not in self.sections] + comparisons
+        outcomes = [
+            item.outcome(
+                strict=settings.strict, update=settings.update_baselines, record_missing=settings.record_missing
+            )
+            for item in comparisons
+        ]
+        if any(outcome.writes for outcome in outcomes):
             self._write(load, path, metrics, tolerances)
-        elif outcome.status == verdicts.FAIL:
-            raise self._failure(load.spec, comparison)
-        return comparison
+        failed = [item for item, out in zip(comparisons, outcomes, strict=True) if out.status == verdicts.FAIL]
+        if failed:
+            raise self._failure(load.spec, failed)
+        return comparisons[0]
+
+    def _compare(
+        self,
+        load: Load,
+        baseline: Baseline | None,
+        metrics: Sequence[str] | None,
+        tolerances: Mapping[str, Tolerance],
+        times: Mapping[str, Timing] | None = None,
+    ) -> list[Comparison]:
+        """Every section of the gate; with ``metrics``, those that they are of."""
+        chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
+        if metrics is not None:
+            # A name of no section of this gate goes to the first, which says so.
+            homes = {name: of if (of := section_of(name)) in self.sections else self.sections[0] for name in metrics}
+            chosen = {
+                section: [name for name in metrics if homes[name] == section]
+                for section in self.sections
+                if section in homes.values()
+            }
+        return [
+            compare(baseline, load.result, metrics=names, tolerances=tolerances, section=section, times=times)
+            for section, names in chosen.items()
+        ]
+
+    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+        """What is recorded as times, where they are not those of the repeats."""
+        return None
 
     def _write(
         self, load: Load, path: Path, metrics: Sequence[str] | None, tolerances: Mapping[str, Tolerance]
@@ -99,6 +132,7 @@ class _Gate:
         for result in repeats:
             if not result.ok:
                 raise self._state.broker.error(result)
+        times = self._times(load)
         done: list[Recording] = []
 
         def change(existing: Baseline | None) -> Baseline | None:
@@ -110,6 +144,7 @@ class _Gate:
                     sections=self.recorded,
                     metrics=metrics,
                     tolerances=tolerances,
+                    times=times,
                 )
             )
             return done[-1].baseline
@@ -124,18 +159,21 @@ class _Gate:
         run.recorded += [name for name in recording.recorded if name not in run.recorded]
         run.messages += [text for text in recording.dropped if text not in run.messages]
 
-    def _failure(self, spec: LoadSpec, comparison: Comparison) -> AssertionError:
+    def _failure(self, spec: LoadSpec, failed: Sequence[Comparison]) -> AssertionError:
         state = self._state
-        text = failure.comparison_text(
-            state.subject(spec),
-            comparison,
-            state.command(self._nodeid, spec),
-            file=state.display(state.baseline_path(spec)),
-            elsewhere=state.store.devices(spec.name, spec.slug),
+        text = "\n".join(
+            failure.comparison_text(
+                state.subject(spec),
+                comparison,
+                state.command(self._nodeid, spec),
+                file=state.display(state.baseline_path(spec)),
+                elsewhere=state.store.devices(spec.name, spec.slug),
+            )
+            for comparison in failed
         )
-        if comparison.verdict == verdicts.MISSING:
+        if all(comparison.verdict == verdicts.MISSING for comparison in failed):
             return BaselineMissing(text)
-        if comparison.verdict == verdicts.INCOMPARABLE and comparison.whole:
+        if all(comparison.verdict == verdicts.INCOMPARABLE and comparison.whole for comparison in failed):
             return BaselineIncomparable(text)
         return self.regressed(text)
 
@@ -150,14 +188,47 @@ def _parsed(tolerance: Mapping[str, str | Tolerance] | None) -> dict[str, Tolera
 class MemoryBaseline(_Gate):
     """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
 
-    section = "memory"
+    sections = ("memory",)
     recorded = ("memory", "work")
     regressed = MemoryRegressed
 
 
 class LatencyBaseline(_Gate):
-    """``.check(llm)``: load time, time to first token and time per token against the baseline in git."""
+    """``.check(llm)``: load time, time to first token and per token, and the work per token, against the baseline.
 
-    section = "time"
+    The load is timed in further processes until every time is judged, or ``--llm-latency-time`` is spent.
+    """
+
+    sections = ("time", "work")
     recorded = ("time", "work")
     regressed = LatencyRegressed
+
+    def _compare(
+        self,
+        load: Load,
+        baseline: Baseline | None,
+        metrics: Sequence[str] | None,
+        tolerances: Mapping[str, Tolerance],
+        times: Mapping[str, Timing] | None = None,
+    ) -> list[Comparison]:
+        comparisons = super()._compare(load, baseline, metrics, tolerances, times)
+        # A single process is never judged, only whether there is something to judge: if not, no other is started.
+        before: dict[str, str] = {}
+        now = _verdicts(comparisons)
+        until = time.monotonic() + self._state.settings.latency_time
+        for count in LOOKS:
+            if not undecided(before, now):
+                break
+            results = load.timed(count, until)
+            comparisons = super()._compare(load, baseline, metrics, tolerances, timings(results))
+            before, now = now, _verdicts(comparisons)
+            if len(results) < count:
+                break
+        return comparisons
+
+    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+        return timings(load.timed(LOOKS[-1], time.monotonic() + self._state.settings.latency_time))
+
+
+def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    return {item.name: item.verdict for part in comparisons if part.section == "time" for item in part.metrics}

@@ -1,19 +1,25 @@
-"""``memory_ceiling`` and ``latency_budget``: absolute limits that need no baseline."""
+"""``memory_ceiling`` and ``latency_budget``: limits of single tests."""
 
 from __future__ import annotations
 
-import statistics
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from pytest_llmload.baselines.compare import other_identity
+from pytest_llmload.baselines.timings import recorded_median, timings
+from pytest_llmload.core.units import format_bytes, parse_bytes, parse_seconds
 from pytest_llmload.host.markers import limit_marks
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
+    from pytest_llmload.baselines.model import Baseline, Timing
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.verdicts import Subject
+    from pytest_llmload.host.broker import Load
+    from pytest_llmload.host.state import State
 
 PHASES = ("load", "forward", "generate")
 TIMES = ("load", "ttft", "per_token")
@@ -34,12 +40,31 @@ def ceiling_of(mark: pytest.Mark, where: str) -> tuple[dict[str, int], tuple[str
     return sizes, (phase,) if phase else PHASES
 
 
-def budget_of(mark: pytest.Mark, where: str) -> dict[str, float]:
-    """Seconds for ``load``, ``ttft`` and ``per_token``. Raises UsageError."""
+@dataclass(frozen=True)
+class Budget:
+    """A limit of one time."""
+
+    #: As it was written.
+    text: str
+    #: Seconds; None where the limit is relative.
+    seconds: float | None = None
+    #: Part of the baseline's median that may come on top of it.
+    relative: float = 0.0
+
+    @classmethod
+    def parse(cls, text: object) -> Budget:
+        """``"150ms"``, or ``"+10%"`` of the baseline's median. ValueError says what to write."""
+        if isinstance(text, str) and (match := re.fullmatch(r"\s*\+\s*(\d+(?:\.\d+)?)\s*%\s*", text)):
+            return cls(text, relative=float(match[1]) / 100)
+        return cls(str(text), parse_seconds(text))
+
+
+def budget_of(mark: pytest.Mark, where: str) -> dict[str, Budget]:
+    """The limits of ``load``, ``ttft`` and ``per_token``. Raises UsageError."""
     if mark.args or not mark.kwargs or set(mark.kwargs) - set(TIMES):
         raise pytest.UsageError(f"{where}: latency_budget: write latency_budget(load='30s'), ttft=, per_token=")
     try:
-        return {name: parse_seconds(text) for name, text in mark.kwargs.items()}
+        return {name: Budget.parse(text) for name, text in mark.kwargs.items()}
     except ValueError as error:
         raise pytest.UsageError(f"{where}: latency_budget: {error}") from None
 
@@ -86,16 +111,34 @@ def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tu
     return over, unmeasured
 
 
-def over_budgets(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
-    """Sentences for medians over a budget, and for budgets on what this run could not measure."""
+def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str], list[str]]:
+    """Sentences for medians over a budget, and for budgets that this run could not measure or compare."""
     over, unmeasured = [], []
+    subject = state.subject(load.spec)
+    now = timings(load.timed_results)
     for mark in limit_marks(item, "latency_budget"):
-        for name, limit in budget_of(mark, item.nodeid).items():
-            samples = result.samples.get(name)
-            if not samples:
-                unmeasured.append(f"latency_budget({name}={format_seconds(limit)}): {name} was not measured")
+        for name, budget in budget_of(mark, item.nodeid).items():
+            if name not in now:
+                unmeasured.append(f"latency_budget({name}={budget.text}): {name} was not measured")
                 continue
-            median = statistics.median(samples)
+            recorded, limit = None, budget.seconds
+            if limit is None:
+                baseline = state.store.read(state.baseline_path(load.spec))
+                recorded, why = _recorded(baseline, load.result, name, now[name])
+                if recorded is None:
+                    unmeasured.append(f"latency_budget({name}={budget.text}): {why}")
+                    continue
+                limit = recorded * (1 + budget.relative)
+            median, samples = now[name].median, sum(map(len, now[name].samples))
             if median > limit:
-                over.append(failure.budget_text(subject, name, median, limit, samples=len(samples)))
+                over.append(failure.budget_text(subject, name, median, limit, samples=samples, recorded=recorded))
     return over, unmeasured
+
+
+def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
+    """The recorded median of a time, in seconds; or None, and why there is none to be relative to."""
+    if baseline is None:
+        return None, "nothing is recorded for this load"
+    if why := other_identity(baseline, result):
+        return None, why
+    return recorded_median(baseline, result, name, now)

@@ -83,6 +83,13 @@ OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
     "record-repeats": ("string", "2", {
         "metavar": "N", "help": "Loads per recorded baseline (default: 2)",
     }),
+    "latency-time": ("string", "2min", {
+        "metavar": "TIME", "help": "Time that one latency check may spend on further processes (default: 2min)",
+    }),
+    "page-cache": ("string", "warm", {
+        "choices": ("warm", "cold", "uncontrolled"),
+        "help": "Checkpoint's pages before a measured load: read first, evicted, or as they are (default: warm)",
+    }),
     "trust-remote-code": ("bool", False, {
         "action": argparse.BooleanOptionalAction, "help": "Let models bring their own code",
     }),
@@ -117,6 +124,8 @@ class Settings:
     wait_gpu: float
     cache_dir: Path
     record_repeats: int
+    latency_time: float
+    page_cache: str
     trust_remote_code: bool
 
     @property
@@ -247,10 +256,15 @@ def resolve(config: pytest.Config) -> Settings:
             raise ValueError(f"{text!r} is not a number of loads of at least 1")
         return int(text)
 
-    def choice(text: str) -> str:
-        if text not in ("auto", "cuda", "cpu"):
-            raise ValueError(f"{text!r} is none of auto, cuda, cpu")
-        return text
+    def choice(name: str) -> str:
+        choices = OPTIONS[name][2]["choices"]
+
+        def check(text: str) -> str:
+            if text not in choices:
+                raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+            return text
+
+        return str(parsed(name, check))
 
     def suffix(files: list[str]) -> list[Path]:
         for file in files:
@@ -273,7 +287,7 @@ def resolve(config: pytest.Config) -> Settings:
     settings.loader = values["loader"] or None
     settings.imports = tuple(values["import"])
     settings.workload = parsed("workload", Workload.parse)
-    settings.device = parsed("device", choice)
+    settings.device = choice("device")
     default_dir = sources["baselines"].startswith("llm_") and values["baselines"] == "baselines"
     settings.baselines = config.rootpath / "baselines" if default_dir else path("baselines")
     settings.baseline_variant = values["baseline-variant"] or None
@@ -288,6 +302,8 @@ def resolve(config: pytest.Config) -> Settings:
     settings.wait_gpu = parsed("wait-gpu", _seconds_or_number)
     settings.cache_dir = path("cache-dir") if values["cache-dir"] else _default_cache()
     settings.record_repeats = parsed("record-repeats", count)
+    settings.latency_time = parsed("latency-time", _seconds_or_number)
+    settings.page_cache = choice("page-cache")
     settings.trust_remote_code = values["trust-remote-code"]
     return settings
 

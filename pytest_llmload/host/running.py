@@ -82,16 +82,15 @@ def _check_limits(state: State, item: pytest.Item, spec: LoadSpec) -> None:
     __tracebackhide__ = True
     if state.settings.inline:
         return
-    result = state.broker.load(spec).result
-    subject = state.subject(spec)
-    over_ceiling, no_memory = limits.over_ceilings(item, result, subject)
-    over_budget, no_time = limits.over_budgets(item, result, subject)
+    load = state.broker.load(spec)
+    over_ceiling, no_memory = limits.over_ceilings(item, load.result, state.subject(spec))
+    over_budget, no_time = limits.over_budgets(item, load, state)
     if over_ceiling:
         raise CeilingExceeded("\n".join(over_ceiling + over_budget))
     if over_budget:
         raise BudgetExceeded("\n".join(over_budget))
     if unmeasured := no_memory + no_time:
-        text = f"{subject}: " + "; ".join(unmeasured)
+        text = f"{state.subject(spec)}: " + "; ".join(unmeasured)
         if state.settings.strict:
             raise CeilingExceeded(text) if no_memory else BudgetExceeded(text)
         state.note(spec, item.nodeid, message=text)

@@ -77,7 +77,8 @@ def _metrics(comparison: Comparison) -> list[tuple[str, str]]:
 def _metric(item: MetricVerdict, width: int) -> str:
     if item.verdict in (REGRESSED, IMPROVED):
         note = "" if item.verdict == REGRESSED else ", improved"
-        return f"{movement(item):<{width}}  ({change(item)}, {allowance(item)}{note})"
+        reason = f": {item.reason}" if item.reason else ""
+        return f"{movement(item):<{width}}  ({change(item)}, {allowance(item)}{note}){reason}"
     if item.verdict == MISSING and item.current is not None:
         return f"{item.reason} (now {format_value(item.current, item.unit)})"
     figures = f" ({movement(item)})" if item.change is not None else ""

@@ -36,7 +36,9 @@ def metrics_table() -> str:
 def _gate(section: str, informative: bool, tolerance: str) -> str:
     if informative:
         return "never gates"
-    return "reported, not gated" if section == "time" else "nothing" if tolerance == "exact" else tolerance
+    return (
+        f"{tolerance}, judged over processes" if section == "time" else "nothing" if tolerance == "exact" else tolerance
+    )
 
 
 def verdicts_table() -> str:

@@ -6,15 +6,17 @@ import base64
 import importlib
 import pickle
 import sys
+from time import perf_counter
 from typing import Any
 
 from pytest_llmload.core.protocol import Message
+from pytest_llmload.worker.device import synchronize
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
-def call(message: Message, model: Any, tokenizer: Any) -> Message:
-    """Call ``function(model, tokenizer, *args, **kwargs)``.
+def call(message: Message, loaded: Any) -> Message:
+    """Call ``function(model, tokenizer, *args, **kwargs)``; ``seconds`` are the call's, until the device has finished.
 
     The function comes by value (cloudpickle) or as ``"module:function"``. Raises TypeError if it returns anything but
     plain data: the pytest process must not import torch to unpickle it.
@@ -25,9 +27,13 @@ def call(message: Message, model: Any, tokenizer: Any) -> Message:
         args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
     else:
         function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))
-    value = function(model, tokenizer, *args, **kwargs)
+    synchronize(loaded.job)
+    begin = perf_counter()
+    value = function(loaded.model, loaded.tokenizer, *args, **kwargs)
+    synchronize(loaded.job)
+    seconds = perf_counter() - begin
     check_plain(value)
-    return {"kind": "value", "payload": base64.b64encode(pickle.dumps(value)).decode()}
+    return {"kind": "value", "payload": base64.b64encode(pickle.dumps(value)).decode(), "seconds": seconds}
 
 
 def check_plain(value: Any, where: str = "the value returned") -> None:

@@ -33,7 +33,10 @@ def environment(job: Job) -> dict[str, str]:
     if job.device.kind == "cuda":
         found["gpu"] = torch.cuda.get_device_name(0)
         found["driver"] = job.device.driver
-    host = (found.get("gpu"), found["cpu"], found.get("driver", "").split(".")[0])
+    found["threads"] = str(torch.get_num_threads())
+    # What runs on the CPU is as fast as the threads are many.
+    threads = "" if job.device.kind == "cuda" else f"{found['threads']} threads"
+    host = (found.get("gpu"), found["cpu"], threads, found.get("driver", "").split(".")[0])
     found["host"] = "/".join(part for part in host if part)
     found["malloc"] = (
         f"mmap_threshold={MMAP_THRESHOLD}"

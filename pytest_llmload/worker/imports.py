@@ -45,13 +45,12 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
             sys.path.insert(0, path)
     for package in {package: None for strategy in served_by for package in strategy.packages}:
         importlib.import_module(package)
-    if any("transformers" in strategy.packages for strategy in served_by):
-        for name in (*_LIBRARY, *_PLACEMENT):
-            importlib.import_module(name)
+    if find_spec("transformers") is not None:
+        # A user's own loader will most likely use it too, whether or not it says so.
+        for name in (*_LIBRARY, *_PLACEMENT, *(_BITSANDBYTES if job.spec.quant != "none" else ())):
+            if find_spec(name.partition(".")[0]) is not None:
+                importlib.import_module(name)
         _import_architecture(job)
-    if job.spec.quant != "none" and "bitsandbytes" in sys.modules and "transformers" in sys.modules:
-        for name in _BITSANDBYTES:
-            importlib.import_module(name)
     if job.adapter is not None:
         for name, needed in _PEFT.items():
             if find_spec(needed) is not None and find_spec(name) is not None:

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.core.spec import digest
@@ -40,10 +41,11 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
 
     None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
-    ``phase`` is told before each of import, context, load, applied, forward, generate, tokenizer. Exceptions of the
-    import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds what was seen until
-    then. With ``job.measure`` false the model is loaded and nothing else.
+    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate, tokenizer.
+    Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
+    problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
+    what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
+    it is loaded and generates, and serves nobody.
     """
     session = _Session(job, phase, into or new_result(job))
     try:
@@ -82,16 +84,19 @@ class _Session:
             return self._ended(refused.problem)
         self._environment(loaded)
         if self.job.measure:
-            with self._timed("applied"):
-                self._applied(served_by, loaded)
-            self._forward(loaded)
+            if self.job.checks:
+                with self._timed("applied"):
+                    self._applied(served_by, loaded)
+                self._forward(loaded)
             self._generate(loaded)
             self.fill()
-            self._exercised(served_by, loaded)
+            if self.job.checks:
+                self._exercised(served_by, loaded)
         loaded.forget()
-        # Last: a tokenizer's memory is no part of any figure.
-        with self._timed("tokenizer"):
-            _load_tokenizer(loaded)
+        if self.job.checks:
+            # Last: a tokenizer's memory is no part of any figure.
+            with self._timed("tokenizer"):
+                _load_tokenizer(loaded)
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
@@ -133,9 +138,11 @@ class _Session:
         return self.result, None
 
     def _load(self, served_by: list[Strategy]) -> Loaded:
+        with self._timed("page_cache"):
+            prepare = resolve("pytest_llmload.worker.page_cache:set_page_cache")
+            self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
-        self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
         modules = set(sys.modules)
         gc.collect()
         self._each("mark")
@@ -222,7 +229,8 @@ class _Session:
         if any(problem.check in _BROKEN for problem in self.result.problems):
             return
         if not can_generate(loaded):
-            self.result.unavailable |= dict.fromkeys(("ttft", "per_token"), "the model does not generate")
+            names = [name for name, metric in METRICS.items() if metric.section == "work"]
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
         self._each("generating")
         with self._timed("generate"):

@@ -7,9 +7,46 @@ import mmap
 import os
 from pathlib import Path
 
-WARM, COLD, UNCONTROLLED = "warm", "cold", "uncontrolled"
+from pytest_llmload.core.job import COLD, UNCONTROLLED, WARM
+
 _PROT_READ, _MAP_SHARED = 1, 1
+#: Bytes read at once; mapped apart from the heap, so that no figure of the load sees them.
+_CHUNK = 16 << 20
 _FAILED = ctypes.c_void_p(-1).value
+
+
+def set_page_cache(directory: str, wanted: str) -> str:
+    """Bring the weight files into memory (``warm``) or out of it (``cold``); what :func:`page_cache` finds then.
+
+    Needs no privilege: POSIX_FADV_DONTNEED drops clean pages that nobody has mapped, so ``cold`` may fail on files that
+    another process uses, and ``warm`` on files larger than the memory.
+    """
+    now = page_cache(directory)
+    if wanted not in (now, UNCONTROLLED):
+        for file in _files(directory):
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                if wanted == WARM:
+                    _read(descriptor)
+                else:
+                    # Pages that were never written to the disk are not dropped.
+                    os.fsync(descriptor)
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+        now = page_cache(directory)
+    return now
+
+
+def _read(descriptor: int) -> None:
+    buffer = mmap.mmap(-1, _CHUNK)
+    with buffer:
+        while os.readv(descriptor, [buffer]):
+            pass
+
+
+def _files(directory: str) -> list[Path]:
+    return sorted(Path(directory).glob("*.safetensors"))
 
 
 def page_cache(directory: str) -> str:
@@ -19,7 +56,7 @@ def page_cache(directory: str) -> str:
     process owns or may write.
     """
     resident = pages = 0
-    for file in sorted(Path(directory).glob("*.safetensors")):
+    for file in _files(directory):
         if not (os.access(file, os.W_OK) or file.stat().st_uid == os.geteuid()):
             return UNCONTROLLED
         counted = _resident(file)

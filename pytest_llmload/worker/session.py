@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -102,14 +101,13 @@ class Session:
         from pytest_llmload.worker.fingerprint import fingerprint
 
         self._enter("run")
-        start = time.perf_counter()
         try:
-            reply = calls.call(message, self.loaded.model, self.loaded.tokenizer)
+            reply = calls.call(message, self.loaded)
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything
             reply = describe(error, "run")
         now = fingerprint(self.loaded.model)
         changed, self._fingerprint = now != self._fingerprint, now
-        return {**reply, "changed": changed, "seconds": time.perf_counter() - start}
+        return {**reply, "changed": changed}
 
 
 def prepare(job: Job) -> None:

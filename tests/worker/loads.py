@@ -54,7 +54,7 @@ def checkpoint(preset: str) -> Checkpoint:
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
     files = checkpoint(preset) if isinstance(preset, str) else preset
-    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes") if name in fields}
+    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes", "checks") if name in fields}
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
     if spec.adapter is not None:
         extra["adapter"] = adapter_files(spec.adapter, files)
@@ -73,6 +73,13 @@ def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
 def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
     """All but the timing, which takes five rounds of generating."""
     return load(preset, probes=tuple(probe for probe in BUILTIN_PROBES if "timing" not in probe), **fields)[0]
+
+
+def double_quant_loader(spec: LoadSpec) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    setting = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return AutoModelForCausalLM.from_pretrained(spec.model, quantization_config=setting, device_map={"": "cpu"})
 
 
 def plain_loader(spec: LoadSpec) -> Any:

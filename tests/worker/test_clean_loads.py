@@ -48,7 +48,16 @@ def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
     assert set(result.metrics) | set(result.unavailable) == expected
     assert len(result.samples["per_token"]) == len(result.samples["ttft"]) * 2
     assert set(result.phase_peaks) == {"load", "forward", "generate"}
-    assert set(result.phases) == {"import", "context", "load", "applied", "forward", "generate", "tokenizer"}
+    assert set(result.phases) == {
+        "import",
+        "context",
+        "page_cache",
+        "load",
+        "applied",
+        "forward",
+        "generate",
+        "tokenizer",
+    }
     assert loaded.tokenizer is not None
     assert result.numbers.logits
     assert result.numbers.buffers

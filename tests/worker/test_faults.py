@@ -108,6 +108,16 @@ def test_double_quant_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert "double quant was not asked for" in problem.message
 
 
+def test_a_users_own_loader_may_do_more_than_the_markers_ask() -> None:
+    result = quick("tiny-llama", strategy="loader", target="loads:double_quant_loader", quant="nf4")
+    assert result.problems == []
+    assert any("nested" in row.quant for row in result.manifest)
+    problem = only_problem(
+        quick("tiny-llama", strategy="loader", target="loads:double_quant_loader", quant="int8"), "quantised"
+    )
+    assert "int8 was asked for, nf4 is stored" in problem.message
+
+
 def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         model.model.layers[1].mlp.up_proj.compute_dtype = torch.float32

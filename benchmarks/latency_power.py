@@ -1,0 +1,139 @@
+"""How often the latency gate cries wolf, and how often it sees a slowdown: resampled from recorded samples.
+
+Both sides of a comparison are drawn, process by process and with replacement, from the processes of one file of
+``benchmarks/samples``: nothing changed between them. A slowdown is planted by multiplying every time of one side, and
+its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged.
+
+    python benchmarks/latency_power.py benchmarks/samples/*.json --docs docs/latency.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.baselines.model import Timing
+from pytest_llmload.baselines.timings import LOOKS, moved, timings, undecided
+from pytest_llmload.core.results import LOADED, LoadResult
+from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
+
+METRICS = ("load", "ttft", "per_token")
+FACTORS = (1.0, 1.05, 1.10, 1.30)
+TOLERANCE = 0.10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--comparisons", type=int, default=300, help="per cell (default: 300)")
+    parser.add_argument("--docs", type=Path, help="file whose <!-- table: power --> is replaced")
+    options = parser.parse_args()
+    lines = [
+        "| samples | metric | rule | " + " | ".join(_head(factor) for factor in FACTORS) + " | undecided | takes |"
+    ]
+    lines.append("|" + " --- |" * (len(FACTORS) + 5))
+    for file in sorted(options.files):
+        processes = [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
+        for metric in METRICS:
+            for rule in (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate()):
+                lines.append(_row(file, metric, rule, processes, options.comparisons))
+                print(lines[-1], flush=True)
+    if options.docs is not None:
+        text = options.docs.read_text(encoding="utf-8")
+        table = "<!-- table: power -->\n" + "\n".join(lines) + "\n<!-- end -->"
+        text = re.sub(r"<!-- table: power -->.*?<!-- end -->", lambda _: table, text, flags=re.DOTALL)
+        options.docs.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _head(factor: float) -> str:
+    return "false alarms" if factor == 1 else f"+{100 * (factor - 1):.0f} % seen"
+
+
+def _result(row: dict[str, Any]) -> LoadResult:
+    samples = dict(row["samples"])
+    control = samples["control"]
+    for name in ("ttft", "per_token"):
+        each = len(samples[name]) // len(control)
+        samples[f"{name}.relative"] = [value / control[index // each] for index, value in enumerate(samples[name])]
+    return LoadResult(spec={}, outcome=LOADED, samples=samples, environment={"page_cache": row["page_cache"]})
+
+
+class _Usual:
+    """Fail when a location of all samples is more than the tolerance above the baseline's."""
+
+    def __init__(self, location: str, count: int) -> None:
+        self.name = f"{location} of {count} process{'es' if count > 1 else ''}"
+        self._location: Callable[[Sequence[float]], float] = getattr(statistics, location)
+        self._count = count
+
+    def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
+        before, after = (
+            self._location([sample for result in draw(self._count) for sample in result.samples[metric]])
+            for _ in range(2)
+        )
+        return (REGRESSED if after * factor > before * (1 + TOLERANCE) else "ok"), self._count
+
+
+class _Gate:
+    """What ``latency_baseline.check`` does."""
+
+    name = "**this gate**"
+
+    def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
+        baseline, current = timings(draw(LOOKS[-1]))[metric], draw(LOOKS[-1])
+        verdict = INCONCLUSIVE
+        for count in LOOKS:
+            before = verdict
+            verdict = moved(baseline, _slower(timings(current[:count])[metric], factor), TOLERANCE)[0].verdict
+            if not undecided({metric: before}, {metric: verdict}):
+                break
+        return verdict, count
+
+
+def _slower(timing: Timing, factor: float) -> Timing:
+    """The model takes longer, the control does not."""
+    scaled = (
+        [[sample * factor for sample in process] for process in part] for part in (timing.samples, timing.relative)
+    )
+    samples, relative = (tuple(map(tuple, part)) for part in scaled)
+    return Timing(timing.median * factor, samples, timing.conditions, relative, timing.control)
+
+
+def _drawing(processes: list[LoadResult], seed: str) -> Callable[[int], list[LoadResult]]:
+    generator = random.Random(seed)
+    return lambda size: generator.choices(processes, k=size)
+
+
+def _row(file: Path, metric: str, rule: Any, processes: list[LoadResult], comparisons: int) -> str:
+    rates, undecided, used, seconds = [], Counter[float](), 0, 0.0
+    for factor in FACTORS:
+        draw = _drawing(processes, f"{file.stem} {metric} {factor}")
+        verdicts = Counter[str]()
+        for _ in range(comparisons):
+            begin = time.perf_counter()
+            verdict, count = rule(draw, metric, factor)
+            seconds += time.perf_counter() - begin
+            verdicts[verdict] += 1
+            used += count
+        rates.append(f"{100 * verdicts[REGRESSED] / comparisons:.1f} %")
+        undecided[factor] = verdicts[INCONCLUSIVE] / comparisons
+    total = comparisons * len(FACTORS)
+    open_ = (
+        " / ".join(f"{100 * undecided[factor]:.0f}" for factor in FACTORS) + " %" if any(undecided.values()) else "-"
+    )
+    cost = f"{used / total:.0f} processes, {1e3 * seconds / total:.0f} ms"
+    return f"| {file.stem} | `{metric}` | {rule.name} | {' | '.join(rates)} | {open_} | {cost} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

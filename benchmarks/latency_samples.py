@@ -1,0 +1,152 @@
+"""Times and work of one model in many fresh processes with nothing changed between them, as JSON.
+
+What a gate for latency has to live with on a machine: ``latency_power.py`` studies what it says on these samples.
+Each process is forked from a warm server, loads, generates and is gone, through the same code as a test's load.
+
+    python benchmarks/latency_samples.py out.json --model random:llama-1b --processes 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.job import Checkpoint, Job
+from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.registry import BUILTIN_STRATEGIES, TIME_PROBES
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.host import hardware
+from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, start_cold
+
+WORK = "pytest_llmload.worker.probes.work:Work"
+#: What the plugin sets for every load (``host/broker.py``).
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
+KEPT = ("accelerate", "cpu", "cuda", "driver", "gpu", "host", "loader_threads", "python", "torch", "transformers")
+TIMEOUT = 600.0
+
+
+def main() -> int:
+    options = _arguments()
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="latency-samples-") as folder:
+        logs = Path(folder)
+        environment = {**ENVIRONMENT, **os.environ}
+        checkpoint = _checkpoint(options, logs, environment)
+        device = hardware.detect(options.device)
+        device = dataclasses.replace(device, gpus=device.gpus[:1])
+        name = options.model.removeprefix("random:")
+        spec = LoadSpec(model=options.model, name=name, workload=Workload.parse(options.workload))
+        job = Job(
+            spec=spec,
+            device=device,
+            checkpoint=checkpoint,
+            strategies=dict(BUILTIN_STRATEGIES),
+            probes=TIME_PROBES,
+            imports=tuple(options.imports),
+            sys_path=tuple(sys.path),
+            checks=False,
+            page_cache=options.page_cache,
+        )
+        server = Server(logs / "server.log", environment)
+        try:
+            package = checkpoint.model_type.replace("-", "_")
+            architecture = [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]
+            cuda = {"count": 1, "capability": device.gpus[0].capability} if device.gpus else None
+            base = ("torch", "transformers", "accelerate", "transformers.generation.utils")
+            server.warm_up([*base, *architecture, "pytest_llmload.worker.measure"], cuda)
+            results = []
+            for index in range(options.processes):
+                if options.limit and time.monotonic() - begin > options.limit:
+                    print(f"stopped after {index} processes: {options.limit:g} s are over", flush=True)
+                    break
+                probes = (*TIME_PROBES, WORK) if index < options.work else TIME_PROBES
+                results.append(_measure(server, logs / f"{index}.log", dataclasses.replace(job, probes=probes)))
+                print(_line(index, results[-1], time.monotonic() - begin), flush=True)
+        finally:
+            server.close()
+    _write(options, spec, results)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", default="random:llama-1b")
+    parser.add_argument("--workload", default="1x128+32", help="BATCHxPROMPT+NEW (default: 1x128+32)")
+    parser.add_argument("--processes", type=int, default=20)
+    parser.add_argument("--work", type=int, default=6, help="processes whose work is counted too (default: 6)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--imports", nargs="*", default=[], help="modules that each process imports before it loads")
+    parser.add_argument("--page-cache", default="warm", choices=("warm", "cold", "uncontrolled"))
+    parser.add_argument("--limit", type=float, default=0.0, help="seconds after which no further process starts")
+    parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "pytest-llmload")
+    return parser.parse_args()
+
+
+def _checkpoint(options: argparse.Namespace, logs: Path, environment: dict[str, str]) -> Checkpoint:
+    process = start_cold(logs / "resolve.log", environment)
+    try:
+        message = {"kind": "resolve", "spec": options.model, "cache_dir": str(options.cache_dir)}
+        reply = process.request({**message, "trust_remote_code": False}, TIMEOUT)
+    finally:
+        process.close()
+    if reply["kind"] == "error":
+        raise SystemExit(f"{options.model}: {reply['error']['message']}")
+    return Checkpoint(**reply["checkpoint"])
+
+
+def _measure(server: Server, log: Path, job: Job) -> LoadResult:
+    process = server.fork(log)
+    if not isinstance(process, LoadProcess):
+        raise SystemExit(f"the server cannot fork: {process}")
+    try:
+        reply = process.request({"kind": "load", "job": job.to_json()}, TIMEOUT)
+    except LoadDied as death:
+        raise SystemExit(f"{death}\n{death.info.log}") from None
+    finally:
+        process.close()
+    if reply["kind"] == "error":
+        raise SystemExit(f"{reply['error']['message']}\n{reply['error']['traceback']}")
+    result = LoadResult.from_json(reply["result"])
+    if result.problems:
+        raise SystemExit("; ".join(problem.message for problem in result.problems))
+    return result
+
+
+def _line(index: int, result: LoadResult, seconds: float) -> str:
+    times = "  ".join(f"{name} {result.metrics[name] * 1e3:8.2f} ms" for name in ("load", "ttft", "per_token"))
+    work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
+    return f"{seconds:6.1f} s  {index:3d}  {times}  {result.environment['page_cache']}  {work or ''}"
+
+
+def _write(options: argparse.Namespace, spec: LoadSpec, results: list[LoadResult]) -> None:
+    first = results[0].environment
+    head: dict[str, Any] = {
+        "model": options.model,
+        "workload": str(spec.workload),
+        "cores": len(os.sched_getaffinity(0)),
+        "environment": {name: first[name] for name in KEPT if first.get(name)},
+    }
+    rows = [_process(result) for result in results]
+    lines = ",\n".join(f"  {json.dumps(row, separators=(',', ':'))}" for row in rows)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(f'{json.dumps(head)[:-1]}, "processes": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def _process(result: LoadResult) -> dict[str, Any]:
+    kept = {name: values for name, values in result.samples.items() if not name.endswith(".relative")}
+    samples = {name: [float(f"{value:.5g}") for value in values] for name, values in kept.items()}
+    work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
+    return {"page_cache": result.environment["page_cache"], "samples": samples, **({"work": work} if work else {})}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Times of several processes: what a baseline keeps of them, and whether they have moved."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from pytest_llmload.baselines.environment import HOST, differing, entry
+from pytest_llmload.baselines.model import Baseline, Timing, significant
+from pytest_llmload.baselines.statistics import Judgement, judge
+from pytest_llmload.core.metrics import METRICS, Metric
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED
+
+#: Samples of a process as they are kept: its deciles, with the smallest and the largest.
+_QUANTILES = 11
+_DIGITS = 5
+#: Processes after which times are judged, until all are clear; the last is how many are recorded.
+LOOKS = (5, 7, 10, 14, 20)
+CONTROL = "control"
+
+
+def conditions(metric: Metric) -> tuple[str, ...]:
+    """What a time depends on besides the host, under which it is stored."""
+    return tuple(name for name in metric.depends if name != HOST)
+
+
+def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
+    """Every time metric of loads of one spec, each result being one process, as a baseline keeps it.
+
+    Of processes that ran under other conditions than the last one (the first may have found a cold page cache), nothing
+    is taken.
+    """
+    last = results[-1]
+    found = {}
+    for name, metric in METRICS.items():
+        if metric.section != "time" or not _samples(last, name):
+            continue
+        names = (HOST, *conditions(metric))
+        alike = [
+            result
+            for result in results
+            if _samples(result, name) and not differing(result.environment, last.environment, names)
+        ]
+        relative = [samples for result in alike if (samples := result.samples.get(f"{name}.relative"))]
+        complete = len(relative) == len(alike)
+        found[name] = Timing(
+            significant(statistics.median(statistics.median(_samples(result, name)) for result in alike)),
+            tuple(_quantiles(_samples(result, name)) for result in alike),
+            {condition: entry(last.environment, condition) for condition in conditions(metric)},
+            tuple(map(_quantiles, relative)) if complete else (),
+            tuple(_median(result.samples[CONTROL]) for result in alike) if complete else (),
+        )
+    return found
+
+
+def _samples(result: LoadResult, name: str) -> list[float]:
+    """A metric that was taken once is its own only sample."""
+    return result.samples.get(name) or [result.metrics[name] for _ in range(name in result.metrics)]
+
+
+def _median(samples: Sequence[float]) -> float:
+    return significant(statistics.median(samples), _DIGITS)
+
+
+def _quantiles(samples: Sequence[float]) -> tuple[float, ...]:
+    """At most eleven values, sorted: :func:`judge` reads quantiles only."""
+    ordered = sorted(samples)
+    count = min(len(ordered), _QUANTILES)
+    places = [round(index * (len(ordered) - 1) / max(count - 1, 1)) for index in range(count)]
+    return tuple(significant(ordered[place], _DIGITS) for place in places)
+
+
+def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgement, str]:
+    """Whether a time has moved by ``tolerance`` (a share), and in words what that was found from.
+
+    Judged are the times themselves and their ratios to the control that ran in turn with the model; the narrower
+    interval counts. Where the times moved and the control moved with them, it was the host, and the ratios count.
+    """
+    absolute = judge(baseline.samples, current.samples, tolerance=tolerance)
+    if not (baseline.relative and current.relative):
+        return absolute, _words(absolute, "")
+    relative = judge(baseline.relative, current.relative, tolerance=tolerance)
+    if _width(relative) < _width(absolute):
+        return relative, _words(relative, "of the control workload's, ")
+    if absolute.verdict in (REGRESSED, IMPROVED):
+        sides = ([[seconds] for seconds in timing.control] for timing in (baseline, current))
+        if judge(*sides, tolerance=tolerance).verdict == absolute.verdict:
+            return relative, _words(relative, "of the control workload's, which moved too, ")
+    return absolute, _words(absolute, "")
+
+
+def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether further processes have to be asked, by the verdicts of all times at the last look and at this one.
+
+    Each look is one more chance of a false alarm: a time that moved has to be seen to have moved twice in turn.
+    """
+    return any(
+        verdict == INCONCLUSIVE or (verdict in (REGRESSED, IMPROVED) and before.get(name) != verdict)
+        for name, verdict in now.items()
+    )
+
+
+def _width(judgement: Judgement) -> float:
+    low, high = judgement.interval
+    return math.log(high / low) if low > 0 else math.inf
+
+
+def _words(judgement: Judgement, of: str) -> str:
+    low, high = judgement.interval
+    if not math.isfinite(high):
+        return "too few processes to tell"
+    return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
+
+
+def recorded_median(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
+    """The baseline's median of a time on this kind of host in seconds; or None, and why there is none to compare."""
+    host = entry(result.environment, HOST)
+    recorded = baseline.time.get(host, {}).get(name)
+    if recorded is None:
+        hosts = sorted(other for other, times in baseline.time.items() if name in times)
+        return None, other_hosts(hosts, host) if hosts else f"the baseline has no {name}"
+    why = differing(recorded.conditions, now.conditions, conditions(METRICS[name]))
+    return (None, why) if why else (recorded.median, "")
+
+
+def other_hosts(hosts: Sequence[str], host: str) -> str:
+    """Why a time of other kinds of host is not compared."""
+    return f"recorded on {', '.join(hosts)}; this host is {host}"

@@ -1,0 +1,198 @@
+"""Latency with real processes: budgets, the gate against planted slowdowns, and pytest-benchmark."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+BASELINE = Path(f"baselines/tiny-llama/cpu-{platform.machine()}/none.json")
+#: Three processes are always timed; more where the test is about the verdict of a time.
+RECORD = ("--llm-update-baselines", "--llm-record-repeats=1")
+SHORT = "--llm-latency-time=0s"
+
+#: What slows a model down without anybody asking for it, by the module that does it in each load's process.
+NO_CACHE = """
+    import transformers
+    generate = transformers.LlamaForCausalLM.generate
+    def without_cache(self, *args, **kwargs):
+        return generate(self, *args, use_cache=False, **kwargs)
+    transformers.LlamaForCausalLM.generate = without_cache
+"""
+READ_TWICE = """
+    import transformers
+    load = transformers.LlamaForCausalLM.from_pretrained.__func__
+    def twice(cls, *args, **kwargs):
+        for _ in range(4):
+            load(cls, *args, **kwargs)
+        return load(cls, *args, **kwargs)
+    transformers.LlamaForCausalLM.from_pretrained = classmethod(twice)
+"""
+FALLS_BACK = """
+    import transformers
+    load = transformers.LlamaForCausalLM.from_pretrained.__func__
+    def eager(cls, *args, **kwargs):
+        return load(cls, *args, **{**kwargs, "attn_implementation": "eager"})
+    transformers.LlamaForCausalLM.from_pretrained = classmethod(eager)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices this small gain nothing from threads, and lose much where cores are shared."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_slowdown_is_caught_and_explained(pytester, project):
+    """A key-value cache switched off, attention falling back to eager, weights read more than once."""
+    pytester.makepyfile(
+        no_cache=NO_CACHE,
+        read_twice=READ_TWICE,
+        falls_back=FALLS_BACK,
+        test_it="""
+        def test_times(llm, latency_baseline):
+            latency_baseline.check(llm)
+        def test_work(llm, latency_baseline):
+            latency_baseline.check(llm, metrics=["token.ops", "prefill.ops"])
+        def test_load(llm, latency_baseline):
+            latency_baseline.check(llm, metrics=["load"])
+        """,
+    )
+    project("test_it.py::test_times", *RECORD, "--llm-latency-time=12s").assert_outcomes(passed=1)
+    stored = json.loads(BASELINE.read_text())
+    (host, times), *others = stored["time"].items()
+    assert not others
+    assert host.endswith("/1 threads")
+    assert set(times) == {"load", "ttft", "per_token"}
+    assert times["load"]["page_cache"] == "warm"
+    assert len(times["per_token"]["samples"]) == len(times["per_token"]["control"]) >= 3
+    assert max(map(len, times["per_token"]["samples"])) <= 11
+    assert set(stored["work"]) == {"prefill.ops", "token.ops"}
+
+    project("--llm-latency-time=3s").assert_outcomes(passed=3)
+    before = BASELINE.read_bytes()
+
+    eager = project("test_it.py::test_work", "--llm-import=falls_back")
+    eager.assert_outcomes(failed=1)
+    eager.stdout.fnmatch_lines(["*work regressed: tiny-llama / none*", "*token.ops  *exact)*"])
+
+    uncached = project("test_it.py::test_times", "--llm-import=no_cache", SHORT)
+    uncached.assert_outcomes(failed=1)
+    text = uncached.stdout.str()
+    assert "token.ops" in text
+    assert "tiny-llama / none" in text
+
+    # Load time is wall time: on a busy machine the seconds given may not settle it, but it is never called fine.
+    twice = project(
+        "test_it.py::test_load", "--llm-import=read_twice", "--llm-latency-time=12s", "--llm-report=run.json"
+    )
+    (run,) = json.loads(Path("run.json").read_text())["runs"]
+    verdict = run["verdicts"]["time"]["metrics"]["load"]["verdict"]
+    assert verdict in ("regressed", "inconclusive")
+    if verdict == "regressed":
+        twice.assert_outcomes(failed=1)
+        twice.stdout.fnmatch_lines(
+            ["*latency regressed: tiny-llama / none*", "*load  *tolerance 10 %*times the baseline's*"]
+        )
+    assert BASELINE.read_bytes() == before
+
+
+def test_what_there_is_nothing_to_compare_with(pytester, project):
+    """Another kind of host, and budgets relative to a baseline: said, and a failure under strict only."""
+    pytester.makepyfile(
+        test_record="def test_times(llm, latency_baseline): latency_baseline.check(llm)",
+        test_it="""
+        import pytest
+        @pytest.mark.latency_budget(per_token="+1000000000%", load="+1000000000%")
+        def test_wide(llm): pass
+        @pytest.mark.latency_budget(per_token="+1%")
+        def test_tight(llm): pass
+        """,
+    )
+    unknown = project("test_it.py", "-k", "tight", "--llm-strict")
+    unknown.assert_outcomes(failed=1, deselected=1)
+    assert "latency_budget(per_token=+1%): nothing is recorded for this load" in unknown.stdout.str()
+
+    project("test_record.py", *RECORD, SHORT).assert_outcomes(passed=1)
+    stored = json.loads(BASELINE.read_text())
+    (times,) = stored["time"].values()
+    assert [len(times[name]["samples"]) for name in ("load", "ttft", "per_token")] == [3, 3, 3]
+    times["per_token"]["median"] = 1e-6
+    BASELINE.write_text(json.dumps(stored))
+    budgets = project("test_it.py")
+    budgets.assert_outcomes(passed=1, failed=1)
+    budgets.stdout.fnmatch_lines(["*latency budget exceeded: per_token is *+1 % over the recorded 1 us*"])
+
+    stored["time"] = {"nvidia-h100/another cpu/580": times}
+    BASELINE.write_text(json.dumps(stored))
+    elsewhere = project("test_record.py", "test_it.py", "-k", "times or tight")
+    elsewhere.assert_outcomes(passed=2, deselected=1)
+    elsewhere.stdout.fnmatch_lines(
+        ["not compared:", "*incomparable, recorded on nvidia-h100/another cpu/580;*(1 load)"]
+    )
+
+
+def test_a_wrong_budget_is_a_usage_error(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.latency_budget(per_token="10%")
+        def test_a(llm): pass
+        """
+    )
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*'10%' is not a time: write a number and one of*"])
+
+
+def test_the_page_cache_is_as_asked(pytester, project):
+    pytester.makepyfile(
+        """
+        def test_a(llm):
+            # Not every file system evicts, or tells.
+            assert llm.environment["page_cache"] in ("cold", "uncontrolled")
+        """
+    )
+    project("--llm-page-cache=cold").assert_outcomes(passed=1)
+    assert project("--llm-page-cache=hot").ret == pytest.ExitCode.USAGE_ERROR
+
+
+# --- pytest-benchmark ------------------------------------------------------------------------------------------------
+
+BENCHMARK = """
+    import time
+    import pytest
+    def nap(model, tokenizer, seconds):
+        time.sleep(seconds)
+        return type(model).__name__
+    @pytest.mark.benchmark(group="naps")
+    def test_nap(llm, llm_benchmark):
+        assert llm_benchmark(nap, 0.05, rounds=3) == "LlamaForCausalLM"
+"""
+
+
+def test_benchmarks_are_timed_where_the_model_lives(pytester, project):
+    pytester.makepyfile(BENCHMARK)
+    first = project("--benchmark-json=first.json", "--benchmark-save=first")
+    first.assert_outcomes(passed=1)
+    first.stdout.fnmatch_lines(["*benchmark 'naps': 1 tests*"])
+    (entry,) = json.loads(Path("first.json").read_text())["benchmarks"]
+    assert entry["group"] == "naps"
+    assert entry["params"] == {"llm_spec": "tiny-llama-none"}
+    assert entry["stats"]["rounds"] == 3
+    # The way to the load's process and back is in no figure.
+    assert 0.05 <= entry["stats"]["min"] < 0.06
+    compared = project("--benchmark-compare=0001", "--benchmark-compare-fail=min:50%", "--benchmark-only")
+    compared.assert_outcomes(passed=1)
+    text = compared.stdout.str()
+    assert "(NOW)" in text
+    assert "(0001_first)" in text
+
+
+def test_without_pytest_benchmark_its_fixture_skips(pytester, project):
+    pytester.makepyfile("def test_a(llm_benchmark): llm_benchmark(print)")
+    result = project("-p", "no:benchmark", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*llm_benchmark needs pytest-benchmark: pip install 'pytest-llmload?benchmark?'*"])

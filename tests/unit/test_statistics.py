@@ -1,0 +1,206 @@
+"""``judge``: what it says of samples whose truth is known, made up and recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pytest_llmload.baselines.model import Timing
+from pytest_llmload.baselines.statistics import judge, student
+from pytest_llmload.baselines.timings import moved, timings, undecided
+from pytest_llmload.core.results import LOADED, LoadResult
+
+SAMPLES = Path(__file__).parents[2] / "benchmarks" / "samples"
+
+
+def side(seed, processes=10, samples=30, *, factor=1.0, between=0.04, within=0.05):
+    """Processes that scatter by ``between``, and their samples by ``within``: deviations of the logarithm."""
+    draw = random.Random(seed)
+    centres = [draw.gauss(0.0, between) for _ in range(processes)]
+    return [[0.02 * factor * math.exp(centre + draw.gauss(0.0, within)) for _ in range(samples)] for centre in centres]
+
+
+def verdicts(factor, pairs=60, **shape):
+    found = (judge(side(f"a{seed}", **shape), side(f"b{seed}", factor=factor, **shape)) for seed in range(pairs))
+    return Counter(judgement.verdict for judgement in found)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 63.657), (2, 9.925), (3, 5.841), (4, 4.604), (9, 3.250), (30, 2.750), (math.inf, 2.576)],
+)
+def test_students_t(freedom, quantile):
+    assert student(0.995, freedom) == pytest.approx(quantile, rel=1e-3)
+
+
+def test_between_one_and_two_degrees_of_freedom_it_falls():
+    quantiles = [student(0.995, 1 + step / 8) for step in range(17)]
+    assert quantiles == sorted(quantiles, reverse=True)
+
+
+def test_clean_comparisons_raise_no_alarm():
+    assert set(verdicts(1.0)) <= {"ok", "inconclusive"}
+    assert verdicts(1.0)["ok"] >= 30
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "regressed"), (1 / 1.3, "improved")])
+def test_what_moved_far_is_seen(factor, verdict):
+    assert verdicts(factor)[verdict] >= 58
+
+
+def test_ten_percent_are_seen_with_as_many_processes_as_are_recorded():
+    assert verdicts(1.1, processes=20)["regressed"] >= 57
+
+
+def test_a_change_below_the_tolerance_is_ok():
+    assert verdicts(1.02, processes=20)["ok"] >= 55
+
+
+def test_the_tolerance_is_the_callers():
+    baseline, current = side("a", between=0.01), side("b", factor=1.2, between=0.01)
+    assert judge(baseline, current).verdict == "regressed"
+    assert judge(baseline, current, tolerance=0.5).verdict == "ok"
+
+
+def test_many_samples_of_few_processes_prove_nothing():
+    # Whatever within one process says, the next may be a fifth slower.
+    assert set(verdicts(1.0, processes=2, samples=300, between=0.2)) == {"inconclusive"}
+    assert set(verdicts(1.3, processes=2)) == {"inconclusive"}
+    judgement = judge([[1.0]], [[2.0]])
+    assert (judgement.ratio, judgement.interval) == (pytest.approx(2.0), (0.0, math.inf))
+
+
+def test_the_interval_holds_the_ratio():
+    judgement = judge(side("a"), side("b", factor=1.2))
+    low, high = judgement.interval
+    assert low < judgement.ratio < high
+    assert judgement.ratio == pytest.approx(1.2, rel=0.06)
+
+
+def test_one_process_in_a_slow_moment_is_no_regression():
+    current = side("b")
+    current[3] = [sample * 4 for sample in current[3]]
+    assert judge(side("a"), current).verdict != "regressed"
+
+
+def test_it_is_a_function_of_its_arguments_in_any_order():
+    one, two = side("a"), side("b")
+    shuffled = [random.Random(7).sample(process, len(process)) for process in one]
+    assert judge(one, two) == judge(one, two) == judge(shuffled, two)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "current", "message"),
+    [
+        ([], [[1.0]], "baseline: no samples"),
+        ([[1.0]], [[1.0], []], "current: no samples"),
+        ([[1.0]], [[0.0]], "current: 0.0 is no time"),
+        ([[math.nan]], [[1.0]], "baseline: nan is no time"),
+    ],
+)
+def test_what_is_no_time_is_refused(baseline, current, message):
+    with pytest.raises(ValueError, match=message):
+        judge(baseline, current)
+    with pytest.raises(ValueError, match="tolerance"):
+        judge([[1.0]], [[1.0]], tolerance=0.0)
+
+
+def test_a_verdict_takes_no_time():
+    baseline, current = side("a", 5, 160), side("b", 5, 160)
+    begin = time.process_time()
+    judge(baseline, current)
+    assert time.process_time() - begin < 0.5
+
+
+# --- with the control ------------------------------------------------------------------------------------------------
+
+
+def timing(seed, *, model=1.0, host=None, processes=20):
+    """Processes on a host that is ``host(process)`` times slower than at its best, for model and control alike."""
+    draw = random.Random(seed)
+    speeds = [(host or (lambda: draw.uniform(1.0, 2.0)))() for _ in range(processes)]
+    noise = [[math.exp(draw.gauss(0.0, 0.02)) for _ in range(11)] for _ in speeds]
+    samples = [[0.01 * model * speed * part for part in parts] for speed, parts in zip(speeds, noise, strict=True)]
+    relative = [[5.0 * model * part for part in parts] for parts in noise]
+    return Timing(
+        0.01, tuple(map(tuple, samples)), {}, tuple(map(tuple, relative)), tuple(0.002 * speed for speed in speeds)
+    )
+
+
+def test_a_host_that_wavers_hides_nothing_from_the_control():
+    assert judge(timing("a").samples, timing("b", model=1.1).samples).verdict == "inconclusive"
+    assert moved(timing("a"), timing("b", model=1.1), 0.1)[0].verdict == "regressed"
+    assert moved(timing("a"), timing("b"), 0.1)[0].verdict == "ok"
+
+
+def test_a_slower_host_is_no_regression_of_the_model():
+    calm, slow = timing("a", host=lambda: 1.0), timing("b", host=lambda: 1.5)
+    assert judge(calm.samples, slow.samples).verdict == "regressed"
+    judgement, words = moved(calm, slow, 0.1)
+    assert judgement.verdict == "ok"
+    assert "control" in words
+
+
+def test_without_a_control_the_times_are_judged():
+    bare = [Timing(1.0, tuple(map(tuple, side(seed, factor=factor)))) for seed, factor in (("a", 1.0), ("b", 1.3))]
+    judgement, words = moved(*bare, 0.1)
+    assert judgement.verdict == "regressed"
+    assert "control" not in words
+
+
+def test_an_alarm_is_seen_twice():
+    assert undecided({}, {"load": "regressed", "ttft": "ok"})
+    assert not undecided({"load": "regressed"}, {"load": "regressed", "ttft": "ok"})
+    assert undecided({"load": "improved"}, {"load": "regressed"})
+    assert undecided({"load": "inconclusive"}, {"load": "inconclusive"})
+    assert not undecided({"load": "inconclusive"}, {"load": "ok", "ttft": "incomparable"})
+
+
+def test_a_process_is_kept_as_its_deciles():
+    samples = [0.001 * number for number in range(1, 102)]
+    result = LoadResult({}, LOADED, samples={"per_token": samples, "ttft": [0.3, 0.1, 0.2]})
+    found = timings([result, result])
+    assert found["per_token"].samples[0] == pytest.approx([0.001 * (1 + 10 * step) for step in range(11)])
+    assert found["per_token"].median == pytest.approx(0.051)
+    assert found["ttft"].samples == ((0.1, 0.2, 0.3),) * 2
+
+
+# --- recorded on machines --------------------------------------------------------------------------------------------
+
+
+def recorded(name):
+    """Every process of a file of ``benchmarks/samples`` as a result, with the ratios to its control."""
+    results = []
+    for row in json.loads((SAMPLES / f"{name}.json").read_text())["processes"]:
+        samples = row["samples"]
+        for metric in ("ttft", "per_token"):
+            each = len(samples[metric]) // len(samples["control"])
+            relative = [sample / samples["control"][at // each] for at, sample in enumerate(samples[metric])]
+            samples[f"{metric}.relative"] = relative
+        results.append(LoadResult({}, LOADED, samples=samples, environment={"page_cache": row["page_cache"]}))
+    return results
+
+
+@pytest.mark.parametrize("metric", ["ttft", "per_token"])
+@pytest.mark.parametrize("name", ["h100-llama-1b", "cpu-tiny-llama", "cpu-moe-128m"])
+def test_on_a_real_machine_a_slowdown_is_seen_and_nothing_else(name, metric):
+    draw = random.Random(f"{name} {metric}")
+    results = recorded(name)
+    slower = []
+    for result in results:
+        samples = {key: [value * 1.1 for value in values] for key, values in result.samples.items()}
+        samples["control"] = result.samples["control"]
+        slower.append(LoadResult({}, LOADED, samples=samples, environment=result.environment))
+    clean, planted = Counter(), Counter()
+    for _ in range(25):
+        baseline = timings(draw.choices(results, k=20))[metric]
+        clean[moved(baseline, timings(draw.choices(results, k=20))[metric], 0.1)[0].verdict] += 1
+        planted[moved(baseline, timings(draw.choices(slower, k=20))[metric], 0.1)[0].verdict] += 1
+    assert clean["regressed"] == 0
+    assert planted["regressed"] >= 24
