@@ -58,12 +58,24 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter's files, present on this machine."""
+
+    #: Directory with adapter_config.json and adapter_model.safetensors.
+    path: str
+    #: Digest of the content.
+    weights: str
+
+
+@dataclass(frozen=True)
 class Job:
     """One load: everything that the process needs to know."""
 
     spec: LoadSpec
     device: Device
     checkpoint: Checkpoint
+    #: The files of ``spec.adapter``; None where the load has none.
+    adapter: Adapter | None = None
     #: Modules imported before loading (``--llm-import``).
     imports: tuple[str, ...] = ()
     #: Strategy name -> ``module:Class``.
@@ -93,6 +105,7 @@ class Job:
                 "spec": LoadSpec.from_json(data["spec"]),
                 "device": Device(**{**device, "gpus": gpus}),
                 "checkpoint": Checkpoint(**data["checkpoint"]),
+                "adapter": Adapter(**data["adapter"]) if data.get("adapter") else None,
                 **{name: tuple(data[name]) for name in ("imports", "probes", "sys_path")},
             }
         )

@@ -65,6 +65,14 @@ METRICS: dict[str, Metric] = {
         Metric("host.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the host after the load"),
         Metric("weights.logical", "B", "exact", "memory", _EXACT, "Weights by elements, wherever they live"),
         Metric(
+            "weights.adapter",
+            "B",
+            "exact",
+            "memory",
+            _EXACT,
+            "The adapter's part of weights.logical; loads with an adapter only",
+        ),
+        Metric(
             "gpu.other_tensors",
             "B",
             "exact",

@@ -22,6 +22,8 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "int8": f"{_STRATEGIES}.bnb:Int8",
     "nf4": f"{_STRATEGIES}.bnb:Nf4",
     "fp4": f"{_STRATEGIES}.bnb:Fp4",
+    "lora": f"{_STRATEGIES}.lora:Lora",
+    "qlora": f"{_STRATEGIES}.lora:QLora",
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 

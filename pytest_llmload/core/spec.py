@@ -7,10 +7,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 DTYPES = ("fp32", "fp16", "bf16")
 QUANTS = ("none", "int8", "nf4", "fp4")
+#: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
+ADAPTER_WAYS = ("peft", "load_adapter")
 #: The placement of a load that no marker places: everything on the one device it asked for.
 SINGLE = "single"
 
@@ -80,7 +83,7 @@ class LoadSpec:
     device_map: str | None = None
     #: Limit in bytes per device: ``("0", 10737418240)``, ``("cpu", …)``.
     max_memory: tuple[tuple[str, int], ...] = ()
-    #: A PEFT adapter: directory, hub id or ``random``.
+    #: A PEFT adapter: ``random``, a hub id, or a directory: ``./below/the/root/directory``, or absolute.
     adapter: str | None = None
     #: ``peft`` (PeftModel) or ``load_adapter`` (transformers' integration).
     adapter_via: str = "peft"
@@ -132,7 +135,7 @@ class LoadSpec:
                 ("skip_modules", self.skip_modules),
                 ("device_map", self.device_map),
                 ("max_memory", self.max_memory),
-                ("adapter", self.adapter if self.adapter != "random" else None),
+                ("adapter", self._portable_adapter()),
                 ("auto_class", self.auto_class),
                 ("options", self.options),
                 ("env", self.env),
@@ -140,6 +143,13 @@ class LoadSpec:
             if value
         }
         return f"{slug}+{digest(rest, 8)}" if rest else slug
+
+    def _portable_adapter(self) -> str | None:
+        """The adapter as every machine calls it; None for ``random``, which the slug's ``+lora`` says."""
+        if self.adapter is None or self.adapter == "random":
+            return None
+        path = PurePath(self.adapter)
+        return path.name if path.is_absolute() else self.adapter
 
     @property
     def label(self) -> str:

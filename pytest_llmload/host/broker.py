@@ -10,12 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import (
     LoadCrashed,
@@ -29,20 +27,18 @@ from pytest_llmload.core.errors import (
 from pytest_llmload.core.job import UNCONTROLLED, Checkpoint, Device, Job
 from pytest_llmload.core.registry import TIME_PROBES
 from pytest_llmload.core.results import ErrorInfo, LoadResult
-from pytest_llmload.host import calls
+from pytest_llmload.host.files import Files, first_cause
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
+from pytest_llmload.host.load import Load
 from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
 from pytest_llmload.host.warmth import warm_modules
 
 if TYPE_CHECKING:
-    from pytest_llmload.core.protocol import Message
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.options import Settings
     from pytest_llmload.host.strategies import Strategies
 
-#: Downloads and builds of checkpoints; their progress is the network's and the disk's.
-_RESOLVE_TIMEOUT = 6 * 3600.0
 _PLAN_TIMEOUT = 300.0
 #: Variables that pytest changes between tests and no load looks at.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
@@ -76,7 +72,7 @@ class Broker:
         self._loads: dict[LoadSpec, Load] = {}
         #: Loads whose process is running.
         self._live: set[Load] = set()
-        self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
+        self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)))
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
@@ -103,41 +99,8 @@ class Broker:
         return self._device()
 
     def checkpoint(self, model: str) -> Checkpoint:
-        """A model's files on this machine: downloaded or built once per run.
-
-        Raises MachineError (network, disk) or LoadFailed (the files are no model).
-        """
-        found = self._resolved(model)
-        if isinstance(found, Checkpoint):
-            return found
-        raise found
-
-    def _resolved(self, model: str) -> Checkpoint | MachineError | LoadFailed:
-        if model not in self._checkpoints:
-            self._checkpoints[model] = self._resolve(model)
-        return self._checkpoints[model]
-
-    def _resolve(self, model: str) -> Checkpoint | MachineError | LoadFailed:
-        process = start_cold(self._log("resolve"), self.environment(None))
-        try:
-            reply = process.request(
-                {
-                    "kind": "resolve",
-                    "spec": model,
-                    "cache_dir": str(self._settings.cache_dir),
-                    "trust_remote_code": self._settings.trust_remote_code,
-                },
-                _RESOLVE_TIMEOUT,
-            )
-        except LoadDied as death:
-            return MachineError(f"preparing {model!r}: {death}\n{death.info.log}")
-        finally:
-            process.close()
-        if reply["kind"] == "error":
-            info = ErrorInfo(**reply["error"])
-            own = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
-            return own(info.message if not info.type_name else f"preparing {model!r}: {_first_cause(info)}")
-        return Checkpoint(**reply["checkpoint"])
+        """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
+        return self._files.checkpoint(model)
 
     def plan(self, spec: LoadSpec) -> dict[str, float]:
         """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
@@ -151,7 +114,7 @@ class Broker:
             finally:
                 process.close()
             if reply["kind"] == "error":
-                raise MachineError(f"planning {spec.id}: {_first_cause(ErrorInfo(**reply['error']))}")
+                raise MachineError(f"planning {spec.id}: {first_cause(ErrorInfo(**reply['error']))}")
             self._plans[spec] = reply["plan"]
         return self._plans[spec]
 
@@ -167,6 +130,7 @@ class Broker:
             spec=spec,
             device=device,
             checkpoint=self.checkpoint(spec.model),
+            adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.targets,
             probes=TIME_PROBES if times_only else self._strategies.probes,
@@ -209,14 +173,14 @@ class Broker:
     def _start_server(self) -> None:
         specs = [*self.expected, *self._loads]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
-        models = [self._resolved(model) for model in dict.fromkeys(spec.model for spec in specs)]
+        checkpoints = self._files.available(dict.fromkeys(spec.model for spec in specs))
         env = self.environment(None)
         server = Server(self._log("server"), env)
         device = self.device()
         cuda = None
         if device.kind == "cuda":
             cuda = {"count": len(device.gpus), "capability": device.gpus[0].capability}
-        model_types = [model.model_type for model in models if isinstance(model, Checkpoint)]
+        model_types = [checkpoint.model_type for checkpoint in checkpoints]
         server.warm_up(warm_modules(specs, model_types, self._strategies), cuda)
         self._server, self._server_env = server, env
 
@@ -250,6 +214,7 @@ class Broker:
         Raises MachineError; every other end is a result.
         """
         self.checkpoint(load.spec.model)
+        self._files.adapter(load.spec)
         result = self._open(load, keep=keep, measure=True, times_only=times_only)
         if not times_only:
             self._finished(result)
@@ -300,143 +265,3 @@ class Broker:
     def error(self, result: LoadResult) -> LoadError:
         """The exception that a result which is no loaded model stands for."""
         return _ERRORS[result.outcome](self.describe(result), result)
-
-
-def _first_cause(info: ErrorInfo) -> str:
-    return f"{info.type_name}: {info.message}" if info.type_name else info.message
-
-
-class Load:
-    """One load of a run: its frozen figures, and its process while tests still need it."""
-
-    def __init__(self, broker: Broker, spec: LoadSpec) -> None:
-        self.spec = spec
-        self._broker = broker
-        self._result: LoadResult | None = None
-        self._machine_error: MachineError | None = None
-        self._process: LoadProcess | InlineProcess | None = None
-        self._lease: Lease | None = None
-        self._changed = False
-        self._repeats: list[LoadResult] = []
-        self._timed: list[LoadResult] = []
-
-    @property
-    def status(self) -> str:
-        return "not loaded yet" if self._result is None else self._result.outcome
-
-    @property
-    def measured(self) -> bool:
-        return self._result is not None
-
-    @property
-    def result(self) -> LoadResult:
-        """The figures, taken when first asked for. Raises MachineError, again for every test that asks."""
-        if self._machine_error is not None:
-            raise self._machine_error
-        if self._result is None:
-            try:
-                self._result = self._broker.measure(self, keep=True)
-            except MachineError as error:
-                self._machine_error = error
-                raise
-            except LoadFailed as error:
-                # The checkpoint itself is no model: the load failed before it could start.
-                info = ErrorInfo(message=str(error), phase="resolve")
-                self._result = LoadResult(spec=self.spec.to_json(), outcome=results.FAILED, error=info)
-        return self._result
-
-    @property
-    def error(self) -> LoadError | None:
-        """What the tests of this load fail with; None if it is fine."""
-        return None if self.result.ok else self._broker.error(self.result)
-
-    def repeats(self, count: int) -> list[LoadResult]:
-        """The same load measured anew in fresh processes, alone on the device; once per run."""
-        while len(self._repeats) < count:
-            self.close()
-            self._repeats.append(self._broker.measure(self, keep=False))
-        return self._repeats[:count]
-
-    def timed(self, count: int, until: float) -> list[LoadResult]:
-        """The same load timed anew in ``count`` fresh processes, or in as many as start before ``until``.
-
-        ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
-        earlier calls measured counts. In none of them did anything else happen than loading and generating. Raises
-        LoadError where one of them does not load any more.
-        """
-        while len(self._timed) < count and (len(self._timed) < PROCESSES or time.monotonic() < until):
-            self.close()
-            result = self._broker.measure(self, keep=False, times_only=True)
-            if not result.ok:
-                raise self._broker.error(result)
-            self._timed.append(result)
-        return self._timed[:count]
-
-    @property
-    def timed_results(self) -> list[LoadResult]:
-        """Every process that was timed so far; the load's own while there is no other."""
-        return list(self._timed) or [self.result]
-
-    def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
-        self._process, self._lease = process, held
-        self._changed = False
-
-    def generate(self, text: str, max_new_tokens: int) -> dict[str, Any]:
-        __tracebackhide__ = True
-        reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
-        if reply["kind"] == "error":
-            calls.raise_here(ErrorInfo(**reply["error"]))
-        return {name: reply[name] for name in ("tokens", "text")}
-
-    def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        __tracebackhide__ = True
-        return self.timed_run(function, args, kwargs)[0]
-
-    def timed_run(
-        self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, float]:
-        """What the function returns, and the seconds that it took where the model lives."""
-        __tracebackhide__ = True
-        reply = self._ask(calls.encode(function, args, kwargs))
-        self._changed |= reply["changed"]
-        return calls.decode(reply), reply["seconds"]
-
-    @property
-    def model(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        if not isinstance(self._process, InlineProcess):
-            raise RuntimeError(
-                "the model lives in a process of its own: use llm.run(function), or --llm-isolation=inline to debug"
-            )
-        return self._process.model
-
-    def _ask(self, message: Message) -> Message:
-        __tracebackhide__ = True
-        if self.error is not None:
-            raise self.error
-        if self._process is None or not self._process.alive:
-            self._broker.reopen(self)
-        assert self._process is not None
-        try:
-            return self._process.request(message, self._broker.timeout)
-        except LoadDied as death:
-            self.close()
-            # The figures were taken and stay; what died is the process that served this test.
-            result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
-            raise self._broker.error(result) from None
-
-    def after_test(self) -> None:
-        """A load that the test changed is not handed on."""
-        if self._changed:
-            self.close()
-
-    def close(self) -> None:
-        """End the process, if there is one; the figures stay."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-            self._broker.closed(self)
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None

@@ -13,7 +13,7 @@ from pytest_llmload.host.models import parse_model
 from pytest_llmload.host.state import state_of
 
 if TYPE_CHECKING:
-    from pytest_llmload.host.broker import Load
+    from pytest_llmload.host.load import Load
 
 
 class Factory:

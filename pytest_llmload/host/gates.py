@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.broker import Load
     from pytest_llmload.host.llm import LLM
+    from pytest_llmload.host.load import Load
 
 
 class _Gate:

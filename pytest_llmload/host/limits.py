@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_llmload.baselines.model import Baseline, Timing
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.verdicts import Subject
-    from pytest_llmload.host.broker import Load
+    from pytest_llmload.host.load import Load
     from pytest_llmload.host.state import State
 
 PHASES = ("load", "forward", "generate")

@@ -13,7 +13,7 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 if TYPE_CHECKING:
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.broker import Load
+    from pytest_llmload.host.load import Load
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_llmload.core.spec import DTYPES, QUANTS, SINGLE, LoadSpec, Workload, canonical_json
+from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload, canonical_json
 from pytest_llmload.core.units import parse_bytes
+from pytest_llmload.host.adapters import RANDOM, parse_adapter
 from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ class Marks:
             for name, setting in value.fields.items():
                 if name == "options":
                     setting = tuple(sorted({**dict(fields.get("options", ())), **dict(setting)}.items()))
+                elif name == "adapter" and "" in (setting, fields.get(name)):
+                    # "The run's adapter", which gives way to one that another marker names.
+                    setting = setting or fields.get(name, "")
                 elif fields.setdefault(name, setting) != setting:
                     raise pytest.UsageError(
                         f"{where}: contradicting markers: {name} is {fields[name]!r} by one and {setting!r} by another"
                     )
                 fields[name] = setting
         if fields.get("adapter") == "":
-            fields["adapter"] = self._settings.adapter or "random"
+            fields["adapter"] = self._settings.adapter or RANDOM
         workload = fields.pop("workload", self._settings.workload)
         return LoadSpec(
             model=model.spec,
@@ -194,7 +198,9 @@ class Marks:
                     found[key] = limits(value, f"{where}: strategy: max_memory")
                 elif key in ("skip_modules", "dense_ok"):
                     found[key] = _names(value, f"{where}: strategy: {key}")
-                elif key in ("target", "world_size", "double_quant", "compute_dtype", "adapter"):
+                elif key in ("adapter", "via", "merged") and "adapter" in found:
+                    found |= self._adapter({key: value}, f"{where}: strategy")
+                elif key in ("target", "world_size", "double_quant", "compute_dtype"):
                     found[key] = value
                 else:
                     options[key] = _as_json(value, f"{where}: strategy: {key}")
@@ -217,12 +223,25 @@ class Marks:
         return [Value({"gpu_count": count})]
 
     def _lora(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        adapter = args[0] if args else kwargs.get("adapter")
-        via = kwargs.get("via", "peft")
-        if via not in ("peft", "load_adapter"):
-            raise pytest.UsageError(f"{where}: lora: unknown via {via!r}: 'peft' or 'load_adapter'")
-        fields = {"adapter": adapter or "", "adapter_via": via, "adapter_merged": bool(kwargs.get("merged"))}
-        return [Value(fields)]
+        names = inspect.signature(LOAD_MARKERS["lora"]).parameters
+        return [Value({"adapter": "", **self._adapter({**dict(zip(names, args, strict=False)), **kwargs}, where)})]
+
+    def _adapter(self, given: Fields, where: str) -> Fields:
+        """The fields of ``adapter=``, ``via=`` and ``merged=``; only those that differ from the defaults' meaning."""
+        found: Fields = {}
+        if given.get("adapter") is not None:
+            try:
+                found["adapter"] = parse_adapter(given["adapter"], self._settings.root, self._settings.root)
+            except ValueError as error:
+                raise pytest.UsageError(f"{where}: lora: {error}") from None
+        if "via" in given:
+            if given["via"] not in ADAPTER_WAYS:
+                known = " or ".join(map(repr, ADAPTER_WAYS))
+                raise pytest.UsageError(f"{where}: lora: unknown via {given['via']!r}: {known}")
+            found["adapter_via"] = given["via"]
+        if "merged" in given:
+            found["adapter_merged"] = bool(given["merged"])
+        return found
 
     def _device_map(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         value = args[0] if args else kwargs["value"]

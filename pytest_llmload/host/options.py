@@ -103,6 +103,8 @@ class Settings:
 
     # A plain class: a dataclass would cost every pytest start more than the whole entry module.
     models: list[str]
+    root: Path
+    #: As every machine calls it.
     adapter: str | None
     strategies: list[str]
     loader: str | None
@@ -270,9 +272,17 @@ def resolve(config: pytest.Config) -> Settings:
                 raise ValueError(f"{file!r}: reports are written as .json")
         return [config.invocation_params.dir / file for file in files]
 
+    def adapter(text: str) -> str | None:
+        from pytest_llmload.host.adapters import parse_adapter
+
+        from_ini = sources["adapter"].startswith("llm_")
+        base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
+        return parse_adapter(text, base, config.rootpath) if text else None
+
     settings = Settings()
     settings.models = values["model"]
-    settings.adapter = values["adapter"] or None
+    settings.root = config.rootpath
+    settings.adapter = parsed("adapter", adapter)
     settings.strategies = values["strategy"]
     settings.loader = values["loader"] or None
     settings.imports = tuple(values["import"])

@@ -17,7 +17,7 @@ from pytest_llmload.core.job import Device
 from pytest_llmload.core.spec import digest
 from pytest_llmload.core.verdicts import Run, Subject
 from pytest_llmload.host import hardware, options
-from pytest_llmload.host.broker import Broker, Load
+from pytest_llmload.host.broker import Broker
 from pytest_llmload.host.markers import Marks
 from pytest_llmload.host.models import Model, parse_model
 from pytest_llmload.host.stash import STATE
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_llmload.baselines.store import Store
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.load import Load
 
 #: What the ready-made suite loads beside a strategy's plain form.
 _SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}

@@ -27,12 +27,15 @@ class Fused:
 class CheckpointNames:
     """Where the checkpoint has a model's tensors."""
 
-    def __init__(self, model: Any, files: CheckpointFiles) -> None:
+    def __init__(self, model: Any, files: CheckpointFiles, conversions: list[Any] | None = None) -> None:
+        """``conversions``: what the library renamed and fused, where the model may no longer know it."""
         self.files = files
         self.prefix = getattr(model, "base_model_prefix", "")
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
-        self._follow(list(getattr(model, "_weight_conversions", None) or ()))
+        if conversions is None:
+            conversions = getattr(model, "_weight_conversions", None) or []
+        self._follow(conversions)
         self._rename(getattr(model, "_checkpoint_conversion_mapping", None) or {})
 
     def find(self, path: str) -> str | None:

@@ -25,6 +25,14 @@ _LIBRARY = (
 #: What device maps and weights on disk are made with.
 _PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
+#: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
+#: whatever the base is.
+_PEFT = {
+    "peft": "peft",
+    "transformers.integrations.peft": "peft",
+    "peft.tuners.lora.bnb": "bitsandbytes",
+    "peft.utils.transformers_weight_conversion": "transformers.conversion_mapping",
+}
 
 
 def import_all(job: Job, served_by: list[Strategy]) -> None:
@@ -43,6 +51,10 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
             if find_spec(name.partition(".")[0]) is not None:
                 importlib.import_module(name)
         _import_architecture(job)
+    if job.adapter is not None:
+        for name, needed in _PEFT.items():
+            if find_spec(needed) is not None and find_spec(name) is not None:
+                importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
     if job.spec.target:

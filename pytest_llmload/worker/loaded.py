@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.adapter_files import AdapterFiles
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.scratch import Scratch
@@ -32,6 +34,9 @@ class Loaded:
     tokenizer_error: str = ""
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
+    #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
+    #: Loading an adapter into the model replaces what it says there.
+    conversions: list[Any] | None = None
     #: The folder of weights on disk, where the load made one.
     scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)
@@ -48,7 +53,8 @@ class Loaded:
     def checkpoint_names(self) -> CheckpointNames:
         """Where the checkpoint has the model's tensors, with its files open."""
         if self._names is None:
-            self._names = CheckpointNames(self.model, CheckpointFiles(self.job.checkpoint.path))
+            files = CheckpointFiles(self.job.checkpoint.path)
+            self._names = CheckpointNames(self.model, files, self.conversions)
         return self._names
 
     def forget(self) -> None:
@@ -59,6 +65,18 @@ class Loaded:
         """Remove what lives outside the process; the model is of no use afterwards."""
         if self.scratch is not None:
             self.scratch.close()
+
+    @cached_property
+    def adapter(self) -> AdapterFiles | None:
+        """The files of the adapter that was asked for."""
+        return AdapterFiles(self.job.adapter.path) if self.job.adapter is not None else None
+
+    @cached_property
+    def merged(self) -> frozenset[str]:
+        """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
+        if self.adapter is None or not self.job.spec.adapter_merged:
+            return frozenset()
+        return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
 
     @property
     def config(self) -> Any:

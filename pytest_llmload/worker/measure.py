@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,16 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
+from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.base import Refused, Strategy
+
+#: Checks after whose failure the model is not run again.
+_BROKEN = ("forward", "generate")
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.loaded import Loaded
@@ -26,12 +32,14 @@ if TYPE_CHECKING:
 
 def new_result(job: Job) -> LoadResult:
     """A result of which nothing is known yet."""
-    digests = {"shape": job.checkpoint.shape, "weights": job.checkpoint.weights}
+    digests = {"shape": job.checkpoint.shape, "weights": _weights_digest(job)}
     return LoadResult(spec=job.spec.to_json(), outcome=LOADED, digests=digests)
 
 
-def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded]:
+def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded | None]:
     """Load as the job says; what it is, what it cost, and the live model.
+
+    None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
     ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate, tokenizer.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
@@ -59,15 +67,21 @@ class _Session:
         #: Whether the loading call has returned, so that the probes have something to tell.
         self.is_loaded = False
 
-    def run(self) -> tuple[LoadResult, Loaded]:
+    def run(self) -> tuple[LoadResult, Loaded | None]:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
             import_all(self.job, served_by)
             self._import_own()
+        contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
+        if contradicted:
+            return self._ended(Problem("quantised", contradicted))
         self._each("start")
         with self._timed("context"):
             create_context(self.job)
-        loaded = self._load(served_by)
+        try:
+            loaded = self._load(served_by)
+        except Refused as refused:
+            return self._ended(refused.problem)
         self._environment(loaded)
         if self.job.measure:
             if self.job.checks:
@@ -76,6 +90,8 @@ class _Session:
                 self._forward(loaded)
             self._generate(loaded)
             self.fill()
+            if self.job.checks:
+                self._exercised(served_by, loaded)
         loaded.forget()
         if self.job.checks:
             # Last: a tokenizer's memory is no part of any figure.
@@ -112,6 +128,15 @@ class _Session:
             # Before a load that may take minutes.
             resolve("pytest_llmload.worker.generation:check_length")(self.job)
 
+    def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
+        """The result of a load that cannot be what was asked for, so that there is no model."""
+        from pytest_llmload.worker.environment import environment
+
+        self.result.problems.append(problem)
+        self.result.outcome = NOT_APPLIED
+        self.result.environment = environment(self.job)
+        return self.result, None
+
     def _load(self, served_by: list[Strategy]) -> Loaded:
         with self._timed("page_cache"):
             prepare = resolve("pytest_llmload.worker.page_cache:set_page_cache")
@@ -128,12 +153,12 @@ class _Session:
             with warnings_of_libraries() as log:
                 synchronize(self.job)
                 begin = perf_counter()
-                given = served_by[0].load(self.job, kwargs)
+                loaded = _as_loaded(self.job, served_by[0].load(self.job, kwargs))
                 synchronize(self.job)
+                loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
-            loaded = _as_loaded(self.job, given)
             # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
-            del given, kwargs
+            del kwargs
             gc.collect()
             self._each("loaded", loaded)
             self.is_loaded = True
@@ -148,6 +173,16 @@ class _Session:
         late = sorted(set(sys.modules) - modules)
         if late:
             loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
+        return loaded
+
+    def _wrap(self, served_by: list[Strategy], loaded: Loaded) -> Loaded:
+        """What strategies do to a loaded model, each with its seconds, which are part of the load's."""
+        for strategy in served_by:
+            if strategy.wrapping:
+                begin = perf_counter()
+                loaded = strategy.wrap(self.job, loaded)
+                synchronize(self.job)
+                self.result.phases[strategy.wrapping] = perf_counter() - begin
         return loaded
 
     def _environment(self, loaded: Loaded) -> None:
@@ -166,6 +201,14 @@ class _Session:
         for strategy in served_by:
             self.result.problems += strategy.applied(self.job, loaded)
 
+    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        if any(problem.check in _BROKEN for problem in self.result.problems):
+            return
+        for strategy in served_by:
+            # Into a list inside the attempt: a generator would raise outside it.
+            found = self._attempt("forward", partial(lambda each: list(each.exercised(self.job, loaded)), strategy))
+            self.result.problems += found or []
+
     def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
         from pytest_llmload.worker.generation import first_forward
@@ -183,7 +226,7 @@ class _Session:
     def _generate(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.generation import can_generate, generate_workload
 
-        if any(problem.check == "forward" for problem in self.result.problems):
+        if any(problem.check in _BROKEN for problem in self.result.problems):
             return
         if not can_generate(loaded):
             names = [name for name, metric in METRICS.items() if metric.section == "work"]
@@ -209,6 +252,12 @@ class _Session:
                 Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             )
             return None
+
+
+def _weights_digest(job: Job) -> str:
+    """What the numbers depend on: the checkpoint's content, and the adapter's."""
+    weights = job.checkpoint.weights
+    return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
 
 
 def _as_loaded(job: Job, given: Any) -> Loaded:

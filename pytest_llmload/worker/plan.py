@@ -11,12 +11,13 @@ from pytest_llmload.worker.strategies.base import COMMON_OPTIONS, Strategy
 
 
 def strategies(job: Job) -> list[Strategy]:
-    """The strategy of the placement first, then those of dtype and quantisation.
+    """The strategy of the placement first, then those of dtype, quantisation and adapter.
 
     Raises ValueError for a name that nobody registered.
     """
     spec = job.spec
     names = [spec.strategy, *([spec.dtype] if spec.dtype else []), *([spec.quant] if spec.quant != "none" else [])]
+    names += ["lora"] if spec.adapter is not None else []
     known = {**BUILTIN_STRATEGIES, **job.strategies}
     for name in names:
         if name not in known:

@@ -6,6 +6,7 @@ what is left to know here is how many bytes bitsandbytes makes of a weight and h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,12 @@ from typing import Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import SINGLE
+from pytest_llmload.worker.adapter_plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.headers import read_tensors
 from pytest_llmload.worker.placement import Blocks, default_max_memory, default_offload_map, lookup
+from pytest_llmload.worker.strategies.bnb import offload_setting
 
 #: Strategies whose figures are predicted; the others place weights by rules of their own.
 PLANNED = (SINGLE, "auto", "balanced", "sequential", "max_memory", "offload")
@@ -79,12 +82,18 @@ class Plan:
 
 
 def plan(job: Job) -> dict[str, float]:
-    """Predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files. Adapters are not counted.
+    """Predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files.
 
     Empty for a strategy that places weights by rules of its own (tensor parallel, the user's loader …). Raises as
     :func:`plan_load`.
     """
-    return plan_load(job).metrics(job) if job.spec.strategy in PLANNED else {}
+    if job.spec.strategy not in PLANNED:
+        return {}
+    planned = plan_load(job)
+    size = load_dtype(job).itemsize
+    adapter = tuple(Piece(module, name, count) for module, name, count in adapter_tensors(job, size))
+    found = dataclasses.replace(planned, pieces=planned.pieces + adapter).metrics(job)
+    return found if job.adapter is None else {**found, "weights.adapter": sum(piece.bytes for piece in adapter)}
 
 
 def plan_load(job: Job) -> Plan:
@@ -172,7 +181,7 @@ def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dty
     from transformers.quantizers import AutoHfQuantizer
 
     known = ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight", "bnb_4bit_quant_storage")
-    settings = {name: value for name in known if (value := job.spec.option(name)) is not None}
+    settings = offload_setting(job) | {name: value for name in known if (value := job.spec.option(name)) is not None}
     if job.spec.quant == "int8":
         settings["load_in_8bit"] = True
     else:

@@ -23,16 +23,17 @@ class Weight:
     """A weight that a matrix product consumes, and that is neither embedding, output head nor router."""
 
     held: Held
-    #: Path of the module as the model's code knows it: parametrizations are looked through.
+    #: Path of the module as the model's code knows it: parametrizations and adapters are looked through.
     module_path: str
     module: Any
     kind: str
     quantised: Stored | None
+    parametrized: bool = False
 
     @property
     def name(self) -> str:
         """The weight's name as the model's code knows it."""
-        leaf = self.held.name if self.module_path == self.held.module else self.held.module.rsplit(".", 1)[-1]
+        leaf = self.held.module.rsplit(".", 1)[-1] if self.parametrized else self.held.name
         return f"{self.module_path}.{leaf}" if self.module_path else leaf
 
     @property
@@ -54,15 +55,17 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
         module = inventory.modules[held.module]
         param = module._parameters[held.name]
         path = held.module
-        if ".parametrizations." in f".{path}":
+        parametrized = ".parametrizations." in f".{path}"
+        if parametrized:
             path = path.rsplit("parametrizations.", 1)[0].removesuffix(".")
         owner = inventory.modules[path]
+        path = inventory.wrapping.base_module(path) or ""
         state = stored(module, held.name)
         kind = _kind(owner, path, held, state)
         if kind is None or id(param) in seen or id(param) in exempt or _is_router(model, owner, path, held):
             continue
         seen.add(id(param))
-        yield Weight(held, path, owner, kind, state)
+        yield Weight(held, path, owner, kind, state, parametrized)
 
 
 def _kind(owner: Any, path: str, held: Held, state: Stored | None) -> str | None:

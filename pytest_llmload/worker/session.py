@@ -55,13 +55,20 @@ class Session:
         return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
 
     def do_adapter(self, message: Message) -> Message:
-        """Build a random adapter for a checkpoint."""
-        from pytest_llmload.core.job import Checkpoint
-        from pytest_llmload.worker.checkpoints.adapter import build_adapter
+        """Bring an adapter's files here: build a random one, look at a directory, or download; then their digest."""
+        from pytest_llmload.core.job import Adapter, Checkpoint
+        from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
+        from pytest_llmload.worker.checkpoints.digests import adapter_digest
 
         self._enter("resolve")
-        path = build_adapter(Checkpoint(**message["checkpoint"]), Path(message["cache_dir"]))
-        return {"kind": "adapter", "path": str(path)}
+        cache_dir = Path(message["cache_dir"])
+        path = resolve_adapter(
+            message["spec"],
+            Checkpoint(**message["checkpoint"]),
+            cache_dir,
+            trust_remote_code=message["trust_remote_code"],
+        )
+        return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
 
     def do_plan(self, message: Message) -> Message:
         from pytest_llmload.worker.planner import plan

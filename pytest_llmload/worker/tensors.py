@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from pytest_llmload.worker.wrapping import Wrapping
+
 PARAMETER, BUFFER, STATE = "parameter", "buffer", "state"
 
 #: Attributes that every module has; what else it holds is its own.
@@ -79,13 +81,24 @@ class Inventory:
 
     def __init__(self, model: Any) -> None:
         self.modules: dict[str, Any] = dict(model.named_modules())
+        self.wrapping = Wrapping(self.modules)
         offloaded = _offloaded(self.modules)
         self.held: list[Held] = [
             held for path, module in self.modules.items() for held in _of_module(path, module, offloaded)
         ]
 
     def parameters(self) -> Iterator[Held]:
-        return (held for held in self.held if held.role == PARAMETER)
+        """The model's own parameters, without those of an adapter."""
+        return (held for held in self.held if held.role == PARAMETER and not self.is_adapter(held))
+
+    def is_adapter(self, held: Held) -> bool:
+        """Whether a tensor was brought by an adapter."""
+        return self.wrapping.owner(held.module) is None
+
+    def base_path(self, held: Held) -> str:
+        """A tensor's name in the model without the adapter that may be around it: what its checkpoint calls it."""
+        module = self.wrapping.owner(held.module)
+        return held.path if module is None else f"{module}.{held.name}" if module else held.name
 
     def storages(self) -> dict[tuple[str, int], int]:
         """Distinct live storages: (device, address) -> bytes. Meta and disk hold none."""

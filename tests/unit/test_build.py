@@ -17,7 +17,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints import build as building
 from pytest_llmload.worker.checkpoints.adapter import build_adapter
-from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Tensor, read_header, read_tensors
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checkpoints.tokenizer import write_tokenizer
 
@@ -275,3 +275,14 @@ def test_a_random_adapter_changes_the_output_and_leaves_no_key_over(name: str, c
     with model.disable_adapter():
         assert torch.equal(logits(model), before)
     assert build_adapter(checkpoint, cache) == path
+
+
+def test_a_random_adapter_for_layers_of_unknown_names(cache: Path, tmp_path: Path) -> None:
+    """Mamba has no attention: every linear layer but the head is tuned."""
+    config = {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "hidden_size": 64, "state_size": 8}
+    config |= {"num_hidden_layers": 2, "vocab_size": 320, "intermediate_size": 128, "time_step_rank": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = build_adapter(resolve(f"random:{tmp_path}", cache), cache)
+    found = {tensor.tensor.name for tensor in read_header(path / "adapter_model.safetensors")}
+    assert "base_model.model.backbone.layers.1.mixer.in_proj.lora_A.weight" in found
+    assert not [name for name in found if "lm_head" in name]

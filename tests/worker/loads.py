@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.job import Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.registry import BUILTIN_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
+from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.measure import measure
@@ -39,6 +41,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "nf4": {"quant": "nf4"},
     "fp4": {"quant": "fp4"},
     "nf4-dq": {"quant": "nf4", "double_quant": True, "compute_dtype": "bf16"},
+    "lora": {"adapter": "random"},
+    "qlora": {"quant": "nf4", "adapter": "random"},
     "loader": {"strategy": "loader", "target": "loads:plain_loader", "options": (("target", '"loads:plain_loader"'),)},
 }
 
@@ -52,7 +56,14 @@ def job(preset: str | Checkpoint, **fields: Any) -> Job:
     files = checkpoint(preset) if isinstance(preset, str) else preset
     extra = {name: fields.pop(name) for name in ("measure", "imports", "probes", "checks") if name in fields}
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
+    if spec.adapter is not None:
+        extra["adapter"] = adapter_files(spec.adapter, files)
     return Job(spec=spec, device=CPU, checkpoint=files, **extra)
+
+
+def adapter_files(adapter: str, files: Checkpoint) -> Adapter:
+    path = resolve_adapter(adapter, files, Path(_CACHE.name))
+    return Adapter(str(path), adapter_digest(path, Path(_CACHE.name)))
 
 
 def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:

@@ -50,7 +50,7 @@ def as_planned(loaded: Loaded) -> Iterator[Problem]:
     planned = loaded.planned_map or {}
     wrong: dict[tuple[str, str], list[Held]] = defaultdict(list)
     for held in loaded.inventory.parameters():
-        want = planned_device(planned, held.path)
+        want = planned_device(planned, loaded.inventory.base_path(held))
         if want and held.device != want:
             wrong[want, held.device].append(held)
     for (want, have), found in wrong.items():

@@ -27,7 +27,7 @@ _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Parameters only: buffers (rotary frequencies …) are as the model declares them.
+    """Parameters only: buffers (rotary frequencies …) are as the model declares them. An adapter has its own dtype.
 
     Parameters that the model class pins to another dtype are noted. Without a dtype in the spec, what the checkpoint
     says holds, its config or its file; a user's own loader is then free. What a quantised checkpoint stores beside its
@@ -39,14 +39,14 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     expected = str(load_dtype(loaded.job)).removeprefix("torch.")
     # The checkpoint's own; the live config may have been changed by the load.
     prequantised = bool(read_config(Path(loaded.job.checkpoint.path)).get("quantization_config"))
+    inventory = loaded.inventory
+    may_be_as_stored = spec.dtype is None or prequantised
     others = [
         held
-        for held in loaded.inventory.parameters()
+        for held in inventory.parameters()
         if held.dtype != expected
-        and _is_dense(loaded.inventory, held)
-        and not (
-            (spec.dtype is None or prequantised) and held.dtype == _stored_dtype(loaded.checkpoint_names, held.path)
-        )
+        and _is_dense(inventory, held)
+        and not (may_be_as_stored and held.dtype == _stored_dtype(loaded.checkpoint_names, inventory.base_path(held)))
     ]
     pinned = pinned_parameters(loaded, others, expected) if others else []
     wrong: dict[str, list[Held]] = defaultdict(list)
@@ -85,7 +85,9 @@ def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> 
     built in the load's dtype has them in that dtype too.
     """
     patterns = kept_in_fp32(loaded, expected)
-    pinned = [held for held in candidates if held.dtype == "float32" and is_kept(held.path, patterns)]
+    pinned = [
+        held for held in candidates if held.dtype == "float32" and is_kept(loaded.inventory.base_path(held), patterns)
+    ]
     rest = [held for held in candidates if held not in pinned]
     if not rest:
         return pinned
@@ -102,7 +104,7 @@ def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> 
         loaded.notes.append(f"what the model class declares could not be asked: {error}")
         return pinned
     dtypes = {name: str(param.dtype).removeprefix("torch.") for name, param in declared.named_parameters()}
-    return pinned + [held for held in rest if dtypes.get(held.path) == held.dtype]
+    return pinned + [held for held in rest if dtypes.get(loaded.inventory.base_path(held)) == held.dtype]
 
 
 def kept_in_fp32(loaded: Loaded, expected: str) -> set[str]:

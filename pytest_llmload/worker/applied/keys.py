@@ -49,4 +49,5 @@ def _allowed(key: str, patterns: list[str]) -> bool:
 
 def _bytes(loaded: Loaded, keys: list[str]) -> int:
     wanted = set(keys)
-    return sum(held.nbytes for held in loaded.inventory.held if held.path in wanted)
+    inventory = loaded.inventory
+    return sum(held.nbytes for held in inventory.held if inventory.base_path(held) in wanted)

@@ -7,14 +7,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied import prequantised
+from pytest_llmload.worker.applied.devices import planned_device
 from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -25,7 +29,7 @@ CHECK = "quantised"
 _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 #: Half of the widest gap between two values of the type, relative to the block's or row's largest value, with room
 #: for the rounding of weight and scale to 16 bit. NF4: -1 and -0.6962; FP4: 1 and 0.6667; int8: 1/127.
-_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
+TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
 #: Packed values that are compared with a checkpoint that is quantised already.
@@ -35,35 +39,68 @@ _HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the weights should be: by the test, or by the checkpoint's own config."""
+
+    scheme: str
+    double_quant: bool
+    #: torch's name of a dtype; empty where any will do.
+    compute: str
+    #: Modules that are left dense on purpose.
+    skips: tuple[str, ...]
+    #: Whether double quant is fine although nobody asked for it.
+    may_nest: bool = False
+
+
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Problems of a load that asked for int8, nf4 or fp4; nothing where no quantisation was asked for."""
+    """Problems of a load that asked for int8, nf4 or fp4, or for a checkpoint as it is that is quantised already."""
     spec = loaded.job.spec
-    if spec.quant == "none":
-        return
+    in_file = read_format(loaded.job.checkpoint.path) if spec.strategy != "loader" else None
+    skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
+    if spec.quant != "none":
+        compute = _COMPUTE.get(spec.compute_dtype or "", "")
+        yield from _as_asked(
+            loaded, Asked(spec.quant, spec.double_quant, compute, skips, may_nest=spec.target is not None)
+        )
+    elif in_file is not None and in_file.scheme:
+        compute = _COMPUTE.get(in_file.compute, "")
+        yield from _as_asked(loaded, Asked(in_file.scheme, in_file.double_quant, compute, skips))
+        loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
+    elif in_file is not None:
+        yield from prequantised.check(loaded, in_file)
+
+
+def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
+    spec = loaded.job.spec
     asked: list[Weight] = []
     skipped: list[Weight] = []
     allowed: list[Weight] = []
+    offloaded: list[Weight] = []
     for weight in quantisable(loaded.model, loaded.inventory):
-        if _skipped(weight.module_path, spec.skip_modules):
+        if _skipped(weight.module_path, what.skips):
             skipped.append(weight)
+        elif weight.quantised is None and _meant_for_offload(loaded, weight):
+            offloaded.append(weight)
         elif weight.quantised is None and _matches(weight.name, spec.dense_ok):
             allowed.append(weight)
         else:
             asked.append(weight)
-    yield from _dense(loaded, [weight for weight in asked if weight.quantised is None], asked)
+    yield from _dense(loaded, what.scheme, [weight for weight in asked if weight.quantised is None], asked)
     quantised = [weight for weight in asked if weight.quantised is not None]
-    yield from _wrong_type(loaded, quantised)
-    yield from _wrong_values(loaded, quantised)
+    yield from _wrong_type(what, quantised)
+    yield from _wrong_values(loaded, what.scheme, quantised)
     touched = [weight for weight in skipped if weight.quantised is not None]
     if touched:
         yield Problem(
             CHECK, "skip_modules names modules that were quantised all the same", _names(touched), _bytes(touched)
         )
-    for what, weights in (("dense_ok", allowed), ("skip_modules", skipped)):
+    for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
-            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {what} says")
+            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {source} says")
     if not asked and not allowed:
-        yield Problem(CHECK, f"{spec.quant} was asked for, but the model has no weight that could be quantised")
+        where = " where the device map puts it" if offloaded else ""
+        yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
 
 
 def _skipped(path: str, patterns: Iterable[str]) -> bool:
@@ -84,11 +121,16 @@ def _bytes(weights: Iterable[Weight]) -> int:
     return sum(weight.held.nbytes for weight in weights)
 
 
-def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
+def _meant_for_offload(loaded: Loaded, weight: Weight) -> bool:
+    """On a GPU run, a weight that the load's own plan puts elsewhere; bitsandbytes keeps such weights dense."""
+    planned = loaded.planned_map if loaded.job.device.kind == "cuda" else None
+    return planned is not None and planned_device(planned, weight.name) in ("cpu", "disk")
+
+
+def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
     """One problem a reason, with the share of the quantisable weights that is quantised."""
     if not dense:
         return
-    scheme = loaded.job.spec.quant
     total = sum(weight.elements for weight in asked)
     share = 1 - sum(weight.elements for weight in dense) / total
     nothing = len(dense) == len(asked)
@@ -126,6 +168,9 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
     in_file = getattr(loaded.config, "quantization_config", None)
     if weight.kind == EXPERTS:
         return "fused 3-D experts are parameters, not nn.Linear: bitsandbytes did not see them"
+    mapped = {str(device) for device in (loaded.planned_map or {}).values()}
+    if nothing and len(mapped) > 1 and loaded.job.device.kind == "cpu":
+        return "bitsandbytes keeps dense what a device map puts on the CPU or the disk: on a CPU run, everything"
     if weight.held.device in ("disk", "meta") or weight.held.offloaded:
         return f"they are offloaded ({weight.held.device}), where bitsandbytes keeps them dense"
     if weight.held.device == "cpu" and loaded.job.device.kind == "cuda":
@@ -141,47 +186,53 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
 
 
-def _wrong_type(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
+def _wrong_type(asked: Asked, weights: list[Weight]) -> Iterator[Problem]:
     """Weights whose bytes or state are not of the asked type."""
     found: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
-        for message in _differences(loaded, weight):
+        for message in _differences(asked, weight):
             found[message].append(weight)
     for message, wrong in found.items():
         yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", _names(wrong), _bytes(wrong))
 
 
-def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
-    spec, state = loaded.job.spec, weight.quantised
+def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
+    state = weight.quantised
     assert state is not None
-    if state.scheme != spec.quant:
-        yield f"{spec.quant} was asked for, {state.scheme} is stored"
+    if state.scheme != asked.scheme:
+        yield f"{asked.scheme} was asked for, {state.scheme} is stored"
         return
     expected = round(state.elements * _PACKED[state.scheme])
     if weight.held.nbytes != expected:
         yield f"{state.elements} elements of {state.scheme} take {weight.held.nbytes} bytes, not {expected}"
     if state.scheme == "int8":
         return
-    if spec.double_quant and state.nested is None:
+    if asked.double_quant and state.nested is None:
         yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
     # A user's own loader may nest them: the marker then says only what must hold.
-    if not spec.double_quant and spec.target is None and state.nested is not None:
+    if not asked.double_quant and not asked.may_nest and state.nested is not None:
         yield "double quant was not asked for, but the statistics are quantised"
-    compute = _COMPUTE.get(spec.compute_dtype or "", "")
-    if compute and state.compute != compute:
-        yield f"compute dtype {compute} was asked for, {state.compute or 'none'} is set"
+    if asked.compute and state.compute != asked.compute:
+        yield f"compute dtype {asked.compute} was asked for, {state.compute or 'none'} is set"
 
 
-def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
-    """Weights of which a dequantised block is not the checkpoint's within the type's error."""
+def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterator[Problem]:
+    """Weights of which a dequantised block is not the checkpoint's within the type's error.
+
+    Where the checkpoint holds them quantised, values and scales must be the very ones.
+    """
     names = loaded.checkpoint_names
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
     for weight in weights:
-        if weight.quantised is None or weight.quantised.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
+        if weight.name in loaded.merged:
+            # Judged with the adapter that is merged into it.
             continue
-        error = _relative_error(weight, weight.quantised, names)
+        state = weight.quantised
+        if state is None or state.scheme not in TYPE_ERROR or weight.held.device in ("meta", "disk"):
+            continue
+        error = _relative_error(weight, state, names)
         if error is None:
             unnamed += 1
         elif error > 1:
@@ -190,9 +241,7 @@ def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     if unnamed:
         loaded.notes.append(f"values of {unnamed} quantised weights were not compared: the checkpoint has other names")
     if wrong:
-        off = (
-            f"off by {worst:.1f} times the error of {loaded.job.spec.quant}" if math.isfinite(worst) else "not near it"
-        )
+        off = f"off by {worst:.1f} times the error of {scheme}" if math.isfinite(worst) else "not near it"
         yield Problem(
             CHECK,
             f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}",
@@ -209,17 +258,26 @@ def _relative_error(weight: Weight, state: Stored, names: CheckpointNames) -> fl
     """
     name = names.find(weight.name)
     if name is not None and not names.files.slice(name).get_dtype().startswith(("F", "BF")):
-        packed = weight.held.tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
-        return 0.0 if torch.equal(packed, names.files.block(name, 0, packed.numel())) else math.inf
+        scales = f"{name}.absmax" if state.scheme != "int8" else f"{name.removesuffix('weight')}SCB"
+        same = _begins_as(weight.held.tensor, name, names) and _begins_as(state.scales, scales, names)
+        return 0.0 if same else math.inf
     worst = 0.0
     for start, original in _originals(weight, state, name, names):
         scale = float(original.abs().max())
-        allowed = (_ERROR[state.scheme] + (_NESTED_ERROR if state.nested is not None else 0.0)) * scale
+        allowed = (TYPE_ERROR[state.scheme] + (_NESTED_ERROR if state.nested is not None else 0.0)) * scale
         difference = float((dequantised(state, start, start + original.numel()) - original).abs().max())
         # A scale of 0 allows nothing but 0; NaN is never allowed.
         fits = difference <= allowed
         worst = max(worst, difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf)
     return worst if name is not None or names.fused(weight.name) is not None else None
+
+
+def _begins_as(tensor: Any, name: str, names: CheckpointNames) -> bool:
+    """Whether a tensor's first values are those of the checkpoint's; a file that lacks it says nothing."""
+    if name not in names.files.where:
+        return True
+    values = tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
+    return bool(torch.equal(values, names.files.block(name, 0, values.numel())))
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:

@@ -14,7 +14,7 @@ CHECK = "tied"
 
 def check(loaded: Loaded) -> Iterator[Problem]:
     """The library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
-    held = {item.path: item for item in loaded.inventory.parameters()}
+    held = {loaded.inventory.base_path(item): item for item in loaded.inventory.parameters()}
     for target, source in _pairs(loaded):
         first, second = held.get(source), held.get(target)
         if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
@@ -33,7 +33,8 @@ def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
         return list(declared.items())
     if not getattr(loaded.text_config, "tie_word_embeddings", False):
         return []
-    paths = {id(module): path for path, module in loaded.inventory.modules.items()}
+    inventory = loaded.inventory
+    paths = {id(module): inventory.wrapping.base_module(path) for path, module in inventory.modules.items()}
     parts = [
         getattr(loaded.model, getter)() if hasattr(loaded.model, getter) else None
         for getter in ("get_output_embeddings", "get_input_embeddings")

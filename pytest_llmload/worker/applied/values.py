@@ -19,7 +19,7 @@ from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
-from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
+from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held, Inventory
 
 CHECK = "values"
 #: Elements of a block; a smaller tensor is compared whole.
@@ -37,7 +37,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     compared = 0
     unknown: list[Held] = []
     for aliases in _dense(loaded):
-        difference = next((told for held in aliases if (told := _against_file(held, names)) is not None), None)
+        told = (_against_file(held, loaded.inventory.base_path(held), names) for held in aliases)
+        difference = next((difference for difference in told if difference is not None), None)
         if difference is None:
             unknown.append(aliases[0])
             continue
@@ -53,7 +54,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             size,
         )
     if loaded.loading_info is None:
-        yield from _missing(unknown, names.files)
+        yield from _missing(unknown, loaded.inventory, names.files)
     if unknown:
         loaded.notes.append(
             f"values of {len(unknown)} dense tensors were not compared: the checkpoint holds them under other names or "
@@ -62,43 +63,53 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _dense(loaded: Loaded) -> Iterator[list[Held]]:
-    """Dense tensors of the state dict that are in memory, each with all its names."""
+    """Dense tensors of the model's own state dict that are in memory, each with all its names.
+
+    Those that an adapter is merged into are judged with the adapter.
+    """
+    inventory = loaded.inventory
     names: dict[Any, list[Held]] = defaultdict(list)
-    for held in loaded.inventory.held:
+    for held in inventory.held:
         dense = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
         if not dense or held.tensor is None or held.device == "meta" or not held.nbytes:
+            continue
+        if inventory.is_adapter(held) or inventory.base_path(held) in loaded.merged:
             continue
         if held.nbytes != held.whole_bytes:
             # A shard: its strategy knows which part of the file it is.
             continue
-        if held.role == PARAMETER and stored(loaded.inventory.modules[held.module], held.name) is not None:
+        if held.role == PARAMETER and stored(inventory.modules[held.module], held.name) is not None:
             continue
         names[held.device, held.tensor.data_ptr(), held.shape].append(held)
     yield from names.values()
 
 
-def _against_file(held: Held, names: CheckpointNames) -> str | None:
-    """How a tensor differs from the file's: empty where it does not, None where the file's cannot be told."""
-    name = names.find(held.path)
+def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
+    """How a tensor differs from the file's: empty where it does not, None where the file's cannot be told.
+
+    ``path`` is its name in the model without an adapter.
+    """
+    name = names.find(path)
     if name is not None:
         if tuple(names.files.slice(name).get_shape()) != held.shape:
             return None
-        return _difference(held.tensor, names.files, name)
-    fused = names.fused(held.path)
+        return difference_from(held.tensor, names.files, name)
+    fused = names.fused(path)
     if fused is None or any(len(part) != held.shape[0] for part in fused.parts):
         return None
     for expert in sorted({0, held.shape[0] - 1}):
         row = 0
         for part in fused.parts:
             rows = names.files.slice(part[expert]).get_shape()[0]
-            difference = _difference(held.tensor[expert, row : row + rows], names.files, part[expert])
+            difference = difference_from(held.tensor[expert, row : row + rows], names.files, part[expert])
             if difference:
                 return difference
             row += rows
     return ""
 
 
-def _difference(tensor: Any, files: CheckpointFiles, name: str) -> str:
+def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
+    """How a tensor differs from the file's of the same shape, by three blocks; empty where it does not."""
     size = tensor.numel()
     starts = sorted({0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)})
     for start in starts:
@@ -137,11 +148,11 @@ def _equal(original: Any, value: Any) -> bool:
     return any(bool(torch.equal(way, value)) for way in ways)
 
 
-def _missing(unknown: list[Held], files: CheckpointFiles) -> Iterator[Problem]:
+def _missing(unknown: list[Held], inventory: Inventory, files: CheckpointFiles) -> Iterator[Problem]:
     """Tensors that the file lacks although it has their like in another layer; for loads that give no account."""
     patterns = {re.sub(r"\d+", "*", name) for name in files.where}
-    missing = [held for held in unknown if re.sub(r"\d+", "*", held.path) in patterns]
-    missing = [held for held in missing if files.find(held.path) is None]
+    missing = [held for held in unknown if re.sub(r"\d+", "*", inventory.base_path(held)) in patterns]
+    missing = [held for held in missing if files.find(inventory.base_path(held)) is None]
     if missing:
         yield Problem(
             CHECK,

@@ -47,14 +47,14 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
     """A LoRA (rank 8, alpha 16, fp32) on the attention projections of ``checkpoint``; built if it is not there yet.
 
     Both factors are non-zero, so that the adapter changes every output. Raises ValueError where the model has no
-    attention projection that is known by name, MachineError where the cache cannot be written.
+    linear layer, MachineError where the cache cannot be written.
     """
 
     def write(directory: Path) -> None:
         projections = _projections(meta_model(Path(checkpoint.path), trust_remote_code=trust_remote_code))
         if not projections:
             raise ValueError(
-                f"no attention projection of {checkpoint.path} is known by name: give an adapter with --llm-adapter"
+                f"{checkpoint.path} has no linear layer that a LoRA could tune: give an adapter with --llm-adapter"
             )
         _write(directory, projections)
 
@@ -66,13 +66,24 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
 
 
 def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
-    """Module name -> inputs, outputs, whether its weight is stored (in, out) as the GPT-2 family does."""
+    """Module name -> inputs, outputs, whether its weight is stored (in, out) as the GPT-2 family does.
+
+    Where no name is known, every layer but the output head that PEFT itself would call linear.
+    """
+    from torch import nn
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+    }
+    known = {name: module for name, module in linear.items() if _ATTENTION.search(name)}
     found = {}
-    for name, module in model.named_modules():
-        if _ATTENTION.search(name) and getattr(getattr(module, "weight", None), "ndim", 0) == 2:
-            transposed = type(module).__name__ == "Conv1D"
-            rows, columns = module.weight.shape
-            found[name] = (rows, columns, True) if transposed else (columns, rows, False)
+    for name, module in (known or linear).items():
+        rows, columns = module.weight.shape
+        transposed = type(module).__name__ == "Conv1D"
+        found[name] = (rows, columns, True) if transposed else (columns, rows, False)
     return found
 
 
@@ -93,7 +104,7 @@ def _write(directory: Path, projections: dict[str, tuple[int, int, bool]]) -> No
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": any(transposed for _, _, transposed in projections.values()),
-        # The last two names: "dense" alone would also match layers outside the attention.
+        # The last two names: "dense" alone would also match layers elsewhere.
         "target_modules": sorted({".".join(name.split(".")[-2:]) for name in projections}),
     }
     write_json(directory / CONFIG, config)

@@ -96,6 +96,12 @@ def weights_digest(directory: Path, cache_dir: Path) -> str:
     return digest(sorted([path.name, value] for path, value in zip(files, hashes, strict=True)), _LENGTH)
 
 
+def adapter_digest(directory: Path, cache_dir: Path) -> str:
+    """16 hexadecimal digits over the content of an adapter's two files."""
+    files = (directory / "adapter_config.json", directory / "adapter_model.safetensors")
+    return digest([[path.name, _file_hash(path, cache_dir)] for path in files], _LENGTH)
+
+
 def _file_hash(path: Path, cache_dir: Path) -> str:
     real = path.resolve()
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):

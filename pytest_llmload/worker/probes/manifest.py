@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 from pytest_llmload.core.results import LoadResult, ManifestRow
 from pytest_llmload.core.units import format_change
+from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
-from pytest_llmload.worker.quantstate import stored
+from pytest_llmload.worker.quantstate import is_packed, stored
 from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held, Inventory
 
 
@@ -18,11 +19,13 @@ class Manifest(Probe):
     """Taken before the first forward; what the forward changed is noted."""
 
     def loaded(self, loaded: Loaded) -> None:
-        self.rows = manifest(loaded.inventory)
+        found = read_format(self.job.checkpoint.path)
+        self.packed = found.description if found is not None else ""
+        self.rows = manifest(loaded.inventory, self.packed)
         self.after: list[ManifestRow] | None = None
 
     def forwarded(self, loaded: Loaded) -> None:
-        self.after = manifest(Inventory(loaded.model))
+        self.after = manifest(Inventory(loaded.model), self.packed)
 
     def fill(self, result: LoadResult) -> None:
         result.manifest = self.rows
@@ -49,8 +52,12 @@ def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
     ]
 
 
-def manifest(inventory: Inventory) -> list[ManifestRow]:
-    """One row for the modules whose paths differ in their first number only and that are alike in all else."""
+def manifest(inventory: Inventory, packed: str = "") -> list[ManifestRow]:
+    """One row for the modules whose paths differ in their first number only and that are alike in all else.
+
+    ``packed``: how the checkpoint says that it is quantised; told of modules that hold a weight in a form whose state
+    is not known here.
+    """
     owned: dict[str, list[Held]] = defaultdict(list)
     for held in inventory.held:
         owned[held.module].append(held)
@@ -59,13 +66,14 @@ def manifest(inventory: Inventory) -> list[ManifestRow]:
         module = inventory.modules[path]
         pattern, number = starred(path)
         own = [held for held in tensors if held.role == PARAMETER] or [held for held in tensors if held.role == BUFFER]
-        states = [stored(module, name) for name in module._parameters]
+        states = [state for name in module._parameters if (state := stored(module, name)) is not None]
+        unknown = packed if not states and is_packed(tensors) else ""
         key = (
             pattern,
             type(module).__name__,
             _joined(held.dtype for held in own or tensors),
             _joined(held.device for held in own or tensors),
-            _joined(state.describe() for state in states if state is not None),
+            _joined(state.describe() for state in states) or unknown,
             sum({_identity(held): held.nbytes for held in tensors}.values()),
         )
         groups[key].append(number)

@@ -10,7 +10,7 @@ from pytest_llmload.worker.probes.base import Probe
 
 
 class Weights(Probe):
-    """``gpu.weights``, ``host.weights``, ``weights.logical`` and ``whole_bytes``."""
+    """``gpu.weights``, ``host.weights``, ``weights.logical``, ``weights.adapter`` and ``whole_bytes``."""
 
     def loaded(self, loaded: Loaded) -> None:
         inventory = loaded.inventory
@@ -19,6 +19,7 @@ class Weights(Probe):
             self.by_device[device] += size
         distinct = list(inventory.distinct())
         self.logical = sum(held.nbytes for held in distinct)
+        self.adapter = sum(held.nbytes for held in distinct if inventory.is_adapter(held))
         self.whole = sum(held.whole_bytes for held in distinct)
         #: What a storage holds beyond the tensors that use it: a shard that keeps the whole tensor alive.
         self.slack = sum(self.by_device.values()) - sum(held.nbytes for held in distinct if held.device != "disk")
@@ -32,6 +33,8 @@ class Weights(Probe):
                 metrics[f"gpu.{index}.weights"] = gpus.get(str(index), 0)
             metrics["gpu.weights"] = sum(gpus.values())
         metrics["weights.logical"] = self.logical
+        if self.job.spec.adapter is not None:
+            metrics["weights.adapter"] = self.adapter
         result.whole_bytes = self.whole
         if self.slack > 0:
             result.notes.append(

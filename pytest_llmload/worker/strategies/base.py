@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 COMMON_OPTIONS = ("keys_ok",)
 
 
+class Refused(Exception):
+    """A library would not do what was asked; there is no model to look at, only the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
 class Strategy:
     """One way of loading, or one facet of it: a placement, a dtype, a quantisation.
 
@@ -38,6 +46,8 @@ class Strategy:
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
+    #: The phase that ``wrap`` is reported as, within the load's time; empty where it does nothing.
+    wrapping: ClassVar[str] = ""
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         """Its contribution to ``from_pretrained``. Not timed: what production pays for belongs into ``load``."""
@@ -47,8 +57,19 @@ class Strategy:
         """A model, ``(model, tokenizer)``, or a Loaded; called once, on the strategy of the placement only."""
         return from_pretrained(job, kwargs)
 
+    def wrap(self, job: Job, loaded: Loaded) -> Loaded:
+        """What it does to the model that the placement's strategy loaded; timed as part of the load.
+
+        Raises Refused where a library does not support the combination.
+        """
+        return loaded
+
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
         """Its own checks after the load, beside those that every load must pass."""
+        return ()
+
+    def exercised(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
+        """Its checks that run the model again; called after every figure has been taken."""
         return ()
 
 
@@ -82,7 +103,12 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
     if job.trust_remote_code:
         kwargs = {"trust_remote_code": True, **kwargs}
     model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
-    return Loaded(job=job, model=model, loading_info={kind: _texts(keys) for kind, keys in info.items()})
+    return Loaded(
+        job=job,
+        model=model,
+        loading_info={kind: _texts(keys) for kind, keys in info.items()},
+        conversions=list(getattr(model, "_weight_conversions", None) or []),
+    )
 
 
 def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,8 @@ class _Bitsandbytes(Strategy):
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         from transformers import BitsAndBytesConfig
 
-        settings = {name: job.spec.option(name) for name in self.options if job.spec.option(name) is not None}
+        settings = offload_setting(job)
+        settings |= {name: job.spec.option(name) for name in self.options if job.spec.option(name) is not None}
         settings |= self.settings(job)
         if job.spec.skip_modules:
             settings["llm_int8_skip_modules"] = [*default_skips(job), *job.spec.skip_modules]
@@ -66,6 +68,18 @@ class Fp4(_FourBit):
     name = "fp4"
     summary = "Weights in 4-bit floating point."
     fields: ClassVar[dict[str, Any]] = {"quant": "fp4"}
+
+
+def offload_setting(job: Job) -> dict[str, Any]:
+    """What bitsandbytes must be told where part of the model is meant for the CPU or the disk: to keep that part dense.
+
+    Without it transformers refuses the load.
+    """
+    spec = job.spec
+    mapped = set(json.loads(spec.device_map).values()) if spec.device_map is not None else set()
+    if spec.strategy in ("offload", "max_memory") or (len(mapped) > 1 and mapped & {"cpu", "disk"}):
+        return {"llm_int8_enable_fp32_cpu_offload": True}
+    return {}
 
 
 def default_skips(job: Job) -> list[str]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Loader(Strategy):
     """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns.
 
-    ``spec.model`` is the folder of the model's files on this machine, whatever ``--llm-model`` named them by.
+    ``spec.model`` is the folder of the model's files on this machine, whatever ``--llm-model`` named them by, and
+    ``spec.adapter`` that of the adapter's.
     """
 
     name = "loader"
@@ -29,4 +30,5 @@ class Loader(Strategy):
         if not job.spec.target:
             raise ValueError("the loader strategy needs a target: strategy('loader', target='package.module:function')")
         target: Callable[[Any], Any] = resolve(job.spec.target)
-        return target(dataclasses.replace(job.spec, model=job.checkpoint.path))
+        adapter = job.adapter.path if job.adapter is not None else None
+        return target(dataclasses.replace(job.spec, model=job.checkpoint.path, adapter=adapter))
