@@ -22,6 +22,7 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "int8": f"{_STRATEGIES}.bnb:Int8",
     "nf4": f"{_STRATEGIES}.bnb:Nf4",
     "fp4": f"{_STRATEGIES}.bnb:Fp4",
+    "tensor_parallel": f"{_STRATEGIES}.tensor_parallel:TensorParallel",
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.tensors import Inventory
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.parallel.shards import Shards
 
 
 @dataclass
@@ -21,6 +24,8 @@ class Loaded:
     loading_info: dict[str, list[str]] | None = None
     #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
     planned_map: dict[str, Any] | None = None
+    #: What each tensor is of the whole model, where the load is split over ranks.
+    shards: Shards | None = None
     #: What the libraries logged at WARNING or above during the load.
     log: list[str] = field(default_factory=list)
     #: Facts worth telling that are no failure.
@@ -29,6 +34,10 @@ class Loaded:
     tokenizer_error: str = ""
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
+    #: First forward's logits and the tokens of the workload, on the host; kept where they are compared with those of
+    #: the model loaded whole.
+    kept_logits: Any = None
+    kept_tokens: Any = None
     #: What must live as long as the model: the folder of weights on disk.
     resources: list[Any] = field(default_factory=list)
     _inventory: Inventory | None = field(default=None, repr=False)

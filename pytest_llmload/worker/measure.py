@@ -51,10 +51,13 @@ class _Session:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
             import_all(self.job, served_by)
+            self._keep_output = self.job.measure and any(strategy.same_output for strategy in served_by)
             self._import_own()
         self._each("start")
         with self._timed("context"):
             create_context(self.job)
+            for strategy in served_by:
+                strategy.context(self.job)
         loaded = self._load(served_by)
         self._environment()
         if self.job.measure:
@@ -64,6 +67,8 @@ class _Session:
             self._generate(loaded)
             for probe in self.probes:
                 probe.fill(self.result)
+            if self._keep_output:
+                self._same_output(loaded)
         loaded.forget_inventory()
         # Last: a tokenizer's memory is no part of any figure.
         with self._timed("tokenizer"):
@@ -151,6 +156,8 @@ class _Session:
         self._each("forwarded", loaded)
         for check in AFTER_FORWARD:
             self.result.problems += check(loaded)
+        if self._keep_output and loaded.logits is not None:
+            loaded.kept_logits = loaded.logits.detach().float().cpu()
         loaded.logits = None
 
     def _generate(self, loaded: Any) -> None:
@@ -166,8 +173,17 @@ class _Session:
             tokens = self._attempt("generate", lambda: generate_workload(loaded))
             synchronize(self.job)
         if tokens is not None:
+            if self._keep_output:
+                loaded.kept_tokens = tokens.tolist()
             del tokens
             self._each("generated", loaded)
+
+    def _same_output(self, loaded: Any) -> None:
+        from pytest_llmload.worker.parallel import reference
+
+        with self._timed("reference"):
+            self.result.problems += reference.check(loaded)
+        loaded.kept_logits = None
 
     def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
         """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
