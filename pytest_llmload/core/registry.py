@@ -23,6 +23,8 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "nf4": f"{_STRATEGIES}.bnb:Nf4",
     "fp4": f"{_STRATEGIES}.bnb:Fp4",
     "tensor_parallel": f"{_STRATEGIES}.tensor_parallel:TensorParallel",
+    "tp_plan": f"{_STRATEGIES}.tp_plan:TpPlan",
+    "deepspeed": f"{_STRATEGIES}.deepspeed:DeepSpeed",
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 

@@ -26,8 +26,10 @@ _PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
 
 
-def import_all(job: Job, served_by: list[Strategy]) -> None:
+def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> None:
     """The libraries, the architecture's module, the strategies' packages, and the user's own modules.
+
+    Without ``cold``, only what a process may import that is forked again before it loads.
 
     Raises ImportError for what is not installed.
     """
@@ -35,6 +37,8 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
         if path not in sys.path:
             sys.path.insert(0, path)
     for package in {package: None for strategy in served_by for package in strategy.packages}:
+        if not cold and any(package in strategy.cold_packages for strategy in served_by):
+            continue
         importlib.import_module(package)
     if any("transformers" in strategy.packages for strategy in served_by):
         for name in (*_LIBRARY, *_PLACEMENT):
@@ -43,6 +47,8 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
     if job.spec.quant != "none" and "bitsandbytes" in sys.modules and "transformers" in sys.modules:
         for name in _BITSANDBYTES:
             importlib.import_module(name)
+    if not cold:
+        return
     for name in job.imports:
         importlib.import_module(name)
     if job.spec.target:

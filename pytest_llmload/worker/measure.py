@@ -50,6 +50,8 @@ class _Session:
     def run(self) -> tuple[LoadResult, Any]:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
+            for strategy in served_by:
+                strategy.prepare(self.job)
             import_all(self.job, served_by)
             self._keep_output = self.job.measure and any(strategy.same_output for strategy in served_by)
             self._import_own()

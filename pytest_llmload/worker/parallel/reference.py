@@ -19,6 +19,7 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.generation import first_forward, generate_workload
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.probes.proc import available
 from pytest_llmload.worker.strategies.base import from_pretrained
 
 CHECK = "output"
@@ -106,9 +107,7 @@ def _device_with_room(loaded: Loaded) -> str | None:
     need = elements * 4 * _ROOM
     if loaded.job.device.kind == "cuda" and torch.cuda.mem_get_info(0)[0] > need:
         return "cuda:0"
-    import psutil
-
-    return "cpu" if psutil.virtual_memory().available > need else None
+    return "cpu" if available() > need else None
 
 
 def _elements(loaded: Loaded) -> Iterator[int]:

@@ -18,7 +18,7 @@ from pytest_llmload.worker.tensors import Inventory
 _WRAPPER = "tp_wrapped_module."
 
 
-class RankCaches(DynamicCache):
+class RankCaches(DynamicCache):  # type: ignore[misc]
     """One key-value cache a rank, which a decoding loop handles as one."""
 
     def __init__(self, first: Any, world_size: int) -> None:

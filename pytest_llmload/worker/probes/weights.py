@@ -10,7 +10,7 @@ from pytest_llmload.worker.probes.base import Probe
 
 
 class Weights(Probe):
-    """``gpu.weights``, ``host.weights``, ``weights.logical`` (and each GPU's, each shard's part of it), ``whole_bytes``."""
+    """``gpu.weights``, ``host.weights``, ``weights.logical``, each GPU's and each shard's part of it, ``whole_bytes``."""
 
     def loaded(self, loaded: Loaded) -> None:
         inventory = loaded.inventory
@@ -25,7 +25,7 @@ class Weights(Probe):
         for held in distinct:
             self.logical_by_device[held.device] += held.nbytes
             if shards is not None:
-                # A process with one rank's shard holds nothing else; with several, each is under its own name.
+                # Several shards of one process stand under their ranks' names.
                 rank = (
                     shards.ranks[0] if len(shards.ranks) == 1 else int(held.path.partition(".")[0].removeprefix("rank"))
                 )

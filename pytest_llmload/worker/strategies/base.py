@@ -50,6 +50,9 @@ class Strategy:
         """Why the ready-made suite does not load it on a device unless it is named; empty where it does."""
         return ""
 
+    def prepare(self, job: Job) -> None:
+        """What must be set in the load's process before its libraries are imported."""
+
     def context(self, job: Job) -> None:
         """What must be there before the clock and the figures of the load start, after the device's own context."""
 
