@@ -111,11 +111,15 @@ class Session:
         self.phase = "idle"
         return {"kind": "result", "result": result.to_json()}
 
+    def _of_ranks(self, message: Message) -> Message:
+        reply: Message = self.ranks.ask(message)
+        return reply
+
     def do_generate(self, message: Message) -> Message:
         from pytest_llmload.worker.generation import generate
 
         if self.ranks is not None:
-            return self.ranks.ask(message)
+            return self._of_ranks(message)
         self._enter("generate")
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
@@ -124,7 +128,7 @@ class Session:
         from pytest_llmload.worker.fingerprint import fingerprint
 
         if self.ranks is not None:
-            return self.ranks.ask(message)
+            return self._of_ranks(message)
         self._enter("run")
         start = time.perf_counter()
         try:

@@ -70,8 +70,8 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
         first = next((held.shape, piece.whole) for held, piece in tensors if held is wrong[0])
         yield Problem(
             CHECK,
-            f"rank {rank} holds parts of the wrong size of {len(wrong)} weights ({list(first[0])} of {list(first[1])}), "
-            f"not {wanted}",
+            f"rank {rank} holds parts of the wrong size of {len(wrong)} weights ({list(first[0])} of {list(first[1])} "
+            f"among them), not {wanted}",
             _names(wrong),
             _bytes(wrong),
         )

@@ -59,13 +59,13 @@ class _Sharded:
     """
 
     def __init__(self, parallel: Any, config: Any, generation_config: Any) -> None:
-        torch.nn.Module.__init__(self)  # type: ignore[arg-type]
+        torch.nn.Module.__init__(self)
         self.config = config
         self.generation_config = generation_config
         # Not as a submodule: the shards would have two paths.
         self.__dict__["parallel"] = parallel
         for rank, shard in enumerate(parallel.module_shards):
-            self.add_module(f"rank{rank}", shard)  # type: ignore[attr-defined]
+            self.add_module(f"rank{rank}", shard)
             shard.register_forward_pre_hook(functools.partial(_own_cache, rank), with_kwargs=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -113,11 +113,6 @@ def shard(model: Any, devices: list[str]) -> tuple[Any, Shards]:
     config, plan = package_config(model, len(devices))
     whole = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole_bytes = sum(held.nbytes for held in Inventory(model).distinct())
-    scaled = {
-        name
-        for name in whole
-        if any(type(action).__name__ == "Scale" and key.search(name) for key, action in config.state_rules.items())
-    }
     # Not through torch.distributed, whoever may have initialised it; nothing is stored in pieces that every forward
     # would have to gather again.
     parallel = TensorParallel(model, devices, tensor_parallel_config=config, distributed=False, sharded=False)
@@ -131,7 +126,7 @@ def shard(model: Any, devices: list[str]) -> tuple[Any, Shards]:
         name = rest.replace(_WRAPPER, "")
         if name in whole:
             pieces[path] = Piece(
-                name, int(rank.removeprefix("rank")), whole[name], planned=plan.shards(name), divided=name in scaled
+                name, int(rank.removeprefix("rank")), whole[name], planned=plan.shards(name), divided=plan.summed(name)
             )
     return sharded, Shards(len(devices), tuple(range(len(devices))), pieces, whole_bytes)
 

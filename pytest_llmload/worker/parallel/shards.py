@@ -26,7 +26,7 @@ SHARDING = frozenset(
     }
 )
 #: Of these the bias is added after the sum over the ranks, so that each keeps it whole.
-ROWWISE = frozenset({"rowwise", "rowwise_rep", "rowwise_split_input", "packed_rowwise"})
+ROWWISE = frozenset({"rowwise", "rowwise_rep", "rowwise_split_input", "local_rowwise"})
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,13 @@ class Plan:
                     return style
         return None
 
+    def summed(self, parameter: str) -> bool:
+        """Whether a parameter is a bias of which the sum over the ranks must contain one."""
+        return parameter.endswith(".bias") and self.style(parameter) in ROWWISE
+
     def shards(self, parameter: str) -> bool:
         """Whether the plan gives each rank a part of a parameter."""
-        style = self.style(parameter)
-        return style in SHARDING and not (style in ROWWISE and parameter.endswith(".bias"))
+        return self.style(parameter) in SHARDING and not self.summed(parameter)
 
 
 def regex(name: str) -> str:

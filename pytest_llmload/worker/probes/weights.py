@@ -10,7 +10,7 @@ from pytest_llmload.worker.probes.base import Probe
 
 
 class Weights(Probe):
-    """``gpu.weights``, ``host.weights``, ``weights.logical``, each GPU's and each shard's part of it, ``whole_bytes``."""
+    """``gpu.weights``, ``host.weights``; ``weights.logical`` and each GPU's and shard's part of it; ``whole_bytes``."""
 
     def loaded(self, loaded: Loaded) -> None:
         inventory = loaded.inventory

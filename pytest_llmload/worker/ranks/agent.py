@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -53,6 +54,8 @@ class Agent:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         machines = world.nodes()
+        # A rank that ends is told by us, with its name; signals are the business of the process that started this one.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
         # The configuration asks torch for GPUs, which would start CUDA here and spoil the forks.
         with answering({"count": 0, "capability": (0, 0)}):

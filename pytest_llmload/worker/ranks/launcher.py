@@ -1,10 +1,9 @@
-"""The process of a load that is made by ranks: it starts them, passes requests on to all of them, and ends with the first
-that fails.
-"""
+"""The process of a load in ranks: it starts them, passes requests on to all, and ends with the first failure."""
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -53,6 +52,8 @@ class Ranks:
         self._names = list(range(self._count))
         #: Local rank -> its process, by a descriptor: a number may be another process's by now.
         self._processes: dict[int, int] = {}
+        # In place of this process's own stack, which says nothing: it only waits.
+        faulthandler.unregister(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, self._dump)
         self._agent = Agent(self._count, pairs, logs)
         self._agent.start()
@@ -63,27 +64,28 @@ class Ranks:
             theirs.close()
 
     def load(self) -> LoadResult:
-        """Load and measure in all ranks; one result. Raises RankDied."""
+        """Load and measure in all ranks; one result. Raises RankDied, also where a rank raises."""
         replies = self._ask({"kind": "load", "job": self._job.to_json()})
-        return merge(self._job, {name: LoadResult.from_json(reply["result"]) for name, reply in replies.items()})
+        if any(reply["kind"] == "error" for reply in replies):
+            raise self._raised(dict(enumerate(replies)))
+        results = [LoadResult.from_json(reply["result"]) for reply in replies]
+        return merge(self._job, dict(zip(self._names, results, strict=True)))
 
     def ask(self, message: Message) -> Message:
-        """Have all ranks do the same, as collective operations want it; the reply of the first rank.
-
-        Raises RankDied where one does not answer.
+        """Have all ranks do the same, as collective operations want it; the reply of the first rank, or of the first
+        that raised. Raises RankDied where one does not answer.
         """
         replies = self._ask(message)
-        first = replies[min(replies)]
-        return {**first, "changed": any(reply.get("changed") for reply in replies.values())}
+        reply = next((reply for reply in replies if reply["kind"] == "error"), replies[0])
+        return {**reply, "changed": any(other.get("changed") for other in replies)}
 
-    def _ask(self, message: Message) -> dict[int, Message]:
+    def _ask(self, message: Message) -> list[Message]:
         for rank, channel in enumerate(self._channels):
             try:
                 channel.send(message)
             except Closed:
                 raise self._death(rank) from None
-        replies = self._collect(lambda reply: reply["kind"] != "phase")
-        return dict(zip(self._names, replies, strict=True))
+        return self._collect(lambda reply: reply["kind"] != "phase")
 
     def _collect(self, wanted: Callable[[Message], bool]) -> list[Message]:
         """One such message from each rank, in their order; phases are passed on as the last rank enters them."""
@@ -97,20 +99,28 @@ class Ranks:
             if not ready and not self._agent.alive:
                 raise self._agent_ended(min(waiting.values()))
             for rank in sorted(waiting[sock] for sock in ready):
-                try:
-                    message, _ = self._channels[rank].receive()
-                except Closed:
-                    raise self._death(rank) from None
-                if message["kind"] == "phase":
-                    self._entered(rank, message["phase"])
-                elif wanted(message):
+                message = self._next(rank, wanted)
+                if message is not None:
                     found[rank] = message
                     if message["kind"] == "error" and deadline is None:
                         deadline = time.monotonic() + _GRACE
-        errors = [rank for rank in found if found[rank]["kind"] == "error"]
-        if errors and (len(errors) < self._count or self._phases[errors[0]] not in ("run", "generate")):
-            raise self._raised(found, errors)
         return [found[rank] for rank in range(self._count)]
+
+    def _next(self, rank: int, wanted: Callable[[Message], bool]) -> Message | None:
+        """The wanted message of a rank that has sent something; None where it was something else."""
+        channel = self._channels[rank]
+        more = True
+        while more:
+            try:
+                message, _ = channel.receive()
+            except Closed:
+                raise self._death(rank) from None
+            if wanted(message):
+                return message
+            if message["kind"] == "phase":
+                self._entered(rank, message["phase"])
+            more = channel.has_message
+        return None
 
     def _entered(self, rank: int, phase: str) -> None:
         self._phases[rank] = phase
@@ -126,7 +136,7 @@ class Ranks:
         return death
 
     def _agent_ended(self, rank: int) -> RankDied:
-        """The agent is gone and no channel has closed: a rank ended before it was told of its channel, or none began."""
+        """The agent is gone and no channel has closed: a rank ended before all had begun, or none began."""
         if self._agent.failures:
             return self._death(next(iter(self._agent.failures)))
         error = self._agent.error
@@ -137,24 +147,27 @@ class Ranks:
         )
         return RankDied(info, outcome=results.FAILED)
 
-    def _raised(self, found: dict[int, Message], errors: list[int]) -> RankDied:
-        """The ranks' exceptions as one: that of the first rank that raised, with which others raised as well."""
-        first = errors[0]
-        reply = found[first]
+    def _raised(self, found: dict[int, Message]) -> RankDied:
+        """The ranks' exceptions as one: that of the first rank that raised, and whether it is every rank's.
+
+        Raises MachineError where that is what it was.
+        """
+        errors = [rank for rank in sorted(found) if found[rank]["kind"] == "error"]
+        reply = found[errors[0]]
         info = ErrorInfo(**reply["error"])
-        who = f"rank {self._names[first]}" if len(errors) < self._count else "every rank"
+        who = f"rank {self._names[errors[0]]}" if len(errors) < self._count else "every rank"
         info.message = f"{who}: {info.message}"
-        info.log = self._tails(errors)
+        info.log = "\n".join(tail(self._names[rank], self._log(rank)) for rank in errors)
         self.kill()
         if reply["outcome"] == "machine":
             raise MachineError(info.message)
         return RankDied(info, outcome=reply["outcome"])
 
     def _out_of_step(self, found: dict[int, Message]) -> RankDied:
-        """Some ranks have answered, one of them with an exception, and the others wait for it."""
-        silent = [self._names[rank] for rank in range(self._count) if rank not in found]
-        death = self._raised(found, [rank for rank in found if found[rank]["kind"] == "error"])
-        death.info.message += f" (rank {', '.join(map(str, silent))} still waited for it after {_GRACE:g} s, killed)"
+        """One rank has raised, and others wait for it."""
+        silent = [str(self._names[rank]) for rank in range(self._count) if rank not in found]
+        death = self._raised(found)
+        death.info.message += f" (rank {', '.join(silent)} still waited for it after {_GRACE:g} s, killed)"
         return death
 
     def _log(self, rank: int) -> Path:

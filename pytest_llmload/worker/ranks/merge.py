@@ -124,7 +124,7 @@ def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:
     return [
         Problem("ranks", f"rank {rank}'s logits are {error:.2e} off rank {zero}'s: they do not run one model together")
         for rank, result in others
-        if (error := _error(result.numbers, first.numbers)) > _DISAGREE
+        if not (error := _error(result.numbers, first.numbers)) <= _DISAGREE
     ]
 
 

@@ -44,6 +44,7 @@ def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Pa
     process.die_with_parent(parent, signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     local_rank = int(os.environ["LOCAL_RANK"])
     process.log_to(str(log_of(logs, local_rank)))
     own = pairs[local_rank][1]

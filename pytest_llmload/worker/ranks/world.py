@@ -46,7 +46,7 @@ def settle(job: Job) -> None:
 
 
 def join(job: Job) -> None:
-    """Meet the other ranks, import what a load in ranks needs, and let the backend make its connections before the load's clock starts."""
+    """Meet the other ranks: connections are made, and what is needed is imported, before the clock starts."""
     import torch
 
     if not torch.distributed.is_initialized():

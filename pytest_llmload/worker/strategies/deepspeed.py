@@ -21,7 +21,7 @@ KERNELS = "kernel_inject"
 
 
 #: What init_inference imports on its first call; where it stands differs between versions.
-_LATE = ("deepspeed.module_inject.auto_ep_layer",)
+_LATE = ("deepspeed.module_inject.auto_ep_layer", "transformers.models.gpt2.modeling_gpt2")
 
 
 class DeepSpeed(Strategy):
