@@ -56,9 +56,7 @@ class PartFigures(Figures):
 
 
 class Memory:
-    """``.gpu`` and ``.host``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's of a load split over ranks,
-    on the CPU too.
-    """
+    """``.gpu``, ``.host``, ``.weights``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's, on the CPU too."""
 
     def __init__(self, result: LoadResult) -> None:
         self.gpu = Figures(result, "gpu")
