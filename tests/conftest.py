@@ -29,6 +29,8 @@ def project(
     for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    # Small matrices gain nothing from threads, and lose much where cores are shared.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(*arguments: str, fast: bool = True, cached: bool = True, randomly: bool = False) -> pytest.RunResult:
         options = [*(FAST if fast else ()), *arguments]

@@ -56,7 +56,7 @@ class PartFigures(Figures):
 
 
 class Memory:
-    """``.gpu``, ``.host``, ``.weights``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's, on the CPU too."""
+    """``.gpu``, ``.host``, ``.weights``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's."""
 
     def __init__(self, result: LoadResult) -> None:
         self.gpu = Figures(result, "gpu")

@@ -242,7 +242,7 @@ class Marks:
             fields = {"strategy": value}
         elif isinstance(value, (str, int, dict)):
             mapping = value if isinstance(value, dict) else {"": value}
-            fields = {"strategy": "device_map", "device_map": _as_json(mapping, f"{where}: device_map")}
+            fields = {"device_map": _as_json(mapping, f"{where}: device_map")}
         else:
             raise pytest.UsageError(f"{where}: device_map: {value!r} is neither a name, a device nor a map of modules")
         if kwargs.get("max_memory"):

@@ -6,13 +6,14 @@ import json
 import pickle
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from pytest_llmload.host.stash import existing_state
-from pytest_llmload.host.state import State, state_of
+
+if TYPE_CHECKING:
+    from pytest_llmload.host.state import State
 
 _FOLDER = "llmload_folder"
 _OUTPUT = "llmload"
@@ -33,7 +34,9 @@ class Integration:
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         # Who asks for loadscope, loadgroup, each … gets what they asked for.
         if config.getvalue("dist") == "load" and self._temporary is not None:
-            return _ByLoad(config, log, Path(self._temporary.name))
+            from pytest_llmload.integrations.xdist_scheduling import ByLoad
+
+            return ByLoad(config, log, Path(self._temporary.name))
         return None
 
     @pytest.hookimpl(tryfirst=True)
@@ -61,6 +64,8 @@ class Integration:
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         data = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if data is not None:
+            from pytest_llmload.host.state import state_of
+
             _merge(state_of(self._config), *pickle.loads(data))
 
     def pytest_unconfigure(self) -> None:
@@ -82,19 +87,3 @@ def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str |
     state.owned |= owned
     state.wanted |= wanted
     state.broker.cold_reason = state.broker.cold_reason or cold_reason
-
-
-class _ByLoad(LoadScopeScheduling):  # type: ignore[misc]
-    """One scope per load; tests without a load are scopes of their own, as under ``--dist load``."""
-
-    def __init__(self, config: pytest.Config, log: Any, folder: Path) -> None:
-        super().__init__(config, log)
-        self._folder = folder
-        self._groups: dict[str, str] | None = None
-
-    def _split_scope(self, nodeid: str) -> str:
-        if self._groups is None:
-            self._groups = {}
-            for file in sorted(self._folder.glob("*.json")):
-                self._groups.update(json.loads(file.read_text()))
-        return self._groups.get(nodeid, nodeid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_llmload.core.errors import LoadOutOfMemory
 from pytest_llmload.core.job import Job
 
 
@@ -12,6 +13,23 @@ def synchronize(job: Job) -> None:
 
         for gpu in range(torch.cuda.device_count()):
             torch.cuda.synchronize(gpu)
+
+
+#: What torch's CPU allocator and cuBLAS say in a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the GPU's or the host's memory is used up; told without importing torch."""
+    if isinstance(error, (MemoryError, LoadOutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def create_context(job: Job) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.loaded import Loaded
 
 #: Constants of a 32-bit linear congruential generator (Numerical Recipes).
@@ -53,13 +56,15 @@ def vocabulary(loaded: Loaded) -> int:
     return size
 
 
-def check_length(loaded: Loaded) -> None:
+def check_length(job: Job) -> None:
     """ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
-    workload = loaded.job.spec.workload
-    limit = getattr(loaded.text_config, "max_position_embeddings", None)
+    workload, config = job.spec.workload, read_config(Path(job.checkpoint.path))
     length = workload.prompt_tokens + workload.new_tokens
-    if isinstance(limit, int) and 0 < limit < length:
-        raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
+    for part in (config, config.get("text_config") or {}):
+        for name in ("max_position_embeddings", "n_positions"):
+            limit = part.get(name)
+            if isinstance(limit, int) and 0 < limit < length:
+                raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
 
 
 def first_forward(loaded: Loaded) -> Any:

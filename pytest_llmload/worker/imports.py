@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.strategies.base import Strategy
 
 #: What ``from_pretrained`` and ``generate`` import on their first call.
@@ -59,7 +59,7 @@ def _import_architecture(job: Job) -> None:
     """The modeling module of the checkpoint's model type, by asking transformers for the classes that it names."""
     import transformers
 
-    config = json.loads((Path(job.checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(Path(job.checkpoint.path))
     names = [*config.get("architectures", ()), job.spec.auto_class]
     for name in names:
         if name and hasattr(transformers, name):

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 if TYPE_CHECKING:
@@ -38,9 +41,12 @@ class Loaded:
     #: the model loaded whole.
     kept_logits: Any = None
     kept_tokens: Any = None
-    #: What must live as long as the model: the folder of weights on disk.
-    resources: list[Any] = field(default_factory=list)
+    #: What the model needs besides itself: an engine that it was taken out of.
+    engine: Any = None
+    #: The folder of weights on disk, where the load made one.
+    scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)
+    _names: CheckpointNames | None = field(default=None, repr=False)
 
     @property
     def inventory(self) -> Inventory:
@@ -49,9 +55,21 @@ class Loaded:
             self._inventory = Inventory(self.model)
         return self._inventory
 
-    def forget_inventory(self) -> None:
-        """Before a forward: the inventory keeps quantisation states alive that a forward may replace."""
-        self._inventory = None
+    @property
+    def checkpoint_names(self) -> CheckpointNames:
+        """Where the checkpoint has the model's tensors, with its files open."""
+        if self._names is None:
+            self._names = CheckpointNames(self.model, CheckpointFiles(self.job.checkpoint.path))
+        return self._names
+
+    def forget(self) -> None:
+        """Before a forward: the inventory keeps states alive that it may replace, open files keep pages mapped."""
+        self._inventory = self._names = None
+
+    def close(self) -> None:
+        """Remove what lives outside the process; the model is of no use afterwards."""
+        if self.scratch is not None:
+            self.scratch.close()
 
     @property
     def config(self) -> Any:

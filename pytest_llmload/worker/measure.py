@@ -8,46 +8,56 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
-from pytest_llmload.worker.device import create_context, synchronize
+from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.imports import import_all
 from pytest_llmload.worker.strategies.base import Strategy
 
+if TYPE_CHECKING:
+    from pytest_llmload.worker.loaded import Loaded
 
-def measure(job: Job, phase: Callable[[str], None]) -> tuple[LoadResult, Any]:
-    """Load as the job says; what it is, what it cost, and the live model (a ``Loaded``).
 
-    ``phase`` is told before each of import, context, load, applied, tokenizer, forward, generate. Exceptions of the
+def new_result(job: Job) -> LoadResult:
+    """A result of which nothing is known yet."""
+    digests = {"shape": job.checkpoint.shape, "weights": job.checkpoint.weights}
+    return LoadResult(spec=job.spec.to_json(), outcome=LOADED, digests=digests)
+
+
+def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded]:
+    """Load as the job says; what it is, what it cost, and the live model.
+
+    ``phase`` is told before each of import, context, load, applied, forward, generate, tokenizer. Exceptions of the
     import, the context and the loading call propagate; a forward or a generation that raises is a problem of the load,
-    unless memory ran out. With ``job.measure`` false the model is loaded and nothing else.
+    unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds what was seen until
+    then. With ``job.measure`` false the model is loaded and nothing else.
     """
-    session = _Session(job, phase)
+    session = _Session(job, phase, into or new_result(job))
     try:
         return session.run()
+    except Exception:
+        session.fill()
+        raise
     finally:
         for probe in session.probes:
             probe.close()
 
 
 class _Session:
-    def __init__(self, job: Job, phase: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, phase: Callable[[str], None], result: LoadResult) -> None:
         self.job = job
         self.tell = phase
-        checkpoint = job.checkpoint
-        self.result = LoadResult(
-            spec=job.spec.to_json(),
-            outcome=LOADED,
-            digests={"shape": checkpoint.shape, "weights": checkpoint.weights},
-        )
+        self.result = result
         self.probes: list[Any] = []
+        #: Whether the loading call has returned, so that the probes have something to tell.
+        self.is_loaded = False
 
-    def run(self) -> tuple[LoadResult, Any]:
+    def run(self) -> tuple[LoadResult, Loaded]:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
             for strategy in served_by:
@@ -61,17 +71,16 @@ class _Session:
             for strategy in served_by:
                 strategy.context(self.job)
         loaded = self._load(served_by)
-        self._environment()
+        self._environment(loaded)
         if self.job.measure:
             with self._timed("applied"):
                 self._applied(served_by, loaded)
             self._forward(loaded)
             self._generate(loaded)
-            for probe in self.probes:
-                probe.fill(self.result)
+            self.fill()
             if self._keep_output:
                 self._same_output(loaded)
-        loaded.forget_inventory()
+        loaded.forget()
         # Last: a tokenizer's memory is no part of any figure.
         with self._timed("tokenizer"):
             _load_tokenizer(loaded)
@@ -79,6 +88,13 @@ class _Session:
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
         return self.result, loaded
+
+    def fill(self) -> None:
+        """Have the probes write what they have seen, once."""
+        if self.is_loaded:
+            self.is_loaded = False
+            for probe in self.probes:
+                probe.fill(self.result)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -97,8 +113,11 @@ class _Session:
         self.probes = [resolve(name)(self.job) for name in names]
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")
+        if self.job.measure:
+            # Before a load that may take minutes.
+            resolve("pytest_llmload.worker.generation:check_length")(self.job)
 
-    def _load(self, served_by: list[Strategy]) -> Any:
+    def _load(self, served_by: list[Strategy]) -> Loaded:
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
         self.page_cache = resolve("pytest_llmload.worker.page_cache:page_cache")(self.job.checkpoint.path)
@@ -120,6 +139,7 @@ class _Session:
             del given, kwargs
             gc.collect()
             self._each("loaded", loaded)
+            self.is_loaded = True
         finally:
             gc.unfreeze()
         loaded.log = log
@@ -132,12 +152,15 @@ class _Session:
             loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
         return loaded
 
-    def _environment(self) -> None:
+    def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.environment import environment
 
         self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
+        attention = getattr(loaded.config, "_attn_implementation", None)
+        if attention:
+            self.result.environment["attention"] = str(attention)
 
-    def _applied(self, served_by: list[Strategy], loaded: Any) -> None:
+    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_LOAD
 
         for check in AFTER_LOAD:
@@ -145,12 +168,11 @@ class _Session:
         for strategy in served_by:
             self.result.problems += strategy.applied(self.job, loaded)
 
-    def _forward(self, loaded: Any) -> None:
+    def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
-        from pytest_llmload.worker.generation import check_length, first_forward
+        from pytest_llmload.worker.generation import first_forward
 
-        check_length(loaded)
-        loaded.forget_inventory()
+        loaded.forget()
         self._each("forwarding")
         with self._timed("forward"):
             loaded.logits = self._attempt("forward", lambda: first_forward(loaded))
@@ -162,7 +184,7 @@ class _Session:
             loaded.kept_logits = loaded.logits.detach().float().cpu()
         loaded.logits = None
 
-    def _generate(self, loaded: Any) -> None:
+    def _generate(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.generation import can_generate, generate_workload
 
         if any(problem.check == "forward" for problem in self.result.problems):
@@ -180,7 +202,7 @@ class _Session:
             del tokens
             self._each("generated", loaded)
 
-    def _same_output(self, loaded: Any) -> None:
+    def _same_output(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.parallel import reference
 
         with self._timed("reference"):
@@ -189,20 +211,19 @@ class _Session:
 
     def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
         """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
-        import torch
-
         try:
             return call()
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # noqa: BLE001 - any exception of foreign code is the finding, told with its type
+        except Exception as error:
+            # Any other exception of foreign code is the finding itself.
+            if is_out_of_memory(error):
+                raise
             self.result.problems.append(
                 Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             )
             return None
 
 
-def _as_loaded(job: Job, given: Any) -> Any:
+def _as_loaded(job: Job, given: Any) -> Loaded:
     """What a strategy or a user's loader returned, as a Loaded. TypeError for anything without a forward."""
     from pytest_llmload.worker.loaded import Loaded
 
@@ -211,12 +232,14 @@ def _as_loaded(job: Job, given: Any) -> Any:
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    if hasattr(model, "eval"):
+    loaded = Loaded(job=job, model=model, tokenizer=tokenizer)
+    if getattr(model, "training", False):
         model.eval()
-    return Loaded(job=job, model=model, tokenizer=tokenizer)
+        loaded.notes.append("the loader returned the model in training mode; it was measured in evaluation mode")
+    return loaded
 
 
-def _load_tokenizer(loaded: Any) -> None:
+def _load_tokenizer(loaded: Loaded) -> None:
     """The checkpoint's tokenizer, where it has one; why not is kept for the test that asks for text."""
     from transformers import AutoTokenizer
 

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core import results
-from pytest_llmload.core.errors import LoadFailed, LoadOutOfMemory, MachineError
+from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.worker import process
+from pytest_llmload.worker.device import is_out_of_memory
 from pytest_llmload.worker.ranks.failures import RankDied
-
-#: Texts of allocation failures that come as a plain RuntimeError.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Session:
@@ -157,11 +155,7 @@ def describe(error: Exception, phase: str) -> Message:
     message = str(error) or kind.__name__
     if isinstance(error, MachineError):
         outcome = "machine"
-    elif (
-        isinstance(error, (MemoryError, LoadOutOfMemory))
-        or kind.__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY))
-    ):
+    elif is_out_of_memory(error):
         outcome = results.OUT_OF_MEMORY
     else:
         outcome = results.FAILED
@@ -182,7 +176,10 @@ def main(fd: int, log: str) -> int:
     os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    Session(Channel(socket.socket(fileno=fd)), log).serve()
+    session = Session(Channel(socket.socket(fileno=fd)), log)
+    session.serve()
+    if session.loaded is not None:
+        session.loaded.close()
     sys.stdout.flush()
     sys.stderr.flush()
     return 0

@@ -167,6 +167,7 @@ def test_fused_experts_are_named_with_the_share() -> None:
     assert any("mlp.experts.gate_up_proj (" in name for name in problem.names)
     assert problem.bytes == sum(row.bytes for row in result.manifest if "experts" in row.module)
     assert type(loaded.model.lm_head) is torch.nn.Linear
+    assert problem.hint == "where that is as it should be: quant('nf4', dense_ok=['*.mlp.experts.*'])"
 
 
 @fused_experts
@@ -217,6 +218,17 @@ def test_an_upcast_that_nobody_named_a_dtype_for(tampered: Callable[[Tamper], No
     tampered(lambda model: model.model.layers[2].mlp.down_proj.float())
     problem = the_problem(quick("tiny-llama"), "dtype")
     assert problem.names[0].startswith("model.layers.2.mlp.down_proj.weight")
+
+
+def test_parameters_that_the_class_pins_are_told_not_blamed(
+    tampered: Callable[[Tamper], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"input_layernorm"})
+    result = quick("tiny-llama", dtype="bf16")
+    assert [problem for problem in result.problems if problem.check == "dtype"] == []
+    (note,) = [note for note in result.notes if "pins" in note]
+    assert note.startswith("3 parameters are float32 because the model class pins them: model.layers.0.input_layernorm")
+    assert {row.dtype for row in result.manifest if row.module.endswith("input_layernorm")} == {"float32"}
 
 
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt-neox"])
@@ -282,6 +294,7 @@ def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:
     save_file({**load_file(file), "score.weight": torch.ones(2, 2)}, file, {"format": "pt"})
     problem = only_problem(quick(files), "keys")
     assert problem.names == ("score.weight",)
+    assert problem.hint == "where that is as it should be: strategy('single', keys_ok=['score.weight'])"
     assert quick(files, options=(("keys_ok", json.dumps(["score.*"])),)).problems == []
 
 

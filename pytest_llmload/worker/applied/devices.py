@@ -27,8 +27,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     allowed = {target} | ({"cpu", "disk"} & {device for device, _ in loaded.job.spec.max_memory})
     wrong: dict[str, list[Held]] = defaultdict(list)
     for held in loaded.inventory.held:
-        if held.role == STATE and held.nbytes < 1024:
-            # Scalars that libraries keep on the host on purpose (formats, offsets).
+        if held.role == STATE and "." not in held.name:
+            # A plain attribute of a module (the original rotary frequencies): nothing computes with it in place.
             continue
         if held.device.split(":")[0] not in allowed:
             wrong[held.device].append(held)
@@ -69,5 +69,6 @@ def planned_device(planned: dict[str, object], path: str) -> str:
     for length in range(len(parts), -1, -1):
         entry = planned.get(".".join(parts[:length]))
         if entry is not None:
-            return f"cuda:{entry}" if isinstance(entry, int) or str(entry).isdigit() else str(entry)
+            numbered = isinstance(entry, int) or str(entry).isdigit()
+            return f"cuda:{entry}" if numbered else "cuda:0" if str(entry) == "cuda" else str(entry)
     return ""

@@ -10,6 +10,8 @@ from pytest_llmload.worker.loaded import Loaded
 
 CHECK = "keys"
 OPTION = "keys_ok"
+#: Keys in a hint.
+_HINTED = 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -29,7 +31,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     ):
         keys = sorted(key for key in info.get(kind, ()) if kind != "unexpected_keys" or not _allowed(key, allowed))
         if keys:
-            yield Problem(CHECK, f"{len(keys)} tensors are {message}", tuple(keys), _bytes(loaded, keys))
+            hint = ""
+            if kind == "unexpected_keys" and len(keys) <= _HINTED:
+                strategy = loaded.job.spec.strategy
+                hint = f"where that is as it should be: strategy({strategy!r}, {OPTION}={keys})"
+            yield Problem(CHECK, f"{len(keys)} tensors are {message}", tuple(keys), _bytes(loaded, keys), hint)
     if info.get("error_msgs"):
         yield Problem(CHECK, "; ".join(info["error_msgs"]))
     ignored = [key for key in info.get("unexpected_keys", ()) if _allowed(key, allowed)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -23,6 +23,8 @@ _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 _ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
+#: Patterns in a hint; more say that the load is wrong, not the test.
+_HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -93,7 +95,16 @@ def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
         what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
-        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights))
+        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
+
+
+def _hint(scheme: str, weights: list[Weight]) -> str:
+    """The marker that allows these weights to be dense: the end of their modules' paths, whatever the layer."""
+    ends = {re.sub(r"^.*\.\d+\.", "*.", weight.module_path) for weight in weights}
+    patterns = sorted(f"{end}.*" if any(w.kind == EXPERTS for w in weights) else end for end in ends)
+    if len(patterns) > _HINTED:
+        return ""
+    return f"where that is as it should be: quant({scheme!r}, dense_ok={patterns})"
 
 
 def _percent(share: float) -> str:
@@ -152,8 +163,8 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
 
 def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     """Weights of which a dequantised block is not the checkpoint's within the type's error."""
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    names = CheckpointNames(loaded.model, files)
+    names = loaded.checkpoint_names
+    files = names.files
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0

@@ -12,7 +12,6 @@ import torch
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.applied.values import equal
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.parallel.shards import Piece, Shards, divided_axis, rows
@@ -39,11 +38,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if missing:
         names = tuple(f"rank {rank}" for rank in missing)
         yield Problem(CHECK, f"{len(held)} of {len(shards.ranks)} shards are there", names)
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    names_in_file = CheckpointNames(loaded.model, files)
     for rank, tensors in sorted(held.items()):
         yield from _sizes(shards, rank, tensors)
-        yield from _values(loaded, shards, rank, tensors, names_in_file)
+        yield from _values(loaded, shards, rank, tensors, loaded.checkpoint_names)
         loaded.notes.append(_share(shards, tensors))
 
 

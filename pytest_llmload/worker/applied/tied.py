@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.tensors import Held
 
@@ -55,10 +53,8 @@ def _shared(first: Held, second: Held) -> bool:
 
 def _own_values(loaded: Loaded, first: str, second: str) -> bool:
     """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    known = CheckpointNames(loaded.model, files)
-    names = [known.find(name) for name in (first, second)]
+    names = [loaded.checkpoint_names.find(name) for name in (first, second)]
     if None in names:
         return False
-    blocks = [files.block(str(name), 0, 4096) for name in names]
+    blocks = [loaded.checkpoint_names.files.block(str(name), 0, 4096) for name in names]
     return not bool((blocks[0] == blocks[1]).all())

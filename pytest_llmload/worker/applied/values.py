@@ -32,8 +32,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     Of fused experts the first and the last one are compared. Tensors that the checkpoint holds under a name that cannot
     be told are counted in a note.
     """
-    files = CheckpointFiles(loaded.job.checkpoint.path)
-    names = CheckpointNames(loaded.model, files)
+    names = loaded.checkpoint_names
     found: dict[str, list[Held]] = defaultdict(list)
     compared = 0
     unknown: list[Held] = []
@@ -54,7 +53,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             size,
         )
     if loaded.loading_info is None:
-        yield from _missing(unknown, files)
+        yield from _missing(unknown, names.files)
     if unknown:
         loaded.notes.append(
             f"values of {len(unknown)} dense tensors were not compared: the checkpoint holds them under other names or "

@@ -57,7 +57,7 @@ def manifest(inventory: Inventory) -> list[ManifestRow]:
     groups: dict[tuple[str, str, str, str, str, int], list[int | None]] = defaultdict(list)
     for path, tensors in owned.items():
         module = inventory.modules[path]
-        pattern, number = _starred(path)
+        pattern, number = starred(path)
         own = [held for held in tensors if held.role == PARAMETER] or [held for held in tensors if held.role == BUFFER]
         states = [stored(module, name) for name in module._parameters]
         key = (
@@ -72,7 +72,7 @@ def manifest(inventory: Inventory) -> list[ManifestRow]:
     rows = [
         ManifestRow(
             module=pattern,
-            indices=_ranges(sorted(number for number in numbers if number is not None)),
+            indices=ranges(sorted(number for number in numbers if number is not None)),
             cls=cls,
             dtype=dtype,
             device=device,
@@ -96,7 +96,7 @@ def _joined(values: Iterable[str]) -> str:
     return "+".join(sorted(set(values)))
 
 
-def _starred(path: str) -> tuple[str, int | None]:
+def starred(path: str) -> tuple[str, int | None]:
     """``model.layers.7.mlp`` -> (``model.layers.*.mlp``, 7)."""
     match = re.search(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path)
     if match is None:
@@ -104,7 +104,7 @@ def _starred(path: str) -> tuple[str, int | None]:
     return f"{path[: match.start()]}*{path[match.end() :]}", int(match[1])
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """``[0, 1, 2, 7]`` -> ``0-2,7``."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -55,4 +55,7 @@ def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Pa
                 end.close()
     channel = Channel(own)
     channel.send({"kind": "hello", "pid": os.getpid(), "rank": world.rank()})
-    RankSession(channel).serve()
+    session = RankSession(channel)
+    session.serve()
+    if session.loaded is not None:
+        session.loaded.close()

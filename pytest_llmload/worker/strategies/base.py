@@ -6,14 +6,14 @@ that imports it are imported inside the methods only.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.scratch import Scratch
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.loaded import Loaded
@@ -76,7 +76,7 @@ def model_class(job: Job) -> Any:
     """
     import transformers
 
-    config = json.loads((Path(job.checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(Path(job.checkpoint.path))
     name = job.spec.auto_class
     if name is None and job.trust_remote_code and config.get("auto_map"):
         autos = [key for key in config["auto_map"] if key.startswith("AutoModel")]
@@ -104,11 +104,15 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
 
 def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
     """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
-    folder = tempfile.TemporaryDirectory(prefix="llmload-offload-")
-    loaded = from_pretrained(job, {"offload_folder": folder.name, **kwargs})
+    scratch = Scratch()
+    try:
+        loaded = from_pretrained(job, {"offload_folder": str(scratch.files), **kwargs})
+    except BaseException:
+        scratch.close()
+        raise
     loaded.planned_map = kwargs["device_map"]
     # Weights on disk are read from it at every forward.
-    loaded.resources.append(folder)
+    loaded.scratch = scratch
     return loaded
 
 

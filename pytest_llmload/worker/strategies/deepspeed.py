@@ -91,7 +91,7 @@ class DeepSpeed(Strategy):
             dtype=loaded.model.dtype,
             replace_with_kernel_inject=bool(job.spec.option(KERNELS)),
         )
-        loaded.resources.append(engine)
+        loaded.engine = engine
         loaded.model = engine.module
         loaded.shards = split_shards(job, loaded.model, wholes, whole_bytes)
         return loaded

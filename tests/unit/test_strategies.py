@@ -1,0 +1,101 @@
+"""Strategies as pytest sees them, and how those of one spec are put together. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.registry import BUILTIN_PROBES, BUILTIN_STRATEGIES, resolve
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.worker import plan
+from pytest_llmload.worker.strategies.base import Strategy
+
+FIELDS = {item.name for item in dataclasses.fields(LoadSpec)}
+
+
+def job(**fields: Any) -> Job:
+    return Job(LoadSpec(model="x", name="x", **fields), Device("cpu", "cpu-x86_64"), Checkpoint("/x", "s", "w"))
+
+
+def test_reading_every_declaration_imports_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve\n"
+        "for reference in BUILTIN_STRATEGIES.values(): resolve(reference).fields\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'bitsandbytes', 'numpy', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", BUILTIN_STRATEGIES)
+def test_a_declaration_is_complete(name: str) -> None:
+    strategy = resolve(BUILTIN_STRATEGIES[name])
+    assert issubclass(strategy, Strategy)
+    assert strategy.name == name
+    assert strategy.summary.endswith(".")
+    assert strategy.fields
+    assert set(strategy.fields) <= FIELDS
+    assert name in strategy.fields.values()
+    assert "torch" in strategy.packages
+
+
+@pytest.mark.parametrize("reference", ["json", "json:", ":dumps", ""])
+def test_what_is_no_import_string_is_said(reference: str) -> None:
+    with pytest.raises(ValueError, match="is no import string"):
+        resolve(reference)
+
+
+def test_import_strings() -> None:
+    assert resolve("json:dumps") is json.dumps
+    assert resolve("json:JSONDecoder.decode") is json.JSONDecoder.decode
+    assert len(set(BUILTIN_PROBES)) == len(BUILTIN_PROBES)
+    assert "timing" in BUILTIN_PROBES[-1]
+
+
+def test_a_spec_is_served_by_the_strategies_of_its_facets() -> None:
+    names = [strategy.name for strategy in plan.strategies(job(strategy="auto", dtype="bf16", quant="nf4"))]
+    assert names == ["auto", "bf16", "nf4"]
+    assert [strategy.name for strategy in plan.strategies(job())] == ["single"]
+
+
+def test_an_unknown_strategy_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no strategy is called 'maqic'; known: auto, balanced"):
+        plan.strategies(job(strategy="maqic"))
+
+
+class Other(Strategy):
+    name = "other"
+    summary = "For the test."
+    fields: dict[str, Any] = {"strategy": "other"}  # noqa: RUF012 - declared as a plugin would
+    options = ("mine",)
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        return {"device_map": "auto", "mine_is": job.spec.option("mine")}
+
+
+def test_registered_strategies_options_and_arguments_of_the_library() -> None:
+    options = (("keys_ok", '["a.*"]'), ("low_cpu_mem_usage", "true"), ("mine", "7"))
+    asked = dataclasses.replace(
+        job(strategy="other", options=options, attn="eager"), strategies={"other": f"{__name__}:Other"}
+    )
+    kwargs = plan.load_kwargs(asked, plan.strategies(asked))
+    assert kwargs == {
+        "device_map": "auto",
+        "mine_is": 7,
+        "low_cpu_mem_usage": True,
+        "attn_implementation": "eager",
+        "dtype": "auto",
+    }
+
+
+def test_contradictions_name_both_sides() -> None:
+    asked = job(options=(("device_map", '"auto"'),))
+    with pytest.raises(ValueError, match="the test's own options wants device_map='auto', but strategy 'single' wants"):
+        plan.load_kwargs(asked, plan.strategies(asked))

@@ -1,0 +1,332 @@
+"""The pieces that a measurement is made of, each against an independent answer."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from loads import checkpoint, job, load
+
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker.capture import warnings_of_libraries
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.environment import environment
+from pytest_llmload.worker.generation import workload_tokens
+from pytest_llmload.worker.page_cache import page_cache
+from pytest_llmload.worker.probes import host_memory
+from pytest_llmload.worker.probes.anon_sampler import AnonSampler
+from pytest_llmload.worker.probes.manifest import ranges, starred
+from pytest_llmload.worker.probes.numbers import spread
+from pytest_llmload.worker.quantstate import dequantised, stored
+from pytest_llmload.worker.scratch import Scratch
+from pytest_llmload.worker.tensors import Inventory
+
+MIB = 1 << 20
+
+
+# Quantisation states
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_our_dequantisation_is_the_librarys(scheme: str, nested: bool, storage: torch.dtype) -> None:
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    module = bitsandbytes.nn.Linear4bit(
+        256, 192, bias=False, compress_statistics=nested, quant_type=scheme, quant_storage=storage
+    ).to("cpu")
+    weight = stored(module, "weight")
+    assert weight is not None
+    assert (weight.scheme, weight.shape, weight.nested is not None) == (scheme, (192, 256), nested)
+    expected = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).reshape(-1)
+    for start, stop in ((0, 64), (100 * 64, 103 * 64), (192 * 256 - 64, 192 * 256), (63, 131)):
+        torch.testing.assert_close(dequantised(weight, start, stop), expected[start:stop].float(), rtol=1e-5, atol=1e-7)
+
+
+def test_our_int8_dequantisation_is_the_librarys() -> None:
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    module = bitsandbytes.nn.Linear8bitLt(128, 64, bias=False, has_fp16_weights=False, threshold=6.0).to("cpu")
+    expected = bitsandbytes.functional.int8_vectorwise_dequant(module.weight.data, module.weight.SCB).reshape(-1)
+    for _ in range(2):
+        weight = stored(module, "weight")
+        assert weight is not None
+        torch.testing.assert_close(dequantised(weight, 200, 500), expected[200:500].float())
+        assert weight.describe() == "int8 scale=float32 threshold=6"
+        # The first forward moves the scales from the parameter to the module's state.
+        module(torch.zeros(1, 128, dtype=torch.float16))
+
+
+def test_a_dense_weight_has_no_state() -> None:
+    assert stored(torch.nn.Linear(4, 4), "weight") is None
+    assert stored(torch.nn.Linear(4, 4, bias=False), "bias") is None
+
+
+# Tensors
+
+
+class Odd(torch.nn.Module):
+    """Holds tensors where no parameter list looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8, 4))
+        self.register_buffer("kept", torch.zeros(3))
+        self.register_buffer("derived", torch.zeros(5), persistent=False)
+        self.tables = {"scales": [torch.zeros(7)], "view": self.weight.detach()[2:]}
+        self.weight.extra = torch.zeros(11)  # type: ignore[attr-defined]
+        self.placeholder = torch.nn.Parameter(torch.zeros(100, device="meta"))
+
+
+def test_every_place_that_holds_a_tensor_is_found_once() -> None:
+    inventory = Inventory(torch.nn.Sequential(Odd()))
+    found = {held.path: (held.role, held.nbytes, held.persistent) for held in inventory.held}
+    assert found == {
+        "0.weight": ("parameter", 128, True),
+        "0.weight.extra": ("state", 44, True),
+        "0.placeholder": ("parameter", 400, True),
+        "0.kept": ("buffer", 12, True),
+        "0.derived": ("buffer", 20, False),
+        "0.tables.scales.0": ("state", 28, True),
+        "0.tables.view": ("state", 96, True),
+    }
+    assert sum(inventory.storages().values()) == 128 + 44 + 12 + 20 + 28
+
+
+def test_tied_weights_count_once_and_slices_of_a_storage_are_told_apart() -> None:
+    whole = torch.zeros(10, 4)
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 5, bias=False) for _ in range(3)])
+    model[0].weight = torch.nn.Parameter(whole[:5])
+    model[1].weight = torch.nn.Parameter(whole[5:])
+    model[2].weight = model[0].weight
+    inventory = Inventory(model)
+    assert sum(inventory.storages().values()) == 160
+    assert sum(held.nbytes for held in inventory.distinct()) == 160
+    model[1].weight = torch.nn.Parameter(torch.zeros(5, 4))
+    inventory = Inventory(model)
+    # The first half keeps the whole of its storage alive.
+    assert sum(inventory.storages().values()) == 160 + 80
+    assert sum(held.nbytes for held in inventory.distinct()) == 160
+
+
+def test_weights_behind_hooks_are_found_where_they_are(tmp_path: Path) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    for offload, device in ((cpu_offload, "cpu"), (lambda model: disk_offload(model, str(tmp_path)), "disk")):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+        offload(model)
+        held = {item.path: item for item in Inventory(model).held}
+        assert {item.device for item in held.values()} == {device}
+        assert all(item.offloaded for item in held.values())
+        assert sum(item.nbytes for item in held.values()) == 2 * (64 + 8) * 4
+        assert (sum(Inventory(model).storages().values()) > 0) == (device == "cpu")
+
+
+# Checkpoints
+
+
+def test_blocks_of_a_file_are_those_of_the_tensor() -> None:
+    from safetensors.torch import load_file
+
+    files = CheckpointFiles(checkpoint("tiny-gpt2").path)
+    (file,) = set(files.where.values())
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        size = tensor.numel()
+        for start, stop in ((0, min(size, 70)), (max(0, size - 65), size), (size // 3, min(size, size // 3 + 100))):
+            assert torch.equal(files.block(name, start, stop), tensor.reshape(-1)[start:stop]), name
+            if tensor.dim() == 2:
+                expected = tensor.T.reshape(-1)[start:stop]
+                assert torch.equal(files.block(name, start, stop, transposed=True), expected), name
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt-neox", "tiny-gpt2", "tiny-mixtral"])
+def test_every_tensor_of_a_model_is_found_in_its_checkpoint(model: str) -> None:
+    _, loaded = load(model, measure=False)
+    names = CheckpointNames(loaded.model, CheckpointFiles(checkpoint(model).path))
+    used: set[str] = set()
+    for held in loaded.inventory.distinct():
+        if held.role != "parameter":
+            continue
+        name, fused = names.find(held.path), names.fused(held.path)
+        assert name or fused, held.path
+        used |= {name} if name else {part for parts in fused.parts for part in parts} if fused else set()
+    assert used == set(names.files.where)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_page_cache_is_told_warm_from_cold(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(os.urandom(4 * MIB))
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        told = page_cache(str(tmp_path))
+        if told != "cold":
+            pytest.skip("this file system does not drop pages")
+        if share:
+            os.pread(descriptor, 4 * MIB, 0)
+            told = page_cache(str(tmp_path))
+    finally:
+        os.close(descriptor)
+    assert told == ("warm" if share else "cold")
+
+
+def test_the_page_cache_of_nothing_is_not_told(tmp_path: Path) -> None:
+    assert page_cache(str(tmp_path)) == "uncontrolled"
+
+
+# Memory of the host
+
+
+def test_a_transient_allocation_is_sampled() -> None:
+    sampler = AnonSampler()
+    sampler.take()
+    resting = sampler.take()
+    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)
+    for page in range(0, 64 * MIB, mmap.PAGESIZE):
+        held[page] = 1
+    sampler.take()
+    seen = sampler.take()
+    held.close()
+    assert sampler.close() == ""
+    assert resting is not None
+    assert seen is not None
+    assert seen - resting > 60 * MIB
+
+
+def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = host_memory.HostMemory(job("tiny-llama"))
+    probe.start()
+    assert probe.sampler is not None
+    probe.mark()
+    probe.sampler._process.kill()
+    probe.sampler._process.wait()
+    probe.loaded(None)  # type: ignore[arg-type]
+    from pytest_llmload.core.results import LoadResult
+
+    result = LoadResult({}, "loaded")
+    probe.fill(result)
+    assert "the sampling process ended" in result.unavailable["host.anon_peak"]
+    assert result.unavailable["host.settled"] == "no forward has run"
+    assert "host.peak" in result.metrics
+
+
+# Folders of a load
+
+
+def test_what_a_killed_load_left_behind_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = (
+        "import os; from pytest_llmload.worker.scratch import Scratch; print(Scratch().path, flush=True); os._exit(1)"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    left = Path(killed.stdout.strip())
+    (left / "files" / "weight.safetensors").write_bytes(b"x")
+    unfinished = tmp_path / "llmload-scratch-unfinished"
+    unfinished.mkdir()
+    alive = Scratch()
+    second = Scratch()
+    assert not left.exists()
+    assert alive.files.is_dir()
+    assert unfinished.is_dir()
+    for scratch in (alive, second, second):
+        scratch.close()
+    assert list(tmp_path.iterdir()) == [unfinished]
+
+
+def test_weights_on_disk_live_as_long_as_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _, loaded = load("tiny-mixtral", strategy="offload", measure=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    loaded.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# Small things
+
+
+def test_fixed_tokens_are_fixed() -> None:
+    rows = workload_tokens(Workload(2, 4, 1), 1000)
+    assert rows == [[361, 949, 273, 618], [311, 770, 828, 146]]
+    assert all(64 <= token < 1000 for row in rows for token in row)
+    assert all(0 <= token < 50 for row in workload_tokens(Workload(1, 200, 1), 50) for token in row)
+    assert rows[0] == workload_tokens(Workload(1, 9, 1), 1000)[0][:4]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "number"),
+    [
+        ("model.layers.7.mlp.up_proj", "model.layers.*.mlp.up_proj", 7),
+        ("model.layers.12.experts.3.w1", "model.layers.*.experts.3.w1", 12),
+        ("0", "*", 0),
+        ("lm_head", "lm_head", None),
+        ("conv1.weight2", "conv1.weight2", None),
+    ],
+)
+def test_alike_modules_share_a_pattern(path: str, pattern: str, number: int | None) -> None:
+    assert starred(path) == (pattern, number)
+
+
+def testranges() -> None:
+    assert ranges([]) == ""
+    assert ranges([0, 1, 2, 3]) == "0-3"
+    assert ranges([0, 1, 4, 7, 8]) == "0-1,4,7-8"
+
+
+def test_spread_takes_both_ends() -> None:
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(100, 3) == [0, 49, 99]
+    assert len(set(spread(9, 8))) == 8
+
+
+def test_reports_of_the_libraries_are_captured_though_silenced() -> None:
+    logger = logging.getLogger("transformers.modeling_utils")
+    parent = logging.getLogger("transformers")
+    level = parent.level
+    parent.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with warnings_of_libraries() as lines:
+                logger.warning("\x1b[1mLlamaForCausalLM LOAD REPORT\x1b[0m from: x")
+                logger.info("not this")
+    finally:
+        assert parent.level == logging.ERROR
+        parent.setLevel(level)
+    assert lines == ["transformers.modeling_utils: LlamaForCausalLM LOAD REPORT from: x"]
+
+
+def test_the_environment_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    found = environment(job("tiny-llama"))
+    assert found["malloc"] == "mmap_threshold=65536"
+    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert {"python", "torch", "torch_minor", "transformers", "cpu", "host", "loader_threads"} <= set(found)
+    assert "secret" not in str(found)
+    assert str(Path.home()) not in str(found)
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    assert environment(job("tiny-llama"))["malloc"] == "system"
+
+
+def test_a_workload_longer_than_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"workload 1x100000\+8 needs 100008 positions, the model has"):
+        load("tiny-llama", workload=Workload(1, 100000, 8))
