@@ -17,6 +17,7 @@ from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.imports import import_all
+from pytest_llmload.worker.ranks import world
 from pytest_llmload.worker.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class _Session:
             for strategy in served_by:
                 strategy.prepare(self.job)
             import_all(self.job, served_by)
-            self._keep_output = self.job.measure and any(strategy.same_output for strategy in served_by)
+            compared = any(strategy.same_output for strategy in served_by)
+            self._keep_output = self.job.measure and compared and world.answers()
             self._import_own()
         self._each("start")
         with self._timed("context"):

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_llmload.core import nodes
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult, ManifestRow, Numbers, Problem
 from pytest_llmload.core.spec import LoadSpec
@@ -112,8 +114,19 @@ def test_a_rank_sees_the_one_gpu_of_its_number() -> None:
 
 
 def test_ranks_are_divided_among_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert world.local_size(4) == 4
+    assert nodes.local_size(4) == 4
     monkeypatch.setenv("PET_NNODES", "2")
-    assert world.local_size(4) == 2
-    with pytest.raises(ValueError, match="world_size=3 does not divide among 2 nodes"):
-        world.local_size(3)
+    assert nodes.local_size(4) == 2
+    with pytest.raises(MachineError, match="world_size=3 does not divide among 2 nodes"):
+        nodes.local_size(3)
+
+
+def test_one_rank_a_machine_answers_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads the whole model for the comparison; all of them together would not fit."""
+    assert world.answers()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    found = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(world.answers())
+    assert found == [True, False, True, False]

@@ -10,8 +10,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.nodes import nodes
 from pytest_llmload.worker.preload import answering
-from pytest_llmload.worker.ranks import rank, world
+from pytest_llmload.worker.ranks import rank
 
 #: Seconds that ranks get to end after one of them has died.
 _SHUTDOWN = 2
@@ -53,7 +54,7 @@ class Agent:
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        machines = world.nodes()
+        machines = nodes()
         # A rank that ends is told by us, with its name; signals are the business of the process that started this one.
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))

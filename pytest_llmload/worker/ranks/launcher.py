@@ -17,9 +17,9 @@ from typing import Any
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo, LoadResult
-from pytest_llmload.worker.ranks import world
 from pytest_llmload.worker.ranks.agent import Agent
 from pytest_llmload.worker.ranks.failures import RankDied, ended, tail
 from pytest_llmload.worker.ranks.merge import merge
@@ -42,7 +42,7 @@ class Ranks:
         self._job = job
         self._tell = tell
         self._logs = logs
-        self._count = world.local_size(job.spec.world_size)
+        self._count = local_size(job.spec.world_size)
         logs.mkdir()
         pairs = [socket.socketpair() for _ in range(self._count)]
         self._channels = [Channel(ours) for ours, _ in pairs]

@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.nodes import local_size, nodes
 
 #: A rank that waits this long for another one is in a hang; the pytest process ends it long before.
 _PATIENCE = timedelta(hours=6)
@@ -16,16 +17,9 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def nodes() -> int:
-    """Machines that the ranks are spread over; torchrun's own variables say so (``PET_NNODES=2``)."""
-    return int(os.environ.get("PET_NNODES", "1").partition(":")[0])
-
-
-def local_size(world_size: int) -> int:
-    """Ranks on this machine. ValueError where the ranks do not divide among the machines."""
-    if world_size % nodes():
-        raise ValueError(f"world_size={world_size} does not divide among {nodes()} nodes (PET_NNODES)")
-    return world_size // nodes()
+def answers() -> bool:
+    """Whether this process answers for all ranks of its machine: it is the first of them, or the only process."""
+    return rank() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 0
 
 
 def backend(job: Job) -> str:
