@@ -18,7 +18,7 @@ demo: venv
 	bash examples/demo/demo.sh $(BIN)/python
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ cp "$here"/*.py "$work"
 cd "$work"
 
 step() { printf '\n\033[1m%s\033[0m\n\n' "$*"; }
-gate() { "$python" -m pytest -q --llm-model=random:tiny-llama --llm-device=cpu "$@"; }
+gate() { "$python" -m pytest -q -p no:randomly --llm-model=random:tiny-llama --llm-device=cpu "$@"; }
 
 step '1. Record: load under each strategy, twice, and write baselines/ (commit it)'
 gate --llm-update-baselines

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
 def finish(session: pytest.Session, state: State) -> None:
     """Judge the run as a whole, then write the reports. In an xdist worker, the controller does both."""
-    for spec, run in state.runs.items():
-        load = state.broker.load(spec)
-        if run.result is None and load.measured:
-            run.result = load.result
     if state.is_worker or session.config.option.collectonly:
         return
     if session.exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):

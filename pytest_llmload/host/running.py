@@ -56,8 +56,9 @@ def _skip_if_missing(item: pytest.Item) -> None:
 
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
     """The ``llm`` of a spec, measured. Raises MachineError; a load that failed is a handle that says so."""
-    load = state_of(config).broker.load(spec)
-    _ = load.result
+    state = state_of(config)
+    load = state.broker.load(spec)
+    state.run(spec).result = load.result
     return LLM(load)
 
 
@@ -127,8 +128,9 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         state.note(spec, item.nodeid, outcome, message)
     elif report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
         state.note(spec, item.nodeid)
-    if report.when == "call":
-        report.user_properties += junit.properties(state.run(spec))
+    if call.when == "call":
+        # JUnit reads them off the teardown's report, which takes them from the item.
+        item.user_properties += junit.properties(state.run(spec))
 
 
 def _is_ours(error: BaseException | None) -> bool:

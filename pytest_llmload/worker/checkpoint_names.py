@@ -6,6 +6,7 @@ ones; the model keeps the conversions that were used (core_model_loading.py, ``_
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class CheckpointNames:
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
         self._follow(list(getattr(model, "_weight_conversions", None) or ()))
+        self._rename(getattr(model, "_checkpoint_conversion_mapping", None) or {})
 
     def find(self, path: str) -> str | None:
         """The checkpoint's name of a tensor that it holds as such."""
@@ -61,12 +63,22 @@ class CheckpointNames:
             if pattern is None and target != name:
                 self._note(self._renamed, target, name)
         for target, by_pattern in parts.items():
-            kinds = [(type(operation).__name__, operation.dim) for operation in used[target].operations]
+            operations = used[target].operations
+            kinds = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]
             if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):
                 ordered = [
                     tuple(by_pattern[pattern]) for pattern in used[target].source_patterns if pattern in by_pattern
                 ]
                 self._note(self._fused, target, Fused(tuple(ordered)))
+
+    def _rename(self, patterns: dict[str, str]) -> None:
+        """transformers 4: the first pattern that fits a name replaces its part (``_get_key_renaming_mapping``)."""
+        for name in self.files.where if patterns else ():
+            for pattern, replacement in patterns.items():
+                target, fits = re.subn(pattern, replacement, name)
+                if fits:
+                    self._note(self._renamed, target, name)
+                    break
 
     def _note(self, table: dict[str, Any], target: str, value: Any) -> None:
         """Under the model's name with and without the base model's prefix, which a load adds or takes away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
@@ -56,20 +57,22 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
 
 
 def _import_architecture(job: Job) -> None:
-    """The modeling module of the checkpoint's model type, by asking transformers for the classes that it names."""
+    """The classes that the checkpoint names, and the modules of its model type and of those that it is composed of."""
     import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
 
     config = read_config(Path(job.checkpoint.path))
     names = [*config.get("architectures", ()), job.spec.auto_class]
     for name in names:
         if name and hasattr(transformers, name):
             getattr(transformers, name)
-    model_type = config.get("model_type", "").replace("-", "_")
-    package = f"transformers.models.{model_type}"
-    for module in (f"{package}.configuration_{model_type}", f"{package}.modeling_{model_type}"):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            # A type of the checkpoint's own code, or one that transformers keeps in another's package.
-            if not (error.name or "").startswith(package):
-                raise
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for model_type in {str(part["model_type"]) for part in parts if part.get("model_type")}:
+        package = f"transformers.models.{model_type_to_module_name(model_type)}"
+        if find_spec(package) is None:
+            # A type of the checkpoint's own code.
+            continue
+        name = package.rpartition(".")[2]
+        for module in (f"{package}.configuration_{name}", f"{package}.modeling_{name}"):
+            if find_spec(module) is not None:
+                importlib.import_module(module)

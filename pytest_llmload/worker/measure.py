@@ -144,7 +144,8 @@ class _Session:
             self.is_loaded = True
         finally:
             gc.unfreeze()
-        loaded.log = log
+        # Where the files lie is this machine's business; reports are read elsewhere.
+        loaded.log = [line.replace(self.job.checkpoint.path, self.job.spec.name) for line in log]
         self.result.phases["load"] = seconds
         if self.job.measure:
             self.result.metrics["load"] = seconds

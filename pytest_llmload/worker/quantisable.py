@@ -45,9 +45,10 @@ class Weight:
 def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
     """Every weight of a Linear, a Conv1D or fused experts, minus embeddings, output head and routers.
 
-    Embeddings and heads are those that a (sub)model itself names, and what is tied to them.
+    Embeddings and heads are those that a (sub)model itself names, what is tied to them, and what a model with a head
+    has beside its base model (``score``, ``cls.predictions``).
     """
-    exempt = _embeddings(inventory)
+    exempt = _embeddings(inventory) | _head(model)
     seen: set[int] = set()
     for held in inventory.parameters():
         module = inventory.modules[held.module]
@@ -100,6 +101,14 @@ def _embeddings(inventory: Inventory) -> set[int]:
         if isinstance(module, torch.nn.Embedding):
             found |= {id(param) for param in module.parameters()}
     return found
+
+
+def _head(model: Any) -> set[int]:
+    """Ids of the parameters beside the base model, where there is one."""
+    base = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
+    if not isinstance(base, torch.nn.Module):
+        return set()
+    return {id(param) for param in model.parameters()} - {id(param) for param in base.parameters()}
 
 
 def _is_router(model: Any, owner: Any, path: str, held: Held) -> bool:

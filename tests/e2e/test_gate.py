@@ -70,7 +70,7 @@ def test_record_gate_tamper_update(pytester, project, baseline):
     regressed.assert_outcomes(failed=1)
     assert "memory regressed: tiny-llama / nf4" in first_lines(regressed)
     assert "host.weights" in first_lines(regressed)
-    assert "tolerance exact" in first_lines(regressed)
+    assert "(+1 B, exact)" in first_lines(regressed)
     junit = (pytester.path / "junit.xml").read_text()
     assert '<property name="llmload.verdict" value="regressed"' in junit
     assert '<property name="llmload.host.weights"' in junit

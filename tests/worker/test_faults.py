@@ -203,6 +203,58 @@ def test_experts_that_the_library_quantised_itself_count(tampered: Callable[[Tam
     assert any(row.quant.startswith("nf4") and "experts" in row.module for row in result.manifest)
 
 
+@fused_experts
+def test_the_values_of_experts_that_the_library_quantised_count_too(tampered: Callable[[Tamper], None]) -> None:
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    def tamper(model: Any) -> None:
+        experts = [layer.mlp.experts for layer in model.model.layers]
+        experts[0].down_proj.data, experts[1].down_proj.data = experts[1].down_proj.data, experts[0].down_proj.data
+        for module in experts:
+            for name in ("gate_up_proj", "down_proj"):
+                replace_parameter_4bit(module, name, quant_type="nf4")
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-mixtral", quant="nf4"), "quantised")
+    assert "a dequantised block of 2 of" in problem.message
+    assert all("down_proj" in name for name in problem.names)
+
+
+@fused_experts
+def test_a_subclass_of_linear_is_named(tmp_path: Path) -> None:
+    """transformers 5 replaces ``nn.Linear`` itself only, and says something about eetq."""
+    config = transformers.FalconConfig(
+        vocab_size=256, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, dtype="bfloat16"
+    )
+    transformers.FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    problem = only_problem(quick(Checkpoint(str(tmp_path), "shape", "weights"), quant="nf4"), "quantised")
+    assert "nothing was quantised to nf4" in problem.message
+    assert "FalconLinear is not nn.Linear itself" in problem.message
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_checkpoint_that_is_quantised_already(tmp_path: Path, scheme: str) -> None:
+    from transformers import BitsAndBytesConfig
+
+    setting = BitsAndBytesConfig(load_in_8bit=True)
+    if scheme == "nf4":
+        setting = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    source = checkpoint("tiny-llama").path
+    made = transformers.AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=setting, dtype="auto", device_map={"": "cpu"}
+    )
+    made.save_pretrained(tmp_path)
+    files = Checkpoint(str(tmp_path), "shape", "weights")
+    other = "int8" if scheme == "nf4" else "nf4"
+    result = quick(files)
+    assert result.problems == []
+    assert any(row.quant.startswith(scheme) for row in result.manifest)
+    assert quick(files, quant=scheme).problems == []
+    assert f"{other} was asked for, {scheme} is stored" in only_problem(quick(files, quant=other), "quantised").message
+
+
 # Dense weights
 
 
@@ -227,7 +279,7 @@ def test_parameters_that_the_class_pins_are_told_not_blamed(
     result = quick("tiny-llama", dtype="bf16")
     assert [problem for problem in result.problems if problem.check == "dtype"] == []
     (note,) = [note for note in result.notes if "pins" in note]
-    assert note.startswith("3 parameters are float32 because the model class pins them: model.layers.0.input_layernorm")
+    assert note.startswith("the model class pins 3 parameters to float32: model.layers.0.input_layernorm.weight")
     assert {row.dtype for row in result.manifest if row.module.endswith("input_layernorm")} == {"float32"}
 
 

@@ -6,18 +6,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
+from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.planner import load_dtype
 from pytest_llmload.worker.quantstate import stored
 from pytest_llmload.worker.tensors import Held, Inventory
 
 CHECK = "dtype"
-NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: Floating dtypes that only a quantised checkpoint has.
 _NARROW = ("float8", "float4")
 #: safetensors' names of dtypes.
@@ -27,29 +29,31 @@ _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Parameters only: buffers (rotary frequencies …) are as the model declares them.
 
-    Parameters that the model class pins to fp32 are noted. Without a dtype in the spec, what the checkpoint says holds,
-    its config or its file; a user's own loader is then free. What a quantised checkpoint stores beside its weights
-    (scales) stays as it is stored.
+    Parameters that the model class pins to another dtype are noted. Without a dtype in the spec, what the checkpoint
+    says holds, its config or its file; a user's own loader is then free. What a quantised checkpoint stores beside its
+    weights (scales) stays as it is stored.
     """
     spec = loaded.job.spec
-    # The checkpoint's own; the live config may have been changed by the load.
-    config = read_config(Path(loaded.job.checkpoint.path))
-    if spec.dtype is not None:
-        expected, source = NAMES[spec.dtype], "was asked for"
-    else:
-        expected, source = _configured(config), "is what the checkpoint says"
-    if not expected or (spec.dtype is None and spec.strategy == "loader"):
+    if spec.dtype is None and spec.strategy == "loader":
         return
-    may_be_as_stored = spec.dtype is None or bool(config.get("quantization_config"))
+    expected = str(load_dtype(loaded.job)).removeprefix("torch.")
+    # The checkpoint's own; the live config may have been changed by the load.
+    prequantised = bool(read_config(Path(loaded.job.checkpoint.path)).get("quantization_config"))
+    others = [
+        held
+        for held in loaded.inventory.parameters()
+        if held.dtype != expected
+        and _is_dense(loaded.inventory, held)
+        and not (
+            (spec.dtype is None or prequantised) and held.dtype == _stored_dtype(loaded.checkpoint_names, held.path)
+        )
+    ]
+    pinned = pinned_parameters(loaded, others, expected) if others else []
     wrong: dict[str, list[Held]] = defaultdict(list)
-    pinned: list[Held] = []
-    for held in loaded.inventory.parameters():
-        if held.dtype == expected or not _is_dense(loaded.inventory, held):
-            continue
-        if held.dtype == "float32" and _is_pinned(loaded.inventory, held.path, expected):
-            pinned.append(held)
-        elif not (may_be_as_stored and held.dtype == _stored_dtype(loaded.checkpoint_names, held.path)):
+    for held in others:
+        if held not in pinned:
             wrong[held.dtype].append(held)
+    source = "is what the checkpoint says" if spec.dtype is None else "was asked for"
     for dtype, found in wrong.items():
         size = sum(held.nbytes for held in found)
         yield Problem(
@@ -60,15 +64,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         )
     if pinned:
         names = ", ".join(held.path for held in pinned[:8])
-        loaded.notes.append(f"{len(pinned)} parameters are float32 because the model class pins them: {names}")
-
-
-def _configured(config: dict[str, Any]) -> str:
-    for part in (config, config.get("text_config") or {}):
-        value = part.get("dtype") or part.get("torch_dtype")
-        if isinstance(value, str):
-            return value.removeprefix("torch.")
-    return ""
+        loaded.notes.append(f"the model class pins {len(pinned)} parameters to {pinned[0].dtype}: {names}")
 
 
 def _stored_dtype(names: CheckpointNames, path: str) -> str:
@@ -82,16 +78,42 @@ def _is_dense(inventory: Inventory, held: Held) -> bool:
     return stored(inventory.modules[held.module], held.name) is None
 
 
-def _is_pinned(inventory: Inventory, name: str, expected: str) -> bool:
-    """Whether a class keeps the parameter in fp32: for float16, or (``_strict``) for bfloat16 too.
+def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> list[Held]:
+    """Those that the model class keeps in their dtype, whatever dtype the load is in.
 
-    transformers 5 searches each pattern anywhere in the name, with ``*`` for anything (``build_glob_alternation``).
+    By its lists of names (:func:`kept_in_fp32`), or because it declares them so: then a model without values that is
+    built in the load's dtype has them in that dtype too.
     """
-    lists = ("_keep_in_fp32_modules_strict", *(("_keep_in_fp32_modules",) if expected == "float16" else ()))
-    patterns = {
-        str(pattern)
-        for module in inventory.modules.values()
-        for kind in lists
-        for pattern in getattr(module, kind, None) or ()
-    }
+    patterns = kept_in_fp32(loaded, expected)
+    pinned = [held for held in candidates if held.dtype == "float32" and is_kept(held.path, patterns)]
+    rest = [held for held in candidates if held not in pinned]
+    if not rest:
+        return pinned
+    spec = loaded.job.spec
+    try:
+        declared = meta_model(
+            Path(loaded.job.checkpoint.path),
+            trust_remote_code=loaded.job.trust_remote_code,
+            dtype=getattr(torch, expected),
+            auto_class=spec.auto_class,
+        )
+    except ValueError as error:
+        # A user's own loader may build what transformers does not know.
+        loaded.notes.append(f"what the model class declares could not be asked: {error}")
+        return pinned
+    dtypes = {name: str(param.dtype).removeprefix("torch.") for name, param in declared.named_parameters()}
+    return pinned + [held for held in rest if dtypes.get(held.path) == held.dtype]
+
+
+def kept_in_fp32(loaded: Loaded, expected: str) -> set[str]:
+    """Patterns of what the class keeps in fp32: for float16 and by quantisers, or (``_strict``) for bfloat16 too."""
+    kinds = ["_keep_in_fp32_modules_strict"]
+    if expected == "float16" or loaded.job.spec.quant != "none":
+        kinds.append("_keep_in_fp32_modules")
+    modules = loaded.inventory.modules.values()
+    return {str(pattern) for module in modules for kind in kinds for pattern in getattr(module, kind, None) or ()}
+
+
+def is_kept(name: str, patterns: set[str]) -> bool:
+    """transformers 5 searches each pattern anywhere in the name, ``*`` is anything (``build_glob_alternation``)."""
     return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)

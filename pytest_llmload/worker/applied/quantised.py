@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
+from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
+from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
@@ -23,6 +28,8 @@ _PACKED = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 _ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.003}
 #: 8-bit statistics of the scales, relative to the largest scale of their block.
 _NESTED_ERROR = 0.05
+#: Packed values that are compared with a checkpoint that is quantised already.
+_PACKED_BLOCK = 4096
 #: Patterns in a hint; more say that the load is wrong, not the test.
 _HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -94,7 +101,8 @@ def _dense(loaded: Loaded, dense: list[Weight], asked: list[Weight]) -> Iterator
             if nothing
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
-        what = f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense"
+        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
+        what = f"{count} ({format_bytes(_bytes(weights))}) dense"
         yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
 
 
@@ -128,6 +136,8 @@ def _reason(loaded: Loaded, weight: Weight, nothing: bool) -> str:
         return "the model has no quantisation at all; the request was ignored"
     if weight.kind == LINEAR and cls != "Linear":
         return f"{cls} is not nn.Linear itself, the only class that bitsandbytes replaces"
+    if is_kept(weight.name, kept_in_fp32(loaded, dtype)):
+        return "the model class keeps them in 32 bit (_keep_in_fp32_modules)"
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
 
 
@@ -154,7 +164,8 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
         return
     if spec.double_quant and state.nested is None:
         yield f"double quant was asked for, but the statistics are plain {dtype_name(state.scales)}"
-    if not spec.double_quant and state.nested is not None:
+    # A user's own loader may nest them: the marker then says only what must hold.
+    if not spec.double_quant and spec.target is None and state.nested is not None:
         yield "double quant was not asked for, but the statistics are quantised"
     compute = _COMPUTE.get(spec.compute_dtype or "", "")
     if compute and state.compute != compute:
@@ -164,51 +175,66 @@ def _differences(loaded: Loaded, weight: Weight) -> Iterator[str]:
 def _wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     """Weights of which a dequantised block is not the checkpoint's within the type's error."""
     names = loaded.checkpoint_names
-    files = names.files
     wrong: list[Weight] = []
     worst = 0.0
     unnamed = 0
     for weight in weights:
-        state = weight.quantised
-        name = names.find(weight.name)
-        if state is None or state.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
+        if weight.quantised is None or weight.quantised.scheme not in _ERROR or weight.held.device in ("meta", "disk"):
             continue
-        if name is None or not files.slice(name).get_dtype().startswith(("F", "BF")):
+        error = _relative_error(weight, weight.quantised, names)
+        if error is None:
             unnamed += 1
-            continue
-        error = _relative_error(weight, state, files, name)
-        if error > 1:
+        elif error > 1:
             wrong.append(weight)
             worst = max(worst, error)
     if unnamed:
-        loaded.notes.append(
-            f"values of {unnamed} quantised weights were not compared: the checkpoint holds them under other names or "
-            "already quantised"
-        )
+        loaded.notes.append(f"values of {unnamed} quantised weights were not compared: the checkpoint has other names")
     if wrong:
+        off = (
+            f"off by {worst:.1f} times the error of {loaded.job.spec.quant}" if math.isfinite(worst) else "not near it"
+        )
         yield Problem(
             CHECK,
-            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: off by "
-            f"{worst:.1f} times the error of {loaded.job.spec.quant}",
+            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}",
             _names(wrong),
             _bytes(wrong),
         )
 
 
-def _relative_error(weight: Weight, state: Stored, files: CheckpointFiles, name: str) -> float:
-    """Largest difference over two blocks (or two rows of int8), relative to what the type allows."""
+def _relative_error(weight: Weight, state: Stored, names: CheckpointNames) -> float | None:
+    """Largest difference over two blocks (or rows of int8), relative to what the type allows.
+
+    None where the checkpoint's tensor cannot be told. Against a checkpoint that holds the packed values already, they
+    must be the same.
+    """
+    name = names.find(weight.name)
+    if name is not None and not names.files.slice(name).get_dtype().startswith(("F", "BF")):
+        packed = weight.held.tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
+        return 0.0 if torch.equal(packed, names.files.block(name, 0, packed.numel())) else math.inf
+    worst = 0.0
+    for start, original in _originals(weight, state, name, names):
+        scale = float(original.abs().max())
+        allowed = (_ERROR[state.scheme] + (_NESTED_ERROR if state.nested is not None else 0.0)) * scale
+        difference = float((dequantised(state, start, start + original.numel()) - original).abs().max())
+        # A scale of 0 allows nothing but 0; NaN is never allowed.
+        fits = difference <= allowed
+        worst = max(worst, difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf)
+    return worst if name is not None or names.fused(weight.name) is not None else None
+
+
+def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
+    """Blocks of the checkpoint's values, fp32, with the element that each starts at."""
     unit = state.shape[-1] if state.scheme == "int8" else state.blocksize
     units = state.elements // unit
-    worst = 0.0
-    for index in sorted({units // 3, units - 1}):
-        start, stop = index * unit, (index + 1) * unit
-        # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
-        original = files.block(name, start, stop, transposed=weight.kind == CONV1D).float()
-        scale = float(original.abs().max())
-        allowed = _ERROR[state.scheme] * scale + (_NESTED_ERROR * scale if state.nested is not None else 0.0)
-        difference = float((dequantised(state, start, stop) - original).abs().max())
-        # NaN compares as false; a scale of 0 allows nothing but 0.
-        worst = max(
-            worst, difference / allowed if allowed and difference == difference else float(difference != 0) * 1e9
-        )
-    return worst
+    if name is not None:
+        for start in sorted({units // 3 * unit, (units - 1) * unit}):
+            # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+            yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
+        return
+    fused = names.fused(weight.name)
+    if fused is not None:
+        # The first block is the first expert's first part's, the last one the last expert's last part's.
+        yield 0, names.files.block(fused.parts[0][0], 0, unit).float()
+        last = fused.parts[-1][-1]
+        size = math.prod(names.files.slice(last).get_shape())
+        yield state.elements - unit, names.files.block(last, size - unit, size).float()

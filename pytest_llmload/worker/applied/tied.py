@@ -13,9 +13,7 @@ CHECK = "tied"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """The library's own pairs where it tells them (transformers 5), else input and output embeddings."""
-    if not any(getattr(config, "tie_word_embeddings", False) for config in (loaded.config, loaded.text_config)):
-        return
+    """The library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
     held = {item.path: item for item in loaded.inventory.parameters()}
     for target, source in _pairs(loaded):
         first, second = held.get(source), held.get(target)
@@ -33,6 +31,8 @@ def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
     declared = getattr(loaded.model, "all_tied_weights_keys", None)
     if isinstance(declared, dict) and declared:
         return list(declared.items())
+    if not getattr(loaded.text_config, "tie_word_embeddings", False):
+        return []
     paths = {id(module): path for path, module in loaded.inventory.modules.items()}
     parts = [
         getattr(loaded.model, getter)() if hasattr(loaded.model, getter) else None

@@ -1,0 +1,151 @@
+"""What the plugin itself costs, as ratios against bare scripts in the same run.
+
+    python benchmarks/overhead.py        (make bench)
+
+Prints: the time to start an isolated load from the warm server; the wall time of ten loads through the plugin against
+one bare script that does the same ten loads in one process; what importing the entry module costs an unrelated pytest
+run; and which heavy modules are left loaded at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pytest_llmload.core.protocol import Message
+from pytest_llmload.host.options import _default_cache
+from pytest_llmload.host.processes import LoadProcess, Server
+from pytest_llmload.host.warmth import _BASE
+from pytest_llmload.worker.checkpoints.resolve import resolve
+
+PRESET = sys.argv[1] if len(sys.argv) > 1 else "moe-128m"
+LOADS = 10
+#: The entry module must not cost an unrelated run more than this, in seconds.
+ENTRY_GOAL = 0.003
+START_GOAL = 0.1
+RATIO_GOAL = 1.1
+
+BARE = """
+import json, sys, time
+begin = time.perf_counter()
+import transformers
+path, loads, prompt, tokens = sys.argv[1], int(sys.argv[2]), 128, 32
+import torch
+for _ in range(loads):
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    ids = torch.arange(prompt).remainder(model.config.vocab_size)[None]
+    with torch.no_grad():
+        model(ids)
+    for _ in range(6):
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+    del model
+print(json.dumps(time.perf_counter() - begin))
+"""
+
+TESTS = """
+import pytest
+@pytest.mark.parametrize("n", range({loads}))
+def test_load(llm_load, n):
+    llm_load()
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def start_times() -> list[float]:
+    """Seconds from asking for a load process to its first answer, from a warm server."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder) / "server.log", environment())
+        try:
+            server.warm_up(_BASE, None)
+            seconds = []
+            for number in range(LOADS):
+                begin = time.perf_counter()
+                process = server.fork(Path(folder) / f"{number}.log")
+                assert isinstance(process, LoadProcess), process
+                # Any request is answered; this one by an error that says which kind is unknown.
+                reply: Message = process.request({"kind": "no such request"}, 60)
+                seconds.append(time.perf_counter() - begin)
+                assert reply["kind"] == "error"
+                process.close()
+            return seconds
+        finally:
+            server.close()
+
+
+def ten_loads(path: str) -> tuple[float, float]:
+    """Wall seconds of ten measured loads through the plugin, and of a bare script that does the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "test_loads.py").write_text(TESTS.format(loads=LOADS))
+        Path(folder, "pytest.ini").write_text("[pytest]\n")
+        begin = time.perf_counter()
+        run = [sys.executable, "-m", "pytest", "-q", f"--llm-model={path}", "--llm-device=cpu", "-p", "no:randomly"]
+        subprocess.run(run, cwd=folder, check=True, capture_output=True)
+        plugin = time.perf_counter() - begin
+        begin = time.perf_counter()
+        bare = [sys.executable, "-c", BARE, path, str(LOADS)]
+        subprocess.run(bare, cwd=folder, check=True, capture_output=True)
+        return plugin, time.perf_counter() - begin
+
+
+def entry_import() -> float:
+    """Seconds that importing the entry module adds to an interpreter that has pytest loaded; median of fresh ones."""
+    code = (
+        "import pytest, _pytest.config, time; _pytest.config.get_config(); b = time.perf_counter(); "
+        "import pytest_llmload.plugin; print(time.perf_counter() - b)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(15)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
+def left_loaded() -> list[str]:
+    """Heavy modules in an unrelated pytest run at its very end."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "pytest.ini").write_text("[pytest]\n")
+        Path(folder, "test_x.py").write_text("def test_x(): pass\n")
+        Path(folder, "conftest.py").write_text(
+            "import json, sys\n"
+            "def pytest_unconfigure(config):\n"
+            "    open('left.json', 'w').write(json.dumps(sorted(sys.modules)))\n"
+        )
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly"], cwd=folder, check=True, capture_output=True
+        )
+        modules = json.loads(Path(folder, "left.json").read_text())
+        heavy = {"torch", "numpy", "transformers"}
+        ours = [name for name in modules if name.startswith("pytest_llmload")]
+        print(f"  our modules left loaded: {len(ours)}")
+        return sorted(heavy & set(modules))
+
+
+def verdict(good: bool) -> str:
+    return "as wanted" if good else "MISSED"
+
+
+def main() -> int:
+    path = resolve(f"random:{PRESET}", _default_cache()).path
+    starts = start_times()
+    later = statistics.median(starts[1:])
+    goal = f"goal {START_GOAL * 1e3:.0f} ms, {verdict(later <= START_GOAL)}"
+    print(f"start of an isolated load, after the first: {later * 1e3:.1f} ms ({goal}; first {starts[0] * 1e3:.1f} ms)")
+    plugin, bare = ten_loads(path)
+    goal = f"goal {RATIO_GOAL}, {verdict(plugin / bare <= RATIO_GOAL)}"
+    print(f"{LOADS} measured loads of {PRESET}: plugin / bare script = {plugin / bare:.2f} ({goal})")
+    entry = entry_import()
+    goal = f"goal {ENTRY_GOAL * 1e3:.0f} ms, {verdict(entry <= ENTRY_GOAL)}"
+    print(f"import of the entry module: {entry * 1e3:.1f} ms ({goal})")
+    left = left_loaded()
+    print(f"heavy modules left loaded by an unrelated run: {', '.join(left) or 'none'} ({verdict(not left)})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

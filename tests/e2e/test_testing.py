@@ -1,0 +1,16 @@
+"""The helper for users' own strategies."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmload import LoadFailed
+from pytest_llmload.testing import load_once
+
+
+def test_load_once_gives_the_result_and_raises_what_the_load_raised(checkpoint_cache):
+    result = load_once(quant="int8", cache_dir=checkpoint_cache)
+    assert result.ok
+    assert {row.cls for row in result.manifest} >= {"Linear8bitLt"}
+    with pytest.raises(LoadFailed, match="no strategy is called 'awq'"):
+        load_once(strategy="awq", cache_dir=checkpoint_cache)
