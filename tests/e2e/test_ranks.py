@@ -199,12 +199,16 @@ def test_ranks_need_processes_of_their_own(pytester, project):
     pytester.makepyfile(
         """
         import pytest
+        from pytest_llmload import LoadFailed
         @pytest.mark.strategy("tp_plan")
         def test_a(llm): pass
+        def test_b(llm_load):
+            with pytest.raises(LoadFailed, match="tp_plan-x4"):
+                llm_load(strategy="tp_plan", world_size=4)
         """
     )
     result = project("--llm-isolation=inline")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=1, passed=1)
     assert "strategy 'tp_plan' needs processes of its own: not under inline isolation" in result.stdout.str()
 
 
