@@ -63,6 +63,15 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("gpu.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the GPUs after the load"),
         Metric("host.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the host after the load"),
+        Metric(
+            "gpu.logical",
+            "B",
+            "exact",
+            "memory",
+            _EXACT,
+            "Weights on the GPUs by elements",
+            informative=True,
+        ),
         Metric("weights.logical", "B", "exact", "memory", _EXACT, "Weights by elements, wherever they live"),
         Metric(
             "weights.adapter",
@@ -199,6 +208,35 @@ METRICS: dict[str, Metric] = {
         *_work("prefill", "for the workload's prompt and one token"),
         *_work("token", "per further token"),
         Metric(
+            "shard.logical",
+            "B",
+            "exact",
+            "memory",
+            _EXACT,
+            "Weights of one rank by elements, of a load that is split over ranks",
+            informative=True,
+        ),
+        Metric(
+            "shard.peak",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Growth of one rank's peak resident memory",
+            ("malloc",),
+            informative=True,
+        ),
+        Metric(
+            "shard.settled",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Growth of one rank's anonymous resident memory after load and one forward",
+            ("malloc",),
+            informative=True,
+        ),
+        Metric(
             "load",
             "s",
             "time",
@@ -228,12 +266,14 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-_PER_GPU = re.compile(r"gpu\.\d+\.")
+_NUMBERED = re.compile(r"^(gpu|shard)\.\d+\.")
 
 
 def find(name: str) -> Metric | None:
-    """The declaration of a metric, None where there is none; ``gpu.0.settled`` is declared by ``gpu.settled``."""
-    return METRICS.get(_PER_GPU.sub("gpu.", name))
+    """The declaration of a metric, None where there is none; ``gpu.0.settled`` is declared by ``gpu.settled``,
+    ``shard.1.logical`` by ``shard.logical``.
+    """
+    return METRICS.get(_NUMBERED.sub(r"\1.", name))
 
 
 def lookup(name: str) -> Metric:

@@ -36,6 +36,12 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Closed from error
 
+    @property
+    def has_message(self) -> bool:
+        """Whether a whole message has arrived with an earlier one, so that nothing more need come on the socket."""
+        size = len(self._buffer)
+        return size >= _HEADER.size and size >= _HEADER.size + int(_HEADER.unpack_from(self._buffer)[0])
+
     def receive(self, timeout: float | None = None) -> tuple[Message, list[int]]:
         """The next message and the file descriptors sent with it. Raises Closed, or TimeoutError after seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout

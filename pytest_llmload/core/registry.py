@@ -24,6 +24,9 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "fp4": f"{_STRATEGIES}.bnb:Fp4",
     "lora": f"{_STRATEGIES}.lora:Lora",
     "qlora": f"{_STRATEGIES}.lora:QLora",
+    "tensor_parallel": f"{_STRATEGIES}.tensor_parallel:TensorParallel",
+    "tp_plan": f"{_STRATEGIES}.tp_plan:TpPlan",
+    "deepspeed": f"{_STRATEGIES}.deepspeed:DeepSpeed",
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 

@@ -25,6 +25,7 @@ from pytest_llmload.core.errors import (
     StrategyNotApplied,
 )
 from pytest_llmload.core.job import UNCONTROLLED, Checkpoint, Device, Job
+from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.registry import TIME_PROBES
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.files import Files, first_cause
@@ -119,7 +120,9 @@ class Broker:
         return self._plans[spec]
 
     def gpus_needed(self, spec: LoadSpec) -> int:
-        return max(spec.gpu_count, spec.world_size)
+        """GPUs of this machine. Raises MachineError where ranks do not divide among several machines."""
+        in_ranks = self._strategies[spec.strategy].in_ranks
+        return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
     def job(self, spec: LoadSpec, *, measure: bool, held: Lease | None = None, times_only: bool = False) -> Job:
         device = self.device()

@@ -73,7 +73,7 @@ def summarise(reporter: Any, state: State) -> None:
 
 
 def _notes(state: State) -> list[str]:
-    notes = []
+    notes = [f"not loaded by the suite: {name}, {reason}" for name, reason in state.left_out.items()]
     if state.broker.cold_reason is not None:
         notes.append(f"loads started without the warm server: {state.broker.cold_reason}")
     if state.settings.inline:

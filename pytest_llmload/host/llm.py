@@ -46,25 +46,31 @@ class Figures:
         return f"<{self._prefix}: {own}>"
 
 
-class GpuFigures(Figures):
-    """The metrics of one GPU of the load."""
+class PartFigures(Figures):
+    """The metrics of one GPU of the load, or of one shard."""
 
     @property
     def weights_share(self) -> float:
-        """This GPU's part of the whole model's weights, by elements; 0.5 on each of two GPUs that halve it."""
+        """Its part of the whole model's weights, by elements; 0.5 on each of two GPUs that halve it."""
         return self._result.metrics[f"{self._prefix}.logical"] / self._result.whole_bytes
 
 
 class Memory:
-    """``.gpu`` and ``.host``: figures in bytes; ``.gpus``: each GPU's."""
+    """``.gpu``, ``.host``, ``.weights``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's."""
 
     def __init__(self, result: LoadResult) -> None:
         self.gpu = Figures(result, "gpu")
         self.host = Figures(result, "host")
         self.weights = Figures(result, "weights")
-        numbered = (name.split(".")[1] for name in result.metrics if name.startswith("gpu."))
-        indices = sorted({int(part) for part in numbered if part.isdecimal()})
-        self.gpus = [GpuFigures(result, f"gpu.{index}") for index in indices]
+        self.gpus = _numbered(result, "gpu")
+        self.shards = _numbered(result, "shard")
+
+
+def _numbered(result: LoadResult, kind: str) -> list[PartFigures]:
+    parts = (name.split(".")[1] for name in result.metrics if name.startswith(f"{kind}."))
+    return [
+        PartFigures(result, f"{kind}.{index}") for index in sorted({int(part) for part in parts if part.isdecimal()})
+    ]
 
 
 class Timing:

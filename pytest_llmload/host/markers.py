@@ -85,6 +85,12 @@ class Marks:
                 fields[name] = setting
         if fields.get("adapter") == "":
             fields["adapter"] = self._settings.adapter or RANDOM
+        strategy = fields.get("strategy", SINGLE)
+        if "adapter" in fields and "world_size" in self._strategies[strategy].fields:
+            raise pytest.UsageError(
+                f"{where}: lora with strategy({strategy!r}): an adapter on a model that is split over ranks is not "
+                "supported; merge it into the checkpoint, or place the model by a device map"
+            )
         workload = fields.pop("workload", self._settings.workload)
         return LoadSpec(
             model=model.spec,
@@ -112,6 +118,8 @@ class Marks:
             values.append(self._one("device_map", (keywords.pop("device_map", "auto"),), limits, where))
         if "max_memory" in keywords:
             options = {**options, "max_memory": keywords.pop("max_memory")}
+        if "world_size" in keywords:
+            options = {**options, "world_size": keywords.pop("world_size")}
         if options or "strategy" in keywords:
             values.append(self._one("strategy", (keywords.pop("strategy", SINGLE),), options, where))
         if env:
@@ -200,7 +208,9 @@ class Marks:
                     found[key] = _names(value, f"{where}: strategy: {key}")
                 elif key in ("adapter", "via", "merged") and "adapter" in found:
                     found |= self._adapter({key: value}, f"{where}: strategy")
-                elif key in ("target", "world_size", "double_quant", "compute_dtype"):
+                elif key == "world_size":
+                    found[key] = self._world_size(name, value, where)
+                elif key in ("target", "double_quant", "compute_dtype"):
                     found[key] = value
                 else:
                     options[key] = _as_json(value, f"{where}: strategy: {key}")
@@ -215,6 +225,13 @@ class Marks:
             return found
 
         return self._choices("strategy", args, self._strategies.names(), fields, where)
+
+    def _world_size(self, name: str, value: object, where: str) -> int:
+        if "world_size" not in self._strategies[name].fields:
+            raise pytest.UsageError(f"{where}: strategy({name!r}) has no world_size: it is not split over ranks")
+        if type(value) is not int or value < 1:
+            raise pytest.UsageError(f"{where}: world_size={value!r}: a whole number of shards or ranks, at least 1")
+        return value
 
     def _gpu_count(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         count = args[0] if args else kwargs["n"]

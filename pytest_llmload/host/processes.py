@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host import hardware
@@ -26,6 +27,7 @@ _GRACE = 2.0
 #: Seconds a server gets for its imports.
 _WARM_UP = 300.0
 _LOG_LINES = 30
+_OOM = ": the kernel's out-of-memory killer was at work"
 #: The folder that holds this package is put last on the path, and the current folder taken off it: a user's
 #: ``types.py`` must not become the standard library's.
 _BOOT = (
@@ -74,6 +76,8 @@ class LoadProcess:
             self._channel.send(message)
             while True:
                 reply, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+                if reply["kind"] == "died":
+                    raise self._part_died(reply)
                 if reply["kind"] != "phase":
                     return reply
                 self.phase = reply["phase"]
@@ -81,6 +85,8 @@ class LoadProcess:
             raise self._death() from None
         except TimeoutError:
             raise self._timed_out(timeout) from None
+        except LoadDied:
+            raise
         except BaseException:
             # Ctrl-C, pytest-timeout: whoever interrupts, the reply would be read by the wrong request.
             self.kill()
@@ -129,6 +135,16 @@ class LoadProcess:
         self.kill()
         return LoadDied(results.TIMEOUT, info)
 
+    def _part_died(self, reply: Message) -> LoadDied:
+        """The load consists of several processes, and one of them is gone: then the load is."""
+        outcome, info = reply["outcome"], ErrorInfo(**reply["error"])
+        if reply["signal"] == signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
+            outcome = results.OUT_OF_MEMORY
+            info.message += _OOM
+        info.log = scrub(info.log)
+        self.kill()
+        return LoadDied(outcome, info)
+
     def _death(self) -> LoadDied:
         self._channel.close()
         status = self._server.status(self._pid, _GRACE)
@@ -142,7 +158,7 @@ class LoadProcess:
             message = f"killed by {name} {where}"
             if status == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
                 outcome = results.OUT_OF_MEMORY
-                message += ": the kernel's out-of-memory killer was at work"
+                message += _OOM
         else:
             message = f"exited with status {status} {where}"
         self._ended()

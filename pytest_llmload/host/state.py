@@ -60,6 +60,8 @@ class State:
         #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
         self.wanted = False
         self.owned: set[Path] = set()
+        #: Strategies that the ready-made suite leaves out on this device, and why.
+        self.left_out: dict[str, str] = {}
         #: Nodeids of verdicts about the run as a whole.
         self.session_errors: set[str] = set()
         self.stale: list[Path] = []
@@ -113,7 +115,8 @@ class State:
             raise pytest.UsageError(f"{options.flag(self.config, 'baseline-variant')}: {error}") from None
 
     def suite_defaults(self) -> list[dict[str, Any]]:
-        """What the ready-made suite loads: every strategy that needs no further input, or those of --llm-strategy.
+        """What the ready-made suite loads: the strategies that need no further input and fit this device, or those of
+        --llm-strategy; ``left_out`` then says which are not among them, and why.
 
         Raises UsageError for an unknown name.
         """
@@ -124,6 +127,9 @@ class State:
         found: list[dict[str, Any]] = []
         for name in names or self.strategies.names():
             declaration = self.strategies[name]
+            if not names and (reason := self._why_not(declaration)):
+                self.left_out[name] = reason
+                continue
             if name == "loader":
                 if self.settings.loader is not None:
                     found.append({**declaration.fields, "target": self.settings.loader})
@@ -134,6 +140,12 @@ class State:
             if name in _SUITE_EXTRAS:
                 found.append(_SUITE_EXTRAS[name])
         return found
+
+    def _why_not(self, declaration: Any) -> str:
+        try:
+            return str(declaration.why_not_by_default(self.device))
+        except MachineError as error:
+            return str(error)
 
     def fingerprint(self, spec: LoadSpec) -> str:
         """A few digits that tell two specs with one slug apart."""

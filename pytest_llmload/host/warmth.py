@@ -32,5 +32,5 @@ def warm_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategi
         modules += [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]
     for spec in specs:
         for strategy in strategies.of(spec):
-            modules += strategy.packages
+            modules += [package for package in strategy.packages if package not in strategy.cold_packages]
     return list(dict.fromkeys(modules))

@@ -35,8 +35,10 @@ _PEFT = {
 }
 
 
-def import_all(job: Job, served_by: list[Strategy]) -> None:
+def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> None:
     """The libraries, the architecture's module, the strategies' packages, and the user's own modules.
+
+    Without ``cold``, only what a process may import that is forked again before it loads.
 
     Raises ImportError for what is not installed.
     """
@@ -44,6 +46,8 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
         if path not in sys.path:
             sys.path.insert(0, path)
     for package in {package: None for strategy in served_by for package in strategy.packages}:
+        if not cold and any(package in strategy.cold_packages for strategy in served_by):
+            continue
         importlib.import_module(package)
     if find_spec("transformers") is not None:
         # A user's own loader will most likely use it too, whether or not it says so.
@@ -51,6 +55,8 @@ def import_all(job: Job, served_by: list[Strategy]) -> None:
             if find_spec(name.partition(".")[0]) is not None:
                 importlib.import_module(name)
         _import_architecture(job)
+    if not cold:
+        return
     if job.adapter is not None:
         for name, needed in _PEFT.items():
             if find_spec(needed) is not None and find_spec(name) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.adapter_files import AdapterFiles
@@ -12,6 +12,9 @@ from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.parallel.shards import Shards
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Loaded:
     loading_info: dict[str, list[str]] | None = None
     #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
     planned_map: dict[str, Any] | None = None
+    #: What each tensor is of the whole model, where the load is split over ranks.
+    shards: Shards | None = None
     #: What the libraries logged at WARNING or above during the load.
     log: list[str] = field(default_factory=list)
     #: Facts worth telling that are no failure.
@@ -37,6 +42,12 @@ class Loaded:
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
     #: Loading an adapter into the model replaces what it says there.
     conversions: list[Any] | None = None
+    #: First forward's logits and the tokens of the workload, on the host; kept where they are compared with those of
+    #: the model loaded whole.
+    kept_logits: Any = None
+    kept_tokens: Any = None
+    #: What the model needs besides itself: an engine that it was taken out of.
+    engine: Any = None
     #: The folder of weights on disk, where the load made one.
     scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)

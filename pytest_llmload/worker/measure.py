@@ -21,6 +21,7 @@ from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
+from pytest_llmload.worker.ranks import world
 from pytest_llmload.worker.strategies.base import Refused, Strategy
 
 #: Checks after whose failure the model is not run again.
@@ -70,7 +71,11 @@ class _Session:
     def run(self) -> tuple[LoadResult, Loaded | None]:
         with self._timed("import"):
             served_by = plan.strategies(self.job)
+            for strategy in served_by:
+                strategy.prepare(self.job)
             import_all(self.job, served_by)
+            compared = any(strategy.same_output for strategy in served_by)
+            self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
             self._import_own()
         contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
         if contradicted:
@@ -78,6 +83,8 @@ class _Session:
         self._each("start")
         with self._timed("context"):
             create_context(self.job)
+            for strategy in served_by:
+                strategy.context(self.job)
         try:
             loaded = self._load(served_by)
         except Refused as refused:
@@ -92,6 +99,8 @@ class _Session:
             self.fill()
             if self.job.checks:
                 self._exercised(served_by, loaded)
+            if self._keep_output:
+                self._same_output(loaded)
         loaded.forget()
         if self.job.checks:
             # Last: a tokenizer's memory is no part of any figure.
@@ -103,7 +112,9 @@ class _Session:
         return self.result, loaded
 
     def fill(self) -> None:
+        """Have the probes write what they have seen, once."""
         if self.is_loaded:
+            self.is_loaded = False
             for probe in self.probes:
                 probe.fill(self.result)
 
@@ -141,6 +152,8 @@ class _Session:
         with self._timed("page_cache"):
             prepare = resolve("pytest_llmload.worker.page_cache:set_page_cache")
             self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
+            # No rank may read while another one still evicts.
+            world.agreed(self.job, True)
         self.tell("load")
         kwargs = plan.load_kwargs(self.job, served_by)
         modules = set(sys.modules)
@@ -221,6 +234,8 @@ class _Session:
         self._each("forwarded", loaded)
         for check in AFTER_FORWARD:
             self.result.problems += check(loaded)
+        if self._keep_output and loaded.logits is not None:
+            loaded.kept_logits = loaded.logits.detach().float().cpu()
         loaded.logits = None
 
     def _generate(self, loaded: Loaded) -> None:
@@ -237,8 +252,17 @@ class _Session:
             tokens = self._attempt("generate", lambda: generate_workload(loaded))
             synchronize(self.job)
         if tokens is not None:
+            if self._keep_output:
+                loaded.kept_tokens = tokens.tolist()
             del tokens
             self._each("generated", loaded)
+
+    def _same_output(self, loaded: Loaded) -> None:
+        from pytest_llmload.worker.parallel import reference
+
+        with self._timed("reference"):
+            self.result.problems += reference.check(loaded)
+        loaded.kept_logits = None
 
     def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
         """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""

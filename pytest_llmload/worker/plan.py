@@ -25,6 +25,11 @@ def strategies(job: Job) -> list[Strategy]:
     return [resolve(known[name])() for name in names]
 
 
+def in_ranks(job: Job) -> bool:
+    """Whether the load is made by several processes."""
+    return any(strategy.in_ranks for strategy in strategies(job))
+
+
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
     """What ``from_pretrained`` is called with: every strategy's part, the attention, and the user's own options.
 

@@ -23,7 +23,7 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> dict[str,
     leaves torch alone.
     """
     seconds = {}
-    with _answering(cuda) if cuda is not None else contextlib.nullcontext():
+    with answering(cuda) if cuda is not None else contextlib.nullcontext():
         for name in modules:
             if not _exists(name):
                 continue
@@ -43,7 +43,7 @@ def _exists(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _answering(cuda: dict[str, Any]) -> Iterator[None]:
+def answering(cuda: dict[str, Any]) -> Iterator[None]:
     import torch
 
     answers: dict[str, Any] = {

@@ -17,13 +17,17 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.worker import process
 from pytest_llmload.worker.device import is_out_of_memory
+from pytest_llmload.worker.ranks.failures import RankDied
 
 
 class Session:
     """The messages a load process understands; each returns the reply."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, log: str = "") -> None:
         self._channel = channel
+        self._log = log
+        #: The processes that a load in ranks consists of; None where the model is here.
+        self.ranks: Any = None
         self.loaded: Any = None
         self._fingerprint: object = None
         self.phase = "start"
@@ -36,6 +40,8 @@ class Session:
                 return
             try:
                 reply = getattr(self, f"do_{message['kind']}")(message)
+            except RankDied as death:
+                reply = {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
             except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told
                 reply = describe(error, self.phase)
             self._channel.send(reply)
@@ -79,20 +85,45 @@ class Session:
         return {"kind": "plan", "plan": plan(job)}
 
     def do_load(self, message: Message) -> Message:
-        from pytest_llmload.worker.fingerprint import fingerprint
-        from pytest_llmload.worker.measure import measure
+        from pytest_llmload.worker.plan import in_ranks
 
         job = Job.from_json(message["job"])
         prepare(job)
+        return self._in_ranks(job) if in_ranks(job) else self.measured(job)
+
+    def _in_ranks(self, job: Job) -> Message:
+        from pytest_llmload.worker.imports import import_all
+        from pytest_llmload.worker.plan import strategies
+        from pytest_llmload.worker.ranks.launcher import Ranks
+
+        if not self._log:
+            raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
+        # Once for all ranks, which are forked from here.
+        self._enter("import")
+        import_all(job, strategies(job), cold=False)
+        self.ranks = Ranks(job, self._enter, Path(f"{self._log}.ranks"))
+        return {"kind": "result", "result": self.ranks.load().to_json()}
+
+    def measured(self, job: Job) -> Message:
+        """Load and measure here."""
+        from pytest_llmload.worker.fingerprint import fingerprint
+        from pytest_llmload.worker.measure import measure
+
         result, self.loaded = measure(job, self._enter)
         if self.loaded is not None:
             self._fingerprint = fingerprint(self.loaded.model)
         self.phase = "idle"
         return {"kind": "result", "result": result.to_json()}
 
+    def _of_ranks(self, message: Message) -> Message:
+        reply: Message = self.ranks.ask(message)
+        return reply
+
     def do_generate(self, message: Message) -> Message:
         from pytest_llmload.worker.generation import generate
 
+        if self.ranks is not None:
+            return self._of_ranks(message)
         self._enter("generate")
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
@@ -100,6 +131,8 @@ class Session:
         from pytest_llmload.worker import calls
         from pytest_llmload.worker.fingerprint import fingerprint
 
+        if self.ranks is not None:
+            return self._of_ranks(message)
         self._enter("run")
         try:
             reply = calls.call(message, self.loaded)
@@ -148,7 +181,7 @@ def main(fd: int, log: str) -> int:
     os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    session = Session(Channel(socket.socket(fileno=fd)))
+    session = Session(Channel(socket.socket(fileno=fd)), log)
     session.serve()
     if session.loaded is not None:
         session.loaded.close()

@@ -18,8 +18,15 @@ from pytest_llmload.worker.wrapping import Wrapping
 
 PARAMETER, BUFFER, STATE = "parameter", "buffer", "state"
 
-#: Attributes that every module has; what else it holds is its own.
-_MODULE_INTERNALS = frozenset(vars(torch.nn.Module())) | {"_hf_hook", "_old_forward", "forward"}
+#: Attributes that every module has, and those that lead out of the model (the map of ranks); what else it holds is its
+#: own.
+_MODULE_INTERNALS = frozenset(vars(torch.nn.Module())) | {
+    "_hf_hook",
+    "_old_forward",
+    "forward",
+    "_device_mesh",
+    "_mesh_manager",
+}
 _LEAVES = (
     torch.nn.Module,
     torch.dtype,

@@ -28,6 +28,10 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
         def test_more(llm): pass
         @pytest.mark.device_map("auto")
         def test_map(llm): pass
+        @pytest.mark.strategy("tensor_parallel", "tp_plan", "deepspeed")
+        def test_ranks(llm): pass
+        @pytest.mark.strategy("tensor_parallel", world_size=4)
+        def test_four(llm): pass
         @pytest.mark.parametrize("x", [1, 2])
         @pytest.mark.quant("int8")
         def test_user(llm, x): pass
@@ -49,6 +53,10 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
             "test_twice[tiny-llama-nf4-dq]",
             "test_more[tiny-llama-fp32+eager+w2x8-4]",
             "test_map[tiny-llama-auto]",
+            "test_ranks[tiny-llama-tensor_parallel-x2]",
+            "test_ranks[tiny-llama-tp_plan-x2]",
+            "test_ranks[tiny-llama-deepspeed-x2]",
+            "test_four[tiny-llama-tensor_parallel-x4]",
             "test_user[tiny-llama-int8-1]",
             "test_user[tiny-llama-int8-2]",
             "test_param[tiny-llama-four]",
@@ -92,6 +100,8 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
+        ("strategy('bf16', world_size=2)", "strategy('bf16') has no world_size: it is not split over ranks"),
+        ("strategy('tp_plan', world_size='2')", "world_size='2': a whole number of shards or ranks, at least 1"),
         ('quant("nf5")', "quant: unknown 'nf5': one of none, int8, nf4, fp4"),
         ("quant()", "quant names nothing"),
         ('quant("nf4", double=True)', "quant: got an unexpected keyword argument 'double'"),

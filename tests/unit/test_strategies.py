@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.registry import BUILTIN_PROBES, BUILTIN_STRATEGIES, resolve
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.warmth import warm_modules
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.strategies.base import Strategy
 
@@ -101,3 +102,27 @@ def test_contradictions_name_both_sides() -> None:
     asked = job(options=(("device_map", '"auto"'),))
     with pytest.raises(ValueError, match="the test's own options wants device_map='auto', but strategy 'single' wants"):
         plan.load_kwargs(asked, plan.strategies(asked))
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel", "tp_plan", "deepspeed"])
+def test_what_is_split_is_the_suites_where_enough_gpus_are_visible(name: str) -> None:
+    strategy = resolve(BUILTIN_STRATEGIES[name])
+    gpus = tuple(Gpu(f"GPU-{index}", "H100", 80 << 30, (9, 0), index) for index in range(2))
+    assert strategy.why_not_by_default(Device("cuda", "h100", gpus)) == ""
+    assert strategy.why_not_by_default(Device("cuda", "h100", gpus[:1])) == "needs 2 GPUs, this run sees 1"
+    assert f"--llm-strategy={name}" in strategy.why_not_by_default(Device("cpu", "cpu-x86_64"))
+    assert Strategy.why_not_by_default(Device("cpu", "cpu-x86_64")) == ""
+
+
+def test_what_would_touch_the_gpu_is_not_imported_by_the_server() -> None:
+    strategy = resolve(BUILTIN_STRATEGIES["deepspeed"])
+    spec = LoadSpec(model="x", name="x", **strategy.fields)
+
+    class Declared:
+        def of(self, spec: LoadSpec) -> list[Any]:
+            return [strategy]
+
+    modules = warm_modules([spec], [], Declared())  # type: ignore[arg-type]
+    assert "deepspeed" not in modules
+    assert "deepspeed" in strategy.packages
+    assert "accelerate" in modules

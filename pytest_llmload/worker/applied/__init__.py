@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.applied import attention, devices, dtype, finite, keys, quantised, tied, values
+from pytest_llmload.worker.applied import attention, devices, dtype, finite, keys, quantised, shards, tied, values
 from pytest_llmload.worker.loaded import Loaded
 
 #: After the load, before any forward: a forward may repack weights.
@@ -17,6 +17,7 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     attention.check,
     tied.check,
     values.check,
+    shards.check,
 )
 #: After the first forward.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)

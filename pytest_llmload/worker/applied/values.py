@@ -75,8 +75,8 @@ def _dense(loaded: Loaded) -> Iterator[list[Held]]:
             continue
         if inventory.is_adapter(held) or inventory.base_path(held) in loaded.merged:
             continue
-        if held.nbytes != held.whole_bytes:
-            # A shard: its strategy knows which part of the file it is.
+        if loaded.shards is not None and held.path in loaded.shards.pieces:
+            # Part of a whole: compared by the check of shards, which knows which part.
             continue
         if held.role == PARAMETER and stored(inventory.modules[held.module], held.name) is not None:
             continue
@@ -116,7 +116,7 @@ def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
         stop = min(start + BLOCK, size)
         original = files.block(name, start, stop)
         value = _block(tensor, start, stop)
-        if _equal(original, value):
+        if equal(original, value):
             continue
         if not bool(value.isfinite().all()) and bool(original.isfinite().all()):
             return "they hold NaN or infinity, the checkpoint does not"
@@ -136,7 +136,7 @@ def _block(tensor: Any, start: int, stop: int) -> Any:
     return tensor[first:last].reshape(-1)[start - first * row : stop - first * row].cpu()
 
 
-def _equal(original: Any, value: Any) -> bool:
+def equal(original: Any, value: Any) -> bool:
     """Whether the values are the file's, cast to the tensor's dtype, or cast there by way of a 16-bit dtype.
 
     The latter is what a load in 16 bit leaves whose norms or head are then kept in 32 bit.

@@ -22,6 +22,11 @@ def rollup() -> dict[str, int]:
     return {"Anonymous": sizes["Anonymous"], "File": sizes["Rss"] - sizes["Anonymous"]}
 
 
+def available() -> int:
+    """Host memory that a process can still get without swapping (proc(5), ``MemAvailable``)."""
+    return _sizes(Path("/proc/meminfo").read_text(encoding="ascii"))["MemAvailable"]
+
+
 def libraries() -> int:
     """Resident pages of mapped libraries (``.so``), shared or not.
 

@@ -13,6 +13,7 @@ from pytest_llmload.worker.device import synchronize
 from pytest_llmload.worker.generation import can_generate, generate_workload
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
+from pytest_llmload.worker.ranks.world import agreed
 
 #: Rounds of generating the workload, after the one that the memory probes looked at and that warmed everything up.
 ROUNDS = 5
@@ -41,7 +42,7 @@ class Timing(Probe):
         control = Control(self.job)
         begin = perf_counter()
         before = control.seconds()
-        while len(self.first) < ROUNDS and (len(self.first) < 2 or perf_counter() - begin < BUDGET):
+        while len(self.first) < ROUNDS and (len(self.first) < 2 or agreed(self.job, perf_counter() - begin < BUDGET)):
             self._round(loaded)
             after = control.seconds()
             self.control.append((before + after) / 2)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Job
+from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.scratch import Scratch
@@ -46,6 +46,24 @@ class Strategy:
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
+    #: Of these, what the warm server must not import: it would touch the GPU, or read settings of the load's process.
+    cold_packages: ClassVar[tuple[str, ...]] = ()
+    #: Whether the load is made by ``world_size`` processes, started through torch elastic.
+    in_ranks: ClassVar[bool] = False
+    #: Whether its output must be that of the model loaded whole, which is then loaded too, after all figures.
+    same_output: ClassVar[bool] = False
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        """Why the ready-made suite does not load it on a device unless it is named; empty where it does."""
+        return ""
+
+    def prepare(self, job: Job) -> None:
+        """What must be set in the load's process before its libraries are imported."""
+
+    def context(self, job: Job) -> None:
+        """What must be there before the clock and the figures of the load start, after the device's own context."""
+
     #: The phase that ``wrap`` is reported as, within the load's time; empty where it does nothing.
     wrapping: ClassVar[str] = ""
 

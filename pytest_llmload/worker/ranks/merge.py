@@ -1,0 +1,162 @@
+"""Several ranks' results as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
+
+#: All ranks compute the same logits; what the order of a sum changes is less.
+_DISAGREE = 1e-2
+#: Metrics of one rank that stand beside the sums: own name -> name under ``shard.<rank>.``.
+_PER_RANK = {"weights.logical": "logical", "host.peak": "peak", "host.settled": "settled"}
+
+
+def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
+    """One result: memory is summed, each GPU under its rank's number; times are the slowest rank's load and the first
+    rank's tokens; problems and notes name their ranks where not all have them.
+    """
+    results = dict(sorted(by_rank.items()))
+    first = next(iter(results.values()))
+    problems = _problems(results) + _disagreement(results)
+    merged = dataclasses.replace(
+        first,
+        outcome=NOT_APPLIED if problems else LOADED,
+        problems=problems,
+        metrics=_metrics(results),
+        unavailable={name: why for result in results.values() for name, why in result.unavailable.items()},
+        phase_peaks=_phase_peaks(results),
+        phases={
+            name: max(result.phases.get(name, 0.0) for result in results.values())
+            for name in {name: None for result in results.values() for name in result.phases}
+        },
+        ledger=[{**row, "gpu": rank} for rank, result in results.items() for row in result.ledger],
+        manifest=_manifest(results),
+        notes=_said({rank: result.notes for rank, result in results.items()}),
+        environment={**first.environment, "ranks": str(job.spec.world_size)},
+    )
+    if "load" in first.metrics:
+        merged.metrics["load"] = max(result.metrics["load"] for result in results.values())
+        merged.samples = {**first.samples, "load": [merged.metrics["load"]]}
+    merged.unavailable = {name: why for name, why in merged.unavailable.items() if name not in merged.metrics}
+    return merged
+
+
+def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
+    merged: dict[str, float] = {}
+    for rank, result in results.items():
+        for name, value in result.metrics.items():
+            if name.startswith("gpu.0."):
+                # Each rank sees one GPU, its first.
+                merged[f"gpu.{rank}.{name.removeprefix('gpu.0.')}"] = value
+            elif name.startswith("shard.") or name in ("ttft", "per_token"):
+                merged.setdefault(name, value)
+            else:
+                merged[name] = merged.get(name, 0) + value
+        for name, short in _PER_RANK.items():
+            if name in result.metrics:
+                merged[f"shard.{rank}.{short}"] = result.metrics[name]
+    # What one rank could not measure has no sum.
+    return {
+        name: value
+        for name, value in merged.items()
+        if name.startswith(("gpu.", "shard.")) or _everywhere(name, results)
+    }
+
+
+def _everywhere(name: str, results: Mapping[int, LoadResult]) -> bool:
+    return all(name in result.metrics for result in results.values())
+
+
+def _phase_peaks(results: Mapping[int, LoadResult]) -> dict[str, dict[str, float]]:
+    merged: dict[str, dict[str, float]] = {}
+    for rank, result in results.items():
+        for phase, peaks in result.phase_peaks.items():
+            place = merged.setdefault(phase, {})
+            for name, value in peaks.items():
+                if name == "gpu.0":
+                    place[f"gpu.{rank}"] = value
+                else:
+                    place[name] = place.get(name, 0) + value
+    return merged
+
+
+def _problems(results: Mapping[int, LoadResult]) -> list[Problem]:
+    found: dict[Problem, list[int]] = {}
+    for rank, result in results.items():
+        for problem in result.problems:
+            found.setdefault(problem, []).append(rank)
+    return [
+        problem
+        if len(ranks) == len(results) or _named(problem.message)
+        else dataclasses.replace(problem, message=f"{_ranks(ranks)}: {problem.message}")
+        for problem, ranks in found.items()
+    ]
+
+
+def _said(texts: Mapping[int, Iterable[str]]) -> list[str]:
+    found: dict[str, list[int]] = {}
+    for rank, lines in texts.items():
+        for line in lines:
+            found.setdefault(line, []).append(rank)
+    # What only the first rank says is said of all: it compares the output, and answers for the others.
+    return [
+        line if len(ranks) == len(texts) or ranks == [0] or _named(line) else f"{_ranks(ranks)}: {line}"
+        for line, ranks in found.items()
+    ]
+
+
+def _named(text: str) -> bool:
+    return "rank " in text
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:
+    """Ranks whose logits are not the first rank's: then they do not compute one model together."""
+    (zero, first), *others = results.items()
+    return [
+        Problem("ranks", f"rank {rank}'s logits are {error:.2e} off rank {zero}'s: they do not run one model together")
+        for rank, result in others
+        if not (error := _error(result.numbers, first.numbers)) <= _DISAGREE
+    ]
+
+
+def _error(one: Numbers, other: Numbers) -> float:
+    if len(one.logits) != len(other.logits):
+        return math.inf
+    size = math.sqrt(sum(value**2 for value in other.logits))
+    difference = math.sqrt(sum((a - b) ** 2 for a, b in zip(one.logits, other.logits, strict=True)))
+    return difference / size if size else difference
+
+
+def _manifest(results: Mapping[int, LoadResult]) -> list[ManifestRow]:
+    """A row that is alike on all ranks once, for all of them; others under their rank's name."""
+    rows: dict[tuple[Any, ...], list[tuple[int, ManifestRow]]] = {}
+    for rank, result in results.items():
+        for row in result.manifest:
+            rows.setdefault(dataclasses.astuple(row), []).append((rank, row))
+    merged = []
+    for held in rows.values():
+        row = held[0][1]
+        if len(held) == len(results):
+            device = f"{len(held)} x {row.device.partition(':')[0]}"
+            merged.append(
+                dataclasses.replace(row, device=device, count=row.count * len(held), bytes=row.bytes * len(held))
+            )
+        else:
+            merged += [
+                dataclasses.replace(
+                    other,
+                    module=f"rank{rank}.{other.module}".rstrip("."),
+                    device=f"{other.device.partition(':')[0]} of rank {rank}",
+                )
+                for rank, other in held
+            ]
+    return sorted(merged, key=lambda row: (row.module, row.indices))

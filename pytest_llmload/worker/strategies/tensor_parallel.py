@@ -1,0 +1,56 @@
+"""Weights split over several devices of one process, by the tensor_parallel package."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+from pytest_llmload.core.job import Device, Job
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+
+
+def too_few_devices(name: str, world_size: int, device: Device) -> str:
+    """Why a load that is split is none of the ready-made suite's on a device; empty where it is one."""
+    if device.kind != "cuda":
+        return f"on a CPU run only where --llm-strategy={name} asks for it"
+    gpus = len(device.gpus)
+    return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
+
+
+class TensorParallel(Strategy):
+    """The package itself, given a Config for today's modules: transformers' own plan for the architecture.
+
+    One process drives all shards, each with a key-value cache of its own. The whole model is read to the host first,
+    as the package does; the shards are on cuda:0, cuda:1 …, or on as many parts of the CPU.
+    """
+
+    name = "tensor_parallel"
+    summary = "The tensor_parallel package over world_size devices, by transformers' own plan for the architecture."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "tensor_parallel", "world_size": 2}
+    packages = (*Strategy.packages, "tensor_parallel")
+    same_output = True
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        return too_few_devices(cls.name, cls.fields["world_size"], device)
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        if job.spec.quant != "none":
+            raise ValueError(
+                f"the tensor_parallel package splits dense weights only: it would lose the state of {job.spec.quant} "
+                "weights; take tensor_parallel or quant, not both"
+            )
+        return {"device_map": {"": "cpu"}}
+
+    def context(self, job: Job) -> None:
+        # Imported here: what the load imports would be part of its time.
+        importlib.import_module("pytest_llmload.worker.parallel.sharded_model")
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.parallel.sharded_model import shard
+
+        loaded = from_pretrained(job, kwargs)
+        size = job.spec.world_size
+        devices = [f"cuda:{rank}" for rank in range(size)] if job.device.kind == "cuda" else ["cpu"] * size
+        loaded.model, loaded.shards = shard(loaded.model, devices)
+        return loaded

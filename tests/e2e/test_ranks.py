@@ -1,0 +1,256 @@
+"""Loads in ranks: what they are, what is planted in them, and that nobody outlives them."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_processes import children_of
+
+pytest.importorskip("deepspeed")
+
+#: Strategies of a user's own, each with something wrong on the second rank or on all.
+PLANTED = """
+import os, signal, threading
+from pytest_llmload.worker.strategies.base import from_pretrained
+from pytest_llmload.worker.strategies.deepspeed import DeepSpeed
+from pytest_llmload.worker.strategies.tp_plan import TpPlan
+
+class Planted(TpPlan):
+    fields = {"world_size": 2}
+    def __init_subclass__(cls):
+        cls.name = cls.__name__.lower()
+        cls.fields = {"strategy": cls.name, "world_size": 2}
+    def load(self, job, kwargs):
+        if os.environ["RANK"] == "1":
+            self.plant()
+        return super().load(job, kwargs)
+
+class Killed(Planted):
+    def plant(self):
+        print("about to be killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+class Exits(Planted):
+    def plant(self): os._exit(7)
+class Raises(Planted):
+    def plant(self): raise KeyError("no such layer")
+class Hangs(Planted):
+    def plant(self): threading.Event().wait()
+
+class Whole(TpPlan):
+    name, fields = "whole", {"strategy": "whole", "world_size": 2}
+    def load_kwargs(self, job):
+        return {"device_map": {"": "cpu"}}
+class Copied(TpPlan):
+    name, fields = "copied", {"strategy": "copied", "world_size": 2}
+    def load(self, job, kwargs):
+        import torch
+        loaded = super().load(job, kwargs)
+        with torch.no_grad():
+            torch.distributed.broadcast(loaded.model.model.layers[1].mlp.up_proj.weight.to_local(), 0)
+        return loaded
+class Apart(DeepSpeed):
+    '''Each rank sums with itself only.'''
+    name, fields = "apart", {"strategy": "apart", "world_size": 2}
+    def load(self, job, kwargs):
+        loaded = super().load(job, kwargs)
+        for module in loaded.model.modules():
+            if type(module).__name__ == "LinearAllreduce":
+                module.mp_group = None
+        return loaded
+"""
+CONFTEST = """
+import planted
+NAMES = ("Killed", "Exits", "Raises", "Hangs", "Whole", "Copied", "Apart")
+def pytest_llmload_strategies(config):
+    return {name.lower(): f"planted:{name}" for name in NAMES}
+"""
+
+
+def test_ranks_load_measure_generate_and_gate(pytester, project):
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        def rank(model, tokenizer):
+            import torch
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        def fails(model, tokenizer):
+            raise ZeroDivisionError("on every rank")
+        def second(model, tokenizer):
+            if os.environ["RANK"] == "1":
+                raise ZeroDivisionError("on one rank")
+        def token(model, tokenizer):
+            import torch
+            with torch.no_grad():
+                return int(model(torch.tensor([[70, 80, 90]])).logits[0, -1].argmax())
+
+        @pytest.mark.strategy("tp_plan", "deepspeed")
+        class TestRanks:
+            def test_shards(self, llm):
+                assert [shard.weights_share for shard in llm.memory.shards] == pytest.approx([0.5, 0.5], abs=0.05)
+                assert all(shard.peak > 0 and shard.settled > 0 for shard in llm.memory.shards)
+                assert {row.device for row in llm.manifest} == {"2 x cpu"}
+                assert llm.environment["ranks"] == "2"
+                assert llm.timing.load > 0 and len(llm.timing.samples["per_token"]) == 15
+                assert any("2 x its own error" in note for note in llm.result.notes)
+            def test_calls(self, llm):
+                assert llm.run(rank) == (0, 2)
+                with pytest.raises(ZeroDivisionError, match="on every rank"):
+                    llm.run(fails)
+                with pytest.raises(ZeroDivisionError, match="on one rank"):
+                    llm.run(second)
+                assert llm.run(token) == llm.run(token)
+                one, two = llm.generate("Hello", max_new_tokens=8), llm.generate("Hello", max_new_tokens=8)
+                assert len(one.tokens) == 8 and one == two
+
+        @pytest.mark.strategy("tp_plan")
+        def test_gate(llm, memory_baseline):
+            memory_baseline.check(llm)
+        """
+    )
+    result = project("--llm-update-baselines")
+    result.assert_outcomes(passed=5)
+    assert "DeepSpeed put in: LinearAllreduce, LinearLayer" in result.stdout.str()
+    # Recording has loaded twice, and what must be exact was.
+    (recorded,) = pytester.path.glob("baselines/*/*/*.json")
+    assert recorded.name == "tp_plan-x2.json"
+    assert '"shard.1.logical": 8133888' in recorded.read_text()
+    project("-k", "test_gate").assert_outcomes(passed=1, deselected=4)
+
+
+def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(pytester, project):
+    pytester.makepyfile(
+        planted=PLANTED,
+        conftest=CONFTEST,
+        test_it="""
+        import os, signal
+        import pytest
+        from pytest_llmload import LoadCrashed
+
+        @pytest.mark.strategy("killed", "exits", "raises", "whole", "copied", "apart")
+        def test_planted(llm): pass
+        @pytest.mark.strategy("hangs")
+        def test_hangs(llm): pass
+        @pytest.mark.strategy("deepspeed", world_size=1)
+        def test_one_rank(llm): pass
+        @pytest.mark.strategy("tp_plan")
+        @pytest.mark.quant("nf4")
+        def test_quantised(llm): pass
+
+        def plant(model, tokenizer):
+            if os.environ["RANK"] == "1":
+                model.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGSEGV))
+        @pytest.mark.strategy("tp_plan")
+        def test_dies_while_generating(llm):
+            llm.run(plant)
+            with pytest.raises(LoadCrashed, match="rank 1 was killed by SIGSEGV in phase 'generate'"):
+                llm.generate("Hello")
+        @pytest.mark.strategy("tp_plan")
+        def test_is_loaded_anew(llm):
+            assert len(llm.generate("Hello", max_new_tokens=4).tokens) == 4
+        """,
+    )
+    hanging = project("-k", "hangs", "--llm-timeout=8s")
+    hanging.assert_outcomes(failed=1, deselected=10)
+    result = project("-k", "not hangs")
+    result.assert_outcomes(failed=8, passed=2, deselected=1)
+    text = hanging.stdout.str() + result.stdout.str()
+    for piece in (
+        "the load's process died: tiny-llama / killed-x2",
+        "rank 1 was killed by SIGKILL in phase 'load'",
+        "rank 1: about to be killed",
+        "the load's process died: tiny-llama / exits-x2",
+        "rank 1 exited with status 7 in phase 'load'",
+        "the load failed: tiny-llama / raises-x2",
+        "KeyError: rank 1: 'no such layer' (rank 0 still waited for it after 3 s, killed)",
+        "the load timed out: tiny-llama / hangs-x2",
+        "still in phase 'load' after 8 s",
+        "rank 1 is in phase 'load'",
+        "in plant",
+        "whole-x2 was not applied: tiny-llama / whole-x2",
+        "rank 0 holds the whole model (15.51 MiB): none of",
+        "rank 1 holds the whole model (15.51 MiB): none of",
+        "copied-x2 was not applied: tiny-llama / copied-x2",
+        "of rank 1's 30 tensors are those of rank 0",
+        "apart-x2 was not applied: tiny-llama / apart-x2",
+        "not the whole model's output",
+        "init_inference changed nothing: every module is the one that was given to it",
+        "nothing was quantised to nf4",
+        "the model does not run: AttributeError",
+    ):
+        assert piece in text, piece
+
+
+def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project):
+    result = project("--pyargs", "pytest_llmload.suite", "-k", "test_generates and bf16")
+    result.assert_outcomes(passed=1)
+    for name in ("tensor_parallel", "tp_plan", "deepspeed"):
+        line = f"not loaded by the suite: {name}, on a CPU run only where --llm-strategy={name} asks for it"
+        assert line in result.stdout.str()
+
+
+def test_ranks_need_processes_of_their_own(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_llmload import LoadFailed
+        @pytest.mark.strategy("tp_plan")
+        def test_a(llm): pass
+        def test_b(llm_load):
+            with pytest.raises(LoadFailed, match="tp_plan-x4"):
+                llm_load(strategy="tp_plan", world_size=4)
+        """
+    )
+    result = project("--llm-isolation=inline")
+    result.assert_outcomes(failed=1, passed=1)
+    assert "strategy 'tp_plan' needs processes of its own: not under inline isolation" in result.stdout.str()
+
+
+def test_no_rank_outlives_pytest(pytester, checkpoint_cache):
+    pytester.makepyfile(
+        planted="""
+        import os, threading
+        from pytest_llmload.worker.strategies.tp_plan import TpPlan
+        class Waits(TpPlan):
+            name, fields = "waits", {"strategy": "waits", "world_size": 2}
+            def load(self, job, kwargs):
+                if os.environ["RANK"] == "1":
+                    open("started", "w").close()
+                threading.Event().wait()
+        """,
+        conftest="""
+        import planted
+        def pytest_llmload_strategies(config): return {"waits": "planted:Waits"}
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("waits")
+        def test_a(llm): pass
+        """,
+    )
+    started = pytester.path / "started"
+    os.mkfifo(started)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
+         f"--llm-cache-dir={checkpoint_cache}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        started.read_text()  # returns when the second rank has opened and closed its end
+        family = children_of(process.pid)
+        assert len(family) >= 4, "server, load and two ranks"
+        watched = [os.pidfd_open(pid) for pid in family]
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        for descriptor in watched:
+            readable, _, _ = select.select([descriptor], [], [], 10)
+            assert readable, "a process outlives the session"
+    finally:
+        process.kill()
+        process.wait()
