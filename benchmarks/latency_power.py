@@ -2,7 +2,8 @@
 
 Both sides of a comparison are drawn, process by process and with replacement, from the processes of one file of
 ``benchmarks/samples``: nothing changed between them. A slowdown is planted by multiplying every time of one side, and
-its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged.
+its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged; LOADS
+of the load.
 
     python benchmarks/latency_power.py benchmarks/samples/*.json --docs docs/latency.md
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.baselines.model import Timing
-from pytest_llmload.baselines.timings import LOOKS, moved, timings, undecided
+from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, moved, timings, undecided
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
 
@@ -42,8 +43,9 @@ def main() -> int:
     ]
     lines.append("|" + " --- |" * (len(FACTORS) + 5))
     for file in sorted(options.files):
-        processes = [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
+        every = [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
         for metric in METRICS:
+            processes = [result for result in every if metric in result.samples]
             for rule in (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate()):
                 lines.append(_row(file, metric, rule, processes, options.comparisons))
                 print(lines[-1], flush=True)
@@ -60,12 +62,7 @@ def _head(factor: float) -> str:
 
 
 def _result(row: dict[str, Any]) -> LoadResult:
-    samples = dict(row["samples"])
-    control = samples["control"]
-    for name in ("ttft", "per_token"):
-        each = len(samples[name]) // len(control)
-        samples[f"{name}.relative"] = [value / control[index // each] for index, value in enumerate(samples[name])]
-    return LoadResult(spec={}, outcome=LOADED, samples=samples, environment={"page_cache": row["page_cache"]})
+    return LoadResult(spec={}, outcome=LOADED, samples=row["samples"], environment={"page_cache": row["page_cache"]})
 
 
 class _Usual:
@@ -90,9 +87,10 @@ class _Gate:
     name = "**this gate**"
 
     def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
-        baseline, current = timings(draw(LOOKS[-1]))[metric], draw(LOOKS[-1])
+        looks = LOADS if metric == LOAD else LOOKS
+        baseline, current = timings(draw(looks[-1]))[metric], draw(looks[-1])
         verdict = INCONCLUSIVE
-        for count in LOOKS:
+        for count in looks:
             before = verdict
             verdict = moved(baseline, _slower(timings(current[:count])[metric], factor), TOLERANCE)[0].verdict
             if not undecided({metric: before}, {metric: verdict}):

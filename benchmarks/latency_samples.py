@@ -18,15 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.core.job import Checkpoint, Job
+from pytest_llmload.core.job import LOADING, TIMES, WORK, Checkpoint, Job, Scope
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES, TIME_PROBES
+from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host import hardware
 from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
 
-WORK = "pytest_llmload.worker.probes.work:Work"
 KEPT = ("accelerate", "cpu", "cuda", "driver", "gpu", "host", "loader_threads", "python", "torch", "transformers")
 TIMEOUT = 600.0
 
@@ -47,10 +46,8 @@ def main() -> int:
             device=device,
             checkpoint=checkpoint,
             strategies=dict(BUILTIN_STRATEGIES),
-            probes=TIME_PROBES,
             imports=tuple(options.imports),
             sys_path=tuple(sys.path),
-            checks=False,
             page_cache=options.page_cache,
         )
         server = Server(logs / "server.log", env)
@@ -61,12 +58,13 @@ def main() -> int:
             base = ("torch", "transformers", "accelerate", "transformers.generation.utils")
             server.warm_up([*base, *architecture, "pytest_llmload.worker.measure"], cuda)
             results = []
-            for index in range(options.processes):
+            scopes = _in_turn({LOADING: options.loads, TIMES: options.processes, WORK: options.work})
+            for index, scope in enumerate(scopes):
                 if options.limit and time.monotonic() - begin > options.limit:
                     print(f"stopped after {index} processes: {options.limit:g} s are over", flush=True)
                     break
-                probes = (*TIME_PROBES, WORK) if index < options.work else TIME_PROBES
-                results.append(_measure(server, logs / f"{index}.log", dataclasses.replace(job, probes=probes)))
+                own = dataclasses.replace(job, **{**vars(scope), "probes": scope.probes or ()})
+                results.append(_measure(server, logs / f"{index}.log", own))
                 print(_line(index, results[-1], time.monotonic() - begin), flush=True)
         finally:
             server.close()
@@ -79,8 +77,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", default="random:llama-1b")
     parser.add_argument("--workload", default="1x128+32", help="BATCHxPROMPT+NEW (default: 1x128+32)")
-    parser.add_argument("--processes", type=int, default=20)
-    parser.add_argument("--work", type=int, default=6, help="processes whose work is counted too (default: 6)")
+    parser.add_argument("--processes", type=int, default=20, help="that load and generate (default: 20)")
+    parser.add_argument("--loads", type=int, default=60, help="further processes that only load (default: 60)")
+    parser.add_argument("--work", type=int, default=6, help="further processes that count the work (default: 6)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--imports", nargs="*", default=[], help="modules that each process imports before it loads")
     parser.add_argument("--page-cache", default="warm", choices=("warm", "cold", "uncontrolled"))
@@ -119,8 +118,15 @@ def _measure(server: Server, log: Path, job: Job) -> LoadResult:
     return result
 
 
+def _in_turn(counts: dict[Scope, int]) -> list[Scope]:
+    """Each scope as often as asked, evenly mixed: a host that changes meanwhile changes for all."""
+    places = [((place + 0.5) / count, scope) for scope, count in counts.items() for place in range(count)]
+    return [scope for _, scope in sorted(places, key=lambda item: item[0])]
+
+
 def _line(index: int, result: LoadResult, seconds: float) -> str:
-    times = "  ".join(f"{name} {result.metrics[name] * 1e3:8.2f} ms" for name in ("load", "ttft", "per_token"))
+    taken = [name for name in ("load", "ttft", "per_token") if name in result.metrics]
+    times = "  ".join(f"{name} {result.metrics[name] * 1e3:8.2f} ms" for name in taken)
     work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
     return f"{seconds:6.1f} s  {index:3d}  {times}  {result.environment['page_cache']}  {work or ''}"
 
@@ -140,8 +146,7 @@ def _write(options: argparse.Namespace, spec: LoadSpec, results: list[LoadResult
 
 
 def _process(result: LoadResult) -> dict[str, Any]:
-    kept = {name: values for name, values in result.samples.items() if not name.endswith(".relative")}
-    samples = {name: [float(f"{value:.5g}") for value in values] for name, values in kept.items()}
+    samples = {name: [float(f"{value:.5g}") for value in values] for name, values in result.samples.items()}
     work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
     return {"page_cache": result.environment["page_cache"], "samples": samples, **({"work": work} if work else {})}
 

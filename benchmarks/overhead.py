@@ -42,7 +42,7 @@ for _ in range(loads):
     ids = torch.arange(prompt).remainder(model.config.vocab_size)[None]
     with torch.no_grad():
         model(ids)
-    for _ in range(6):
+    for _ in range(4):
         model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
     del model
 print(json.dumps(time.perf_counter() - begin))

@@ -18,6 +18,10 @@ _QUANTILES = 11
 _DIGITS = 5
 #: Processes after which times are judged, until all are clear; the last is how many are recorded.
 LOOKS = (5, 7, 10, 14, 20)
+#: Loads after which the time of the load is judged at the same looks: one process has one, and no control goes along
+#: with it. The further ones are of processes that only load.
+LOADS = (5, 10, 20, 40, 80)
+LOAD = "load"
 CONTROL = "control"
 
 
@@ -32,17 +36,14 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
     Of processes that ran under other conditions than the last one (the first may have found a cold page cache), nothing
     is taken.
     """
-    last = results[-1]
     found = {}
     for name, metric in METRICS.items():
-        if metric.section != "time" or not _samples(last, name):
+        having = [result for result in results if _samples(result, name)]
+        if metric.section != "time" or not having:
             continue
+        last = having[-1]
         names = (HOST, *conditions(metric))
-        alike = [
-            result
-            for result in results
-            if _samples(result, name) and not differing(result.environment, last.environment, names)
-        ]
+        alike = [result for result in having if not differing(result.environment, last.environment, names)]
         relative = [samples for result in alike if (samples := result.samples.get(f"{name}.relative"))]
         complete = len(relative) == len(alike)
         found[name] = Timing(
@@ -91,15 +92,16 @@ def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgemen
     return absolute, _words(absolute, "")
 
 
-def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether further processes have to be asked, by the verdicts of all times at the last look and at this one.
+def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    """The times for which further processes have to be asked, by the verdicts at the last look and at this one.
 
     Each look is one more chance of a false alarm: a time that moved has to be seen to have moved twice in turn.
     """
-    return any(
-        verdict == INCONCLUSIVE or (verdict in (REGRESSED, IMPROVED) and before.get(name) != verdict)
+    return {
+        name
         for name, verdict in now.items()
-    )
+        if verdict == INCONCLUSIVE or (verdict in (REGRESSED, IMPROVED) and before.get(name) != verdict)
+    }
 
 
 def _width(judgement: Judgement) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_llmload.core.registry import BUILTIN_PROBES, TIME_PROBES, WORK_PROBES
 from pytest_llmload.core.spec import LoadSpec
 
 #: Whether a checkpoint's pages are in memory before it is loaded.
@@ -68,6 +69,27 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What a load is made for."""
+
+    #: Whether figures are taken; a load that is opened again only to serve tests skips them.
+    measure: bool = True
+    #: Whether it is checked; one that repeats another for some figures was checked by that one.
+    checks: bool = True
+    #: Whether it generates; one of which only its own time is wanted does not.
+    generates: bool = True
+    #: ``module:Class`` of each probe, in the order they run; None: those of the run.
+    probes: tuple[str, ...] | None = None
+
+
+EVERYTHING = Scope()
+SERVING = Scope(measure=False)
+TIMES = Scope(checks=False, probes=TIME_PROBES)
+WORK = Scope(checks=False, probes=WORK_PROBES)
+LOADING = Scope(checks=False, generates=False, probes=())
+
+
+@dataclass(frozen=True)
 class Job:
     """One load: everything that the process needs to know."""
 
@@ -81,14 +103,14 @@ class Job:
     #: Strategy name -> ``module:Class``.
     strategies: dict[str, str] = field(default_factory=dict)
     #: ``module:Class`` of each probe, in the order they run.
-    probes: tuple[str, ...] = ()
+    probes: tuple[str, ...] = BUILTIN_PROBES
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
     trust_remote_code: bool = False
-    #: Whether the figures are taken; a load that is opened again only to serve tests skips them.
+    #: As in :class:`Scope`.
     measure: bool = True
-    #: Whether the load is checked; one that is only timed was checked by the load it repeats.
     checks: bool = True
+    generates: bool = True
     #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
     page_cache: str = UNCONTROLLED
 

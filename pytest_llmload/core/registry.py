@@ -41,10 +41,11 @@ BUILTIN_PROBES: tuple[str, ...] = (
     f"{_PROBES}.other_tensors:OtherTensors",
     f"{_PROBES}.numbers:Fingerprint",
     f"{_PROBES}.timing:Timing",
-    f"{_PROBES}.work:Work",
 )
 #: The probes of a load that repeats another one for its times alone.
-TIME_PROBES: tuple[str, ...] = (f"{_PROBES}.timing:Timing",)
+TIME_PROBES: tuple[str, ...] = (f"{_PROBES}.rounds:Rounds",)
+#: The probes of a load that repeats another one under the profiler, which is nowhere near anything that is timed.
+WORK_PROBES: tuple[str, ...] = (f"{_PROBES}.work:Work",)
 
 
 def resolve(reference: str) -> Any:

@@ -24,9 +24,8 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import UNCONTROLLED, Checkpoint, Device, Job
+from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.nodes import local_size
-from pytest_llmload.core.registry import TIME_PROBES
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.files import Files, first_cause
 from pytest_llmload.host.inline import InlineProcess
@@ -106,7 +105,7 @@ class Broker:
     def plan(self, spec: LoadSpec) -> dict[str, float]:
         """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
         if spec not in self._plans:
-            job = self.job(spec, measure=False)
+            job = self.job(spec, SERVING)
             process = self.start(spec)
             try:
                 reply = process.request({"kind": "plan", "job": job.to_json()}, _PLAN_TIMEOUT)
@@ -124,7 +123,7 @@ class Broker:
         in_ranks = self._strategies[spec.strategy].in_ranks
         return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
-    def job(self, spec: LoadSpec, *, measure: bool, held: Lease | None = None, times_only: bool = False) -> Job:
+    def job(self, spec: LoadSpec, scope: Scope, held: Lease | None = None) -> Job:
         device = self.device()
         if device.kind == "cuda":
             gpus = held.gpus if held is not None else device.gpus[: self.gpus_needed(spec)]
@@ -136,13 +135,14 @@ class Broker:
             adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.targets,
-            probes=TIME_PROBES if times_only else self._strategies.probes,
+            probes=self._strategies.probes if scope.probes is None else scope.probes,
             sys_path=tuple(sys.path),
             cwd=str(self._cwd),
             trust_remote_code=self._settings.trust_remote_code,
-            measure=measure,
-            checks=not times_only,
-            page_cache=self._settings.page_cache if measure else UNCONTROLLED,
+            measure=scope.measure,
+            checks=scope.checks,
+            generates=scope.generates,
+            page_cache=self._settings.page_cache if scope.measure else UNCONTROLLED,
         )
 
     def lease(self, load: Load) -> Lease:
@@ -211,32 +211,32 @@ class Broker:
             shutil.rmtree(self._folder)
             self._folder = None
 
-    def measure(self, load: Load, *, keep: bool, times_only: bool = False) -> LoadResult:
-        """Load once in a fresh process and take every figure, or only the times of a load that was measured before.
+    def measure(self, load: Load, scope: Scope = EVERYTHING, *, keep: bool = False) -> LoadResult:
+        """Load once in a fresh process and take every figure, or some of a load that was measured before.
 
         Raises MachineError; every other end is a result.
         """
         self.checkpoint(load.spec.model)
         self._files.adapter(load.spec)
-        result = self._open(load, keep=keep, measure=True, times_only=times_only)
-        if not times_only:
+        result = self._open(load, scope, keep=keep)
+        if scope is EVERYTHING:
             self._finished(result)
         return result
 
     def reopen(self, load: Load) -> None:
         """Load again only to serve tests: the figures stay those of the first time."""
-        result = self._open(load, keep=True, measure=False)
+        result = self._open(load, SERVING, keep=True)
         if not result.ok:
             raise self.error(result)
 
-    def _open(self, load: Load, *, keep: bool, measure: bool, times_only: bool = False) -> LoadResult:
+    def _open(self, load: Load, scope: Scope, *, keep: bool) -> LoadResult:
         """Load in a fresh process; it stays with the load if it is to be kept and has a model, else it ends."""
         held = self.lease(load)
         process = None
         kept = False
         try:
             process = self.start(load.spec)
-            job = self.job(load.spec, measure=measure, held=held, times_only=times_only)
+            job = self.job(load.spec, scope, held)
             result = self._request(process, job)
             if keep and result.ok:
                 load.adopt(process, held)

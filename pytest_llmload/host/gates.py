@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,7 +12,7 @@ import pytest
 from pytest_llmload.baselines.compare import compare, section_of
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
-from pytest_llmload.baselines.timings import LOOKS, timings, undecided
+from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings, undecided
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineIncomparable,
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.llm import LLM
     from pytest_llmload.host.load import Load
 
 
-class _Gate:
+class _Gate(ABC):
     """One section of the baselines, for one test."""
 
     #: The first one's comparison is what ``check`` gives.
@@ -119,8 +121,12 @@ class _Gate:
             for section, names in chosen.items()
         ]
 
+    @abstractmethod
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        """The load as it is recorded, ``count`` times. Raises LoadError where a repeat ends in none."""
+
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
-        """What is recorded as times, where they are not those of the repeats."""
+        """What is recorded as times, where they are not those of these results."""
         return None
 
     def _write(
@@ -128,10 +134,7 @@ class _Gate:
     ) -> None:
         __tracebackhide__ = True
         settings = self._state.settings
-        repeats = load.repeats(settings.record_repeats - 1)
-        for result in repeats:
-            if not result.ok:
-                raise self._state.broker.error(result)
+        results = self._results(load, settings.record_repeats)
         times = self._times(load)
         done: list[Recording] = []
 
@@ -139,7 +142,7 @@ class _Gate:
             done.append(
                 record(
                     existing,
-                    [load.result, *repeats],
+                    results,
                     update=settings.update_baselines,
                     sections=self.recorded,
                     metrics=metrics,
@@ -189,8 +192,15 @@ class MemoryBaseline(_Gate):
     """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
 
     sections = ("memory",)
-    recorded = ("memory", "work")
+    recorded = ("memory",)
     regressed = MemoryRegressed
+
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        repeats = load.repeats(count - 1)
+        for result in repeats:
+            if not result.ok:
+                raise self._state.broker.error(result)
+        return [load.result, *repeats]
 
 
 class LatencyBaseline(_Gate):
@@ -211,23 +221,38 @@ class LatencyBaseline(_Gate):
         tolerances: Mapping[str, Tolerance],
         times: Mapping[str, Timing] | None = None,
     ) -> list[Comparison]:
+        if metrics is None or set(metrics) - {LOAD}:
+            # Also the reason why a time has moved; the load's own are counted with the memory.
+            load.worked()
         comparisons = super()._compare(load, baseline, metrics, tolerances, times)
         # A single process is never judged, only whether there is something to judge: if not, no other is started.
         before: dict[str, str] = {}
         now = _verdicts(comparisons)
         until = time.monotonic() + self._state.settings.latency_time
-        for count in LOOKS:
-            if not undecided(before, now):
+        processes = loads = 0
+        for look in zip(LOOKS, LOADS, strict=True):
+            open_ = undecided(before, now)
+            if not open_:
                 break
-            results = load.timed(count, until)
+            # What is clear is not measured on.
+            processes = look[0] if open_ - {LOAD} else processes
+            loads = look[1] if LOAD in open_ else loads
+            results = load.timed(processes, loads, until)
             comparisons = super()._compare(load, baseline, metrics, tolerances, timings(results))
             before, now = now, _verdicts(comparisons)
-            if len(results) < count:
+            if len(results) < max(processes, loads):
                 break
         return comparisons
 
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        return load.worked(count)
+
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
-        return timings(load.timed(LOOKS[-1], time.monotonic() + self._state.settings.latency_time))
+        until = time.monotonic() + self._state.settings.latency_time
+        # In turn, so that neither gets all of the time.
+        for processes, loads in zip(LOOKS, LOADS, strict=True):
+            results = load.timed(processes, loads, until)
+        return timings(results)
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:

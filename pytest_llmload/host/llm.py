@@ -139,9 +139,14 @@ class LLM:
 
     @property
     def work(self) -> Mapping[str, float]:
-        """Kernels, copies, synchronisations and operators per token, where they were counted."""
+        """Kernels, copies, synchronisations and operators per token and of the prefill: counted when first asked for,
+        in a process apart. Raises the load's error."""
         from pytest_llmload.core.metrics import lookup
 
+        __tracebackhide__ = True
+        if (error := self._load.error) is not None:
+            raise error
+        self._load.worked()
         found = {name: value for name, value in self.metrics.items() if lookup(name).section == "work"}
         return MappingProxyType(found)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
+from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
+from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host import calls
 from pytest_llmload.host.inline import InlineProcess
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.broker import Broker
     from pytest_llmload.host.leases import Lease
+
+_Figure = TypeVar("_Figure")
 
 
 class Load:
@@ -34,6 +39,8 @@ class Load:
         self._changed = False
         self._repeats: list[LoadResult] = []
         self._timed: list[LoadResult] = []
+        self._loaded: list[LoadResult] = []
+        self._worked: list[LoadResult] = []
 
     @property
     def status(self) -> str:
@@ -69,28 +76,54 @@ class Load:
         """The same load measured anew in fresh processes, alone on the device; once per run."""
         while len(self._repeats) < count:
             self.close()
-            self._repeats.append(self._broker.measure(self, keep=False))
+            self._repeats.append(self._broker.measure(self))
         return self._repeats[:count]
 
-    def timed(self, count: int, until: float) -> list[LoadResult]:
-        """The same load timed anew in ``count`` fresh processes, or in as many as start before ``until``.
+    def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:
+        """The same load timed anew in so many fresh ``processes``, and in further ones that only load, until there are
+        ``loads``; or in as many as start before ``until``.
 
         ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
-        earlier calls measured counts. In none of them did anything else happen than loading and generating. Raises
-        LoadError where one of them does not load any more.
+        earlier calls measured counts. Raises LoadError where one of them does not load any more.
         """
-        while len(self._timed) < count and (len(self._timed) < PROCESSES or time.monotonic() < until):
-            self.close()
-            result = self._broker.measure(self, keep=False, times_only=True)
-            if not result.ok:
-                raise self._broker.error(result)
-            self._timed.append(result)
-        return self._timed[:count]
+        while len(self._timed) < processes and (len(self._timed) < PROCESSES or time.monotonic() < until):
+            self._timed.append(self._again(TIMES))
+        timed = self._timed[:processes]
+        only_loads = max(loads - len(timed), 0)
+        while len(self._loaded) < only_loads and (
+            len(timed) + len(self._loaded) < PROCESSES or time.monotonic() < until
+        ):
+            self._loaded.append(self._again(LOADING))
+        return self._loaded[:only_loads] + timed
 
     @property
     def timed_results(self) -> list[LoadResult]:
         """Every process that was timed so far; the load's own while there is no other."""
-        return list(self._timed) or [self.result]
+        return self._loaded + (self._timed or [self.result])
+
+    def worked(self, count: int = 1) -> list[LoadResult]:
+        """The load's figures with the work counted, each time in a process apart; the first time's are the load's own.
+
+        Raises LoadError as ``timed``.
+        """
+        while len(self._worked) < count:
+            counted, own = self._again(WORK), self.result
+            with_work = dataclasses.replace(
+                own,
+                metrics={**own.metrics, **_work(counted.metrics)},
+                unavailable={**own.unavailable, **_work(counted.unavailable)},
+            )
+            if not self._worked:
+                own.metrics, own.unavailable = with_work.metrics, with_work.unavailable
+            self._worked.append(with_work)
+        return self._worked[:count]
+
+    def _again(self, scope: Scope) -> LoadResult:
+        self.close()
+        result = self._broker.measure(self, scope)
+        if not result.ok:
+            raise self._broker.error(result)
+        return result
 
     def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
         self._process, self._lease = process, held
@@ -155,3 +188,7 @@ class Load:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
+
+
+def _work(figures: Mapping[str, _Figure]) -> dict[str, _Figure]:
+    return {name: figures[name] for name, metric in METRICS.items() if metric.section == "work" and name in figures}

@@ -83,8 +83,8 @@ OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
     "record-repeats": ("string", "2", {
         "metavar": "N", "help": "Loads per recorded baseline (default: 2)",
     }),
-    "latency-time": ("string", "2min", {
-        "metavar": "TIME", "help": "Time that one latency check may spend on further processes (default: 2min)",
+    "latency-time": ("string", "3min", {
+        "metavar": "TIME", "help": "Time that one latency check may spend on further processes (default: 3min)",
     }),
     "page-cache": ("string", "warm", {
         "choices": ("warm", "cold", "uncontrolled"),

@@ -110,10 +110,11 @@ def generate_ids(loaded: Loaded, ids: Any, new_tokens: int, on_token: Callable[[
     return sequences[:, -new_tokens:]
 
 
-def generate_workload(loaded: Loaded, on_token: Callable[[], None] | None = None) -> Any:
+def generate_workload(loaded: Loaded, on_token: Callable[[], None] | None = None, new_tokens: int | None = None) -> Any:
+    """The workload's tokens, or so many of them, from its prompt."""
     workload = loaded.job.spec.workload
     ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
-    return generate_ids(loaded, ids, workload.new_tokens, on_token)
+    return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token)
 
 
 def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.registry import BUILTIN_PROBES, resolve
+from pytest_llmload.core.registry import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
@@ -95,7 +95,8 @@ class _Session:
                 with self._timed("applied"):
                     self._applied(served_by, loaded)
                 self._forward(loaded)
-            self._generate(loaded)
+            if self.job.generates:
+                self._generate(loaded)
             self.fill()
             if self.job.checks:
                 self._exercised(served_by, loaded)
@@ -131,7 +132,7 @@ class _Session:
 
     def _import_own(self) -> None:
         """The measuring code itself: it needs torch, so it is imported after the libraries."""
-        names = (*(self.job.probes or BUILTIN_PROBES),) if self.job.measure else ()
+        names = self.job.probes if self.job.measure else ()
         self.probes = [resolve(name)(self.job) for name in names]
         for module in ("applied", "generation", "environment", "page_cache"):
             resolve(f"pytest_llmload.worker.{module}:__name__")

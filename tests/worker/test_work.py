@@ -8,16 +8,15 @@ import pytest
 import torch
 from loads import load
 
+from pytest_llmload.core.registry import TIME_PROBES, WORK_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.page_cache import page_cache, set_page_cache
 from pytest_llmload.worker.probes.work import count
 
-WORK = "pytest_llmload.worker.probes.work:Work"
-
 
 def counted(model: str = "tiny-llama", **fields: Any) -> LoadResult:
-    return load(model, probes=(WORK,), checks=False, **fields)[0]
+    return load(model, probes=WORK_PROBES, checks=False, **fields)[0]
 
 
 def work(model: str = "tiny-llama", **fields: Any) -> dict[str, float]:
@@ -96,11 +95,12 @@ def test_events_of_a_gpu_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_load_that_is_only_timed_has_its_times_and_nothing_else() -> None:
-    result, _ = load("tiny-llama", probes=("pytest_llmload.worker.probes.timing:Timing",), checks=False)
+    result, _ = load("tiny-llama", probes=TIME_PROBES, checks=False)
     assert result.ok
     assert set(result.metrics) == {"load", "ttft", "per_token"}
     assert len(result.samples["control"]) == len(result.samples["ttft"])
     assert len(result.samples["per_token.relative"]) == len(result.samples["per_token"])
+    assert len(result.samples["ttft.relative"]) == len(result.samples["ttft"])
     assert not result.manifest
 
 
