@@ -81,7 +81,7 @@ def compare(
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
         recorded = recorded or bool(baseline.manifest)
-        if chosen(MANIFEST):
+        if chosen(MANIFEST) and (baseline.manifest or result.manifest or metrics):
             item, differences = _manifest(baseline, result)
             verdicts.append(item)
         if chosen(NUMBERS) and (has_numbers(baseline.numbers) or has_numbers(result.numbers)):
@@ -214,8 +214,7 @@ def _judge(
         return MISSING, "missing in the baseline"
     if tolerance.allows(old, new):
         return OK, ""
-    # Of every metric that is declared, less is better.
-    return (REGRESSED if new > old else IMPROVED), ""
+    return (REGRESSED if (new < old) == declared.more_is_better else IMPROVED), ""
 
 
 def _time(

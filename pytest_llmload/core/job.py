@@ -89,6 +89,10 @@ class Job:
     measure: bool = True
     #: Whether the load is checked; one that is only timed was checked by the load it repeats.
     checks: bool = True
+    #: ``--llm-endpoint``, where the load is that of a server that runs already; then the checkpoint may have no files.
+    endpoint: str = ""
+    #: Seconds after which the pytest process gives up.
+    timeout: float = 1800.0
     #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
     page_cache: str = UNCONTROLLED
 
