@@ -259,7 +259,7 @@ METRICS: dict[str, Metric] = {
             "host",
             "memory",
             _HOST,
-            "Peak resident memory of a started server's processes, mapped libraries apart, summed",
+            "Peak resident memory of a started server's processes, files that are still mapped apart, summed",
             ("malloc",),
         ),
         Metric(

@@ -120,6 +120,8 @@ class Load:
     def model(self) -> Any:
         if self.error is not None:
             raise self.error
+        if reason := self._broker.why_no_model(self.spec):
+            raise RuntimeError(reason)
         if not isinstance(self._process, InlineProcess):
             raise RuntimeError(
                 "the model lives in a process of its own: use llm.run(function), or --llm-isolation=inline to debug"

@@ -28,7 +28,7 @@ def available() -> int:
     return _sizes(Path("/proc/meminfo").read_text(encoding="ascii"))["MemAvailable"]
 
 
-def libraries(pid: int | str = "self") -> int:
+def libraries() -> int:
     """Resident pages of mapped libraries (``.so``), shared or not.
 
     They come in as code is first run, as many at a time as the page cache happens to hold: some 50 MiB more or less
@@ -36,7 +36,7 @@ def libraries(pid: int | str = "self") -> int:
     was resident at its peak.
     """
     total, counting = 0, False
-    with (_PROC / str(pid) / "smaps").open(encoding="utf-8", errors="replace") as lines:
+    with (_SELF / "smaps").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.startswith("Rss:"):
                 total += int(line.split()[1]) * 1024 if counting else 0

@@ -28,7 +28,9 @@ def expected_ids(job: Job) -> tuple[str, ...]:
     if own is not None:
         return (str(own),)
     source = job.spec.model.removeprefix("random:")
-    names = (source, job.spec.name, job.checkpoint.path, PurePath(source).name, PurePath(job.checkpoint.path).name)
+    # A server that is started here was given the folder.
+    first = () if job.endpoint else (job.checkpoint.path,)
+    names = (*first, source, job.spec.name, PurePath(source).name, PurePath(job.checkpoint.path).name)
     return tuple(dict.fromkeys(_bare(name) for name in names if name))
 
 

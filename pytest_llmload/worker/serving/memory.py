@@ -51,7 +51,7 @@ def settled(root: int) -> int:
 
 
 def peak(root: int) -> int:
-    """Highest resident memory of each process of the tree, mapped libraries apart, summed.
+    """Highest resident memory of each process of the tree, files apart that are still mapped, summed.
 
     Kept by the kernel, so that nothing is missed; of several processes it is an upper bound: they need not have peaked
     together, and what they share is in each.
@@ -59,8 +59,9 @@ def peak(root: int) -> int:
     total = 0
     for pid in tree(root):
         try:
-            # A zombie among them has no sizes any more.
-            total += max(0, proc.status(pid).get("VmHWM", 0) - proc.libraries(pid))
+            sizes = proc.status(pid)
+            # A process that is just ending has no sizes any more.
+            total += max(0, sizes.get("VmHWM", 0) - sizes.get("RssFile", 0))
         except _GONE:
             continue
     return total
@@ -89,7 +90,10 @@ def on_gpus(root: int, device: Device) -> tuple[dict[int, int], str]:
             rows: list[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
             own = [row.usedGpuMemory for row in rows if row.pid in pids]
             if not own:
-                return {}, f"the driver lists no process of the server on GPU {place}: none is there, or by other numbers"
+                return (
+                    {},
+                    f"the driver lists no process of the server on GPU {place}: none is there, or by other numbers",
+                )
             if not all(own):
                 return {}, "the driver gives no figure for a process of the server"
             found[place] = sum(own)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -49,6 +50,7 @@ class Served:
         self._server: Server | None = None
         self._phase = "start"
         self._tokenizer: Any = None
+        self._api: Api | None = None
         digests = {"shape": job.checkpoint.shape, "weights": job.checkpoint.weights}
         self._result = LoadResult(spec=job.spec.to_json(), outcome=results.LOADED, digests=digests)
         # Before the server is there: it may be what hangs.
@@ -66,7 +68,7 @@ class Served:
             if api is not None and self._job.measure:
                 self._measure(api)
         result.environment |= self._environment()
-        result.notes = list(dict.fromkeys([*result.notes, *(api.notes if api is not None else ())]))
+        result.notes = list(dict.fromkeys([*result.notes, *(self._api.notes if self._api is not None else ())]))
         why = _FOREIGN if self._foreign else _INSIDE
         missing = [name for name in METRICS if name not in result.metrics and name not in result.unavailable]
         result.unavailable |= dict.fromkeys((*missing, "manifest", "numbers"), why)
@@ -75,17 +77,17 @@ class Served:
         return result
 
     def ask(self, message: Message) -> Message:
-        """``generate`` goes through the endpoint. Raises Died; RuntimeError for what needs the model itself."""
+        """``generate`` goes through the endpoint; what needs the model itself is a RuntimeError. Raises Died."""
         if message["kind"] != "generate":
-            raise RuntimeError(Declaration.no_model)
+            return {**_error(Declaration.no_model), "changed": False}
         self._enter("generate")
         self._endpoint.deadline = time.monotonic() + _PART * self._job.timeout
         before = len(self._result.problems)
         with self._answered():
+            assert self._api is not None
             answer = self._api.answer(message["text"], message["max_new_tokens"])
             return {"kind": "value", "tokens": self._ids(answer), "text": answer.text}
-        problem = self._result.problems[before]
-        raise RuntimeError(f"{problem.check}: {problem.message}")
+        return _error(self._result.problems[before].message)
 
     def close(self) -> None:
         """Stop the server; an endpoint that ran before goes on."""
@@ -113,21 +115,21 @@ class Served:
                 self._server = Server(launch.command(job, port), launch.log_of(self._log))
             self._wait(deadline)
         with self._timed("load"):
-            self._api = self._found()
-            about = self._api.about()
+            self._api = api = self._found()
+            about = api.about()
             self._about(about)
-            self._api.model, problems = applied.choose(job, about)
+            api.model, problems = applied.choose(job, about)
             self._result.problems += problems
             if problems:
                 return None
             self._prompts = Prompts(job.spec.workload.prompt_tokens, self._tokenizer, salted=self._foreign)
             # A server may load only now: until it has answered, it is not ready.
-            answer = self._api.answer(self._prompts.next(), 1)
+            answer = api.answer(self._prompts.next(), 1)
         if not self._foreign and job.measure:
             self._result.metrics["load"] = perf_counter() - begin
             self._result.samples["load"] = [self._result.metrics["load"]]
-        self._result.problems += applied.answered_by(job, answer, self._api.model)
-        return self._api
+        self._result.problems += applied.answered_by(job, answer, api.model)
+        return api
 
     def _wait(self, deadline: float) -> None:
         if self._server is not None:
@@ -289,7 +291,9 @@ class Served:
                 source, local_files_only=True, trust_remote_code=job.trust_remote_code
             )
         except Exception as error:  # noqa: BLE001 - without one, prompts are words, and a note says so
-            self._result.notes.append(f"no tokenizer is at hand, so prompts are counted in words: {type(error).__name__}")
+            self._result.notes.append(
+                f"no tokenizer is at hand, so prompts are counted in words: {type(error).__name__}"
+            )
 
     def _ids(self, answer: Answer) -> list[int]:
         """Token ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the text
@@ -308,3 +312,8 @@ class Served:
         if self._server is not None:
             sys.stderr.write(f"the server's last lines:\n{self._server.tail}\n")
         sys.stderr.flush()
+
+
+def _error(message: str) -> Message:
+    info = ErrorInfo(message=message, type_name="RuntimeError", phase="run")
+    return {"kind": "error", "outcome": results.FAILED, "error": asdict(info)}
