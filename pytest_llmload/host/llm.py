@@ -56,9 +56,8 @@ class PartFigures(Figures):
 
 
 class Memory:
-    """``.gpu``, ``.host``, ``.weights``, ``.server``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's.
-
-    ``.kv_cache.tokens`` is what an endpoint's cache holds.
+    """``.gpu``, ``.host``, ``.weights``, ``.server``: figures in bytes; ``.gpus`` and ``.shards``: each GPU's, each
+    rank's; ``.kv_cache.tokens`` is what an endpoint's cache holds.
     """
 
     def __init__(self, result: LoadResult) -> None:

@@ -182,7 +182,7 @@ class State:
             load.close()
 
     def device_key(self, spec: LoadSpec) -> str:
-        """The device's folder of a load's baselines; ``-xN`` where it spans GPUs, ``endpoint`` where it runs elsewhere."""
+        """The device's folder of a load's baselines; ``-xN`` where it spans GPUs, ``endpoint`` if it runs elsewhere."""
         if self.broker.runs_already(spec):
             return ENDPOINT
         gpus = self.broker.gpus_needed(spec)

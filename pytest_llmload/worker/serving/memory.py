@@ -90,10 +90,7 @@ def on_gpus(root: int, device: Device) -> tuple[dict[int, int], str]:
             rows: list[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
             own = [row.usedGpuMemory for row in rows if row.pid in pids]
             if not own:
-                return (
-                    {},
-                    f"the driver lists no process of the server on GPU {place}: none is there, or by other numbers",
-                )
+                return {}, f"the driver lists no process of the server on GPU {place}: another PID namespace, or none"
             if not all(own):
                 return {}, "the driver gives no figure for a process of the server"
             found[place] = sum(own)
