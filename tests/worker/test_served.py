@@ -94,7 +94,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         assert not [note for note in result.notes if "template" in note or "tokens" in note]
         # What it generates is what the model generates.
         said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
-        own, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
+        _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
         from pytest_llmload.worker.generation import generate
 
         assert said["text"] == generate(loaded, "Hello", 8)["text"]

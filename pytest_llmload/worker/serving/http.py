@@ -66,9 +66,9 @@ class Endpoint:
         #: A moment of ``time.monotonic`` after which nothing is waited for.
         self.deadline = time.monotonic() + 60
 
-    def get(self, path: str) -> Reply:
-        """Raises Unreachable, HungUp and Late."""
-        return self._request("GET", path)
+    def get(self, path: str, within: float | None = None) -> Reply:
+        """``within``: seconds to wait, whatever the deadline. Raises Unreachable, HungUp and Late."""
+        return self._request("GET", path, within=within)
 
     def post(self, path: str, body: object) -> Reply:
         """Raises Unreachable, HungUp and Late."""
@@ -107,15 +107,15 @@ class Endpoint:
         """The text without the key."""
         return scrub(text.replace(self._key, HIDDEN) if self._key else text)
 
-    def _connection(self) -> http.client.HTTPConnection:
-        left = self.deadline - time.monotonic()
+    def _connection(self, within: float | None = None) -> http.client.HTTPConnection:
+        left = self.deadline - time.monotonic() if within is None else within
         if left <= 0:
             raise Late("the deadline has passed")
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=left)
 
-    def _request(self, method: str, path: str, body: object = None) -> Reply:
-        connection = self._connection()
+    def _request(self, method: str, path: str, body: object = None, within: float | None = None) -> Reply:
+        connection = self._connection(within)
         try:
             response = self._send(connection, method, path, body)
             return Reply(response.status, self._read(response))

@@ -35,6 +35,8 @@ KEY = "LLM_ENDPOINT_KEY"
 _PART = 0.9
 #: Seconds for a server to end after it hung up in the middle of an answer.
 _ENDING = 3.0
+#: Seconds between two looks at a running endpoint, and for one answer to them.
+_LOOK, _PATIENCE = 0.2, 5.0
 _INSIDE = "the model is in a server: what is inside its processes cannot be seen"
 _FOREIGN = "the endpoint was not started here: when it loaded, and on what, cannot be seen"
 
@@ -140,20 +142,20 @@ class Served:
                 message = f"the endpoint was not healthy within {_PART:.0%} of --llm-timeout: {complaint}"
                 raise Died(ErrorInfo(message=message, phase="start"), outcome=results.TIMEOUT)
             # Nobody tells when somebody else's server is ready.
-            time.sleep(1.0)
+            time.sleep(_LOOK)
 
     def _complaint(self) -> str:
         """Why the endpoint is not healthy; empty where it is. MachineError where a running one is not there."""
         try:
-            reply = self._endpoint.get("/health")
+            reply = self._endpoint.get("/health", _PATIENCE)
             if reply.status in (404, 405):
                 # Not every server has it; all that speak OpenAI's API list their models.
-                reply = self._endpoint.get("/v1/models")
+                reply = self._endpoint.get("/v1/models", _PATIENCE)
         except Unreachable as error:
             if self._foreign:
                 raise MachineError(f"the endpoint cannot be reached: {error} (--llm-endpoint)") from None
             return str(error)
-        except HungUp as error:
+        except (HungUp, Late) as error:
             return str(error)
         if reply.status in (401, 403) and self._foreign:
             raise MachineError(f"the endpoint answers {reply.status}: its key is read from {KEY}")
