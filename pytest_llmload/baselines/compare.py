@@ -307,7 +307,7 @@ def _because(
     if settled == OK and any(lookup(item.name).kind == "loading_work" for item in moved if item.verdict == REGRESSED):
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
     # Other values in the same shapes take the same memory.
-    if causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
+    if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
     return reasons
 

@@ -293,9 +293,8 @@ class Served:
                 source, local_files_only=True, trust_remote_code=job.trust_remote_code
             )
         except Exception as error:  # noqa: BLE001 - without one, prompts are words, and a note says so
-            self._result.notes.append(
-                f"no tokenizer is at hand, so prompts are counted in words: {type(error).__name__}"
-            )
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
     def _ids(self, answer: Answer) -> list[int]:
         """Token ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the text

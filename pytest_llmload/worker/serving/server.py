@@ -59,7 +59,7 @@ class Server:
         while complaint := healthy():
             if time.monotonic() > deadline:
                 port = "its port is open" if is_open() else "nobody listens on its port"
-                message = f"the server was not healthy after {deadline - begin:.3g} s: {complaint}; {port}"
+                message = f"the server was not healthy after {round(deadline - begin, 1):g} s: {complaint}; {port}"
                 raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), outcome=results.TIMEOUT)
             self.check("before it was healthy", _LOOK)
 
