@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         assert set(METRICS) <= set(metrics) | set(result.unavailable)
         assert "cannot be seen" in result.unavailable["host.weights"]
         assert result.environment["server"] == "transformers serve"
-        assert not [note for note in result.notes if "template" in note or "tokens" in note]
+        assert result.notes == []
         # What it generates is what the model generates.
         said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
         _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
@@ -123,8 +124,35 @@ def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         (
             "quantised",
             "nf4 was asked for, and no process of the server has bitsandbytes' library: nothing was quantised",
-        )
+        ),
+        ("quantised", "the server answers as the dense model does, not as the one in nf4"),
     ]
+
+
+def test_a_server_of_other_weights_under_the_right_name(tmp_path: Path) -> None:
+    """Same shape, same tokenizer, same id: only what it says tells."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(loads.checkpoint("tiny-llama").path, other)
+    (file,) = other.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name] = -tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    right = real(tmp_path, dtype="fp32")
+    with client(right, tmp_path) as served:
+        command = launch.command
+        with pytest.MonkeyPatch.context() as patch:
+            wrong = dataclasses.replace(right, checkpoint=dataclasses.replace(right.checkpoint, path=str(other)))
+            patch.setattr(launch, "command", lambda job, port: command(wrong, port))
+            patch.setattr("pytest_llmload.worker.serving.applied.choose", lambda job, about: (str(other), []))
+            result = served.load()
+    assert result.outcome == NOT_APPLIED
+    ((check, text),) = problems(result)
+    assert check == "output"
+    assert text.startswith("the server answers ")
+    assert text.endswith(", in fp32")
 
 
 # --- running endpoints -----------------------------------------------------------------------------------------------

@@ -86,11 +86,11 @@ def names_nobody(api: Api) -> str:
     return ""
 
 
-def quantised(job: Job, root: int, held: float) -> tuple[list[Problem], str]:
+def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], str]:
     """Whether a started server quantised anything: by what it has mapped, and by what it holds.
 
-    ``held`` are the bytes of its processes where the weights are. Problems, and a note on what could not be told: a
-    server does not say how it loaded, and its processes hold more than weights.
+    ``held`` are the bytes of its processes where the weights are, None where nobody knows. Problems, and a note on what
+    could not be told: a server does not say how it loaded, and its processes hold more than weights.
     """
     from pytest_llmload.worker.planner import plan
 
@@ -98,6 +98,8 @@ def quantised(job: Job, root: int, held: float) -> tuple[list[Problem], str]:
     if not memory.has_mapped(root, _LIBRARY):
         text = f"{asked} was asked for, and no process of the server has bitsandbytes' library: nothing was quantised"
         return [Problem("quantised", text)], ""
+    if held is None:
+        return [], "the server has bitsandbytes loaded; what is quantised cannot be told, for want of its GPU memory"
     single = dataclasses.replace(job.spec, strategy=SINGLE, options=())
     dense = dataclasses.replace(single, quant="none", double_quant=False)
     small, large = (plan(dataclasses.replace(job, spec=spec))["weights.logical"] for spec in (single, dense))

@@ -49,6 +49,11 @@ class OpenAI(Api):
         """Whether a chat template stands around the prompt."""
         return "chat" in self._ways[0][0]
 
+    @property
+    def as_told(self) -> bool:
+        """Whether the server generates by settings that are all ours: transformers' own, without a chat template."""
+        return self._ways == [("/v1/completions", _transformers)]
+
     def about(self) -> About:
         # Of transformers' server this is the list of the hub's cache, which says nothing of what is served.
         models = None if self._transformers else _models(self.endpoint.get("/v1/models"))

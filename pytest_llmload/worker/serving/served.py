@@ -192,14 +192,25 @@ class Served:
         if job.checks:
             result.problems += applied.counted(job, api, self._prompts, prompt, answer)
             result.notes += filter(None, [applied.names_nobody(api)])
-            self._short(prompt, answer)
+            self._short(answer)
         with self._timed("generate"):
             measured.run(api, self._prompts, workload.new_tokens, workload.batch).fill(result)
         if self._server is not None and job.checks:
             self._server.check("while it was measured")
             self._memory(self._server)
+            if isinstance(api, OpenAI) and api.as_told and self._tokenizer is not None:
+                self._compare(prompt, answer)
 
-    def _short(self, prompt: str, answer: Answer) -> None:
+    def _compare(self, prompt: str, answer: Answer) -> None:
+        """After all figures: the reference takes memory of its own."""
+        from pytest_llmload.worker.serving import reference
+
+        with self._timed("reference"):
+            problems, note = reference.check(self._job, self._tokenizer, prompt, answer.text)
+        self._result.problems += problems
+        self._result.notes += filter(None, [note])
+
+    def _short(self, answer: Answer) -> None:
         """Notes on what was measured where it is not the workload."""
         workload = self._job.spec.workload
         if answer.tokens is not None and answer.tokens < workload.new_tokens:
@@ -214,18 +225,20 @@ class Served:
         job, result = self._job, self._result
         result.metrics["server.peak"] = memory.peak(server.pid)
         result.phase_peaks["generate"] = {"host": result.metrics["server.peak"]}
-        held = result.metrics["server.settled"]
+        held: float | None = result.metrics["server.settled"]
         if job.device.kind == "cuda":
             gpus, why = memory.on_gpus(server.pid, job.device)
+            held = sum(gpus.values()) if gpus else None
             if "kv_cache.tokens" in result.metrics:
-                why = why or "the server fills the GPU with its cache on purpose: kv_cache.tokens is what is left"
+                why = why or "the server fills the GPU with its cache on purpose: kv_cache.tokens is what it holds"
+            elif job.spec.option("continuous_batching"):
+                why = why or "with continuous batching the server fills the GPU with its cache, whose size it hides"
             if why:
                 result.unavailable["gpu.process"] = why
             else:
                 result.metrics |= {f"gpu.{gpu}.process": size for gpu, size in gpus.items()}
                 result.metrics["gpu.process"] = sum(gpus.values())
             result.phase_peaks["generate"] |= {f"gpu.{gpu}": size for gpu, size in gpus.items()}
-            held = sum(gpus.values())
         if job.spec.quant != "none":
             problems, note = applied.quantised(job, server.pid, held)
             result.problems += problems
