@@ -95,8 +95,6 @@ class Handler(BaseHTTPRequestHandler):
         wanted = (body.get("parameters") or {}).get("max_new_tokens") or body["max_tokens"]
         wanted = 2 if self.has("short") and wanted > 2 else wanted
         pieces = [f" w{index}" for index in range(wanted)]
-        if self.has("lumped"):
-            pieces = ["".join(pieces[:3]), *pieces[3:]]
         for index, piece in enumerate([] if self.has("silent") else pieces):
             if index == 2:
                 self.fault()

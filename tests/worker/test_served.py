@@ -24,6 +24,8 @@ from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, L
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.worker.deaths import Died
 from pytest_llmload.worker.serving import launch, memory
+from pytest_llmload.worker.serving.api import Answer
+from pytest_llmload.worker.serving.measured import Streams
 from pytest_llmload.worker.serving.prompts import Prompts
 from pytest_llmload.worker.serving.served import KEY, Served
 
@@ -193,13 +195,15 @@ def test_chat_only_and_without_ignore_eos(tmp_path: Path) -> None:
 
 
 def test_a_piece_of_text_is_not_a_token(tmp_path: Path) -> None:
-    """Three of eight tokens come in one piece: the further ones are five, where a tokenizer can tell."""
-    lumped = asked("openai+lumped", tmp_path, workload=Workload(1, 16, 8))
-    assert lumped.metrics["per_token"] > 0
     uncounted = asked("openai+uncounted", tmp_path)
     assert uncounted.outcome == LOADED
     assert "per_token" not in uncounted.metrics
     assert "does not count its tokens" in uncounted.unavailable["per_token"]
+    # Three of eight tokens come in one piece: where a tokenizer can tell, five come after it.
+    answer = Answer(0.0, stamps=[1.0, 1.5, 2.0], pieces=["w0 w1 w2", "w3", "w4 w5 w6 w7"], tokens=8)
+    for tokenizer, further in ((lambda text: {"input_ids": text.split()}, 5), (None, 7)):
+        assert Streams(Prompts(16, tokenizer, salted=False)).per_token(answer) == pytest.approx(1.0 / further)
+    assert Streams(Prompts(16, None, salted=False)).per_token(Answer(0.0, [1.0], ["all"], tokens=8)) is None
 
 
 def test_stopping_early_is_a_note(tmp_path: Path) -> None:
