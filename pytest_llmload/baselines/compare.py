@@ -81,7 +81,7 @@ def compare(
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
         recorded = recorded or bool(baseline.manifest)
-        if chosen(MANIFEST):
+        if chosen(MANIFEST) and (baseline.manifest or result.manifest or metrics):
             item, differences = _manifest(baseline, result)
             verdicts.append(item)
         if chosen(NUMBERS) and (has_numbers(baseline.numbers) or has_numbers(result.numbers)):
@@ -214,8 +214,7 @@ def _judge(
         return MISSING, "missing in the baseline"
     if tolerance.allows(old, new):
         return OK, ""
-    # Of every metric that is declared, less is better.
-    return (REGRESSED if new > old else IMPROVED), ""
+    return (REGRESSED if (new < old) == declared.more_is_better else IMPROVED), ""
 
 
 def _time(
@@ -308,7 +307,7 @@ def _because(
     if settled == OK and any(lookup(item.name).kind == "loading_work" for item in moved if item.verdict == REGRESSED):
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
     # Other values in the same shapes take the same memory.
-    if causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
+    if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
     return reasons
 

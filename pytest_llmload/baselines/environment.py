@@ -23,6 +23,7 @@ _VERSIONS = (
     "python",
     "rocm",
     "safetensors",
+    "server",
     "tensor_parallel",
     "tokenizers",
     "torch",

@@ -111,6 +111,10 @@ class Job:
     measure: bool = True
     checks: bool = True
     generates: bool = True
+    #: ``--llm-endpoint``, where the load is that of a server that runs already; then the checkpoint may have no files.
+    endpoint: str = ""
+    #: Seconds after which the pytest process gives up.
+    timeout: float = 1800.0
     #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
     page_cache: str = UNCONTROLLED
 

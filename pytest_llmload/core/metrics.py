@@ -30,6 +30,8 @@ class Metric:
     depends: tuple[str, ...] = ()
     #: Reported, never gated.
     informative: bool = False
+    #: Whether more is better; of nearly every metric less is.
+    more_is_better: bool = False
 
     @property
     def exact(self) -> bool:
@@ -55,6 +57,12 @@ def _work(prefix: str, where: str) -> tuple[Metric, ...]:
     return tuple(
         Metric(f"{prefix}.{name}", unit, "work", "work", tolerance, f"{what} {where}", ("torch.minor",))
         for name, unit, tolerance, what in rows
+    )
+
+
+def _served(*rows: tuple[str, str]) -> tuple[Metric, ...]:
+    return tuple(
+        Metric(f"served.{name}", "s", "time", "time", Tolerance(relative=0.10), what, ("host",)) for name, what in rows
     )
 
 
@@ -237,12 +245,40 @@ METRICS: dict[str, Metric] = {
             informative=True,
         ),
         Metric(
+            "server.settled",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Anonymous memory of a started server's processes once it has answered, libraries and all",
+            ("malloc",),
+        ),
+        Metric(
+            "server.peak",
+            "B",
+            "host",
+            "memory",
+            _HOST,
+            "Peak resident memory of a started server's processes, files that are still mapped apart, summed",
+            ("malloc",),
+        ),
+        Metric(
+            "kv_cache.tokens",
+            "1",
+            "exact",
+            "memory",
+            _EXACT,
+            "Tokens that an endpoint's key-value cache holds, as it reports it; more is better",
+            more_is_better=True,
+        ),
+        Metric(
             "load",
             "s",
             "time",
             "time",
             Tolerance(relative=0.10),
-            "The loading call alone: no download, import, context or tokenizer",
+            "The loading call alone: no download, import, context or tokenizer; of a started server, from its start "
+            "to its first answer",
             ("host", "page_cache"),
         ),
         Metric(
@@ -262,6 +298,11 @@ METRICS: dict[str, Metric] = {
             Tolerance(relative=0.10),
             "Time per further token of the workload, at its batch size",
             ("host",),
+        ),
+        *_served(
+            ("ttft.x8", "Time to first token of an endpoint that is asked eight times at once"),
+            ("per_token.x8", "Time per further token of each of eight answers at once"),
+            ("total.x8", "Eight requests at once, from the first one sent to the end of the last answer"),
         ),
     )
 }

@@ -27,6 +27,7 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "tensor_parallel": f"{_STRATEGIES}.tensor_parallel:TensorParallel",
     "tp_plan": f"{_STRATEGIES}.tp_plan:TpPlan",
     "deepspeed": f"{_STRATEGIES}.deepspeed:DeepSpeed",
+    "served": f"{_STRATEGIES}.served:Served",
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 

@@ -91,6 +91,10 @@ class Broker:
         """A load that is shared with nobody."""
         return Load(self, spec)
 
+    def why_no_model(self, spec: LoadSpec) -> str:
+        """Why no test can have the model itself; empty where it can."""
+        return str(self._strategies[spec.strategy].no_model)
+
     @property
     def timeout(self) -> float:
         return self._settings.timeout
@@ -101,6 +105,16 @@ class Broker:
     def checkpoint(self, model: str) -> Checkpoint:
         """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
         return self._files.checkpoint(model)
+
+    def runs_already(self, spec: LoadSpec) -> bool:
+        """Whether a load is that of ``--llm-endpoint``: it needs nothing of this machine, and no files."""
+        return self._settings.endpoint is not None and spec.strategy == "served"
+
+    def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
+        if not self.runs_already(spec):
+            return self.checkpoint(spec.model)
+        # What the endpoint has loaded cannot be seen; a folder that is here may have its tokenizer.
+        return Checkpoint(path=spec.model if Path(spec.model).is_absolute() else "", shape="", weights="")
 
     def plan(self, spec: LoadSpec) -> dict[str, float]:
         """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
@@ -120,6 +134,8 @@ class Broker:
 
     def gpus_needed(self, spec: LoadSpec) -> int:
         """GPUs of this machine. Raises MachineError where ranks do not divide among several machines."""
+        if self.runs_already(spec):
+            return 0
         in_ranks = self._strategies[spec.strategy].in_ranks
         return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
@@ -131,7 +147,7 @@ class Broker:
         return Job(
             spec=spec,
             device=device,
-            checkpoint=self.checkpoint(spec.model),
+            checkpoint=self._checkpoint_of(spec),
             adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.targets,
@@ -142,6 +158,8 @@ class Broker:
             measure=scope.measure,
             checks=scope.checks,
             generates=scope.generates,
+            endpoint=(self._settings.endpoint or "") if self.runs_already(spec) else "",
+            timeout=self._settings.timeout,
             page_cache=self._settings.page_cache if scope.measure else UNCONTROLLED,
         )
 
@@ -174,7 +192,7 @@ class Broker:
         return start_cold(log, env)
 
     def _start_server(self) -> None:
-        specs = [*self.expected, *self._loads]
+        specs = [spec for spec in (*self.expected, *self._loads) if not self.runs_already(spec)]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
         checkpoints = self._files.available(dict.fromkeys(spec.model for spec in specs))
         env = self.environment(None)
@@ -216,7 +234,7 @@ class Broker:
 
         Raises MachineError; every other end is a result.
         """
-        self.checkpoint(load.spec.model)
+        self._checkpoint_of(load.spec)
         self._files.adapter(load.spec)
         result = self._open(load, scope, keep=keep)
         if scope is EVERYTHING:

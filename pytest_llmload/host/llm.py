@@ -56,12 +56,16 @@ class PartFigures(Figures):
 
 
 class Memory:
-    """``.gpu``, ``.host``, ``.weights``: figures in bytes; ``.gpus``: each GPU's; ``.shards``: each rank's."""
+    """``.gpu``, ``.host``, ``.weights``, ``.server``: figures in bytes; ``.gpus`` and ``.shards``: each GPU's, each
+    rank's; ``.kv_cache.tokens`` is what an endpoint's cache holds.
+    """
 
     def __init__(self, result: LoadResult) -> None:
         self.gpu = Figures(result, "gpu")
         self.host = Figures(result, "host")
         self.weights = Figures(result, "weights")
+        self.server = Figures(result, "server")
+        self.kv_cache = Figures(result, "kv_cache")
         self.gpus = _numbered(result, "gpu")
         self.shards = _numbered(result, "shard")
 

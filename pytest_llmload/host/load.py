@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_llmload.host.leases import Lease
 
 _Figure = TypeVar("_Figure")
+_WORK = {name for name, metric in METRICS.items() if metric.section == "work"}
 
 
 class Load:
@@ -106,6 +107,9 @@ class Load:
 
         Raises LoadError as ``timed``.
         """
+        if self.result.unavailable.keys() >= _WORK:
+            # No process could count it: nothing generates, or the model is a server's.
+            return [self.result] * count
         while len(self._worked) < count:
             counted, own = self._again(WORK), self.result
             with_work = dataclasses.replace(
@@ -153,6 +157,8 @@ class Load:
     def model(self) -> Any:
         if self.error is not None:
             raise self.error
+        if reason := self._broker.why_no_model(self.spec):
+            raise RuntimeError(reason)
         if not isinstance(self._process, InlineProcess):
             raise RuntimeError(
                 "the model lives in a process of its own: use llm.run(function), or --llm-isolation=inline to debug"
@@ -191,4 +197,4 @@ class Load:
 
 
 def _work(figures: Mapping[str, _Figure]) -> dict[str, _Figure]:
-    return {name: figures[name] for name, metric in METRICS.items() if metric.section == "work" and name in figures}
+    return {name: figures[name] for name in figures.keys() & _WORK}

@@ -92,13 +92,16 @@ class Marks:
                 "supported; merge it into the checkpoint, or place the model by a device map"
             )
         workload = fields.pop("workload", self._settings.workload)
-        return LoadSpec(
+        spec = LoadSpec(
             model=model.spec,
             name=model.name,
             workload=workload,
             own_workload=workload != self._settings.workload,
             **fields,
         )
+        if reason := self._strategies[strategy].refuses(spec, self._settings.endpoint or ""):
+            raise pytest.UsageError(f"{where}: {reason}")
+        return spec
 
     def from_keywords(self, where: str, **keywords: Any) -> list[Value]:
         """Values from ``llm_load(quant="nf4", double_quant=True, …)``: keywords of the markers of the same names."""
@@ -148,6 +151,8 @@ class Marks:
         settings = self._settings
         if settings.strategies and not named & {"strategy", "quant", "dtype", "adapter", "target"}:
             return [[self._strategy((name,), {}, f"--llm-strategy (for {where})")[0] for name in settings.strategies]]
+        if settings.endpoint and not named & {"strategy", "quant", "dtype", "adapter", "target"}:
+            return [[Value(dict(self._strategies["served"].fields))]]
         if settings.loader and not named & {"strategy", "target"}:
             return [[Value({"strategy": "loader", "target": settings.loader})]]
         return []

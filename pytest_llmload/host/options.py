@@ -33,6 +33,9 @@ OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
     "loader": ("string", "", {
         "metavar": "MODULE:FUNCTION", "help": "Production's loader, for tests that name no strategy",
     }),
+    "endpoint": ("string", "", {
+        "metavar": "URL", "help": "A running server, for strategy 'served' and for tests that name no strategy",
+    }),
     "import": ("linelist", [], {
         "action": "append", "metavar": "MODULE", "help": "Module imported in each load's process. Repeatable.",
     }),
@@ -108,6 +111,8 @@ class Settings:
     adapter: str | None
     strategies: list[str]
     loader: str | None
+    #: Without user, password, query or a slash at its end.
+    endpoint: str | None
     imports: tuple[str, ...]
     workload: Workload
     device: str
@@ -279,12 +284,16 @@ def resolve(config: pytest.Config) -> Settings:
         base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
         return parse_adapter(text, base, config.rootpath) if text else None
 
+    def endpoint(text: str) -> str | None:
+        return parse_endpoint(text) if text else None
+
     settings = Settings()
     settings.models = values["model"]
     settings.root = config.rootpath
     settings.adapter = parsed("adapter", adapter)
     settings.strategies = values["strategy"]
     settings.loader = values["loader"] or None
+    settings.endpoint = parsed("endpoint", endpoint)
     settings.imports = tuple(values["import"])
     settings.workload = parsed("workload", Workload.parse)
     settings.device = choice("device")
@@ -306,6 +315,25 @@ def resolve(config: pytest.Config) -> Settings:
     settings.page_cache = choice("page-cache")
     settings.trust_remote_code = values["trust-remote-code"]
     return settings
+
+
+def parse_endpoint(text: str) -> str:
+    """An endpoint's address. ValueError says what to write, and repeats nothing that may be a secret."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("this is no address of a server: write http://HOST:PORT or https://HOST")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "an address with a user, a password or a query may hold a secret, and would be printed: write "
+            "http://HOST:PORT, and put the key into the environment variable LLM_ENDPOINT_KEY"
+        )
+    return text.rstrip("/")
 
 
 def _seconds_or_number(text: str) -> float:

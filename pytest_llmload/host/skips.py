@@ -27,6 +27,8 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
     counts = [(*mark.args, *mark.kwargs.values())[0] for mark in nearest(item, "gpu_count")]
     wanted = max(counts, default=0)
     if spec is not None:
+        if state.broker.runs_already(spec):
+            return None
         if packages := state.strategies.missing_packages(spec):
             return f"{spec.slug} needs {', '.join(packages)}, not installed: pip install 'pytest-llmload[all]'"
         needed = state.broker.gpus_needed(spec)

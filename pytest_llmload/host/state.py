@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: What the ready-made suite loads beside a strategy's plain form.
 _SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
 
+#: Folder of the baselines of a server that runs already: its machine is not this one.
+ENDPOINT = "endpoint"
+
 
 def state_of(config: pytest.Config) -> State:
     """The run's state. Raises UsageError where an option is wrong."""
@@ -127,7 +130,8 @@ class State:
         found: list[dict[str, Any]] = []
         for name in names or self.strategies.names():
             declaration = self.strategies[name]
-            if not names and (reason := self._why_not(declaration)):
+            asked = name == "served" and self.settings.endpoint is not None
+            if not names and not asked and (reason := self._why_not(declaration)):
                 self.left_out[name] = reason
                 continue
             if name == "loader":
@@ -178,7 +182,9 @@ class State:
             load.close()
 
     def device_key(self, spec: LoadSpec) -> str:
-        """The device's folder of a load's baselines; ``-xN`` where it spans GPUs."""
+        """The device's folder of a load's baselines; ``-xN`` where it spans GPUs, ``endpoint`` if it runs elsewhere."""
+        if self.broker.runs_already(spec):
+            return ENDPOINT
         gpus = self.broker.gpus_needed(spec)
         return f"{self.device.key}-x{gpus}" if gpus > 1 and self.device.kind == "cuda" else self.device.key
 
@@ -197,11 +203,13 @@ class State:
         except MachineError:
             return []
         models = {model.name for model in self.models}
+        # What an endpoint serves can be loaded anew only where the run names one.
+        here = ENDPOINT if self.settings.endpoint else key
         found = [
             entry.path
             for entry in self.store.entries()
             if entry.model in models
-            and (entry.device == key or entry.device.startswith(f"{key}-x"))
+            and (entry.device in (key, here) or entry.device.startswith(f"{key}-x"))
             and entry.path not in self.owned
         ]
         return [] if found and narrowing.narrowed(self.config) else found

@@ -52,5 +52,5 @@ class Strategies:
 
         needed = ["torch", "transformers"]
         for strategy in self.of(spec):
-            needed += strategy.packages
+            needed += strategy.needs(spec)
         return [name for name in dict.fromkeys(needed) if find_spec(name) is None]

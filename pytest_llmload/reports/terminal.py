@@ -72,6 +72,7 @@ def _shown(value: float | None, form: Callable[[float], str]) -> str:
 
 def _columns(runs: Sequence[Run]) -> list[_Column]:
     on_gpu = any(name.startswith("gpu.") for run in runs if run.result for name in run.result.metrics)
+    served = any("server.peak" in run.result.metrics for run in runs if run.result)
     side = "gpu" if on_gpu else "host"
     if on_gpu:
         peaks = [
@@ -84,6 +85,7 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
         _Column("weights", _bytes(f"{side}.weights"), 1),
         _Column("settled", _bytes(f"{side}.settled")),
         *peaks,
+        *([_Column("server peak", _bytes("server.peak"), 2)] if served else []),
         _Column("load", _seconds("load"), 4),
         _Column("ttft", _seconds("ttft"), 6),
         _Column("tokens/s", lambda run: _shown(tokens_per_second(run), lambda value: f"{value:.1f}"), 5),

@@ -9,6 +9,8 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve
 from pytest_llmload.worker.strategies.base import COMMON_OPTIONS, Strategy
 
+_RANKS = "pytest_llmload.worker.ranks.launcher:Ranks"
+
 
 def strategies(job: Job) -> list[Strategy]:
     """The strategy of the placement first, then those of dtype, quantisation and adapter.
@@ -25,9 +27,10 @@ def strategies(job: Job) -> list[Strategy]:
     return [resolve(known[name])() for name in names]
 
 
-def in_ranks(job: Job) -> bool:
-    """Whether the load is made by several processes."""
-    return any(strategy.in_ranks for strategy in strategies(job))
+def elsewhere(job: Job) -> str:
+    """``module:Class`` of what has the model in other processes; empty where it is loaded in this one."""
+    places = (_RANKS if strategy.in_ranks else strategy.elsewhere for strategy in strategies(job))
+    return next((place for place in places if place), "")
 
 
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:

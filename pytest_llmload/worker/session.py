@@ -16,8 +16,8 @@ from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.worker import process
+from pytest_llmload.worker.deaths import Died
 from pytest_llmload.worker.device import is_out_of_memory
-from pytest_llmload.worker.ranks.failures import RankDied
 
 
 class Session:
@@ -26,8 +26,8 @@ class Session:
     def __init__(self, channel: Channel, log: str = "") -> None:
         self._channel = channel
         self._log = log
-        #: The processes that a load in ranks consists of; None where the model is here.
-        self.ranks: Any = None
+        #: The processes that the load consists of, or the server that has the model; None where the model is here.
+        self.elsewhere: Any = None
         self.loaded: Any = None
         self._fingerprint: object = None
         self.phase = "start"
@@ -40,7 +40,7 @@ class Session:
                 return
             try:
                 reply = getattr(self, f"do_{message['kind']}")(message)
-            except RankDied as death:
+            except Died as death:
                 reply = {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
             except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told
                 reply = describe(error, self.phase)
@@ -85,24 +85,18 @@ class Session:
         return {"kind": "plan", "plan": plan(job)}
 
     def do_load(self, message: Message) -> Message:
-        from pytest_llmload.worker.plan import in_ranks
+        from pytest_llmload.core.registry import resolve
+        from pytest_llmload.worker.plan import elsewhere
 
         job = Job.from_json(message["job"])
         prepare(job)
-        return self._in_ranks(job) if in_ranks(job) else self.measured(job)
-
-    def _in_ranks(self, job: Job) -> Message:
-        from pytest_llmload.worker.imports import import_all
-        from pytest_llmload.worker.plan import strategies
-        from pytest_llmload.worker.ranks.launcher import Ranks
-
+        place = elsewhere(job)
+        if not place:
+            return self.measured(job)
         if not self._log:
             raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
-        # Once for all ranks, which are forked from here.
-        self._enter("import")
-        import_all(job, strategies(job), cold=False)
-        self.ranks = Ranks(job, self._enter, Path(f"{self._log}.ranks"))
-        return {"kind": "result", "result": self.ranks.load().to_json()}
+        self.elsewhere = resolve(place)(job, self._enter, Path(self._log))
+        return {"kind": "result", "result": self.elsewhere.load().to_json()}
 
     def measured(self, job: Job) -> Message:
         """Load and measure here."""
@@ -115,15 +109,21 @@ class Session:
         self.phase = "idle"
         return {"kind": "result", "result": result.to_json()}
 
-    def _of_ranks(self, message: Message) -> Message:
-        reply: Message = self.ranks.ask(message)
+    def _asked(self, message: Message) -> Message:
+        reply: Message = self.elsewhere.ask(message)
         return reply
+
+    def close(self) -> None:
+        """Give back what outlives this process's own end."""
+        for part in (self.loaded, self.elsewhere):
+            if part is not None:
+                part.close()
 
     def do_generate(self, message: Message) -> Message:
         from pytest_llmload.worker.generation import generate
 
-        if self.ranks is not None:
-            return self._of_ranks(message)
+        if self.elsewhere is not None:
+            return self._asked(message)
         self._enter("generate")
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
@@ -131,8 +131,8 @@ class Session:
         from pytest_llmload.worker import calls
         from pytest_llmload.worker.fingerprint import fingerprint
 
-        if self.ranks is not None:
-            return self._of_ranks(message)
+        if self.elsewhere is not None:
+            return self._asked(message)
         self._enter("run")
         try:
             reply = calls.call(message, self.loaded)
@@ -183,8 +183,7 @@ def main(fd: int, log: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     session = Session(Channel(socket.socket(fileno=fd)), log)
     session.serve()
-    if session.loaded is not None:
-        session.loaded.close()
+    session.close()
     sys.stdout.flush()
     sys.stderr.flush()
     return 0

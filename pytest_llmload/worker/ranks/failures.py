@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
-from pytest_llmload.core import results
 from pytest_llmload.core.results import ErrorInfo
+from pytest_llmload.worker.deaths import Died, how
 
 _LINES = 20
 
 
-class RankDied(Exception):
-    """A rank's process ended, or the ranks are no longer in step: the load is over.
-
-    ``signal`` is the number of the signal that ended it, 0 where none did.
-    """
-
-    def __init__(self, info: ErrorInfo, number: int = 0, outcome: str = results.CRASHED) -> None:
-        super().__init__(info.message)
-        self.info = info
-        self.signal = number
-        self.outcome = outcome
+class RankDied(Died):
+    """A rank's process ended, or the ranks are no longer in step: the load is over."""
 
 
 def ended(rank: int, status: int | None, phase: str, log: Path) -> RankDied:
     """The death of a rank: its exit status (minus the signal's number; None if nobody saw it), and its last lines."""
-    if status is None:
-        how = "ended"
-    elif status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
-    else:
-        how = f"exited with status {status}"
-    message = f"rank {rank} {how} in phase '{phase}'"
+    message = f"rank {rank} {how(status)} in phase '{phase}'"
     return RankDied(ErrorInfo(message=message, log=tail(rank, log), phase=phase), max(0, -(status or 0)))
 
 

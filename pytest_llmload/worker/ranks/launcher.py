@@ -20,6 +20,8 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.worker.imports import import_all
+from pytest_llmload.worker.plan import strategies
 from pytest_llmload.worker.ranks.agent import Agent
 from pytest_llmload.worker.ranks.failures import RankDied, ended, tail
 from pytest_llmload.worker.ranks.merge import merge
@@ -38,7 +40,11 @@ _STACK_LINES = 9
 class Ranks:
     """The ranks of one load on this machine, and the channels to them."""
 
-    def __init__(self, job: Job, tell: Callable[[str], None], logs: Path) -> None:
+    def __init__(self, job: Job, tell: Callable[[str], None], log: Path) -> None:
+        # Once for all ranks, which are forked from here.
+        tell("import")
+        import_all(job, strategies(job), cold=False)
+        logs = Path(f"{log}.ranks")
         self._job = job
         self._tell = tell
         self._logs = logs
@@ -175,6 +181,9 @@ class Ranks:
 
     def _tails(self, ranks: list[int]) -> str:
         return "\n".join(tail(self._names[rank], self._log(rank)) for rank in ranks)
+
+    def close(self) -> None:
+        """Ranks end by themselves once their channels close, which this process's end does."""
 
     def kill(self) -> None:
         """End all ranks that are left. They may not be waited for: torch elastic's thread does that."""

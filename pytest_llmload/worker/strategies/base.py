@@ -16,6 +16,7 @@ from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.scratch import Scratch
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.worker.loaded import Loaded
 
 #: Options of every strategy: they concern the checks, not the load.
@@ -50,6 +51,12 @@ class Strategy:
     cold_packages: ClassVar[tuple[str, ...]] = ()
     #: Whether the load is made by ``world_size`` processes, started through torch elastic.
     in_ranks: ClassVar[bool] = False
+    #: ``module:Class`` of what has the model in other processes than the load's: it is made from the job, a function
+    #: that is told each phase, and the load's log; it has ``load``, ``ask`` (for ``generate`` and ``run``) and
+    #: ``close``. Empty where the model is loaded here.
+    elsewhere: ClassVar[str] = ""
+    #: Why no test can have the model itself, as one sentence; empty where it can.
+    no_model: ClassVar[str] = ""
     #: Whether its output must be that of the model loaded whole, which is then loaded too, after all figures.
     same_output: ClassVar[bool] = False
 
@@ -57,6 +64,19 @@ class Strategy:
     def why_not_by_default(cls, device: Device) -> str:
         """Why the ready-made suite does not load it on a device unless it is named; empty where it does."""
         return ""
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        """Why such a load cannot be, whatever the machine; empty where it can. Asked at collection.
+
+        ``endpoint`` is the run's ``--llm-endpoint``.
+        """
+        return ""
+
+    @classmethod
+    def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
+        """Import names of the packages that a load needs."""
+        return cls.packages
 
     def prepare(self, job: Job) -> None:
         """What must be set in the load's process before its libraries are imported."""

@@ -1,0 +1,179 @@
+"""Servers that are not here: text-generation-inference and vLLM as they answer, and others with something wrong.
+
+``python fake_server.py PORT MODE`` is one as a process; :func:`serving` is one in a thread. A mode is words joined by
+``+``: ``openai``, ``chat``, ``vllm`` or ``tgi``, and what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "org/model"
+VLLM_METRICS = """# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="661",num_cpu_blocks="None"} 1.0
+vllm:num_requests_running{engine="0",model_name="org/model"} 0.0
+"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    mode: tuple[str, ...] = ()
+    model = MODEL
+    seen: list[dict[str, Any]]
+    cache_tokens = 1000
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def has(self, word: str) -> bool:
+        return word in self.mode
+
+    def send(self, status: int, body: object, kind: str = "application/json") -> None:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.has("locked") and self.headers.get("Authorization") != "Bearer opensesame":
+            return self.send(401, {"error": "who are you?"})
+        if self.path == "/health":
+            return self.send(503 if self.has("unhealthy") else 200, "loading" if self.has("unhealthy") else "")
+        if self.path == "/info" and self.has("tgi"):
+            served = "org/other" if self.has("other") else self.model
+            info = {"model_id": served, "model_sha": "abc123", "max_concurrent_requests": 128, "version": "3.3.7"}
+            return self.send(200, {**info, "max_batch_total_tokens": self.cache_tokens})
+        if self.path == "/v1/models" and not self.has("tgi"):
+            served = "org/other" if self.has("other") else self.model
+            return self.send(200, {"object": "list", "data": [{"id": served, "object": "model"}]})
+        if self.path == "/version" and self.has("vllm"):
+            return self.send(200, {"version": "0.11.0"})
+        if self.path == "/metrics" and self.has("vllm"):
+            return self.send(200, VLLM_METRICS, "text/plain")
+        return self.send(404, {"detail": "Not Found"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append({**body, "path": self.path})
+        if self.has("500"):
+            return self.send(500, "Internal Server Error", "text/plain")
+        known = (
+            "/generate_stream" if self.has("tgi") else "/v1/chat/completions" if self.has("chat") else "/v1/completions"
+        )
+        if self.path != known:
+            return self.send(404, {"detail": "Not Found"})
+        if not self.has("tgi") and body["model"] != self.model and not self.has("any"):
+            return self.send(404, {"message": f"The model `{body['model']}` does not exist."})
+        if self.has("strict") and "ignore_eos" in body:
+            return self.send(422, {"detail": "Unexpected fields in the request: {'ignore_eos'}"})
+        if self.has("page"):
+            return self.send(200, "<html>Welcome to nginx!</html>", "text/html")
+        if not body.get("stream", True):
+            return self.send(200, {"model": body["model"], "choices": [{"text": "a"}]})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        return self.stream(body)
+
+    def event(self, value: object) -> None:
+        text = value if isinstance(value, str) else json.dumps(value)
+        # text-generation-inference writes no blank after the colon.
+        self.wfile.write(f"data:{'' if self.has('tgi') else ' '}{text}\n\n".encode())
+        self.wfile.flush()
+
+    def stream(self, body: dict[str, Any]) -> None:
+        wanted = (body.get("parameters") or {}).get("max_new_tokens") or body["max_tokens"]
+        wanted = 2 if self.has("short") and wanted > 2 else wanted
+        pieces = [f" w{index}" for index in range(wanted)]
+        for index, piece in enumerate([] if self.has("silent") else pieces):
+            if index == 2:
+                self.fault()
+            if self.has("tgi"):
+                token = {"id": index, "text": piece, "logprob": 0.0, "special": False}
+                if index < wanted - 1:
+                    self.event({"index": index + 1, "token": token, "generated_text": None, "details": None})
+                    continue
+                details = {"finish_reason": "length", "generated_tokens": wanted, "input_length": 16}
+                self.event({"index": index + 1, "token": token, "generated_text": "…", "details": details})
+            else:
+                self.event(self.chunk([self.choice(piece)]))
+        if not self.has("tgi"):
+            self.event(self.chunk([{"index": 0, **self.choice(""), "finish_reason": "length"}]))
+            count = 0 if self.has("silent") else wanted
+            if not self.has("uncounted"):
+                self.event({**self.chunk([]), "usage": {"prompt_tokens": 16, "completion_tokens": count}})
+            self.event("[DONE]")
+
+    def fault(self) -> None:
+        if self.has("dies"):
+            print("CUDA error: device-side assert triggered", flush=True)
+            os._exit(3)
+        if self.has("segfaults"):
+            os.kill(os.getpid(), 11)
+        if self.has("hangs-up"):
+            self.connection.close()
+            raise ConnectionAbortedError
+        if self.has("hangs"):
+            threading.Event().wait(30)
+        if self.has("garbage"):
+            self.event("<<< not json >>>")
+        if self.has("error"):
+            self.event({"error": {"message": "CUDA out of memory", "code": 500}})
+
+    def choice(self, piece: str) -> dict[str, Any]:
+        return {"delta": {"content": piece}} if self.has("chat") else {"text": piece}
+
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": "x", "model": "org/impostor" if self.has("impostor") else self.model, "choices": choices}
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+def server(port: int, mode: str, **attributes: Any) -> Quiet:
+    words = tuple(mode.split("+"))
+    handler = type("Own", (Handler,), {"mode": words, "seen": [], **attributes})
+    return Quiet(("127.0.0.1", port), handler)
+
+
+@contextlib.contextmanager
+def serving(mode: str, **attributes: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server in a thread, and the requests that it is sent."""
+    own = server(0, mode, **attributes)
+    thread = threading.Thread(target=own.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{own.server_port}", own.RequestHandlerClass.seen  # type: ignore[attr-defined]
+    finally:
+        own.shutdown()
+        own.server_close()
+
+
+def main(port: str, mode: str, model: str = MODEL, megabytes: str = "0") -> None:
+    print("loading the model", flush=True)
+    if "crash" in mode:
+        print("ValueError: no such architecture", flush=True)
+        sys.exit(7)
+    if "deaf" in mode:
+        print("still compiling kernels", flush=True)
+        time.sleep(60)
+    held = bytearray(os.urandom(1 << 20)) * int(megabytes)
+    server(int(port), mode, model=model, held=held).serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,366 @@
+"""Endpoints: real servers of small models, and servers with something wrong, each caught by its own check."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import loads
+import pytest
+from fake_server import MODEL, serving
+
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, LoadResult
+from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.worker.deaths import Died
+from pytest_llmload.worker.serving import launch, memory
+from pytest_llmload.worker.serving.api import Answer
+from pytest_llmload.worker.serving.measured import Streams
+from pytest_llmload.worker.serving.prompts import Prompts
+from pytest_llmload.worker.serving.served import KEY, Served
+
+FAKE = Path(__file__).with_name("fake_server.py")
+SMALL = Workload(1, 16, 4)
+
+
+@contextlib.contextmanager
+def client(job: Any, tmp_path: Path) -> Iterator[Served]:
+    # What a load's process does with this signal is no business of the one that runs the tests.
+    before = signal.getsignal(signal.SIGUSR1)
+    served = Served(job, lambda phase: None, tmp_path / "load.log")
+    try:
+        yield served
+    finally:
+        served.close()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def foreign(url: str, timeout: float = 20.0, model: str = MODEL, **fields: Any) -> Any:
+    spec = LoadSpec(model=model, name="prod", strategy="served", **{"workload": SMALL, **fields})
+    return dataclasses.replace(
+        loads.Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint("", "", "")), endpoint=url, timeout=timeout
+    )
+
+
+def asked(mode: str, tmp_path: Path, **fields: Any) -> LoadResult:
+    """The load of a running endpoint."""
+    with serving(mode) as (url, _), client(foreign(url, **fields), tmp_path) as served:
+        return served.load()
+
+
+def started(mode: str, tmp_path: Path, timeout: float = 20.0, megabytes: int = 0) -> LoadResult:
+    """The load of a server that is started by a command."""
+    command = [sys.executable, str(FAKE), "{port}", mode, "{model}", str(megabytes)]
+    options = (("command", json.dumps(command)),)
+    job = dataclasses.replace(loads.job("tiny-llama", strategy="served", options=options), timeout=timeout)
+    with client(job, tmp_path) as served:
+        return served.load()
+
+
+def problems(result: LoadResult) -> list[tuple[str, str]]:
+    return [(problem.check, problem.message) for problem in result.problems]
+
+
+# --- transformers' own server ----------------------------------------------------------------------------------------
+
+
+def real(tmp_path: Path, **fields: Any) -> Any:
+    return dataclasses.replace(loads.job("tiny-llama", strategy="served", **fields), timeout=120.0)
+
+
+def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
+    with client(real(tmp_path, dtype="fp32"), tmp_path) as served:
+        result = served.load()
+        assert (result.outcome, problems(result)) == (LOADED, [])
+        metrics = result.metrics
+        assert metrics["load"] > result.phases["start"] > 0.5
+        assert 0 < metrics["per_token"] < metrics["load"]
+        assert 0 < metrics["ttft"] < metrics["served.total.x8"]
+        assert {"served.ttft.x8", "served.per_token.x8"} <= set(metrics)
+        assert 100 << 20 < metrics["server.settled"] <= metrics["server.peak"] < 4 << 30
+        assert len(result.samples["ttft"]) == 5
+        assert len(result.samples["served.ttft.x8"]) == 16
+        # Of all metrics it is said what they are or why they are not.
+        assert set(METRICS) <= set(metrics) | set(result.unavailable)
+        assert "cannot be seen" in result.unavailable["host.weights"]
+        assert result.environment["server"] == "transformers serve"
+        assert result.notes == []
+        # What it generates is what the model generates.
+        said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
+        _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
+        from pytest_llmload.worker.generation import generate
+
+        assert said["text"] == generate(loaded, "Hello", 8)["text"]
+        assert len(said["tokens"]) == 8
+        refused = served.ask({"kind": "run"})
+        assert "llm.generate() asks it" in refused["error"]["message"]
+        assert served._server is not None
+        pids = memory.tree(served._server.pid)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+
+
+def test_a_quantised_server(tmp_path: Path) -> None:
+    with client(real(tmp_path, quant="nf4"), tmp_path) as served:
+        result = served.load()
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    assert any("too small to tell" in note for note in result.notes)
+    assert any("double quantisation" in note for note in result.notes)
+
+
+def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(launch._QUANTS, "nf4", None)
+    with client(real(tmp_path, quant="nf4"), tmp_path) as served:
+        result = served.load()
+    assert result.outcome == NOT_APPLIED
+    assert problems(result) == [
+        (
+            "quantised",
+            "nf4 was asked for, and no process of the server has bitsandbytes' library: nothing was quantised",
+        ),
+        ("quantised", "the server answers as the dense model does, not as the one in nf4"),
+    ]
+
+
+def test_a_server_of_other_weights_under_the_right_name(tmp_path: Path) -> None:
+    """Same shape, same tokenizer, same id: only what it says tells."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(loads.checkpoint("tiny-llama").path, other)
+    (file,) = other.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name] = -tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    right = real(tmp_path, dtype="fp32")
+    with client(right, tmp_path) as served:
+        command = launch.command
+        with pytest.MonkeyPatch.context() as patch:
+            wrong = dataclasses.replace(right, checkpoint=dataclasses.replace(right.checkpoint, path=str(other)))
+            patch.setattr(launch, "command", lambda job, port: command(wrong, port))
+            patch.setattr("pytest_llmload.worker.serving.applied.choose", lambda job, about: (str(other), []))
+            result = served.load()
+    assert result.outcome == NOT_APPLIED
+    ((check, text),) = problems(result)
+    assert check == "output"
+    assert text.startswith("the server answers ")
+    assert text.endswith(", in fp32")
+
+
+# --- running endpoints -----------------------------------------------------------------------------------------------
+
+
+def test_vllm(tmp_path: Path) -> None:
+    with serving("openai+vllm") as (url, seen), client(foreign(f"{url}/v1"), tmp_path) as served:
+        result = served.load()
+        assert (result.outcome, problems(result)) == (LOADED, [])
+        assert result.metrics["kv_cache.tokens"] == 661 * 16
+        assert result.environment == {"host": "endpoint", "server": "vllm 0.11.0"}
+        assert {"load", "server.peak", "gpu.settled"} <= set(result.unavailable)
+        assert served.ask({"kind": "generate", "text": "a", "max_new_tokens": 3})["tokens"] == [-1, -1, -1]
+    prompts = [request["prompt"] for request in seen if request.get("stream")]
+    # No prefix cache can answer in the model's place.
+    assert len({prompt.split()[0:4].__str__() for prompt in prompts[:-1]}) == len(prompts) - 1
+    assert all(request["ignore_eos"] and request["temperature"] == 0 for request in seen)
+    assert all(len(prompt.split()) == 16 for prompt in prompts[:-1])
+
+
+def test_text_generation_inference(tmp_path: Path) -> None:
+    with serving("tgi") as (url, seen), client(foreign(url), tmp_path) as served:
+        result = served.load()
+        assert (result.outcome, problems(result)) == (LOADED, [])
+        assert result.metrics["kv_cache.tokens"] == 1000
+        assert result.environment["server"] == "text-generation-inference 3.3.7"
+        assert result.environment["revision"] == "abc123"
+        assert served.ask({"kind": "generate", "text": "a", "max_new_tokens": 3})["tokens"] == [0, 1, 2]
+    assert {request["path"] for request in seen} == {"/generate_stream"}
+    assert "per_token" in result.metrics
+
+
+def test_chat_only_and_without_ignore_eos(tmp_path: Path) -> None:
+    result = asked("chat+strict", tmp_path)
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    assert any("chat template" in note for note in result.notes)
+    assert any("cannot be told to go on" in note for note in result.notes)
+
+
+def test_a_piece_of_text_is_not_a_token(tmp_path: Path) -> None:
+    uncounted = asked("openai+uncounted", tmp_path)
+    assert uncounted.outcome == LOADED
+    assert "per_token" not in uncounted.metrics
+    assert "does not count its tokens" in uncounted.unavailable["per_token"]
+    # Three of eight tokens come in one piece: where a tokenizer can tell, five come after it.
+    answer = Answer(0.0, stamps=[1.0, 1.5, 2.0], pieces=["w0 w1 w2", "w3", "w4 w5 w6 w7"], tokens=8)
+    for tokenizer, further in ((lambda text: {"input_ids": text.split()}, 5), (None, 7)):
+        assert Streams(Prompts(16, tokenizer, salted=False)).per_token(answer) == pytest.approx(1.0 / further)
+    assert Streams(Prompts(16, None, salted=False)).per_token(Answer(0.0, [1.0], ["all"], tokens=8)) is None
+
+
+def test_stopping_early_is_a_note(tmp_path: Path) -> None:
+    result = asked("openai+short", tmp_path)
+    assert result.outcome == LOADED
+    assert "the endpoint stopped after 2 of 4 tokens" in result.notes
+
+
+def test_an_id_that_proves_nothing_is_a_note(tmp_path: Path) -> None:
+    assert any("any model id" in note for note in asked("openai+any", tmp_path).notes)
+
+
+def test_another_name_by_option(tmp_path: Path) -> None:
+    own = (("model_id", '"org/model"'),)
+    assert asked("openai", tmp_path, model="acme/else").outcome == NOT_APPLIED
+    assert asked("openai", tmp_path, model="acme/else", options=own).outcome == LOADED
+
+
+def test_a_key_goes_along_and_is_never_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="answers 401: its key is read from LLM_ENDPOINT_KEY"):
+        asked("openai+locked", tmp_path)
+    monkeypatch.setenv(KEY, "opensesame")
+    result = asked("openai+locked", tmp_path)
+    assert result.outcome == LOADED
+    assert "opensesame" not in json.dumps(result.to_json())
+
+
+@pytest.mark.parametrize(
+    ("mode", "check", "text"),
+    [
+        ("openai+other", "model", "the endpoint serves 'org/other', not 'org/model'"),
+        ("tgi+other", "model", "the endpoint serves 'org/other', not 'org/model'"),
+        ("openai+impostor", "model", "asked for 'org/model', the answer is by 'org/impostor'"),
+        ("openai+hangs-up", "stream", "2 pieces of text came, then the stream ended without its last event"),
+        ("tgi+hangs-up", "stream", "2 pieces of text came, then the stream ended without its last event"),
+        ("openai+500", "answers", "POST /v1/completions answered 500: Internal Server Error"),
+        ("tgi+500", "answers", "POST /generate_stream answered 500: Internal Server Error"),
+        ("openai+silent", "tokens", "POST /v1/completions streamed no token at all"),
+        ("openai+page", "stream", "answered no stream of events: text/html: <html>Welcome to nginx!</html>"),
+        ("openai+garbage", "stream", "streamed an event that is no JSON object: <<< not json >>>"),
+        ("openai+error", "answers", "CUDA out of memory"),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint_is_said(mode: str, check: str, text: str, tmp_path: Path) -> None:
+    result = asked(mode, tmp_path)
+    assert result.outcome == NOT_APPLIED
+    assert problems(result)[0][0] == check
+    assert text in problems(result)[0][1]
+
+
+def test_an_endpoint_that_is_not_there_is_the_machines_fault(tmp_path: Path) -> None:
+    with serving("openai") as (url, _):
+        pass
+    with (
+        pytest.raises(MachineError, match="the endpoint cannot be reached: Connection refused"),
+        client(foreign(url), tmp_path) as served,
+    ):
+        served.load()
+
+
+def test_an_endpoint_that_stalls_is_a_time_out(tmp_path: Path) -> None:
+    with pytest.raises(Died, match="did not answer in time: a stream stopped in the middle") as caught:
+        asked("openai+hangs", tmp_path, timeout=1.5)
+    assert caught.value.outcome == TIMEOUT
+    with pytest.raises(Died, match="/health answers 503: loading") as caught:
+        asked("openai+unhealthy", tmp_path, timeout=0.5)
+    assert caught.value.outcome == TIMEOUT
+
+
+# --- servers that are started ----------------------------------------------------------------------------------------
+
+
+def test_a_started_server_of_another_kind(tmp_path: Path) -> None:
+    small, large = started("openai", tmp_path), started("openai", tmp_path, megabytes=64)
+    assert (small.outcome, problems(small)) == (LOADED, [])
+    for name in ("server.settled", "server.peak"):
+        assert large.metrics[name] - small.metrics[name] == pytest.approx(64 << 20, abs=8 << 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "outcome", "message", "log"),
+    [
+        ("crash", CRASHED, "the server exited with status 7 before it was healthy", "no such architecture"),
+        ("openai+dies", CRASHED, "the server exited with status 3 in the middle of an answer", "device-side assert"),
+        ("openai+segfaults", CRASHED, "the server was killed by SIGSEGV in the middle of an answer", ""),
+    ],
+)
+def test_how_a_server_ended_is_said(mode: str, outcome: str, message: str, log: str, tmp_path: Path) -> None:
+    with pytest.raises(Died) as caught:
+        started(mode, tmp_path)
+    assert caught.value.outcome == outcome
+    assert message in str(caught.value)
+    assert log in caught.value.info.log
+    assert caught.value.signal == (signal.SIGSEGV if "segfaults" in mode else 0)
+
+
+def test_a_server_that_is_never_healthy(tmp_path: Path) -> None:
+    for mode, port in (("deaf", "nobody listens on its port"), ("openai+unhealthy", "its port is open")):
+        with pytest.raises(Died) as caught:
+            started(mode, tmp_path, timeout=1.0)
+        assert caught.value.outcome == TIMEOUT
+        assert "the server was not healthy after 0.9 s" in str(caught.value)
+        assert port in str(caught.value)
+        assert "loading the model" in caught.value.info.log
+
+
+def test_a_server_dies_with_its_owner(tmp_path: Path) -> None:
+    """Even if the owner is killed: the kernel sees to it."""
+    pid_file = tmp_path / "pid"
+    pid = os.fork()
+    if pid == 0:
+        from pytest_llmload.worker.serving.server import Server
+
+        os.setsid()
+        own = Server([sys.executable, str(FAKE), "0", "openai"], tmp_path / "log")
+        pid_file.with_suffix(".new").write_text(str(own.pid))
+        pid_file.with_suffix(".new").rename(pid_file)
+        signal.pause()
+    while not pid_file.exists():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    descriptor = os.pidfd_open(int(pid_file.read_text()))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    import select
+
+    assert select.select([descriptor], [], [], 5)[0]
+    os.close(descriptor)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 5, 16, 128, 777])
+def test_prompts_have_the_workloads_length(length: int) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(loads.checkpoint("tiny-llama").path)
+    prompts = Prompts(length, tokenizer, salted=False)
+    texts = [prompts.next() for _ in range(4)]
+    if length > 4:
+        assert [prompts.count(text) for text in texts] == [length] * 4
+        assert len(set(texts)) == 4
+    assert len(Prompts(length, None, salted=True).next().split()) == length
+
+
+def test_the_command_line_of_a_server() -> None:
+    options = (("cb_block_size", "64"), ("compile", "false"), ("continuous_batching", "true"))
+    job = loads.job("tiny-llama", strategy="served", dtype="bf16", quant="int8", attn="sdpa", options=options)
+    arguments = launch.command(job, 1234)
+    assert arguments[arguments.index("serve") + 1] == job.checkpoint.path
+    text = " ".join(arguments)
+    for piece in (
+        "--host 127.0.0.1 --port 1234 --device cpu --dtype bfloat16 --quantization bnb-8bit",
+        "--attn-implementation sdpa",
+        "--cb-block-size 64",
+        "--continuous-batching",
+    ):
+        assert piece in text
+    assert "--compile" not in text
+    assert "--trust-remote-code" not in text
