@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -232,16 +233,16 @@ class LatencyBaseline(_Gate):
         processes = loads = 0
         for look in zip(LOOKS, LOADS, strict=True):
             open_ = undecided(before, now)
-            if not open_:
+            # An alarm is looked at once more, whatever the time.
+            alarm = any(now[name] != verdicts.INCONCLUSIVE for name in open_)
+            if not open_ or (before and time.monotonic() > until and not alarm):
                 break
             # What is clear is not measured on.
             processes = look[0] if open_ - {LOAD} else processes
             loads = look[1] if LOAD in open_ else loads
-            results = load.timed(processes, loads, until)
+            results = load.timed(processes, loads, math.inf if alarm else until)
             comparisons = super()._compare(load, baseline, metrics, tolerances, timings(results))
             before, now = now, _verdicts(comparisons)
-            if len(results) < max(processes, loads):
-                break
         return comparisons
 
     def _results(self, load: Load, count: int) -> list[LoadResult]:

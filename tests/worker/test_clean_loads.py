@@ -45,7 +45,8 @@ def test_exact_figures_repeat_to_the_byte(strategy: str) -> None:
 def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
     result, loaded = load("tiny-llama", quant="nf4")
     elsewhere = {name for name, metric in METRICS.items() if metric.section == "work"} | {"weights.adapter"}
-    expected = {name for name in METRICS if not name.startswith(("gpu.", "shard."))} - elsewhere
+    others = ("gpu.", "shard.", "server.", "served.", "kv_cache.")
+    expected = {name for name in METRICS if not name.startswith(others)} - elsewhere
     assert set(result.metrics) | set(result.unavailable) == expected
     assert len(result.samples["per_token"]) == len(result.samples["ttft"]) * 2
     assert set(result.phase_peaks) == {"load", "forward", "generate"}
