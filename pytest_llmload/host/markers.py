@@ -149,9 +149,10 @@ class Marks:
         if suite:
             return [[Value(fields) for fields in suite]]
         settings = self._settings
-        if settings.strategies and not named & {"strategy", "quant", "dtype", "adapter", "target"}:
+        says_how = named & {"strategy", "quant", "dtype", "adapter", "target"}
+        if settings.strategies and not says_how:
             return [[self._strategy((name,), {}, f"--llm-strategy (for {where})")[0] for name in settings.strategies]]
-        if settings.endpoint and not named & {"strategy", "quant", "dtype", "adapter", "target"}:
+        if settings.endpoint and not says_how:
             return [[Value(dict(self._strategies["served"].fields))]]
         if settings.loader and not named & {"strategy", "target"}:
             return [[Value({"strategy": "loader", "target": settings.loader})]]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
 from pytest_llmload.host.processes import Server
@@ -173,22 +171,6 @@ def test_monkeypatched_environment_reaches_the_load(pytester, project):
     project().assert_outcomes(passed=1)
 
 
-def children_of(pid: int) -> set[int]:
-    """Every living descendant of a process."""
-    found: set[int] = set()
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] != "Z":
-            parents[int(entry.parent.name)] = int(fields[1])
-    while more := {child for child, parent in parents.items() if (parent == pid or parent in found)} - found:
-        found |= more
-    return found
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
     """Killed while a load hangs in a C call: server, load and what the load started are gone."""
@@ -207,28 +189,11 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
         def test_a(llm): pass
         """,
     )
-    started = pytester.path / "started"
-    os.mkfifo(started)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
-         f"--llm-cache-dir={checkpoint_cache}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        started.read_text()  # returns when the load has opened and closed its end
-        family = children_of(process.pid)
-        assert len(family) >= 3, "server, load and the load's own child"
-        watched = [os.pidfd_open(pid) for pid in family]
-        process.send_signal(number)
-        process.wait(60)
-        import select
 
-        for fd in watched:
-            readable, _, _ = select.select([fd], [], [], 10)
-            assert readable, "a process outlives the session"
-    finally:
-        process.kill()
-        process.wait()
+    def check(family: set[int]) -> None:
+        assert len(family) >= 3, "server, load and the load's own child"
+
+    assert_nothing_outlives(pytester, checkpoint_cache, number, check)
 
 
 def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monkeypatch):

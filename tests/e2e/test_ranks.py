@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
-import subprocess
-import sys
 
 import pytest
-from test_processes import children_of
+from family import assert_nothing_outlives
 
 pytest.importorskip("deepspeed")
 
@@ -234,23 +230,8 @@ def test_no_rank_outlives_pytest(pytester, checkpoint_cache):
         def test_a(llm): pass
         """,
     )
-    started = pytester.path / "started"
-    os.mkfifo(started)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
-         f"--llm-cache-dir={checkpoint_cache}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        started.read_text()  # returns when the second rank has opened and closed its end
-        family = children_of(process.pid)
+
+    def check(family: set[int]) -> None:
         assert len(family) >= 4, "server, load and two ranks"
-        watched = [os.pidfd_open(pid) for pid in family]
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-        for descriptor in watched:
-            readable, _, _ = select.select([descriptor], [], [], 10)
-            assert readable, "a process outlives the session"
-    finally:
-        process.kill()
-        process.wait()
+
+    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_processes import children_of
+from family import assert_nothing_outlives
 
 WORKER_TESTS = Path(__file__).parents[1] / "worker"
 sys.path.append(str(WORKER_TESTS))
@@ -139,21 +136,12 @@ def test_no_server_outlives_pytest(pytester, checkpoint_cache):
     pytester.makepyfile(
         started("openai").replace(
             "memory_baseline.check(llm)",
-            "llm.generate('x', max_new_tokens=1); open('ready', 'w').close(); __import__('time').sleep(60)",
+            "llm.generate('x', max_new_tokens=1); open('started', 'w').close(); __import__('time').sleep(60)",
         )
     )
-    command = [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu"]
-    run = subprocess.Popen(
-        [*command, f"--llm-cache-dir={checkpoint_cache}", "--llm-workload=1x16+4"], cwd=pytester.path
-    )
-    while not (pytester.path / "ready").exists():
-        assert run.poll() is None
-        select.select([], [], [], 0.05)
-    processes = [os.pidfd_open(pid) for pid in children_of(run.pid)]
-    servers = [pid for pid in children_of(run.pid) if "fake_server.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(servers) == 1
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    for process in processes:
-        assert select.select([process], [], [], 10)[0]
-        os.close(process)
+
+    def check(family: set[int]) -> None:
+        servers = [pid for pid in family if "fake_server.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(servers) == 1
+
+    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check, "--llm-workload=1x16+4")

@@ -11,7 +11,7 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.worker.serving.api import Answer, Api
 from pytest_llmload.worker.serving.prompts import Prompts
 
-#: As of a model in a process of ours (probes/timing.py): rounds, and the seconds after which no other is started.
+#: Rounds of one request, and the seconds after which no other is started.
 ROUNDS = 5
 BUDGET = 30.0
 #: Requests at once, and how often.

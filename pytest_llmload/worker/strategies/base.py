@@ -62,8 +62,17 @@ class Strategy:
 
     @classmethod
     def why_not_by_default(cls, device: Device) -> str:
-        """Why the ready-made suite does not load it on a device unless it is named; empty where it does."""
-        return ""
+        """Why the ready-made suite does not load it on a device unless it is named; empty where it does.
+
+        What is split over several devices needs them.
+        """
+        world_size = cls.fields.get("world_size", 1)
+        if world_size == 1:
+            return ""
+        if device.kind != "cuda":
+            return f"on a CPU run only where --llm-strategy={cls.name} asks for it"
+        gpus = len(device.gpus)
+        return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:

@@ -8,10 +8,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
-from pytest_llmload.worker.strategies.tensor_parallel import too_few_devices
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.loaded import Loaded
@@ -40,10 +39,6 @@ class DeepSpeed(Strategy):
     cold_packages = ("deepspeed",)
     in_ranks = True
     same_output = True
-
-    @classmethod
-    def why_not_by_default(cls, device: Device) -> str:
-        return too_few_devices(cls.name, cls.fields["world_size"], device)
 
     def prepare(self, job: Job) -> None:
         # Its shared-memory all-reduce takes the number of local ranks for granted, and dies of SIGSEGV without it.

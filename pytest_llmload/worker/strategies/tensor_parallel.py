@@ -5,16 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, ClassVar
 
-from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.job import Job
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
-
-
-def too_few_devices(name: str, world_size: int, device: Device) -> str:
-    """Why a load that is split is none of the ready-made suite's on a device; empty where it is one."""
-    if device.kind != "cuda":
-        return f"on a CPU run only where --llm-strategy={name} asks for it"
-    gpus = len(device.gpus)
-    return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
 
 
 class TensorParallel(Strategy):
@@ -29,10 +21,6 @@ class TensorParallel(Strategy):
     fields: ClassVar[dict[str, Any]] = {"strategy": "tensor_parallel", "world_size": 2}
     packages = (*Strategy.packages, "tensor_parallel")
     same_output = True
-
-    @classmethod
-    def why_not_by_default(cls, device: Device) -> str:
-        return too_few_devices(cls.name, cls.fields["world_size"], device)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         if job.spec.quant != "none":

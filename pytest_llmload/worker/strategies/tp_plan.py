@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.job import Job
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
-from pytest_llmload.worker.strategies.tensor_parallel import too_few_devices
 
 
 class TpPlan(Strategy):
@@ -21,10 +20,6 @@ class TpPlan(Strategy):
     fields: ClassVar[dict[str, Any]] = {"strategy": "tp_plan", "world_size": 2}
     in_ranks = True
     same_output = True
-
-    @classmethod
-    def why_not_by_default(cls, device: Device) -> str:
-        return too_few_devices(cls.name, cls.fields["world_size"], device)
 
     def context(self, job: Job) -> None:
         from pytest_llmload.worker.ranks.world import join

@@ -1,0 +1,58 @@
+"""A pytest run in a process of its own, and everything that it starts."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def children_of(pid: int) -> set[int]:
+    """Every living descendant of a process."""
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(entry.parent.name)] = int(fields[1])
+    while more := {child for child, parent in parents.items() if (parent == pid or parent in found)} - found:
+        found |= more
+    return found
+
+
+def assert_nothing_outlives(
+    pytester: pytest.Pytester, cache: Path, number: signal.Signals, check: Callable[[set[int]], None], *options: str
+) -> None:
+    """End a run by a signal once something in it has opened and closed ``started``; ``check`` sees its descendants."""
+    started = pytester.path / "started"
+    os.mkfifo(started)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
+         f"--llm-cache-dir={cache}", *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # A shell's background jobs ignore it, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        started.read_text()  # returns when the other end was opened and closed
+        family = children_of(process.pid)
+        check(family)
+        watched = [os.pidfd_open(pid) for pid in family]
+        process.send_signal(number)
+        process.wait(60)
+        for descriptor in watched:
+            readable, _, _ = select.select([descriptor], [], [], 10)
+            assert readable, "a process outlives the session"
+            os.close(descriptor)
+    finally:
+        process.kill()
+        process.wait()
