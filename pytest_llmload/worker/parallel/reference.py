@@ -16,7 +16,6 @@ import torch
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.generation import first_forward, generate_workload
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.proc import available
@@ -95,10 +94,7 @@ def _output(loaded: Loaded, dtype: str, device: str) -> tuple[Any, list[list[int
 
 def _alone(job: Job) -> Job:
     """The same model, and nothing else of the load."""
-    workload: Workload = job.spec.workload
-    return dataclasses.replace(
-        job, spec=dataclasses.replace(job.spec, strategy="single", world_size=1, workload=workload)
-    )
+    return dataclasses.replace(job, spec=dataclasses.replace(job.spec, strategy="single", world_size=1))
 
 
 def _device_with_room(loaded: Loaded) -> str | None:

@@ -42,7 +42,7 @@ class Strategy:
     #: One sentence for the documentation and ``--llm-strategy`` errors.
     summary: ClassVar[str]
     #: What naming it sets in a LoadSpec.
-    fields: ClassVar[dict[str, Any]]
+    fields: ClassVar[dict[str, Any]] = {}
     #: Its own options; others go to ``from_pretrained``.
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.
