@@ -9,7 +9,6 @@ Each process is forked from a warm server, loads, generates and is gone, through
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -18,56 +17,40 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.core.job import LOADING, TIMES, WORK, Checkpoint, Job, Scope
+from workers import Workers
+
+from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.host import hardware
-from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.options import default_cache
 
 KEPT = ("accelerate", "cpu", "cuda", "driver", "gpu", "host", "loader_threads", "python", "torch", "transformers")
-TIMEOUT = 600.0
 
 
 def main() -> int:
     options = _arguments()
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="latency-samples-") as folder:
-        logs = Path(folder)
-        env = environment(os.environ)
-        checkpoint = _checkpoint(options, logs, env)
-        device = hardware.detect(options.device)
-        device = dataclasses.replace(device, gpus=device.gpus[:1])
-        name = options.model.removeprefix("random:")
-        spec = LoadSpec(model=options.model, name=name, workload=Workload.parse(options.workload))
-        job = Job(
-            spec=spec,
-            device=device,
-            checkpoint=checkpoint,
-            strategies=dict(BUILTIN_STRATEGIES),
-            imports=tuple(options.imports),
-            sys_path=tuple(sys.path),
+    results: list[LoadResult] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="latency-samples-") as folder,
+        Workers(
+            Path(folder),
+            options.model,
+            device=options.device,
+            workload=options.workload,
             page_cache=options.page_cache,
-        )
-        server = Server(logs / "server.log", env)
-        try:
-            package = checkpoint.model_type.replace("-", "_")
-            architecture = [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]
-            cuda = {"count": 1, "capability": device.gpus[0].capability} if device.gpus else None
-            base = ("torch", "transformers", "accelerate", "transformers.generation.utils")
-            server.warm_up([*base, *architecture, "pytest_llmload.worker.measure"], cuda)
-            results = []
-            scopes = _in_turn({LOADING: options.loads, TIMES: options.processes, WORK: options.work})
-            for index, scope in enumerate(scopes):
-                if options.limit and time.monotonic() - begin > options.limit:
-                    print(f"stopped after {index} processes: {options.limit:g} s are over", flush=True)
-                    break
-                own = dataclasses.replace(job, **{**vars(scope), "probes": scope.probes or ()})
-                results.append(_measure(server, logs / f"{index}.log", own))
-                print(_line(index, results[-1], time.monotonic() - begin), flush=True)
-        finally:
-            server.close()
+            imports=tuple(options.imports),
+            cache_dir=options.cache_dir,
+        ) as workers,
+    ):
+        for index, scope in enumerate(_in_turn({LOADING: options.loads, TIMES: options.processes, WORK: options.work})):
+            if options.limit and time.monotonic() - begin > options.limit:
+                print(f"stopped after {index} processes: {options.limit:g} s are over", flush=True)
+                break
+            results.append(workers.measure(scope))
+            print(_line(index, results[-1], time.monotonic() - begin), flush=True)
+        spec = workers.job.spec
     _write(options, spec, results)
     return 0
 
@@ -84,38 +67,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--imports", nargs="*", default=[], help="modules that each process imports before it loads")
     parser.add_argument("--page-cache", default="warm", choices=("warm", "cold", "uncontrolled"))
     parser.add_argument("--limit", type=float, default=0.0, help="seconds after which no further process starts")
-    parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "pytest-llmload")
+    parser.add_argument("--cache-dir", type=Path, default=default_cache())
     return parser.parse_args()
-
-
-def _checkpoint(options: argparse.Namespace, logs: Path, environment: dict[str, str]) -> Checkpoint:
-    process = start_cold(logs / "resolve.log", environment)
-    try:
-        message = {"kind": "resolve", "spec": options.model, "cache_dir": str(options.cache_dir)}
-        reply = process.request({**message, "trust_remote_code": False}, TIMEOUT)
-    finally:
-        process.close()
-    if reply["kind"] == "error":
-        raise SystemExit(f"{options.model}: {reply['error']['message']}")
-    return Checkpoint(**reply["checkpoint"])
-
-
-def _measure(server: Server, log: Path, job: Job) -> LoadResult:
-    process = server.fork(log)
-    if not isinstance(process, LoadProcess):
-        raise SystemExit(f"the server cannot fork: {process}")
-    try:
-        reply = process.request({"kind": "load", "job": job.to_json()}, TIMEOUT)
-    except LoadDied as death:
-        raise SystemExit(f"{death}\n{death.info.log}") from None
-    finally:
-        process.close()
-    if reply["kind"] == "error":
-        raise SystemExit(f"{reply['error']['message']}\n{reply['error']['traceback']}")
-    result = LoadResult.from_json(reply["result"])
-    if result.problems:
-        raise SystemExit("; ".join(problem.message for problem in result.problems))
-    return result
 
 
 def _in_turn(counts: dict[Scope, int]) -> list[Scope]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from pytest_llmload.core.protocol import Message
 from pytest_llmload.host.options import default_cache
 from pytest_llmload.host.processes import LoadProcess, Server, environment
-from pytest_llmload.host.warmth import _BASE
+from pytest_llmload.host.warmth import BASE
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 PRESET = sys.argv[1] if len(sys.argv) > 1 else "moe-128m"
@@ -61,7 +61,7 @@ def start_times() -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "server.log", environment(os.environ))
         try:
-            server.warm_up(_BASE, None)
+            server.warm_up(BASE, None)
             seconds = []
             for number in range(LOADS):
                 begin = time.perf_counter()

@@ -37,10 +37,8 @@ _BOOT = (
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a server and its loads: the user's, with allocators and threads that can be measured."""
+    """The environment of a server and its loads: the user's, with threads that allow a fork."""
     return {
-        # Without it glibc's heap keeps what it likes of freed weights, and host memory varies by 40 % between runs.
-        "MALLOC_MMAP_THRESHOLD_": "65536",
         # OpenBLAS starts its threads when numpy is imported; a server with threads must not fork.
         "OPENBLAS_NUM_THREADS": "1",
         **base,

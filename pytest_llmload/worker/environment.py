@@ -8,10 +8,9 @@ import platform
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker import allocator
 
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors")
-#: glibc serves larger blocks by mmap and gives them back at once: the threshold that makes host figures repeatable.
-MMAP_THRESHOLD = 65536
 
 
 def environment(job: Job) -> dict[str, str]:
@@ -38,11 +37,7 @@ def environment(job: Job) -> dict[str, str]:
     threads = "" if job.device.kind == "cuda" else f"{found['threads']} threads"
     host = (found.get("gpu"), found["cpu"], threads, found.get("driver", "").split(".")[0])
     found["host"] = "/".join(part for part in host if part)
-    found["malloc"] = (
-        f"mmap_threshold={MMAP_THRESHOLD}"
-        if os.environ.get("MALLOC_MMAP_THRESHOLD_") == str(MMAP_THRESHOLD)
-        else "system"
-    )
+    found["malloc"] = allocator.setting()
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "HF_DEACTIVATE_ASYNC_LOAD"):
         if os.environ.get(name):
             found[name] = os.environ[name]

@@ -8,22 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.strategies.base import Strategy
 
-#: What ``from_pretrained`` and ``generate`` import on their first call.
-_LIBRARY = (
-    "torch",
-    "safetensors.torch",
-    "accelerate",
-    "transformers",
-    "transformers.modeling_utils",
-    "transformers.generation",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-)
-#: What device maps and weights on disk are made with.
-_PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 _BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
 #: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
 #: whatever the base is.
@@ -51,10 +39,11 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
         importlib.import_module(package)
     if find_spec("transformers") is not None:
         # A user's own loader will most likely use it too, whether or not it says so.
-        for name in (*_LIBRARY, *_PLACEMENT, *(_BITSANDBYTES if job.spec.quant != "none" else ())):
+        for name in (*LIBRARY, *PLACEMENT, *(_BITSANDBYTES if job.spec.quant != "none" else ())):
             if find_spec(name.partition(".")[0]) is not None:
                 importlib.import_module(name)
         _import_architecture(job)
+        fill_caches()
     if not cold:
         return
     if job.adapter is not None:
@@ -65,6 +54,16 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
         importlib.import_module(name)
     if job.spec.target:
         importlib.import_module(job.spec.target.partition(":")[0])
+
+
+def fill_caches() -> None:
+    """Have transformers 5 compile every architecture's renaming of weights, which a process's first load does."""
+    if find_spec("transformers.conversion_mapping") is None:
+        return
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    # Whatever it is asked for, it makes all.
+    get_checkpoint_conversion_mapping("")
 
 
 def _import_architecture(job: Job) -> None:

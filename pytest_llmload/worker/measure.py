@@ -134,8 +134,7 @@ class _Session:
         """The measuring code itself: it needs torch, so it is imported after the libraries."""
         names = self.job.probes if self.job.measure else ()
         self.probes = [resolve(name)(self.job) for name in names]
-        for module in ("applied", "generation", "environment", "page_cache"):
-            resolve(f"pytest_llmload.worker.{module}:__name__")
+        resolve("pytest_llmload.worker.instruments:__name__")
         if self.job.measure:
             # Before a load that may take minutes.
             resolve("pytest_llmload.worker.generation:check_length")(self.job)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from pytest_llmload.worker.imports import fill_caches
+
 
 def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> dict[str, float]:
     """Import the modules that are installed; seconds of each.
@@ -30,6 +32,8 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> dict[str,
             start = time.perf_counter()
             importlib.import_module(name)
             seconds[name] = time.perf_counter() - start
+        if "transformers" in sys.modules:
+            fill_caches()
     return seconds
 
 

@@ -15,6 +15,7 @@ import torch
 from loads import checkpoint, job, load
 
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker import allocator
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
@@ -315,10 +316,10 @@ def test_reports_of_the_libraries_are_captured_though_silenced() -> None:
 
 def test_the_environment_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "4096")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     found = environment(job("tiny-llama"))
-    assert found["malloc"] == "mmap_threshold=65536"
+    assert found["malloc"] == "by MALLOC_MMAP_THRESHOLD_"
     assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert {"python", "torch", "torch_minor", "transformers", "cpu", "host", "loader_threads"} <= set(found)
     assert "secret" not in str(found)
@@ -330,3 +331,37 @@ def test_the_environment_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) 
 def test_a_workload_longer_than_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"workload 1x100000\+8 needs 100008 positions, the model has"):
         load("tiny-llama", workload=Workload(1, 100000, 8))
+
+
+_BLOCKS = """
+import ctypes, sys
+from pytest_llmload.worker import allocator
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usm fsm uord ford keep".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype = ctypes.c_void_p
+
+def mapped():
+    before = libc.mallinfo2().hblks
+    for _ in range(16):
+        libc.malloc(100 << 10)
+    return libc.mallinfo2().hblks - before
+
+stands = allocator.pin()
+pinned = mapped()
+allocator.unpin()
+print(stands, pinned, mapped())
+"""
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"),
+    [({}, "mmap_threshold=65536 16 0"), ({"MALLOC_MMAP_THRESHOLD_": "4096"}, "by MALLOC_MMAP_THRESHOLD_ 16 16")],
+)
+def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], said: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in allocator.USERS} | tuned
+    run = subprocess.run([sys.executable, "-c", _BLOCKS], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == said

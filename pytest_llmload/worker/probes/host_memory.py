@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker import allocator
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.anon_sampler import AnonSampler
 from pytest_llmload.worker.probes.base import Probe
@@ -31,6 +32,7 @@ class HostMemory(Probe):
 
     def start(self) -> None:
         self.sampler = AnonSampler()
+        self.malloc = allocator.pin()
 
     def mark(self) -> None:
         self.base_resident = status()["VmRSS"]
@@ -53,6 +55,9 @@ class HostMemory(Probe):
 
     def generated(self, loaded: Loaded) -> None:
         self._end("generate")
+        # Times are taken next: nobody samples meanwhile, and the allocator works as it does without us.
+        self.close()
+        allocator.unpin()
 
     def close(self) -> None:
         if self.sampler is not None:
@@ -61,6 +66,7 @@ class HostMemory(Probe):
 
     def fill(self, result: LoadResult) -> None:
         self.close()
+        result.environment["malloc"] = self.malloc
         if self.unavailable:
             result.unavailable["host.peak"] = self.unavailable
         elif self.peaks:
