@@ -29,13 +29,13 @@ from pytest_llmload.host.options import default_cache
 from pytest_llmload.worker.checkpoints.digests import read_config
 
 BARE = """
-import gc, importlib, json, sys, time
+import gc, importlib.util, json, sys, time
 path, device, kind, *modules = sys.argv[1:]
 for name in modules:
     importlib.import_module(name)
 import torch, transformers
-if hasattr(transformers, "conversion_mapping"):
-    transformers.conversion_mapping.get_checkpoint_conversion_mapping("")
+if importlib.util.find_spec("transformers.conversion_mapping"):
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
 wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 torch.empty(1, device=device)
 wait()
