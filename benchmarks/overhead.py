@@ -1,6 +1,7 @@
 """What the plugin itself costs, as ratios against bare scripts in the same run.
 
-    python benchmarks/overhead.py        (make bench)
+    python benchmarks/overhead.py                              (make bench: a small mixture of experts on the CPU)
+    python benchmarks/overhead.py --model llama-1b --device cuda
 
 Prints: the time to start an isolated load from the warm server; the wall time of ten loads through the plugin against
 one bare script that does the same ten loads in one process; what importing the entry module costs an unrelated pytest
@@ -9,6 +10,7 @@ run; and which heavy modules are left loaded at its end.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -24,7 +26,6 @@ from pytest_llmload.host.processes import LoadProcess, Server, environment
 from pytest_llmload.host.warmth import BASE
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
-PRESET = sys.argv[1] if len(sys.argv) > 1 else "moe-128m"
 LOADS = 10
 #: The entry module must not cost an unrelated run more than this, in seconds.
 ENTRY_GOAL = 0.003
@@ -35,15 +36,15 @@ BARE = """
 import json, sys, time
 begin = time.perf_counter()
 import transformers
-path, loads, prompt, tokens = sys.argv[1], int(sys.argv[2]), 128, 32
+path, loads, device, prompt, tokens = sys.argv[1], int(sys.argv[2]), sys.argv[3], 128, 32
 import torch
 for _ in range(loads):
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    ids = torch.arange(prompt).remainder(model.config.vocab_size)[None]
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map={"": device})
+    ids = torch.arange(prompt).remainder(model.config.vocab_size)[None].to(device)
     with torch.no_grad():
-        model(ids)
+        logits = model(ids).logits.cpu()
     for _ in range(4):
-        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False).cpu()
     del model
 print(json.dumps(time.perf_counter() - begin))
 """
@@ -77,17 +78,17 @@ def start_times() -> list[float]:
             server.close()
 
 
-def ten_loads(path: str) -> tuple[float, float]:
+def ten_loads(path: str, device: str) -> tuple[float, float]:
     """Wall seconds of ten measured loads through the plugin, and of a bare script that does the same."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "test_loads.py").write_text(TESTS.format(loads=LOADS))
         Path(folder, "pytest.ini").write_text("[pytest]\n")
         begin = time.perf_counter()
-        run = [sys.executable, "-m", "pytest", "-q", f"--llm-model={path}", "--llm-device=cpu", "-p", "no:randomly"]
+        run = [sys.executable, "-m", "pytest", "-q", f"--llm-model={path}", f"--llm-device={device}"]
         subprocess.run(run, cwd=folder, check=True, capture_output=True)
         plugin = time.perf_counter() - begin
         begin = time.perf_counter()
-        bare = [sys.executable, "-c", BARE, path, str(LOADS)]
+        bare = [sys.executable, "-c", BARE, path, str(LOADS), device]
         subprocess.run(bare, cwd=folder, check=True, capture_output=True)
         return plugin, time.perf_counter() - begin
 
@@ -130,14 +131,19 @@ def verdict(good: bool) -> str:
 
 
 def main() -> int:
-    path = resolve(f"random:{PRESET}", default_cache()).path
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="moe-128m", help="a preset of random: (default: moe-128m)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args()
+    path = resolve(f"random:{options.model}", default_cache()).path
     starts = start_times()
     later = statistics.median(starts[1:])
     goal = f"goal {START_GOAL * 1e3:.0f} ms, {verdict(later <= START_GOAL)}"
     print(f"start of an isolated load, after the first: {later * 1e3:.1f} ms ({goal}; first {starts[0] * 1e3:.1f} ms)")
-    plugin, bare = ten_loads(path)
+    plugin, bare = ten_loads(path, options.device)
     goal = f"goal {RATIO_GOAL}, {verdict(plugin / bare <= RATIO_GOAL)}"
-    print(f"{LOADS} measured loads of {PRESET}: plugin / bare script = {plugin / bare:.2f} ({goal})")
+    loads = f"{LOADS} measured loads of {options.model} on {options.device}"
+    print(f"{loads}: plugin / bare script = {plugin / bare:.2f} ({goal})")
     entry = entry_import()
     goal = f"goal {ENTRY_GOAL * 1e3:.0f} ms, {verdict(entry <= ENTRY_GOAL)}"
     print(f"import of the entry module: {entry * 1e3:.1f} ms ({goal})")
