@@ -39,7 +39,7 @@ def main(path: str, options: dict) -> None:
     figures = {
         "gpu.settled": torch.cuda.memory_allocated(),
         "gpu.load_peak": torch.cuda.max_memory_allocated(),
-        "gpu.load_allocated": after["allocated_bytes.all.allocated"] - before["allocated_bytes.all.allocated"],
+        "gpu.load_allocated": after["requested_bytes.all.allocated"] - before["requested_bytes.all.allocated"],
         "gpu.load_allocations": after["allocation.all.allocated"] - before["allocation.all.allocated"],
         "load": seconds,
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs one GPU and none of the long shapes: each part can be run alone.
 #
-#   benchmarks/one_gpu.sh OUT paired overhead served deepspeed placement xdist latency
+#   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory xdist latency
 #
 # OUT gets the logs, the reports and the baselines.
 set -uo pipefail
@@ -20,7 +20,7 @@ gate() {
 }
 
 paired() {
-    "$python" "$here/paired_load.py" --model "$model" --device cuda --pairs 20
+    "$python" "$here/paired_load.py" --model "$model" --device cuda --pairs "${PAIRS:-20}"
 }
 
 overhead() {
@@ -62,9 +62,19 @@ PY
     gate -rA --llm-report="$out/deepspeed.json" test_deepspeed.py
 }
 
-placement() {
-    gate --llm-update-baselines --pyargs pytest_llmload.suite --llm-strategy=max_memory --llm-strategy=offload
-    gate -v --pyargs pytest_llmload.suite --llm-strategy=max_memory --llm-strategy=offload --durations=8
+# The committed baselines, brought up to date and gated once against what was written.
+memory() {
+    mkdir -p "$out/baselines"
+    cp -r "$here/../baselines/." "$out/baselines/"
+    local suite=(--pyargs pytest_llmload.suite --llm-record-repeats=1) mode
+    for mode in --llm-update-baselines --llm-record-missing; do
+        model=random:polyglot-ko-5.8b gate "$mode" "${suite[@]}" -k test_memory --llm-adapter=random \
+            --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=lora --llm-strategy=qlora
+        model=random:polyglot-ko-12.8b gate "$mode" "${suite[@]}" --llm-workload=1x128+2 \
+            --llm-strategy=max_memory --llm-strategy=offload
+        model=random:polyglot-ko-12.8b gate "$mode" "${suite[@]}" -k test_memory \
+            --llm-strategy=fp16 --llm-strategy=bf16 --llm-strategy=int8 --llm-strategy=nf4
+    done
 }
 
 xdist() {
@@ -72,6 +82,73 @@ xdist() {
     gate -q --llm-update-baselines --pyargs pytest_llmload.suite --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=int8
     gate -v --pyargs pytest_llmload.suite --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=int8
     gate -v -n 2 --pyargs pytest_llmload.suite --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=int8
+}
+
+# Slowdowns that nobody asked for, by the module that plants each in the load's processes.
+latency() {
+    cat > test_times.py <<'PY'
+def test_times(llm, latency_baseline):
+    latency_baseline.check(llm)
+PY
+    cat > no_cache.py <<'PY'
+import transformers
+
+_generate = transformers.LlamaForCausalLM.generate
+
+
+def _without_cache(self, *args, **kwargs):
+    return _generate(self, *args, use_cache=False, **kwargs)
+
+
+transformers.LlamaForCausalLM.generate = _without_cache
+PY
+    cat > sync_per_layer.py <<'PY'
+import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+_forward = LlamaDecoderLayer.forward
+
+
+def _then_wait(self, *args, **kwargs):
+    result = _forward(self, *args, **kwargs)
+    torch.cuda.synchronize()
+    return result
+
+
+LlamaDecoderLayer.forward = _then_wait
+PY
+    cat > falls_back.py <<'PY'
+import transformers
+
+_load = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+
+def _eager(cls, *args, **kwargs):
+    return _load(cls, *args, **{**kwargs, "attn_implementation": "eager"})
+
+
+transformers.LlamaForCausalLM.from_pretrained = classmethod(_eager)
+PY
+    cat > read_twice.py <<'PY'
+import transformers
+
+_load = transformers.LlamaForCausalLM.from_pretrained.__func__
+
+
+def _twice(cls, *args, **kwargs):
+    _load(cls, *args, **kwargs)
+    return _load(cls, *args, **kwargs)
+
+
+transformers.LlamaForCausalLM.from_pretrained = classmethod(_twice)
+PY
+    time gate -q --llm-update-baselines --llm-latency-time=150s test_times.py
+    time gate -q --llm-latency-time=60s test_times.py
+    local plant
+    for plant in no_cache sync_per_layer falls_back read_twice; do
+        echo "--- planted: $plant"
+        time gate -q --llm-latency-time=60s --llm-import="$plant" test_times.py
+    done
 }
 
 for part in "$@"; do

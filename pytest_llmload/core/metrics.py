@@ -111,7 +111,7 @@ METRICS: dict[str, Metric] = {
             "loading_work",
             "memory",
             _EXACT,
-            "Bytes ever allocated on the GPUs during the load",
+            "Bytes ever asked of the GPUs' allocators during the load",
             _LOADING,
         ),
         Metric(

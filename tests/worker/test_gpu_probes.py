@@ -53,7 +53,7 @@ class Allocator:
 
     def stats(self, gpu: int) -> dict[str, int]:
         size, count = self.ever[gpu]
-        return {"allocated_bytes.all.allocated": size, "allocation.all.allocated": count}
+        return {"requested_bytes.all.allocated": size, "allocation.all.allocated": count}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         uuid = [SimpleNamespace(uuid=gpu.uuid.partition("-")[2]) for gpu in GPUS]
