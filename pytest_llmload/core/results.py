@@ -104,8 +104,10 @@ class LoadResult:
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
     ledger: list[dict[str, float]] = field(default_factory=list)
-    #: Seconds of each phase: import, context, load, tokenizer, forward, generate.
+    #: Seconds of each phase: import, context, load, tokenizer, forward, generate; parts of the load as ``load.read`` …
     phases: dict[str, float] = field(default_factory=dict)
+    #: Looks at the load from which its parts were taken; of too few there are no parts.
+    phase_samples: int = 0
     numbers: Numbers = field(default_factory=Numbers)
     manifest: list[ManifestRow] = field(default_factory=list)
     #: Versions, hardware and settings, from an allow-list.
