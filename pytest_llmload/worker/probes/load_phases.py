@@ -1,8 +1,8 @@
 """Where the seconds of the loading call go: reading, converting, moving, and the rest.
 
 A thread looks at the load's threads every few milliseconds and asks each stack for its innermost function that the
-table below knows. Nothing of the libraries is replaced: a function that a later release renames takes its seconds to the
-function that calls it, mostly to ``other``, and breaks no load.
+table below knows. Nothing of the libraries is replaced: a function that a later release renames breaks no load; its
+seconds go to the function that calls it, and mostly to ``other``.
 
 What cannot be told apart, and counts as one:
 
