@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,6 +157,12 @@ def test_a_load_that_never_begins_leaves_no_thread() -> None:
     result = new_result(probe.job)
     probe.fill(result)
     assert (result.phase_samples, result.phases) == (0, {})
+
+
+def test_what_a_load_imports_is_no_conversion() -> None:
+    place = {"__name__": "bitsandbytes.functional", "phase_of": load_phases.phase_of, "frame": sys._getframe}
+    exec("def quantise():\n    return phase_of(frame())\nimported, called = phase_of(frame()), quantise()", place)
+    assert (place["imported"], place["called"]) == (OTHER, CONVERT)
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

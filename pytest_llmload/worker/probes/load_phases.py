@@ -161,6 +161,9 @@ def phase_of(frame: FrameType | None) -> str:
 
 @cache
 def _phase(module: object, name: str, qualified: str) -> str:
+    if name == "<module>":
+        # Being imported, whatever its functions do.
+        return OTHER
     return next(
         (
             phase
