@@ -29,7 +29,7 @@ from pytest_llmload.core.results import SAMPLED_PARTS, LoadResult
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
 
-#: Seconds between two looks. One costs the load less than 0.1 ms.
+#: Seconds between two looks. One costs the load about 0.1 ms.
 INTERVAL = 0.01
 #: Looks below which shares are noise: with so many, half of the time may show as a third of it or as two.
 ENOUGH = 20
