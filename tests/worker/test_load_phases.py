@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -204,6 +205,19 @@ def test_where_nobody_works_for_a_load_that_waits_it_is_other() -> None:
 def test_a_load_that_works_is_where_its_own_thread_is() -> None:
     with standing("torch.nn.modules.module", "to", "lock.acquire()") as working, standing(*READER):
         assert until(lambda: load_phases._phases(working), [MOVE])
+
+
+def test_a_look_keeps_nothing_alive() -> None:
+    """What the load's functions drop is freed at once: else every temporary copy would count in its peak."""
+    with standing("ours", "load", "event.wait()") as waiting, standing(*READER) as working:
+        gc.collect()
+        gc.disable()
+        try:
+            for thread in (waiting, working) * 20:
+                load_phases._phases(thread)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
 
 def until(call: Callable[[], Any], expected: Any) -> bool:

@@ -141,6 +141,8 @@ class LoadPhases(Probe):
 def _phases(loading_thread: int) -> list[str]:
     """What the load is at: the phase of its own thread; where that one waits, of each thread that has one."""
     frames = sys._current_frames()
+    # This function's own frame would hold itself by what it found, and with it the tensors in the load's frames.
+    del frames[threading.get_ident()]
     own = phase_of(frames.get(loading_thread))
     if own != _WAITS:
         return [own]
