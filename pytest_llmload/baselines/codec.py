@@ -14,7 +14,7 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
-_TIMING = ("median", "samples", "relative", "control")
+_TIMING = ("median", "samples", "relative", "control", "parts")
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
 
 
@@ -80,8 +80,8 @@ def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
 
 def _timing(timing: Timing) -> dict[str, object]:
     own: dict[str, object] = {name: getattr(timing, name) for name in _TIMING}
-    # A load has no control.
-    return {name: value for name, value in own.items() if value != ()} | timing.conditions
+    # A load has no control, and only a load has parts.
+    return {name: value for name, value in own.items() if value not in ((), {})} | timing.conditions
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -169,6 +169,7 @@ def _read_timing(value: object, where: str) -> Timing:
         _strings(conditions, where),
         processes("relative"),
         _times(item.get("control", []), where),
+        _floats(item.get("parts", {}), where),
     )
     if not timing.samples or not all((*timing.samples, *timing.relative)):
         raise _Bad(f"holds a process without samples in {where}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pytest_llmload.baselines import fingerprint, manifest
 from pytest_llmload.baselines.environment import HOST, changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
-from pytest_llmload.baselines.timings import conditions, moved, other_hosts, timings
+from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
 from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
@@ -35,6 +35,8 @@ NUMBERS = "numbers"
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
 _GPU = re.compile(r"gpu\.(\d+)\.")
+#: Share of the load's move that a part of it must have to be named.
+_WORTH = 0.25
 #: Metrics that say why others moved; named even where they are not comparable themselves.
 _REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
 
@@ -66,6 +68,7 @@ def compare(
         differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
         return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
     differences = ()
+    now: Mapping[str, Timing] = {}
     if section == "time":
         recorded = bool(baseline.time)
         now = timings([result]) if times is None else times
@@ -95,7 +98,7 @@ def compare(
         worst(item.verdict for item in verdicts if not item.informative),
         metrics=tuple(verdicts),
         manifest=differences,
-        because=tuple(_because(section, verdicts, baseline, result, changed)),
+        because=tuple(_because(section, verdicts, baseline, result, changed, now)),
         changed=changed,
     )
 
@@ -282,20 +285,50 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
 
 
 def _because(
-    section: str, verdicts: Sequence[MetricVerdict], baseline: Baseline, result: LoadResult, changed: Sequence[str]
+    section: str,
+    verdicts: Sequence[MetricVerdict],
+    baseline: Baseline,
+    result: LoadResult,
+    changed: Sequence[str],
+    times: Mapping[str, Timing],
 ) -> list[str]:
-    """What explains the metrics that moved: modules first, then what was counted.
+    """What explains the metrics that moved: where the load takes longer, modules, then what was counted.
 
     For memory and the load that is the loading work and tensors outside the model, for the other times the work.
     """
     moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
     if not moved:
         return []
+    place = _parts(baseline, result, times[LOAD]) if any(item.name == LOAD for item in moved) else []
+    return [*place, *_causes(section, verdicts, moved, baseline, result, changed)]
+
+
+def _parts(baseline: Baseline, result: LoadResult, now: Timing) -> list[str]:
+    """The parts of the load that moved with it, those that moved most first; none where the baseline has no parts."""
+    recorded = baseline.time[entry(result.environment, HOST)][LOAD]
+    both = recorded.parts.keys() & now.parts.keys()
+    change = now.median - recorded.median
+    moves = {name: now.parts[name] - recorded.parts[name] for name in both}
+    return [
+        f"{name} {format_value(recorded.parts[name], 's')} -> {format_value(now.parts[name], 's')}"
+        for name in sorted(both, key=lambda name: -abs(moves[name]))
+        if change and moves[name] / change >= _WORTH
+    ]
+
+
+def _causes(
+    section: str,
+    verdicts: Sequence[MetricVerdict],
+    moved: Sequence[MetricVerdict],
+    baseline: Baseline,
+    result: LoadResult,
+    changed: Sequence[str],
+) -> list[str]:
     known = baseline.manifest and result.manifest
     reasons = [difference.text for difference in manifest.diff(baseline.manifest, result.manifest)] if known else []
     if section == "work":
         return reasons
-    if section == "time" and any(item.name != "load" for item in moved):
+    if section == "time" and any(item.name != LOAD for item in moved):
         return [*reasons, *_work(baseline, result, changed)]
     # A cause is told beside its effect: alone, it has a line of its own already.
     causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()

@@ -25,6 +25,8 @@ class Timing:
     relative: tuple[tuple[float, ...], ...] = ()
     #: Of each process the control's median in seconds.
     control: tuple[float, ...] = ()
+    #: What the time is made of, in seconds: medians of the processes. A reason where the time moves, never judged.
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from pytest_llmload.baselines.environment import HOST, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
 from pytest_llmload.core.metrics import METRICS, Metric
-from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.results import LOAD_PARTS, LoadResult
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED
 
 #: Samples of a process as they are kept: its deciles, with the smallest and the largest.
 _QUANTILES = 11
 _DIGITS = 5
+#: Of the seconds of a part, which are sampled.
+_PART_DIGITS = 3
 #: Processes after which times are judged, until all are clear; the last is how many are recorded.
 LOOKS = (5, 7, 10, 14, 20)
 #: Loads after which the time of the load is judged at the same looks: one process has one, and no control goes along
@@ -52,8 +54,19 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
             {condition: entry(last.environment, condition) for condition in conditions(metric)},
             tuple(map(_quantiles, relative)) if complete else (),
             tuple(_median(result.samples[CONTROL]) for result in alike) if complete else (),
+            _parts(alike) if name == LOAD else {},
         )
     return found
+
+
+def _parts(results: Sequence[LoadResult]) -> dict[str, float]:
+    """Median seconds of each part of the load, over the processes that have it; none that most of them lack."""
+    having = {name: [result.phases[name] for result in results if name in result.phases] for name in LOAD_PARTS}
+    return {
+        name: significant(statistics.median(seconds), _PART_DIGITS)
+        for name, seconds in having.items()
+        if 2 * len(seconds) > len(results)
+    }
 
 
 def _samples(result: LoadResult, name: str) -> list[float]:

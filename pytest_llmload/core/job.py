@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmload.core.registry import BUILTIN_PROBES, TIME_PROBES, WORK_PROBES
+from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES, TIME_PROBES, WORK_PROBES
 from pytest_llmload.core.spec import LoadSpec
 
 #: Whether a checkpoint's pages are in memory before it is loaded.
@@ -86,7 +86,7 @@ EVERYTHING = Scope()
 SERVING = Scope(measure=False)
 TIMES = Scope(checks=False, probes=TIME_PROBES)
 WORK = Scope(checks=False, probes=WORK_PROBES)
-LOADING = Scope(checks=False, generates=False, probes=())
+LOADING = Scope(checks=False, generates=False, probes=LOADING_PROBES)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ CRASHED = "crashed"
 TIMEOUT = "timeout"
 FAILED = "failed"
 
+#: Parts of the loading call among a load's phases, as they are sampled: reading, converting and quantising, moving.
+SAMPLED_PARTS = ("load.read", "load.convert", "load.move", "load.other")
+#: What the time of a load is made of.
+LOAD_PARTS = (*SAMPLED_PARTS, "adapter")
+
 
 @dataclass(frozen=True)
 class ManifestRow:
@@ -104,8 +109,10 @@ class LoadResult:
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
     ledger: list[dict[str, float]] = field(default_factory=list)
-    #: Seconds of each phase: import, context, load, tokenizer, forward, generate.
+    #: Seconds of each phase: import, context, load, tokenizer, forward, generate; and of the load its LOAD_PARTS.
     phases: dict[str, float] = field(default_factory=dict)
+    #: Looks at the loading call, from which its parts are taken; of too few there are none.
+    phase_samples: int = 0
     numbers: Numbers = field(default_factory=Numbers)
     manifest: list[ManifestRow] = field(default_factory=list)
     #: Versions, hardware and settings, from an allow-list.

@@ -60,6 +60,7 @@ def _run(run: Run) -> dict[str, Any]:
         "samples": result.samples,
         "phase_peaks": result.phase_peaks,
         "phases": result.phases,
+        "phase_samples": result.phase_samples,
         "ledger": result.ledger,
         "numbers": dataclasses.asdict(result.numbers),
         "manifest": [dataclasses.asdict(row) for row in result.manifest],

@@ -67,6 +67,7 @@ class _Session:
         self.probes: list[Any] = []
         #: Whether the loading call has returned, so that the probes have something to tell.
         self.is_loaded = False
+        self.is_filled = False
 
     def run(self) -> tuple[LoadResult, Loaded | None]:
         with self._timed("import"):
@@ -113,10 +114,12 @@ class _Session:
         return self.result, loaded
 
     def fill(self) -> None:
-        """Have the probes write what they have seen, once."""
-        if self.is_loaded:
-            self.is_loaded = False
-            for probe in self.probes:
+        """Have the probes write what they have seen, once; of a load that raised, those that can tell a part."""
+        if self.is_filled:
+            return
+        self.is_filled = True
+        for probe in self.probes:
+            if self.is_loaded or probe.partial:
                 probe.fill(self.result)
 
     @contextmanager
@@ -165,9 +168,11 @@ class _Session:
         try:
             with warnings_of_libraries() as log:
                 synchronize(self.job)
+                self._each("loading")
                 begin = perf_counter()
                 loaded = _as_loaded(self.job, served_by[0].load(self.job, kwargs))
                 synchronize(self.job)
+                self._each("returned")
                 loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
             # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.

@@ -8,6 +8,7 @@ import math
 import pytest
 from sample_loads import ENVIRONMENT, GIB, HOST, METRICS, MIB, NF4, linears, load, manifest, numbers
 
+from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.manifest import diff
 from pytest_llmload.baselines.record import record
@@ -601,3 +602,48 @@ def test_modules_that_changed_explain_a_time(timed):
         timed, load(metrics=WORK, manifest=manifest(PLAIN)), section="time", times=timings(processes(1.2))
     )
     assert comparison.because[0].startswith("160 x Linear4bit: ")
+
+
+# --- parts of the load -----------------------------------------------------------------------------------------------
+
+
+def made_of(seconds, **parts):
+    """Times of as many processes as a judgement needs, whose loads are made of ``parts``."""
+    phases = {f"load.{name}": value for name, value in parts.items()}
+    return [load(samples={"load": [seconds]}, phases=phases) for _ in range(10)]
+
+
+def load_moved(before, after):
+    """What explains that the load takes other seconds than when it was recorded."""
+    baseline = record(None, before, update=True, times=timings(before)).baseline
+    comparison = compare(loads(dumps(baseline), "x.json"), after[0], section="time", times=timings(after))
+    assert verdicts(comparison)["load"] != "ok"
+    return comparison.because
+
+
+def test_the_part_of_the_load_that_moved_is_named():
+    before = made_of(3.0, read=0.5, convert=2.1, move=0.0, other=0.4)
+    because = load_moved(before, made_of(4.9, read=0.5, convert=4.0, move=0.0, other=0.4))
+    assert because[0] == "load.convert 2.10 s -> 4.00 s"
+    assert not [line for line in because[1:] if line.startswith("load.")]
+    back = load_moved(made_of(4.9, read=0.5, convert=4.0, move=0.0, other=0.4), before)
+    assert back[0] == "load.convert 4.00 s -> 2.10 s"
+
+
+def test_several_parts_are_named_by_what_they_moved():
+    before = made_of(3.0, read=1.0, convert=1.0, move=0.5, other=0.5)
+    because = load_moved(before, made_of(6.0, read=2.0, convert=2.9, move=0.5, other=0.6))
+    assert because[:2] == ("load.convert 1.00 s -> 2.90 s", "load.read 1.00 s -> 2.00 s")
+    assert not [line for line in because[2:] if line.startswith("load.")]
+
+
+def test_without_parts_on_both_sides_none_is_named():
+    with_parts = made_of(3.0, read=0.5, convert=2.1, move=0.0, other=0.4)
+    for because in (load_moved(made_of(2.0), with_parts), load_moved(with_parts, made_of(5.0))):
+        assert not [line for line in because if line.startswith("load.")]
+
+
+def test_parts_that_most_processes_lack_are_not_kept():
+    with_parts, without = made_of(3.0, read=3.0), made_of(3.0)
+    assert timings(with_parts[:6] + without[:4])["load"].parts == {"load.read": 3.0}
+    assert timings(with_parts[:5] + without[:5])["load"].parts == {}

@@ -107,6 +107,15 @@ def test_rows_of_the_manifest_that_differ_stand_under_their_rank() -> None:
     ]
 
 
+def test_the_parts_of_the_load_are_those_of_the_slowest_rank() -> None:
+    """The longest of each would add up to more than any rank's load."""
+    fast = {"context": 2.0, "load": 3.0, "load.read": 2.5, "load.other": 0.5, "adapter": 1.0}
+    slow = {"context": 1.0, "load": 4.0, "load.read": 1.0, "load.other": 3.0}
+    merged = merge(JOB, {0: result(phases=fast, phase_samples=300), 1: result(phases=slow, phase_samples=400)})
+    assert merged.phases == {"context": 2.0, "load": 4.0, "load.read": 1.0, "load.other": 3.0}
+    assert merged.phase_samples == 400
+
+
 def test_a_rank_sees_the_one_gpu_of_its_number() -> None:
     assert [gpu.uuid for gpu in own_job(JOB, 1).device.gpus] == ["GPU-1"]
     cpu = dataclasses.replace(JOB, device=Device("cpu", "cpu-x86_64"))

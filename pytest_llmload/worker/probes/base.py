@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.worker.loaded import Loaded
@@ -14,6 +16,9 @@ class Probe:
     logits; figures of a phase are therefore taken between its two methods.
     """
 
+    #: Whether ``fill`` is asked for also where the load raised.
+    partial: ClassVar[bool] = False
+
     def __init__(self, job: Job) -> None:
         self.job = job
 
@@ -23,8 +28,14 @@ class Probe:
     def mark(self) -> None:
         """The device's context exists; the load comes next."""
 
+    def loading(self) -> None:
+        """The loading call comes next, and is timed from here."""
+
+    def returned(self) -> None:
+        """The loading call has returned; what strategies do to the model comes next, in the same time."""
+
     def loaded(self, loaded: Loaded) -> None:
-        """The loading call has returned; no forward has run."""
+        """The model is loaded, and garbage is collected; no forward has run."""
 
     def forwarding(self) -> None:
         """The first forward comes next."""

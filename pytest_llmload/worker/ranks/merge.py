@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
+from pytest_llmload.core.results import LOAD_PARTS, LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
 
 #: All ranks compute the same logits; what the order of a sum changes is less.
 _DISAGREE = 1e-2
@@ -22,6 +22,7 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
     """
     results = dict(sorted(by_rank.items()))
     first = next(iter(results.values()))
+    slowest = max(results.values(), key=lambda result: result.phases.get("load", 0.0))
     problems = _problems(results) + _disagreement(results)
     merged = dataclasses.replace(
         first,
@@ -30,10 +31,8 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
         metrics=_metrics(results),
         unavailable={name: why for result in results.values() for name, why in result.unavailable.items()},
         phase_peaks=_phase_peaks(results),
-        phases={
-            name: max(result.phases.get(name, 0.0) for result in results.values())
-            for name in {name: None for result in results.values() for name in result.phases}
-        },
+        phases=_phases(results, slowest),
+        phase_samples=slowest.phase_samples,
         ledger=[{**row, "gpu": rank} for rank, result in results.items() for row in result.ledger],
         manifest=_manifest(results),
         notes=_said({rank: result.notes for rank, result in results.items()}),
@@ -44,6 +43,15 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
         merged.samples = {**first.samples, "load": [merged.metrics["load"]]}
     merged.unavailable = {name: why for name, why in merged.unavailable.items() if name not in merged.metrics}
     return merged
+
+
+def _phases(results: Mapping[int, LoadResult], slowest: LoadResult) -> dict[str, float]:
+    """Of each phase the slowest rank's time; the parts of the load are of one rank, so that they add up to it."""
+    longest = {
+        name: max(result.phases.get(name, 0.0) for result in results.values())
+        for name in {name: None for result in results.values() for name in result.phases if name not in LOAD_PARTS}
+    }
+    return longest | {name: slowest.phases[name] for name in LOAD_PARTS if name in slowest.phases}
 
 
 def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
