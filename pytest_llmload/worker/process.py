@@ -36,7 +36,8 @@ def log_to(path: str) -> None:
     # A process that was exec'ed with a pipe would buffer what it prints; the tail must be there when it dies.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    faulthandler.enable(all_threads=True)
+    # The tail of a log is short: of a crash, the thread that crashed; of a hang, all.
+    faulthandler.enable(all_threads=False)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
