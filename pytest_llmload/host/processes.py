@@ -27,6 +27,8 @@ _GRACE = 2.0
 #: Seconds a server gets for its imports.
 _WARM_UP = 300.0
 _LOG_LINES = 30
+#: Of the stacks of a load that hangs; the main thread's comes last.
+_STACK_LINES = 40
 _OOM = ": the kernel's out-of-memory killer was at work"
 #: The folder that holds this package is put last on the path, and the current folder taken off it: a user's
 #: ``types.py`` must not become the standard library's.
@@ -122,13 +124,16 @@ class LoadProcess:
 
     def _timed_out(self, timeout: float) -> LoadDied:
         before = self._log.stat().st_size if self._log.exists() else 0
+        said = self.tail()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGUSR1)  # faulthandler writes every thread's stack
         deadline = time.monotonic() + _GRACE
         while time.monotonic() < deadline and self._log.stat().st_size == before:
             select.select([], [], [], 0.02)
+        # However many threads there are, what the load itself said last stands before their stacks.
+        log = "\n".join(part for part in (said, tail(self._log, _STACK_LINES, before)) if part)
         info = ErrorInfo(
-            message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=self.tail(), phase=self.phase
+            message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=log, phase=self.phase
         )
         self.kill()
         return LoadDied(results.TIMEOUT, info)
@@ -249,9 +254,9 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     return process
 
 
-def tail(log: Path, lines: int = _LOG_LINES) -> str:
-    """The last lines of a log, without tokens that a library may have printed."""
+def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
+    """The last lines of a log, or of its part from byte ``start``, without tokens that a library may have printed."""
     if not log.exists():
         return ""
-    text = "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    text = "\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:])
     return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -103,7 +103,7 @@ _ENDINGS = {
     TIMEOUT: "the load timed out",
     FAILED: "the load failed",
 }
-#: Lines of the traceback and of the log before the rest is left out: the end says most.
+#: Lines of the traceback before the rest is left out: the end says most. Of the log a tail was taken already.
 _TAIL = 25
 
 
@@ -115,8 +115,9 @@ def load_failure_text(subject: Subject, result: LoadResult) -> str:
     kind = f"{error.type_name}: " if error.type_name else ""
     rows = [("because", f"{kind}{error.message}"), *_optional("phase", error.phase)]
     text = _text(f"{_ENDINGS[result.outcome]}: {subject}", rows)
-    for title, body in (("traceback", error.traceback), ("last lines of the load's log", error.log)):
-        if lines := body.strip().splitlines()[-_TAIL:]:
+    traceback, log = error.traceback.strip().splitlines()[-_TAIL:], error.log.strip().splitlines()
+    for title, lines in (("traceback", traceback), ("last lines of the load's log", log)):
+        if lines:
             text += "\n" + "\n".join([f"  {title}:", *(f"    {line}" for line in lines)])
     return text
 

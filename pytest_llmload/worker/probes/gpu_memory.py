@@ -12,8 +12,8 @@ from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
 
 #: Cumulative counters of ``torch.cuda.memory_stats``: a transient copy shows here even where a warm-up allocation of
-#: the whole model's size hides it from every peak (transformers, ``caching_allocator_warmup``). Bytes as they were asked
-#: for: a block may be up to 1 MiB larger, and which ones are depends on the order in which the loader's threads ask.
+#: the whole model's size hides it from every peak (transformers, ``caching_allocator_warmup``). Bytes as they are
+#: asked for: a block may be up to 1 MiB larger, and which ones are depends on the order in which threads ask.
 _EVER_BYTES = "requested_bytes.all.allocated"
 _EVER_COUNT = "allocation.all.allocated"
 
