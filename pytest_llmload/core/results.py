@@ -109,7 +109,7 @@ class LoadResult:
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
     ledger: list[dict[str, float]] = field(default_factory=list)
-    #: Seconds of each phase: import, context, load, tokenizer, forward, generate; and of the load its LOAD_PARTS.
+    #: Seconds of each phase: import, context, load, forward, generate; and of the load its LOAD_PARTS.
     phases: dict[str, float] = field(default_factory=dict)
     #: Looks at the loading call, from which its parts are taken; of too few there are none.
     phase_samples: int = 0

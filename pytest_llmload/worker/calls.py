@@ -27,9 +27,10 @@ def call(message: Message, loaded: Any) -> Message:
         args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
     else:
         function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))
+    model, tokenizer = loaded.model, loaded.tokenizer
     synchronize(loaded.job)
     begin = perf_counter()
-    value = function(loaded.model, loaded.tokenizer, *args, **kwargs)
+    value = function(model, tokenizer, *args, **kwargs)
     synchronize(loaded.job)
     seconds = perf_counter() - begin
     check_plain(value)

@@ -125,8 +125,7 @@ def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) 
     """
     if isinstance(prompt, str):
         if loaded.tokenizer is None:
-            why = loaded.tokenizer_error or "the checkpoint has none"
-            raise ValueError(f"no tokenizer for the text ({why}); give token ids instead")
+            raise ValueError(f"no tokenizer for the text ({loaded.tokenizer_error}); give token ids instead")
         rows = [loaded.tokenizer(prompt)["input_ids"]]
     else:
         rows = [[int(token) for token in prompt]]

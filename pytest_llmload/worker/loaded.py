@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
@@ -16,6 +17,9 @@ from pytest_llmload.worker.tensors import Inventory
 if TYPE_CHECKING:
     from pytest_llmload.worker.parallel.shards import Shards
 
+#: One of these is there where a checkpoint has a tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
 
 @dataclass
 class Loaded:
@@ -23,7 +27,8 @@ class Loaded:
 
     job: Job
     model: Any
-    tokenizer: Any = None
+    #: The one that the loading code gave with the model.
+    given_tokenizer: Any = None
     #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
     #: None where the loading code does not say (a user's own loader).
     loading_info: dict[str, list[str]] | None = None
@@ -35,8 +40,8 @@ class Loaded:
     log: list[str] = field(default_factory=list)
     #: Facts worth telling that are no failure.
     notes: list[str] = field(default_factory=list)
-    #: Why there is no tokenizer, where the checkpoint has one that does not load.
-    tokenizer_error: str = ""
+    #: Why there is no tokenizer.
+    tokenizer_error: str = "the checkpoint has none"
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
@@ -76,6 +81,23 @@ class Loaded:
         """Remove what lives outside the process; the model is of no use afterwards."""
         if self.scratch is not None:
             self.scratch.close()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The one that came with the model, else the checkpoint's; None where there is none or it does not load.
+
+        Loaded at its first use: its memory is in no figure, and a large vocabulary takes as long as a small model.
+        """
+        path = Path(self.job.checkpoint.path)
+        if self.given_tokenizer is not None or not any((path / file).exists() for file in _TOKENIZER_FILES):
+            return self.given_tokenizer
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(str(path), trust_remote_code=self.job.trust_remote_code)
+        except Exception as error:  # noqa: BLE001 - no load fails for its tokenizer; who asks for text is told
+            self.tokenizer_error = f"{type(error).__name__}: {error}"
+            return None
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:

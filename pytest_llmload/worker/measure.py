@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
 
     None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
-    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate, tokenizer.
+    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
     problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
     what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
@@ -104,10 +103,6 @@ class _Session:
             if self._keep_output:
                 self._same_output(loaded)
         loaded.forget()
-        if self.job.checks:
-            # Last: a tokenizer's memory is no part of any figure.
-            with self._timed("tokenizer"):
-                _load_tokenizer(loaded)
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
             self.result.outcome = NOT_APPLIED
@@ -298,23 +293,8 @@ def _as_loaded(job: Job, given: Any) -> Loaded:
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    loaded = Loaded(job=job, model=model, tokenizer=tokenizer)
+    loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
     if getattr(model, "training", False):
         model.eval()
         loaded.notes.append("the loader returned the model in training mode; it was measured in evaluation mode")
     return loaded
-
-
-def _load_tokenizer(loaded: Loaded) -> None:
-    """The checkpoint's tokenizer, where it has one; why not is kept for the test that asks for text."""
-    from transformers import AutoTokenizer
-
-    path = Path(loaded.job.checkpoint.path)
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if loaded.tokenizer is not None or not any((path / file).exists() for file in files):
-        return
-    try:
-        loaded.tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=loaded.job.trust_remote_code)
-    except Exception as error:  # noqa: BLE001 - a load is no failure for its tokenizer; generate() tells this reason
-        loaded.tokenizer_error = f"{type(error).__name__}: {error}"
-        loaded.notes.append(f"the tokenizer does not load: {loaded.tokenizer_error}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,7 +22,8 @@ from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.environment import environment
-from pytest_llmload.worker.generation import workload_tokens
+from pytest_llmload.worker.generation import generate, workload_tokens
+from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.page_cache import page_cache
 from pytest_llmload.worker.probes import host_memory
 from pytest_llmload.worker.probes.anon_sampler import AnonSampler
@@ -365,3 +368,15 @@ def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], sai
     env = {name: value for name, value in os.environ.items() if name not in allocator.USERS} | tuned
     run = subprocess.run([sys.executable, "-c", _BLOCKS], env=env, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == said
+
+
+def test_a_tokenizer_that_does_not_load_is_told_to_who_asks_for_text(tmp_path: Path) -> None:
+    files = checkpoint("tiny-llama")
+    shutil.copytree(files.path, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    result, loaded = load(dataclasses.replace(files, path=str(tmp_path / "broken")))
+    assert not result.problems
+    with pytest.raises(ValueError, match=r"no tokenizer for the text \(.*\); give token ids instead"):
+        generate(loaded, "hello", 2)
+    assert loaded.tokenizer_error != Loaded.tokenizer_error
+    assert len(generate(loaded, [1, 2, 3], 2)["tokens"]) == 2
