@@ -280,7 +280,10 @@ class Broker:
             info.log = process.tail()
             if reply["outcome"] == "machine":
                 raise MachineError(info.message)
-            return LoadResult(spec=job.spec.to_json(), outcome=reply["outcome"], error=info)
+            if "result" not in reply:
+                return LoadResult(spec=job.spec.to_json(), outcome=reply["outcome"], error=info)
+            # What was seen until then.
+            return dataclasses.replace(LoadResult.from_json(reply["result"]), outcome=reply["outcome"], error=info)
         return LoadResult.from_json(reply["result"])
 
     def error(self, result: LoadResult) -> LoadError:

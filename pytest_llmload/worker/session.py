@@ -99,11 +99,15 @@ class Session:
         return {"kind": "result", "result": self.elsewhere.load().to_json()}
 
     def measured(self, job: Job) -> Message:
-        """Load and measure here."""
+        """Load and measure here; an error has the figures that were taken until then."""
         from pytest_llmload.worker.fingerprint import fingerprint
-        from pytest_llmload.worker.measure import measure
+        from pytest_llmload.worker.measure import measure, new_result
 
-        result, self.loaded = measure(job, self._enter)
+        result = new_result(job)
+        try:
+            _, self.loaded = measure(job, self._enter, result)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told, with what was seen
+            return {**describe(error, self.phase), "result": result.to_json()}
         if self.loaded is not None:
             self._fingerprint = fingerprint(self.loaded.model)
         self.phase = "idle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -233,3 +234,30 @@ def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
     server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     with pytest.raises(MachineError, match=r"died:(.|\n)*libcudart"):
         server.warm_up(["torch"], None)
+
+
+def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):
+    """A model that loads and does not run: its weights and its time to load are known."""
+    pytester.makepyfile(
+        loaders="""
+        import torch, transformers
+        def too_large_to_run(spec):
+            model = transformers.AutoModelForCausalLM.from_pretrained(spec.model)
+            def hook(*args): torch.empty(1 << 60, dtype=torch.uint8)
+            model.lm_head.register_forward_pre_hook(hook)
+            return model
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("loader", target="loaders:too_large_to_run")
+        def test_a(llm): pass
+        """,
+    )
+    result = project("--llm-report=seen.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["out of memory: tiny-llama / loader*", "*phase    forward"])
+    (run,) = json.loads((pytester.path / "seen.json").read_text())["runs"]
+    assert run["load"] == "oom"
+    assert run["metrics"]["host.weights"] > 1 << 20
+    assert run["metrics"]["load"] == run["phases"]["load"] > 0
+    assert "forward" not in run["phases"]
