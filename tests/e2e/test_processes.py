@@ -257,7 +257,7 @@ def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["out of memory: tiny-llama / loader*", "*phase    forward"])
     (run,) = json.loads((pytester.path / "seen.json").read_text())["runs"]
-    assert run["load"] == "oom"
+    assert run["load"] == "out_of_memory"
     assert run["metrics"]["host.weights"] > 1 << 20
     assert run["metrics"]["load"] == run["phases"]["load"] > 0
     assert "forward" not in run["phases"]
