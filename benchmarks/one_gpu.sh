@@ -98,70 +98,18 @@ xdist() {
     gate -v -n 2 --pyargs pytest_llmload.suite --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=int8
 }
 
-# Slowdowns that nobody asked for, by the module that plants each in the load's processes.
+# Slowdowns that nobody asked for; planted/ has the module that plants each in the load's processes.
 latency() {
     cat > test_times.py <<'PY'
 def test_times(llm, latency_baseline):
     latency_baseline.check(llm)
-PY
-    cat > no_cache.py <<'PY'
-import transformers
-
-_generate = transformers.LlamaForCausalLM.generate
-
-
-def _without_cache(self, *args, **kwargs):
-    return _generate(self, *args, use_cache=False, **kwargs)
-
-
-transformers.LlamaForCausalLM.generate = _without_cache
-PY
-    cat > sync_per_layer.py <<'PY'
-import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-_forward = LlamaDecoderLayer.forward
-
-
-def _then_wait(self, *args, **kwargs):
-    result = _forward(self, *args, **kwargs)
-    torch.cuda.synchronize()
-    return result
-
-
-LlamaDecoderLayer.forward = _then_wait
-PY
-    cat > falls_back.py <<'PY'
-import transformers
-
-_load = transformers.LlamaForCausalLM.from_pretrained.__func__
-
-
-def _eager(cls, *args, **kwargs):
-    return _load(cls, *args, **{**kwargs, "attn_implementation": "eager"})
-
-
-transformers.LlamaForCausalLM.from_pretrained = classmethod(_eager)
-PY
-    cat > read_twice.py <<'PY'
-import transformers
-
-_load = transformers.LlamaForCausalLM.from_pretrained.__func__
-
-
-def _twice(cls, *args, **kwargs):
-    _load(cls, *args, **kwargs)
-    return _load(cls, *args, **kwargs)
-
-
-transformers.LlamaForCausalLM.from_pretrained = classmethod(_twice)
 PY
     time gate -q --llm-update-baselines --llm-latency-time=150s test_times.py
     time gate -q --llm-latency-time=60s test_times.py
     local plant
     for plant in no_cache sync_per_layer falls_back read_twice; do
         echo "--- planted: $plant"
-        time gate -q --llm-latency-time=60s --llm-import="$plant" test_times.py
+        time PYTHONPATH="$here/planted:${PYTHONPATH:-}" gate -q --llm-latency-time=60s --llm-import="$plant" test_times.py
     done
 }
 
@@ -171,4 +119,4 @@ for part in "$@"; do
     "$part" 2>&1 | tee "$out/$part.log"
     echo "=== $part: $((SECONDS - begin)) s"
 done
-tar -C "$out" -czf "$out/baselines.tar.gz" baselines 2>/dev/null || true
+if [ -d "$out/baselines" ]; then tar -C "$out" -czf "$out/baselines.tar.gz" baselines; fi

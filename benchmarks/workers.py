@@ -7,13 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-from pytest_llmload.core.job import Checkpoint, Job, Scope
+from pytest_llmload.core.job import Job, Scope
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host import hardware
-from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
-from pytest_llmload.host.warmth import BASE
+from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment
+from pytest_llmload.host.warmth import BASE, architecture
+from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 600.0
 
@@ -41,16 +42,13 @@ class Workers:
         self.job = Job(
             spec=LoadSpec(model=model, name=name, workload=Workload.parse(workload)),
             device=found,
-            checkpoint=self._resolve(model, cache_dir, env),
+            checkpoint=resolve(model, cache_dir),
             strategies=dict(BUILTIN_STRATEGIES),
             imports=imports,
             sys_path=tuple(sys.path),
             page_cache=page_cache,
         )
-        package = self.job.checkpoint.model_type.replace("-", "_")
-        self.architecture = tuple(
-            f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")
-        )
+        self.architecture = architecture(self.job.checkpoint.model_type)
         self._server = Server(logs / "server.log", env)
         self._server.warm_up(
             [*BASE, *self.architecture],
@@ -82,14 +80,3 @@ class Workers:
         if result.problems:
             raise SystemExit("; ".join(problem.message for problem in result.problems))
         return result
-
-    def _resolve(self, model: str, cache_dir: Path, env: dict[str, str]) -> Checkpoint:
-        process = start_cold(self._logs / "resolve.log", env)
-        try:
-            message = {"kind": "resolve", "spec": model, "cache_dir": str(cache_dir), "trust_remote_code": False}
-            reply = process.request(message, TIMEOUT)
-        finally:
-            process.close()
-        if reply["kind"] == "error":
-            raise SystemExit(f"{model}: {reply['error']['message']}")
-        return Checkpoint(**reply["checkpoint"])

@@ -20,10 +20,15 @@ def warm_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategi
     """The imports of a run's loads; fixed before the first load, so that every load starts from the same place."""
     modules = [*BASE, *(probe.partition(":")[0] for probe in BUILTIN_PROBES)]
     for model_type in model_types:
-        package = model_type.replace("-", "_")
-        modules += [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]
+        modules += architecture(model_type)
     for spec in specs:
         for strategy in strategies.of(spec):
             modules.append(strategy.__module__)
             modules += [package for package in strategy.packages if package not in strategy.cold_packages]
     return list(dict.fromkeys(modules))
+
+
+def architecture(model_type: str) -> list[str]:
+    """The modules of transformers that a model of this type is made with."""
+    package = model_type.replace("-", "_")
+    return [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]

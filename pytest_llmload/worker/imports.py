@@ -57,13 +57,17 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
 
 
 def fill_caches() -> None:
-    """Have transformers 5 compile every architecture's renaming of weights, which a process's first load does."""
+    """Have transformers 5 compile every architecture's renaming of weights, which a process's first load does.
+
+    A release that has no such table, or makes it elsewhere, makes it in the load.
+    """
     if find_spec("transformers.conversion_mapping") is None:
         return
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    # Whatever it is asked for, it makes all.
-    get_checkpoint_conversion_mapping("")
+    mapping = importlib.import_module("transformers.conversion_mapping")
+    make = getattr(mapping, "get_checkpoint_conversion_mapping", None)
+    if make is not None:
+        # Whatever it is asked for, it makes all.
+        make("")
 
 
 def _import_architecture(job: Job) -> None:

@@ -14,14 +14,9 @@ RECORD = ("--llm-update-baselines", "--llm-record-repeats=1")
 SHORT = "--llm-latency-time=0s"
 
 #: What slows a model down without anybody asking for it, by the module that does it in each load's process.
-NO_CACHE = """
-    import transformers
-    generate = transformers.LlamaForCausalLM.generate
-    def without_cache(self, *args, **kwargs):
-        return generate(self, *args, use_cache=False, **kwargs)
-    transformers.LlamaForCausalLM.generate = without_cache
-"""
-READ_TWICE = """
+PLANTED = Path(__file__).parents[2] / "benchmarks" / "planted"
+#: A load of this size is lost in the noise unless it is much longer.
+READ_OVER_AND_OVER = """
     import transformers
     load = transformers.LlamaForCausalLM.from_pretrained.__func__
     def twice(cls, *args, **kwargs):
@@ -29,13 +24,6 @@ READ_TWICE = """
             load(cls, *args, **kwargs)
         return load(cls, *args, **kwargs)
     transformers.LlamaForCausalLM.from_pretrained = classmethod(twice)
-"""
-FALLS_BACK = """
-    import transformers
-    load = transformers.LlamaForCausalLM.from_pretrained.__func__
-    def eager(cls, *args, **kwargs):
-        return load(cls, *args, **{**kwargs, "attn_implementation": "eager"})
-    transformers.LlamaForCausalLM.from_pretrained = classmethod(eager)
 """
 
 
@@ -48,9 +36,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_slowdown_is_caught_and_explained(pytester, project):
     """A key-value cache switched off, attention falling back to eager, weights read more than once."""
     pytester.makepyfile(
-        no_cache=NO_CACHE,
-        read_twice=READ_TWICE,
-        falls_back=FALLS_BACK,
+        no_cache=(PLANTED / "no_cache.py").read_text(),
+        read_twice=READ_OVER_AND_OVER,
+        falls_back=(PLANTED / "falls_back.py").read_text(),
         test_it="""
         def test_times(llm, latency_baseline):
             latency_baseline.check(llm)

@@ -177,12 +177,12 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
     """Killed while a load hangs in a C call: server, load and what the load started are gone."""
     pytester.makepyfile(
         loaders="""
-        import subprocess, time
+        import signal, subprocess
         def slow(spec):
             subprocess.Popen(["sleep", "300"])
             print("started", flush=True)
             open("started", "w").close()
-            time.sleep(300)
+            signal.pause()
         """,
         test_it="""
         import pytest

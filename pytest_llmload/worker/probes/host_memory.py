@@ -57,12 +57,12 @@ class HostMemory(Probe):
         self._end("generate")
         # Times are taken next: nobody samples meanwhile, and the allocator works as it does without us.
         self.close()
-        allocator.unpin()
 
     def close(self) -> None:
         if self.sampler is not None:
             self.complaint = self.sampler.close()
             self.sampler = None
+            allocator.unpin()
 
     def fill(self, result: LoadResult) -> None:
         self.close()
