@@ -15,6 +15,11 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 printf '[pytest]\n' > pytest.ini
 
+committed() {
+    mkdir -p "$out/baselines"
+    cp -rn "$here/../baselines/." "$out/baselines/"
+}
+
 gate() {
     "$python" -m pytest -p no:cacheprovider -p no:randomly --llm-model="$model" --llm-baselines="$out/baselines" "$@"
 }
@@ -78,8 +83,7 @@ PY
 
 # The committed baselines, brought up to date and gated once against what was written.
 memory() {
-    mkdir -p "$out/baselines"
-    cp -r "$here/../baselines/." "$out/baselines/"
+    committed
     local suite=(--pyargs pytest_llmload.suite --llm-record-repeats=1) mode
     for mode in --llm-update-baselines --llm-record-missing; do
         model=random:polyglot-ko-5.8b gate "$mode" "${suite[@]}" -k test_memory --llm-adapter=random \
@@ -98,18 +102,24 @@ xdist() {
     gate -v -n 2 --pyargs pytest_llmload.suite --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=int8
 }
 
-# Slowdowns that nobody asked for; planted/ has the module that plants each in the load's processes.
+# Slowdowns that nobody asked for; planted/ has the module that plants each in the load's processes. What the committed
+# baseline lacks is recorded first.
 latency() {
+    committed
     cat > test_times.py <<'PY'
+def test_memory(llm, memory_baseline):
+    memory_baseline.check(llm)
+
+
 def test_times(llm, latency_baseline):
     latency_baseline.check(llm)
 PY
-    time gate -q --llm-update-baselines --llm-latency-time=150s test_times.py
-    time gate -q --llm-latency-time=60s test_times.py
-    local plant
-    for plant in no_cache sync_per_layer falls_back read_twice; do
+    local limit=${LATENCY:-60s} plant
+    time gate -q --llm-record-missing --llm-latency-time="${RECORDING:-150s}" --llm-report="$out/recorded.json" test_times.py
+    time gate -q --llm-latency-time="$limit" --llm-report="$out/clean.json" test_times.py
+    for plant in ${PLANTS-no_cache sync_per_layer falls_back read_twice}; do
         echo "--- planted: $plant"
-        time PYTHONPATH="$here/planted:${PYTHONPATH:-}" gate -q --llm-latency-time=60s --llm-import="$plant" test_times.py
+        time PYTHONPATH="$here/planted:${PYTHONPATH:-}" gate -q --llm-latency-time="$limit" --llm-import="$plant" test_times.py
     done
 }
 

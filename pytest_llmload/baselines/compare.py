@@ -14,7 +14,7 @@ from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, canonical_json
-from pytest_llmload.core.units import Tolerance, format_change, format_value
+from pytest_llmload.core.units import Tolerance, format_change, format_movement
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
@@ -310,7 +310,7 @@ def _parts(baseline: Baseline, result: LoadResult, now: Timing) -> list[str]:
     change = now.median - recorded.median
     moves = {name: now.parts[name] - recorded.parts[name] for name in both}
     return [
-        f"{name} {format_value(recorded.parts[name], 's')} -> {format_value(now.parts[name], 's')}"
+        f"{name} {format_movement(recorded.parts[name], now.parts[name], 's')}"
         for name in sorted(both, key=lambda name: -abs(moves[name]))
         if change and moves[name] / change >= _WORTH
     ]
@@ -352,7 +352,7 @@ def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> lis
         old, new = baseline.work.get(name), result.metrics.get(name)
         declared = lookup(name)
         if old is not None and new is not None and not declared.tolerance.allows(old, new):
-            figures = f"{format_value(old, declared.unit)} -> {format_value(new, declared.unit)}"
+            figures = format_movement(old, new, declared.unit)
             reasons.append(f"{name} {figures} ({format_change(new - old, declared.unit)})")
     if not reasons and baseline.work and not changed:
         reasons.append("no counted work explains it: operators, kernels and library versions are the same")

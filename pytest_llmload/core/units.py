@@ -37,31 +37,37 @@ def parse_seconds(text: object) -> float:
     return _parse(text, _SECONDS, "time", "150ms")
 
 
-def format_bytes(value: float) -> str:
-    """``6.64 GiB``; below 1 KiB, whole bytes."""
+def format_bytes(value: float, more: int = 0) -> str:
+    """``6.64 GiB``, with ``more`` digits; below 1 KiB, whole bytes."""
     sign, size = ("-" if value < 0 else ""), abs(value)
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= _BYTES[unit]:
-            return f"{sign}{size / _BYTES[unit]:.2f} {unit}"
+            return f"{sign}{size / _BYTES[unit]:.{2 + more}f} {unit}"
     return f"{sign}{size:.0f} B"
 
 
-def format_seconds(value: float) -> str:
-    """``34.20 s``, ``12.3 ms`` or ``850 us``."""
+def format_seconds(value: float, more: int = 0) -> str:
+    """``34.20 s``, ``12.3 ms`` or ``850 us``, with ``more`` digits."""
     if value >= 1:
-        return f"{value:.2f} s"
+        return f"{value:.{2 + more}f} s"
     if value >= 1e-3:
-        return f"{value * 1e3:.1f} ms"
-    return f"{value * 1e6:.0f} us"
+        return f"{value * 1e3:.{1 + more}f} ms"
+    return f"{value * 1e6:.{more}f} us"
 
 
-def format_value(value: float, unit: str) -> str:
-    """A metric's value with its unit: ``B`` (bytes), ``s`` (seconds) or anything countable."""
+def format_value(value: float, unit: str, more: int = 0) -> str:
+    """A metric's value with its unit: ``B`` (bytes), ``s`` (seconds) or anything countable; with ``more`` digits."""
     if unit == "B":
-        return format_bytes(value)
+        return format_bytes(value, more)
     if unit == "s":
-        return format_seconds(value)
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+        return format_seconds(value, more)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.{4 + more}g}"
+
+
+def format_movement(old: float, new: float, unit: str) -> str:
+    """``2.83 ms -> 2.77 ms``: as many digits as tell the two apart, if three more than usual do."""
+    texts = [f"{format_value(old, unit, more)} -> {format_value(new, unit, more)}" for more in range(4)]
+    return next((text for text in texts if len(set(text.split(" -> "))) == 2), texts[0])
 
 
 def format_change(value: float, unit: str) -> str:

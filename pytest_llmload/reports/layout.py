@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_llmload.core.units import format_change, format_value
+from pytest_llmload.core.units import format_change, format_movement, format_value
 from pytest_llmload.core.verdicts import MetricVerdict
 
 
@@ -34,9 +34,10 @@ def joined(names: Sequence[str], most: int) -> str:
 
 def movement(item: MetricVerdict) -> str:
     """``6.64 GiB -> 7.17 GiB``."""
-    old = "none" if item.baseline is None else format_value(item.baseline, item.unit)
-    new = "none" if item.current is None else format_value(item.current, item.unit)
-    return f"{old} -> {new}"
+    if item.baseline is not None and item.current is not None:
+        return format_movement(item.baseline, item.current, item.unit)
+    sides = (item.baseline, item.current)
+    return " -> ".join("none" if value is None else format_value(value, item.unit) for value in sides)
 
 
 def change(item: MetricVerdict) -> str:

@@ -15,6 +15,7 @@ from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.record import record
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, ManifestRow, Problem
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict, Run, Subject
 from pytest_llmload.reports import json_report
 from pytest_llmload.reports.failure import budget_text, ceiling_text, comparison_text, not_applied_text
@@ -252,6 +253,15 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
     assert "stale baselines (nothing of this run owns them):\n  baselines/old.json\n" in text
     assert text.count("page cache uncontrolled") == text.count("4 parameters are float32") == 1
     assert "improved, accepted" in text
+
+
+def test_an_improved_time_says_what_it_was_judged_by():
+    """The host may have been slower all the while: the times alone can point the other way."""
+    reason = "of the control workload's, 0.88 times the baseline's (0.85 to 0.91)"
+    faster = MetricVerdict("ttft", "improved", 0.0218, 0.0224, "s", Tolerance(0.1), reason)
+    text = "\n".join(summary([run(comparisons=[Comparison("time", "improved", metrics=(faster,))])], width=100))
+    assert f"ttft 21.8 ms -> 22.4 ms: {reason}" in text
+    assert "slack" not in text
 
 
 def test_long_lists_are_cut():

@@ -8,6 +8,7 @@ from pytest_llmload.core.units import (
     Tolerance,
     format_bytes,
     format_change,
+    format_movement,
     format_seconds,
     format_value,
     parse_bytes,
@@ -85,6 +86,21 @@ def test_bytes_are_shown_in_binary_units(value, text):
 @pytest.mark.parametrize(("value", "text"), [(34.2, "34.20 s"), (0.0123, "12.3 ms"), (0.00085, "850 us")])
 def test_seconds(value, text):
     assert format_seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "unit", "text"),
+    [
+        (0.0028, 0.0029, "s", "2.8 ms -> 2.9 ms"),
+        (0.00283, 0.00277, "s", "2.83 ms -> 2.77 ms"),
+        (1 << 30, (1 << 30) + (1 << 20), "B", "1.000 GiB -> 1.001 GiB"),
+        (1 << 30, (1 << 30) + 1, "B", "1.00 GiB -> 1.00 GiB"),
+        (3, 3, "1", "3 -> 3"),
+        (2691, 2433, "1", "2,691 -> 2,433"),
+    ],
+)
+def test_two_values_that_differ_are_told_apart(old, new, unit, text):
+    assert format_movement(old, new, unit) == text
 
 
 def test_a_change_always_has_a_sign():
