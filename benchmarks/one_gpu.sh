@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What needs one GPU and none of the long shapes: each part can be run alone.
 #
-#   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory xdist latency
+#   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory adapters offload xdist latency
 #
-# OUT gets the logs, the reports and the baselines.
+# OUT gets the logs, the reports and the baselines, which begin as the committed ones.
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
@@ -12,13 +12,10 @@ python=${PYTHON:-python3}
 model=${MODEL:-random:llama-1b}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir -p "$out/baselines"
+cp -r "$here/../baselines/." "$out/baselines/"
 cd "$work"
 printf '[pytest]\n' > pytest.ini
-
-committed() {
-    mkdir -p "$out/baselines"
-    cp -rn "$here/../baselines/." "$out/baselines/"
-}
 
 gate() {
     "$python" -m pytest -p no:cacheprovider -p no:randomly --llm-model="$model" --llm-baselines="$out/baselines" "$@"
@@ -51,19 +48,15 @@ PY
 # On one GPU there is nothing to split: DeepSpeed's own kernels, for the architectures whose blocks still return what
 # those kernels return. The first load on a machine compiles them.
 deepspeed() {
-    mkdir -p gpt-neo-1.3b bloom-1b7 gpt-j-6b
+    mkdir -p gpt-j-1.3b gpt-neo-1.3b
+    cat > gpt-j-1.3b/config.json <<'JSON'
+{"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "n_embd": 2048, "n_layer": 24, "n_head": 16, "rotary_dim": 64,
+ "n_positions": 2048, "vocab_size": 50432, "torch_dtype": "float16", "tie_word_embeddings": false}
+JSON
     cat > gpt-neo-1.3b/config.json <<'JSON'
 {"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "hidden_size": 2048, "num_layers": 24, "num_heads": 16,
  "attention_types": [[["global", "local"], 12]], "vocab_size": 50304, "max_position_embeddings": 2048,
  "window_size": 256, "torch_dtype": "float16"}
-JSON
-    cat > bloom-1b7/config.json <<'JSON'
-{"model_type": "bloom", "architectures": ["BloomForCausalLM"], "hidden_size": 2048, "n_layer": 24, "n_head": 16,
- "vocab_size": 250880, "torch_dtype": "float16"}
-JSON
-    cat > gpt-j-6b/config.json <<'JSON'
-{"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64,
- "n_positions": 2048, "vocab_size": 50432, "torch_dtype": "float16", "tie_word_embeddings": false}
 JSON
     cat > test_deepspeed.py <<'PY'
 import pytest
@@ -74,25 +67,33 @@ def test_kernels(llm, memory_baseline):
     memory_baseline.check(llm)
 PY
     local shape mode
-    for shape in ${SHAPES:-gpt-neo-1.3b bloom-1b7 gpt-j-6b}; do
+    for shape in ${SHAPES:-gpt-j-1.3b gpt-neo-1.3b}; do
         for mode in --llm-update-baselines --llm-report="$out/deepspeed-$shape.json"; do
             model="$shape=random:$work/$shape" gate -q "$mode" test_deepspeed.py
         done
     done
 }
 
-# The committed baselines, brought up to date and gated once against what was written.
-memory() {
-    committed
-    local suite=(--pyargs pytest_llmload.suite --llm-record-repeats=1) mode
-    for mode in --llm-update-baselines --llm-record-missing; do
-        model=random:polyglot-ko-5.8b gate "$mode" "${suite[@]}" -k test_memory --llm-adapter=random \
-            --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=lora --llm-strategy=qlora
-        model=random:polyglot-ko-12.8b gate "$mode" "${suite[@]}" --llm-workload=1x128+2 \
-            --llm-strategy=max_memory --llm-strategy=offload
-        model=random:polyglot-ko-12.8b gate "$mode" "${suite[@]}" -k test_memory \
-            --llm-strategy=fp16 --llm-strategy=bf16 --llm-strategy=int8 --llm-strategy=nf4
+# The committed baselines, brought up to date and gated once against what was written; MODES=--llm-record-missing gates.
+again() {
+    local mode
+    for mode in ${MODES:---llm-update-baselines --llm-record-missing}; do
+        gate "$mode" --pyargs pytest_llmload.suite --llm-record-repeats=1 "$@"
     done
+}
+
+memory() {
+    model=random:polyglot-ko-12.8b again -k test_memory \
+        --llm-strategy=fp16 --llm-strategy=bf16 --llm-strategy=int8 --llm-strategy=nf4
+}
+
+adapters() {
+    model=random:polyglot-ko-5.8b again -k test_memory --llm-adapter=random \
+        --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=lora --llm-strategy=qlora
+}
+
+offload() {
+    model=random:polyglot-ko-12.8b again --llm-workload=1x128+2 --llm-strategy=max_memory --llm-strategy=offload
 }
 
 xdist() {
@@ -105,7 +106,6 @@ xdist() {
 # Slowdowns that nobody asked for; planted/ has the module that plants each in the load's processes. What the committed
 # baseline lacks is recorded first.
 latency() {
-    committed
     cat > test_times.py <<'PY'
 def test_memory(llm, memory_baseline):
     memory_baseline.check(llm)
@@ -129,4 +129,4 @@ for part in "$@"; do
     "$part" 2>&1 | tee "$out/$part.log"
     echo "=== $part: $((SECONDS - begin)) s"
 done
-if [ -d "$out/baselines" ]; then tar -C "$out" -czf "$out/baselines.tar.gz" baselines; fi
+tar -C "$out" -czf "$out/baselines.tar.gz" baselines

@@ -24,6 +24,8 @@ from pytest_llmload.host import hardware
 
 #: Seconds a process gets to write its stacks, and then to end, before it is killed.
 _GRACE = 2.0
+#: Seconds for the kernel to be through with killed processes, whose GPUs are the next load's.
+_DYING = 30.0
 #: Seconds a server gets for its imports.
 _WARM_UP = 300.0
 _LOG_LINES = 30
@@ -119,6 +121,7 @@ class LoadProcess:
 
     def _ended(self) -> None:
         self.alive = False
+        self._server.gone(self._pid, _DYING)
         if self._owned:
             self._server.close()
 
@@ -176,6 +179,7 @@ class Server:
         self._log = log
         self._channel = Channel(ours)
         self._ended: dict[int, int] = {}
+        self._gone: set[int] = set()
         root = str(Path(__file__).resolve().parents[2])
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
@@ -226,12 +230,21 @@ class Server:
                 return None
         return self._ended[pid]
 
+    def gone(self, pid: int, seconds: float) -> None:
+        """Wait until nothing of a process that has ended is left, whatever it had started."""
+        if pid not in self._gone:
+            # What still will not end by then is named by whoever wants its GPU.
+            with contextlib.suppress(TimeoutError, Closed):
+                self._next(lambda message: message["kind"] == "gone" and message["pid"] == pid, seconds)
+
     def _next(self, wanted: Callable[[Message], bool], seconds: float) -> Message:
         deadline = time.monotonic() + seconds
         while True:
             message, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
             if message["kind"] == "exited":
                 self._ended[message["pid"]] = message["status"]
+            elif message["kind"] == "gone":
+                self._gone.add(message["pid"])
             if wanted(message):
                 return message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int, number: int) -> None:
@@ -18,11 +20,30 @@ def die_with_parent(parent: int, number: int) -> None:
     Linux ties this to the *thread* that started the process, and fork clears it: every process asks for itself.
     ``parent`` is the expected parent's pid; if it is gone already, the process ends at once.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process what its descendants leave behind, so that it can wait for it."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def wait_for_group(group: int) -> None:
+    """Wait until every process of a group has ended that is, or became, a child of this one.
+
+    A process that was killed still holds its GPU until the kernel is through with it.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def log_to(path: str) -> None:

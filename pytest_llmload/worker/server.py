@@ -108,6 +108,8 @@ class Server:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self._channel.send({"kind": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
+        process.wait_for_group(pid)
+        self._channel.send({"kind": "gone", "pid": pid})
 
 
 def main(fd: int, parent: int) -> None:
@@ -116,4 +118,5 @@ def main(fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, server.end)
     process.die_with_parent(parent, signal.SIGTERM)
+    process.adopt_orphans()
     server.run()

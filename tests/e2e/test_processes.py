@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
+from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
@@ -225,6 +227,33 @@ def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path):
     try:
         server.warm_up(["torch"], None)
         assert server.fork(tmp_path / "load.log") == "CUDA is initialised in it"
+    finally:
+        server.close()
+
+
+def test_a_load_has_ended_when_all_that_it_started_has(tmp_path):
+    """A killed process holds its GPU until the kernel is through with it, here with giving back its memory."""
+    (tmp_path / "leaver.py").write_text(
+        textwrap.dedent(
+            """
+            import subprocess, sys
+            from pytest_llmload.worker.session import Session
+            def do_leave(self, message):
+                code = "block = bytearray(b'1') * (1 << 30); print(flush=True); import signal; signal.pause()"
+                child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+                child.stdout.readline()
+                return {"kind": "left", "pid": child.pid}
+            Session.do_leave = do_leave
+            """
+        )
+    )
+    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    try:
+        server.warm_up(["leaver"], None)
+        load = server.fork(tmp_path / "load.log")
+        child = load.request({"kind": "leave"}, 60.0)["pid"]
+        load.close()
+        assert not Path(f"/proc/{child}").exists()
     finally:
         server.close()
 

@@ -21,6 +21,8 @@ KERNELS = "kernel_inject"
 
 #: What init_inference imports on its first call; where it stands differs between versions.
 _LATE = ("deepspeed.module_inject.auto_ep_layer", "transformers.models.gpt2.modeling_gpt2")
+#: What compiles the kernels, or finds them compiled.
+_COMPILER = ("torch.utils.cpp_extension",)
 
 
 class DeepSpeed(Strategy):
@@ -51,7 +53,7 @@ class DeepSpeed(Strategy):
 
         from pytest_llmload.worker.ranks import world
 
-        for name in _LATE:
+        for name in (*_LATE, *(_COMPILER if job.spec.option(KERNELS) else ())):
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
         if job.device.kind == "cpu":
