@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pytest_llmload.baselines.model import Baseline, Timing, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
 from pytest_llmload.core.metrics import METRICS, Metric
 from pytest_llmload.core.results import LOAD_PARTS, LoadResult
-from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED
+from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
 #: Samples of a process as they are kept: its deciles, with the smallest and the largest.
 _QUANTILES = 11
@@ -24,7 +25,9 @@ LOOKS = (5, 7, 10, 14, 20)
 #: with it. The further ones are of processes that only load.
 LOADS = (5, 10, 20, 40, 80)
 LOAD = "load"
-CONTROL = "control"
+#: Sample names of the controls: of a load, and of the generations.
+_CONTROLS = {LOAD: "load.control"}
+_CONTROL = "control"
 
 
 def conditions(metric: Metric) -> tuple[str, ...]:
@@ -53,7 +56,7 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
             tuple(_quantiles(_samples(result, name)) for result in alike),
             {condition: entry(last.environment, condition) for condition in conditions(metric)},
             tuple(map(_quantiles, relative)) if complete else (),
-            tuple(_median(result.samples[CONTROL]) for result in alike) if complete else (),
+            tuple(_median(result.samples[_CONTROLS.get(name, _CONTROL)]) for result in alike) if complete else (),
             _parts(alike) if name == LOAD else {},
         )
     return found
@@ -89,20 +92,22 @@ def _quantiles(samples: Sequence[float]) -> tuple[float, ...]:
 def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgement, str]:
     """Whether a time has moved by ``tolerance`` (a share), and in words what that was found from.
 
-    Judged are the times themselves and their ratios to the control that ran in turn with the model; the narrower
-    interval counts. Where the times moved and the control moved with them, it was the host, and the ratios count.
+    Judged are the ratios to the control that ran in turn with the model, and the times themselves. What the ratios say
+    counts: where only the times moved, it was the host. But a host is more than its control, so ratios that moved are
+    believed only as far as the times do not say otherwise; and where the ratios are too wide to tell, times that did
+    not move are enough. Without a control the times are all there is.
     """
     absolute = judge(baseline.samples, current.samples, tolerance=tolerance)
     if not (baseline.relative and current.relative):
-        return absolute, _words(absolute, "")
+        return absolute, _words(absolute)
     relative = judge(baseline.relative, current.relative, tolerance=tolerance)
-    if _width(relative) < _width(absolute):
-        return relative, _words(relative, "of the control workload's, ")
-    if absolute.verdict in (REGRESSED, IMPROVED):
-        sides = ([[seconds] for seconds in timing.control] for timing in (baseline, current))
-        if judge(*sides, tolerance=tolerance).verdict == absolute.verdict:
-            return relative, _words(relative, "of the control workload's, which moved too, ")
-    return absolute, _words(absolute, "")
+    both = {absolute.verdict, relative.verdict}
+    if relative.verdict == INCONCLUSIVE and absolute.verdict == OK:
+        return absolute, _words(absolute)
+    if relative.verdict in (REGRESSED, IMPROVED) and not both <= {relative.verdict, INCONCLUSIVE}:
+        relative = dataclasses.replace(relative, verdict=INCONCLUSIVE)
+    also = "" if len(both) == 1 or INCONCLUSIVE in both else f"; the time itself is {_words(absolute)}"
+    return relative, f"of the control's, {_words(relative)}{also}"
 
 
 def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
@@ -117,16 +122,11 @@ def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
     }
 
 
-def _width(judgement: Judgement) -> float:
-    low, high = judgement.interval
-    return math.log(high / low) if low > 0 else math.inf
-
-
-def _words(judgement: Judgement, of: str) -> str:
+def _words(judgement: Judgement) -> str:
     low, high = judgement.interval
     if not math.isfinite(high):
         return "too few processes to tell"
-    return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
+    return f"{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
 def recorded_median(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:

@@ -31,8 +31,7 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "loader": f"{_STRATEGIES}.loader:Loader",
 }
 
-#: The probes of a load of which only its own time is wanted.
-LOADING_PROBES: tuple[str, ...] = (f"{_PROBES}.load_phases:LoadPhases",)
+_LOAD_PHASES = f"{_PROBES}.load_phases:LoadPhases"
 #: ``module:Class`` of each probe, in the order they run: those that read the allocators come first,
 #: so that what the others allocate is never part of a figure.
 BUILTIN_PROBES: tuple[str, ...] = (
@@ -43,9 +42,11 @@ BUILTIN_PROBES: tuple[str, ...] = (
     f"{_PROBES}.manifest:Manifest",
     f"{_PROBES}.other_tensors:OtherTensors",
     f"{_PROBES}.numbers:Fingerprint",
-    *LOADING_PROBES,
+    _LOAD_PHASES,
     f"{_PROBES}.timing:Timing",
 )
+#: The probes of a load of which only its own time is wanted.
+LOADING_PROBES: tuple[str, ...] = (_LOAD_PHASES, f"{_PROBES}.load_control:LoadControl")
 #: The probes of a load that repeats another one for its times alone.
 TIME_PROBES: tuple[str, ...] = (*LOADING_PROBES, f"{_PROBES}.rounds:Rounds")
 #: The probes of a load that repeats another one under the profiler, which is nowhere near anything that is timed.

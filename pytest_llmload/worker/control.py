@@ -1,6 +1,6 @@
-"""A fixed piece of work that has nothing to do with the model, and is as fast as this host and this process are.
+"""Fixed pieces of work that have nothing to do with the model, and are as fast as this host and this process are.
 
-It is run in turn with the model, in the same process: where the host is slow, both are, and their ratio stays.
+They are run in turn with the model, in the same process: where the host is slow, both are, and their ratio stays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pytest_llmload.worker.device import synchronize
 _LAYERS, _HIDDEN, _HEADS, _CONTEXT = 8, 256, 4, 64
 #: Bytes of a weight that no cache of a CPU core holds, read by a matrix product.
 _STREAM_ROWS, _STREAM_COLUMNS = 4096, 4096
+#: Bytes that are copied: more than caches hold, some 10 ms to a GPU and some 30 ms of new pages on a CPU.
+_COPIED = 64 << 20
 _REPEATS = 4
 
 
@@ -45,26 +47,58 @@ class _Layer(torch.nn.Module):  # type: ignore[misc]
 
 
 class Control:
-    """Many small operators, each a launch on a GPU, and one that reads a large weight: what a generation is made of."""
+    """A piece of work of which only the time is wanted."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        device = torch.device("cuda:0" if job.device.kind == "cuda" else "cpu")
-        self._layers = torch.nn.Sequential(*(_Layer(device) for _ in range(_LAYERS)))
-        self._hidden = torch.zeros(1, 1, _HIDDEN, device=device)
-        self._weight = torch.zeros(_STREAM_ROWS, _STREAM_COLUMNS, device=device)
-        self._vector = torch.zeros(_STREAM_COLUMNS, device=device)
-        self._once()
+        self.device = torch.device("cuda:0" if job.device.kind == "cuda" else "cpu")
 
     def seconds(self) -> float:
         """The median of a few repeats."""
         return statistics.median(self._once() for _ in range(_REPEATS))
 
+    def work(self) -> None:
+        raise NotImplementedError
+
     def _once(self) -> float:
         synchronize(self._job)
         begin = perf_counter()
         with torch.no_grad():
-            self._layers(self._hidden)
-            torch.mv(self._weight, self._vector)
+            self.work()
         synchronize(self._job)
         return perf_counter() - begin
+
+
+class Steps(Control):
+    """Many small operators, each a launch on a GPU, and one that reads a large weight: what a generation is made of."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._layers = torch.nn.Sequential(*(_Layer(self.device) for _ in range(_LAYERS)))
+        self._hidden = torch.zeros(1, 1, _HIDDEN, device=self.device)
+        self._weight = torch.zeros(_STREAM_ROWS, _STREAM_COLUMNS, device=self.device)
+        self._vector = torch.zeros(_STREAM_COLUMNS, device=self.device)
+        self._once()
+
+    def work(self) -> None:
+        self._layers(self._hidden)
+        torch.mv(self._weight, self._vector)
+
+
+class Copies(Control):
+    """Pageable memory of the host copied to new memory of the device: what most of a load is made of."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._bytes = torch.ones(_COPIED, dtype=torch.uint8)
+        self._once()
+
+    def seconds(self) -> float:
+        seconds = super().seconds()
+        if self.device.type == "cuda":
+            # The load is to ask for memory of its own.
+            torch.cuda.empty_cache()
+        return seconds
+
+    def work(self) -> None:
+        self._bytes.to(self.device, copy=True)

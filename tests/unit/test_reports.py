@@ -257,7 +257,7 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
 
 def test_an_improved_time_says_what_it_was_judged_by():
     """The host may have been slower all the while: the times alone can point the other way."""
-    reason = "of the control workload's, 0.88 times the baseline's (0.85 to 0.91)"
+    reason = "of the control's, 0.88 times the baseline's (0.85 to 0.91)"
     faster = MetricVerdict("ttft", "improved", 0.0218, 0.0224, "s", Tolerance(0.1), reason)
     text = "\n".join(summary([run(comparisons=[Comparison("time", "improved", metrics=(faster,))])], width=100))
     assert f"ttft 21.8 ms -> 22.4 ms: {reason}" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -145,6 +146,33 @@ def test_a_slower_host_is_no_regression_of_the_model():
     judgement, words = moved(calm, slow, 0.1)
     assert judgement.verdict == "ok"
     assert "control" in words
+
+
+def test_a_control_that_moved_alone_raises_no_alarm():
+    """The model takes as long as before; the control, which is not all of a host, is faster."""
+    before, after = timing("a", host=lambda: 1.0), timing("b", host=lambda: 1.0)
+    faster = dataclasses.replace(after, relative=tuple(tuple(1.3 * part for part in parts) for parts in after.relative))
+    judgement, words = moved(before, faster, 0.1)
+    assert judgement.verdict == "inconclusive"
+    assert words.startswith("of the control's, 1.3 times the baseline's (")
+    assert "; the time itself is 0.997 times the baseline's (" in words
+    slower = dataclasses.replace(faster, samples=tuple(tuple(0.7 * part for part in parts) for parts in after.samples))
+    assert moved(before, slower, 0.1)[0].verdict == "inconclusive"
+
+
+def test_a_control_that_scatters_hides_no_time_that_stayed_and_finds_none_that_moved():
+    draw = random.Random(1)
+    before, after, slow = timing("a", host=lambda: 1.0), timing("b", host=lambda: 1.0), timing("c", host=lambda: 1.3)
+
+    def scattered(found):
+        factors = [draw.uniform(0.2, 2.0) for _ in found.relative]
+        relative = [tuple(part * by for part in parts) for parts, by in zip(found.relative, factors, strict=True)]
+        return dataclasses.replace(found, relative=tuple(relative))
+
+    before = scattered(before)
+    judgement, words = moved(before, scattered(after), 0.1)
+    assert (judgement.verdict, "control" in words) == ("ok", False)
+    assert moved(before, scattered(slow), 0.1)[0].verdict == "inconclusive"
 
 
 def test_without_a_control_the_times_are_judged():

@@ -41,7 +41,10 @@ def result(**fields: Any) -> LoadResult:
 
 
 def test_memory_is_summed_and_each_gpu_has_its_ranks_number() -> None:
-    second = result(metrics={**result().metrics, "gpu.0.settled": 11.0, "gpu.settled": 11.0, "load": 2.0})
+    second = result(
+        metrics={**result().metrics, "gpu.0.settled": 11.0, "gpu.settled": 11.0, "load": 2.0}, phases={"load": 2.0}
+    )
+    second.samples = {"load": [2.0], "load.relative": [20.0], "load.control": [0.1, 0.1], "ttft": [0.3, 0.3]}
     merged = merge(JOB, {0: result(), 1: second})
     assert merged.ok
     assert merged.metrics == {
@@ -60,7 +63,7 @@ def test_memory_is_summed_and_each_gpu_has_its_ranks_number() -> None:
         "load": 2.0,
         "ttft": 0.1,
     }
-    assert merged.samples == {"load": [2.0], "ttft": [0.1, 0.1]}
+    assert merged.samples == {**second.samples, "ttft": [0.1, 0.1]}, "the slowest rank's load, the first rank's tokens"
     assert merged.phase_peaks == {"load": {"gpu.0": 7.0, "gpu.1": 7.0, "host": 4.0}}
     assert [row["gpu"] for row in merged.ledger] == [0, 1]
     assert merged.whole_bytes == 16

@@ -16,6 +16,7 @@ import pytest
 import torch
 from loads import checkpoint, job, load
 
+from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker import allocator
 from pytest_llmload.worker.capture import warnings_of_libraries
@@ -411,3 +412,13 @@ def test_a_tokenizer_that_does_not_load_is_told_to_who_asks_for_text(tmp_path: P
         generate(loaded, "hello", 2)
     assert loaded.tokenizer_error != Loaded.tokenizer_error
     assert len(generate(loaded, [1, 2, 3], 2)["tokens"]) == 2
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it():
+    result = load("tiny-llama", probes=LOADING_PROBES, checks=False)[0]
+    (before, after), (ratio,) = result.samples["load.control"], result.samples["load.relative"]
+    assert ratio == pytest.approx(result.metrics["load"] / ((before + after) / 2))
+    assert not any("load_control" in probe for probe in BUILTIN_PROBES), "its memory would be in the figures"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.worker.control import Control
+from pytest_llmload.worker.control import Steps
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.timing import Timing
 
@@ -27,11 +27,11 @@ class Rounds(Timing):
         super().__init__(job)
         #: Of each generation.
         self.control: list[float] = []
-        self._control: Control | None = None
+        self._control: Steps | None = None
         self._before = 0.0
 
     def generated(self, loaded: Loaded) -> None:
-        self._control = Control(self.job)
+        self._control = Steps(self.job)
         self._before = self._control.seconds()
         super().generated(loaded)
 

@@ -39,8 +39,9 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
         environment={**first.environment, "ranks": str(job.spec.world_size)},
     )
     if "load" in first.metrics:
-        merged.metrics["load"] = max(result.metrics["load"] for result in results.values())
-        merged.samples = {**first.samples, "load": [merged.metrics["load"]]}
+        merged.metrics["load"] = slowest.metrics["load"]
+        own = {name: samples for name, samples in slowest.samples.items() if name.partition(".")[0] == "load"}
+        merged.samples = {**first.samples, **own}
     merged.unavailable = {name: why for name, why in merged.unavailable.items() if name not in merged.metrics}
     return merged
 

@@ -1,0 +1,37 @@
+"""The host's speed around a load, so that a slow host is not taken for a slow load."""
+
+from __future__ import annotations
+
+import statistics
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker.control import Copies
+from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.probes.base import Probe
+
+
+class LoadControl(Probe):
+    """``load.control``: seconds of the control before and after the load; ``load.relative``: the load's, divided by them.
+
+    For processes of which only the time is wanted: the control's memory is in no figure.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._control: Copies | None = None
+        self._seconds: list[float] = []
+
+    def mark(self) -> None:
+        self._control = Copies(self.job)
+        self._seconds = [self._control.seconds()]
+
+    def loaded(self, loaded: Loaded) -> None:
+        assert self._control is not None
+        self._seconds.append(self._control.seconds())
+        self._control = None
+
+    def fill(self, result: LoadResult) -> None:
+        around = statistics.mean(self._seconds)
+        result.samples["load.control"] = self._seconds
+        result.samples["load.relative"] = [seconds / around for seconds in result.samples["load"]]
