@@ -12,7 +12,7 @@ from pytest_llmload.worker.probes.base import Probe
 
 
 class LoadControl(Probe):
-    """``load.control``: seconds of the control before and after the load; ``load.relative``: the load's, divided by them.
+    """``load.control``: a control's seconds before and after the load; ``load.relative``: the load's, divided by them.
 
     For processes of which only the time is wanted: the control's memory is in no figure.
     """
