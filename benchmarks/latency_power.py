@@ -1,11 +1,11 @@
 """How often the latency gate cries wolf, and how often it sees a slowdown: resampled from recorded samples.
 
 Both sides of a comparison are drawn, process by process and with replacement, from the processes of one file of
-``benchmarks/samples``: nothing changed between them. A slowdown is planted by multiplying every time of one side, and
-its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged; LOADS
-of the load.
+``benchmarks/samples``: nothing changed between them. Of a folder the sides are two of its files, taken at other times:
+what a baseline in git meets. A slowdown is planted by multiplying every time of one side, and its ratios to the
+control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged; LOADS of the load.
 
-    python benchmarks/latency_power.py benchmarks/samples/*.json --docs docs/latency.md
+    python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency.md
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, moved, timings,
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
 
+Draw = Callable[[int], list[LoadResult]]
+
 METRICS = ("load", "ttft", "per_token")
 FACTORS = (1.0, 1.05, 1.10, 1.30)
 TOLERANCE = 0.10
@@ -42,12 +44,14 @@ def main() -> int:
         "| samples | metric | rule | " + " | ".join(_head(factor) for factor in FACTORS) + " | undecided | takes |"
     ]
     lines.append("|" + " --- |" * (len(FACTORS) + 5))
-    for file in sorted(options.files):
-        every = [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
+    for path in sorted(options.files):
+        sessions = [_results(file) for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
         for metric in METRICS:
-            processes = [result for result in every if metric in result.samples]
+            having = [found for each in sessions if (found := [one for one in each if metric in one.samples])]
+            if len(having) < len(sessions):
+                continue
             for rule in (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate()):
-                lines.append(_row(file, metric, rule, processes, options.comparisons))
+                lines.append(_row(path.stem, metric, rule, having, options.comparisons))
                 print(lines[-1], flush=True)
     if options.docs is not None:
         text = options.docs.read_text(encoding="utf-8")
@@ -59,6 +63,10 @@ def main() -> int:
 
 def _head(factor: float) -> str:
     return "false alarms" if factor == 1 else f"+{100 * (factor - 1):.0f} % seen"
+
+
+def _results(file: Path) -> list[LoadResult]:
+    return [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
 
 
 def _result(row: dict[str, Any]) -> LoadResult:
@@ -73,10 +81,10 @@ class _Usual:
         self._location: Callable[[Sequence[float]], float] = getattr(statistics, location)
         self._count = count
 
-    def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
+    def __call__(self, sides: tuple[Draw, Draw], metric: str, factor: float) -> tuple[str, int]:
         before, after = (
             self._location([sample for result in draw(self._count) for sample in result.samples[metric]])
-            for _ in range(2)
+            for draw in sides
         )
         return (REGRESSED if after * factor > before * (1 + TOLERANCE) else "ok"), self._count
 
@@ -86,9 +94,10 @@ class _Gate:
 
     name = "**this gate**"
 
-    def __call__(self, draw: Callable[[int], list[LoadResult]], metric: str, factor: float) -> tuple[str, int]:
+    def __call__(self, sides: tuple[Draw, Draw], metric: str, factor: float) -> tuple[str, int]:
         looks = LOADS if metric == LOAD else LOOKS
-        baseline, current = timings(draw(looks[-1]))[metric], draw(looks[-1])
+        recorded, current = (draw(looks[-1]) for draw in sides)
+        baseline = timings(recorded)[metric]
         verdict = INCONCLUSIVE
         for count in looks:
             before = verdict
@@ -107,19 +116,25 @@ def _slower(timing: Timing, factor: float) -> Timing:
     return Timing(timing.median * factor, samples, timing.conditions, relative, timing.control)
 
 
-def _drawing(processes: list[LoadResult], seed: str) -> Callable[[int], list[LoadResult]]:
+def _drawing(sessions: list[list[LoadResult]], seed: str) -> Callable[[], tuple[Draw, Draw]]:
+    """Each call two sides to draw processes from: of two sessions, or of the only one."""
     generator = random.Random(seed)
-    return lambda size: generator.choices(processes, k=size)
+
+    def sides() -> tuple[Draw, Draw]:
+        one, other = generator.sample(sessions, 2) if len(sessions) > 1 else sessions * 2
+        return (lambda size: generator.choices(one, k=size)), (lambda size: generator.choices(other, k=size))
+
+    return sides
 
 
-def _row(file: Path, metric: str, rule: Any, processes: list[LoadResult], comparisons: int) -> str:
+def _row(label: str, metric: str, rule: Any, sessions: list[list[LoadResult]], comparisons: int) -> str:
     rates, undecided, used, seconds = [], Counter[float](), 0, 0.0
     for factor in FACTORS:
-        draw = _drawing(processes, f"{file.stem} {metric} {factor}")
+        draw = _drawing(sessions, f"{label} {metric} {factor}")
         verdicts = Counter[str]()
         for _ in range(comparisons):
             begin = time.perf_counter()
-            verdict, count = rule(draw, metric, factor)
+            verdict, count = rule(draw(), metric, factor)
             seconds += time.perf_counter() - begin
             verdicts[verdict] += 1
             used += count
@@ -130,7 +145,7 @@ def _row(file: Path, metric: str, rule: Any, processes: list[LoadResult], compar
         " / ".join(f"{100 * undecided[factor]:.0f}" for factor in FACTORS) + " %" if any(undecided.values()) else "-"
     )
     cost = f"{used / total:.0f} processes, {1e3 * seconds / total:.0f} ms"
-    return f"| {file.stem} | `{metric}` | {rule.name} | {' | '.join(rates)} | {open_} | {cost} |"
+    return f"| {label} | `{metric}` | {rule.name} | {' | '.join(rates)} | {open_} | {cost} |"
 
 
 if __name__ == "__main__":

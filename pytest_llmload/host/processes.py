@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import signal
 import socket
@@ -271,5 +270,4 @@ def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
     """The last lines of a log, or of its part from byte ``start``, without tokens that a library may have printed."""
     if not log.exists():
         return ""
-    text = "\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:])
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+    return scrub("\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:]))

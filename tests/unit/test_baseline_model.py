@@ -14,6 +14,7 @@ from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.environment import stored
 from pytest_llmload.baselines.record import record
 from pytest_llmload.core.errors import BaselineError
+from pytest_llmload.core.portable import scrub
 
 FILE = "baselines/polyglot-ko-12.8b/nvidia-h100-80gb-hbm3/nf4-dq.json"
 
@@ -82,6 +83,11 @@ def test_nothing_of_this_machine_and_no_secret_is_stored():
     assert baseline.spec["adapter"] == "adapter"
     assert ["A_B", "7"] in baseline.spec["env"]
     assert stored({"commit": "1", "torch": "2.13.0"}) == {"torch": "2.13.0"}
+
+
+def test_a_token_is_hidden_and_a_name_of_transformers_is_not():
+    line = "in hf_quantizer.preprocess_model: token hf_abcdefghijklmnopqrstuvwx"
+    assert scrub(line) == "in hf_quantizer.preprocess_model: token ***"
 
 
 def test_numbers_that_json_cannot_hold_are_never_written(baseline):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.portable import scrub
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, weight_files
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -111,4 +112,4 @@ def _reason(error: Exception, names: list[str]) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     first = next(iter(str(error).strip().splitlines()), "")
-    return re.sub(r"hf_\w{8,}", "hf_…", f"{type(error).__name__}: {first}" if first else type(error).__name__)
+    return scrub(f"{type(error).__name__}: {first}" if first else type(error).__name__)
