@@ -30,7 +30,7 @@ bench: venv
 	$(BIN)/python benchmarks/overhead.py
 
 bench-latency: venv
-	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/*.json --docs docs/latency.md
+	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

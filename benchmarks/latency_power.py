@@ -1,9 +1,10 @@
 """How often the latency gate cries wolf, and how often it sees a slowdown: resampled from recorded samples.
 
-Both sides of a comparison are drawn, process by process and with replacement, from the processes of one file of
-``benchmarks/samples``: nothing changed between them. Of a folder the sides are two of its files, taken at other times:
-what a baseline in git meets. A slowdown is planted by multiplying every time of one side, and its ratios to the
-control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, LOOKS judged; LOADS of the load.
+A folder of ``benchmarks/samples`` has the sessions of one model on one kind of machine. *Within one*: both sides of a
+comparison are drawn, process by process and with replacement, from the last session, in which nothing changed. *Between
+two*: each side is drawn from another session, which is what a baseline in git meets. A slowdown is planted by
+multiplying every time of one side, and its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1]
+processes recorded, LOOKS judged; LOADS of the load.
 
     python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency.md
 """
@@ -11,6 +12,7 @@ control. The gate is asked as the plugin asks it: LOOKS[-1] processes recorded, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -36,22 +38,21 @@ TOLERANCE = 0.10
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--comparisons", type=int, default=300, help="per cell (default: 300)")
     parser.add_argument("--docs", type=Path, help="file whose <!-- table: power --> is replaced")
     options = parser.parse_args()
-    lines = [
-        "| samples | metric | rule | " + " | ".join(_head(factor) for factor in FACTORS) + " | undecided | takes |"
-    ]
-    lines.append("|" + " --- |" * (len(FACTORS) + 5))
-    for path in sorted(options.files):
-        sessions = [_results(file) for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    columns = ("samples", "metric", "sessions", "rule", *map(_head, FACTORS), "undecided", "takes")
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    for folder in sorted(options.folders):
+        sessions = [_results(file) for file in sorted(folder.glob("*.json"))]
         for metric in METRICS:
-            having = [found for each in sessions if (found := [one for one in each if metric in one.samples])]
-            if len(having) < len(sessions):
-                continue
-            for rule in (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate()):
-                lines.append(_row(path.stem, metric, rule, having, options.comparisons))
+            # An old session may have no control for every time.
+            having = [found for each in sessions if (found := [one for one in each if _has(one, metric)])]
+            where = {"within one": having[-1:], **({f"between two of {len(having)}": having} if having[1:] else {})}
+            for (words, drawn), rule in itertools.product(where.items(), RULES):
+                row = _row(folder.name, metric, rule, drawn, options.comparisons)
+                lines.append(f"| {folder.name} | `{metric}` | {words} | {rule.name} | {row} |")
                 print(lines[-1], flush=True)
     if options.docs is not None:
         text = options.docs.read_text(encoding="utf-8")
@@ -67,6 +68,10 @@ def _head(factor: float) -> str:
 
 def _results(file: Path) -> list[LoadResult]:
     return [_result(row) for row in json.loads(file.read_text(encoding="utf-8"))["processes"]]
+
+
+def _has(result: LoadResult, metric: str) -> bool:
+    return f"{metric}.relative" in result.samples
 
 
 def _result(row: dict[str, Any]) -> LoadResult:
@@ -107,6 +112,9 @@ class _Gate:
         return verdict, count
 
 
+RULES = (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate())
+
+
 def _slower(timing: Timing, factor: float) -> Timing:
     """The model takes longer, the control does not."""
     scaled = (
@@ -145,7 +153,7 @@ def _row(label: str, metric: str, rule: Any, sessions: list[list[LoadResult]], c
         " / ".join(f"{100 * undecided[factor]:.0f}" for factor in FACTORS) + " %" if any(undecided.values()) else "-"
     )
     cost = f"{used / total:.0f} processes, {1e3 * seconds / total:.0f} ms"
-    return f"| {label} | `{metric}` | {rule.name} | {' | '.join(rates)} | {open_} | {cost} |"
+    return f"{' | '.join(rates)} | {open_} | {cost}"
 
 
 if __name__ == "__main__":

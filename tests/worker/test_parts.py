@@ -414,6 +414,36 @@ def test_a_tokenizer_that_does_not_load_is_told_to_who_asks_for_text(tmp_path: P
     assert len(generate(loaded, [1, 2, 3], 2)["tokens"]) == 2
 
 
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_fork_that_owns_its_pages_copies_none_while_it_is_timed(own):
+    """Page faults, which no clock blurs, of 16 MiB that the parent has written and the child writes again."""
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
+import os, resource
+from pytest_llmload.worker import process
+block = bytearray(b"1") * (16 << 20)
+if os.fork() == 0:
+    assert process.own_pages() if {own} else True
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block[::4096] = b"2" * (len(block) // 4096)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+    os._exit(0)
+os.wait()
+""",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (int(told.stdout) < 100) == own
+
+
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
