@@ -49,7 +49,9 @@ def main() -> int:
         for metric in METRICS:
             # An old session may have no control for every time.
             having = [found for each in sessions if (found := [one for one in each if _has(one, metric)])]
-            where = {"within one": having[-1:], **({f"between two of {len(having)}": having} if having[1:] else {})}
+            where = {"within one": having[-1:]}
+            if len(having) > 1:
+                where[f"between two of {len(having)}"] = having
             for (words, drawn), rule in itertools.product(where.items(), RULES):
                 row = _row(folder.name, metric, rule, drawn, options.comparisons)
                 lines.append(f"| {folder.name} | `{metric}` | {words} | {rule.name} | {row} |")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs one GPU and none of the long shapes: each part can be run alone.
+# What needs one GPU: each part can be run alone.
 #
 #   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory adapters offload xdist latency
 #

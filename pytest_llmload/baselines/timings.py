@@ -21,13 +21,12 @@ _DIGITS = 5
 _PART_DIGITS = 3
 #: Processes after which times are judged, until all are clear; the last is how many are recorded.
 LOOKS = (5, 7, 10, 14, 20)
-#: Loads after which the time of the load is judged at the same looks: one process has one, and no control goes along
-#: with it. The further ones are of processes that only load.
+#: Loads after which the time of the load is judged at the same looks: a process has only one. The further ones are of
+#: processes that only load.
 LOADS = (5, 10, 20, 40, 80)
 LOAD = "load"
-#: Sample names of the controls: of a load, and of the generations.
-_CONTROLS = {LOAD: "load.control"}
-_CONTROL = "control"
+#: Sample name of the control of each time that has one.
+_CONTROLS = {LOAD: "load.control", "ttft": "control", "per_token": "control"}
 
 
 def conditions(metric: Metric) -> tuple[str, ...]:
@@ -56,7 +55,7 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
             tuple(_quantiles(_samples(result, name)) for result in alike),
             {condition: entry(last.environment, condition) for condition in conditions(metric)},
             tuple(map(_quantiles, relative)) if complete else (),
-            tuple(_median(result.samples[_CONTROLS.get(name, _CONTROL)]) for result in alike) if complete else (),
+            tuple(_median(result.samples[_CONTROLS[name]]) for result in alike) if complete else (),
             _parts(alike) if name == LOAD else {},
         )
     return found
@@ -101,13 +100,14 @@ def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgemen
     if not (baseline.relative and current.relative):
         return absolute, _words(absolute)
     relative = judge(baseline.relative, current.relative, tolerance=tolerance)
-    both = {absolute.verdict, relative.verdict}
     if relative.verdict == INCONCLUSIVE and absolute.verdict == OK:
         return absolute, _words(absolute)
-    if relative.verdict in (REGRESSED, IMPROVED) and not both <= {relative.verdict, INCONCLUSIVE}:
+    words = _words(relative, "of the control's, ")
+    if relative.verdict == absolute.verdict or INCONCLUSIVE in (relative.verdict, absolute.verdict):
+        return relative, words
+    if relative.verdict != OK:
         relative = dataclasses.replace(relative, verdict=INCONCLUSIVE)
-    also = "" if len(both) == 1 or INCONCLUSIVE in both else f"; the time itself is {_words(absolute)}"
-    return relative, f"of the control's, {_words(relative)}{also}"
+    return relative, f"{words}; the time itself is {_words(absolute)}"
 
 
 def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
@@ -122,11 +122,11 @@ def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
     }
 
 
-def _words(judgement: Judgement) -> str:
+def _words(judgement: Judgement, of: str = "") -> str:
     low, high = judgement.interval
     if not math.isfinite(high):
         return "too few processes to tell"
-    return f"{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
+    return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
 def recorded_median(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:

@@ -66,8 +66,11 @@ def format_value(value: float, unit: str, more: int = 0) -> str:
 
 def format_movement(old: float, new: float, unit: str) -> str:
     """``2.83 ms -> 2.77 ms``: as many digits as tell the two apart, if three more than usual do."""
-    texts = [f"{format_value(old, unit, more)} -> {format_value(new, unit, more)}" for more in range(4)]
-    return next((text for text in texts if len(set(text.split(" -> "))) == 2), texts[0])
+
+    def texts(more: int) -> list[str]:
+        return [format_value(value, unit, more) for value in (old, new)]
+
+    return " -> ".join(texts(next((more for more in range(4) if len(set(texts(more))) == 2), 0)))
 
 
 def format_change(value: float, unit: str) -> str:

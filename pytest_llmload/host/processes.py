@@ -230,11 +230,16 @@ class Server:
         return self._ended[pid]
 
     def gone(self, pid: int, seconds: float) -> None:
-        """Wait until nothing of a process that has ended is left, whatever it had started."""
+        """Wait until nothing of a process that has ended is left, whatever it had started; then forget its number.
+
+        The kernel may give it to another process.
+        """
         if pid not in self._gone:
             # What still will not end by then is named by whoever wants its GPU.
             with contextlib.suppress(TimeoutError, Closed):
                 self._next(lambda message: message["kind"] == "gone" and message["pid"] == pid, seconds)
+        self._gone.discard(pid)
+        self._ended.pop(pid, None)
 
     def _next(self, wanted: Callable[[Message], bool], seconds: float) -> Message:
         deadline = time.monotonic() + seconds

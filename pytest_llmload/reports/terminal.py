@@ -141,9 +141,10 @@ def _slack(runs: Iterable[Run]) -> list[str]:
         if run.accepted:
             continue
         for item in _items(run, IMPROVED):
-            left = f", leaves {format_value(abs(item.change or 0.0), item.unit)} of slack"
             # A time was judged over processes, and perhaps against the control's: its reason says which way it moved.
-            lines.append(f"{run.spec.id}: {item.name} {movement(item)}{f': {item.reason}' if item.reason else left}")
+            left = f", leaves {format_value(abs(item.change or 0.0), item.unit)} of slack"
+            why = f": {item.reason}" if item.reason else left
+            lines.append(f"{run.spec.id}: {item.name} {movement(item)}{why}")
     return lines
 
 

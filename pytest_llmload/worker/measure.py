@@ -15,7 +15,7 @@ from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.core.spec import digest
-from pytest_llmload.worker import plan, process
+from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.formats import contradiction, read_format
@@ -77,9 +77,6 @@ class _Session:
             compared = any(strategy.same_output for strategy in served_by)
             self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
             self._import_own()
-            if self.job.measure and not self.job.checks:
-                # Only times are taken here: no figure of memory has these pages in it.
-                process.own_pages()
         contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
         if contradicted:
             return self._ended(Problem("quantised", contradicted))

@@ -6,6 +6,7 @@ import statistics
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker import process
 from pytest_llmload.worker.control import Copies
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
@@ -14,13 +15,17 @@ from pytest_llmload.worker.probes.base import Probe
 class LoadControl(Probe):
     """``load.control``: a control's seconds before and after the load; ``load.relative``: the load's, divided by them.
 
-    For processes of which only the time is wanted: the control's memory is in no figure.
+    For processes of which only the time is wanted: neither the control's memory nor the pages that such a process makes
+    its own before it loads are in a figure.
     """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._control: Copies | None = None
         self._seconds: list[float] = []
+
+    def start(self) -> None:
+        process.own_pages()
 
     def mark(self) -> None:
         self._control = Copies(self.job)
