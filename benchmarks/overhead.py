@@ -28,7 +28,7 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 
 LOADS = 10
 #: Preset -> new tokens, with 128 of prompt. The first is so small that what a measurement costs in any case shows: a
-#: process of its own, an allocator that is pinned while memory is measured, reading the kernel's accounts.
+#: process of its own, an allocator that is pinned while it loads, reading the kernel's accounts.
 MODELS = {"moe-128m": 32, "llama-1b": 8}
 #: The entry module must not cost an unrelated run more than this, in seconds.
 ENTRY_GOAL = 0.003

@@ -153,16 +153,16 @@ def _written(runs: Iterable[Run], kind: str) -> list[str]:
 
 
 def _asides(runs: Iterable[Run]) -> list[str]:
-    """What passed without having been judged: each reason once, with the metrics and how many loads it concerns."""
-    reasons: dict[tuple[str, str], tuple[dict[str, None], set[str]]] = defaultdict(lambda: ({}, set()))
+    """What passed without having been judged: each reason once, with the loads and the metrics that it concerns."""
+    reasons: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = defaultdict(lambda: ({}, {}))
     for run in runs:
         for item in _items(run, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE):
-            metrics, loads = reasons[item.verdict, item.reason]
+            loads, metrics = reasons[item.verdict, item.reason]
+            loads[run.spec.id] = None
             metrics[item.name] = None
-            loads.add(run.spec.id)
     return [
-        f"{joined(list(metrics), _NAMES)}: {verdict}, {reason} ({len(loads)} load{'s' if len(loads) > 1 else ''})"
-        for (verdict, reason), (metrics, loads) in reasons.items()
+        f"{joined(list(loads), _NAMES)}: {joined(list(metrics), _NAMES)} {verdict}, {reason}"
+        for (verdict, reason), (loads, metrics) in reasons.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""The C library's allocator, made repeatable while host memory is measured and left alone while time is."""
+"""The C library's allocator, made repeatable while a model is loaded and left alone while it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 #: glibc serves larger blocks by mmap and gives them back at once. Without it its heap keeps what it likes of freed
-#: weights, and host memory varies by 40 % between runs. Generating takes 1.3 times as long with it on a CPU.
+#: weights, and host memory varies by 40 % between loads. Generating takes 1.3 times as long with it on a CPU, and does
+#: not need it: activations come and go, and :func:`trim` takes what the heap keeps of them out of what is settled.
 MMAP_THRESHOLD = 64 << 10
 #: Where glibc's own adjustment ends: the largest threshold, and twice that for giving back the top of the heap.
 _SETTLED_MMAP_THRESHOLD = 32 << 20
@@ -39,6 +40,13 @@ def unpin() -> None:
     if setting() == "system" and mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _SETTLED_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _SETTLED_TRIM_THRESHOLD)
+
+
+def trim() -> None:
+    """Have glibc give back every page of its heap that holds nothing (malloc_trim(3)), unless the user tunes."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if setting() == "system" and malloc_trim is not None:
+        malloc_trim(0)
 
 
 def _mallopt() -> Callable[[int, int], int] | None:

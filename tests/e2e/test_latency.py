@@ -118,7 +118,7 @@ def test_what_there_is_nothing_to_compare_with(pytester, project):
     elsewhere = project("test_record.py", "test_it.py", "-k", "times or tight")
     elsewhere.assert_outcomes(passed=2, deselected=1)
     elsewhere.stdout.fnmatch_lines(
-        ["not compared:", "*incomparable, recorded on nvidia-h100/another cpu/580;*(1 load)"]
+        ["not compared:", "  tiny-llama*: load, *incomparable, recorded on nvidia-h100/another cpu/580;*"]
     )
 
 

@@ -249,7 +249,8 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
     assert text.count("leaves 310.00 MiB of slack") == 1
     assert "accepted:\n  baselines/a.json: gpu.settled, manifest\n" in text
     assert "recorded:\n  baselines/b.json: a, b, c and 2 more\n" in text
-    assert "  gpu.process, gpu.context: incomparable, driver 560.28.03 -> 570.1 (2 loads)\n" in text
+    both = f"{LORA.id}, {dataclasses.replace(NF4, quant='fp4').id}"
+    assert f"  {both}: gpu.process, gpu.context incomparable, driver 560.28.03 -> 570.1\n" in text
     assert "stale baselines (nothing of this run owns them):\n  baselines/old.json\n" in text
     assert text.count("page cache uncontrolled") == text.count("4 parameters are float32") == 1
     assert "improved, accepted" in text

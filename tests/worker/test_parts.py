@@ -347,12 +347,21 @@ class Info(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Info
 libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
 
 def mapped():
     before = libc.mallinfo2().hblks
     for _ in range(16):
         libc.malloc(100 << 10)
     return libc.mallinfo2().hblks - before
+
+def freed():
+    # 64 MiB below a block that is still used: the heap keeps them.
+    blocks = [libc.malloc(1 << 20) for _ in range(65)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1 << 20)
+    for block in blocks[:-1]:
+        libc.free(block)
 
 """
 _PINNED = """
@@ -361,18 +370,41 @@ pinned = mapped()
 allocator.unpin()
 print(stands, pinned, mapped())
 """
-_CLOSED = """
+_TRIMMED = """
+from pytest_llmload.worker.probes.proc import rollup
+allocator.unpin()
+freed()
+before = rollup()["Anonymous"]
+allocator.trim()
+print(allocator.setting(), before >> 20, rollup()["Anonymous"] >> 20)
+"""
+_FORWARD = """
 from pytest_llmload.worker.probes.host_memory import HostMemory
 probe = HostMemory(None)
 probe.start()
-pinned = mapped()
+probe.mark()
+probe.loaded(None)
+probe.forwarding()
+freed()
+probe.forwarded(None)
 probe.close()
+settled = probe.settled["Anonymous"] - probe.base["Anonymous"]
+print(probe.malloc, probe.peaks["forward"] >> 20, settled >> 20)
+"""
+_PROBED = """
+from pytest_llmload.worker.probes.host_memory import HostMemory
+probe = HostMemory(None)
+probe.start()
+probe.mark()
+pinned = mapped()
+probe.{end}
 print(probe.malloc, pinned, mapped())
+probe.close()
 """
 
 
 def blocks(program: str, tuned: dict[str, str]) -> tuple[str, int, int]:
-    """How the allocator stands, and of sixteen blocks how many are mapped while it is pinned, and after."""
+    """How the allocator stands, and the two numbers that the program prints after it."""
     env = {name: value for name, value in os.environ.items() if name not in allocator.USERS} | tuned
     run = subprocess.run([sys.executable, "-c", _BLOCKS + program], env=env, capture_output=True, text=True, check=True)
     said, pinned, after = run.stdout.rsplit(maxsplit=2)
@@ -394,9 +426,24 @@ def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], sta
     assert (after >= 12) == let_go
 
 
-def test_a_load_that_ends_before_it_generates_lets_the_allocator_go() -> None:
-    """Else what tests run on its model afterwards would be slower than without us."""
-    said, pinned, after = blocks(_CLOSED, {})
+@pytest.mark.parametrize(
+    ("tuned", "given_back"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "1000000000"}, False)], ids=["ours", "user's"]
+)
+def test_what_the_heap_keeps_of_freed_blocks_is_given_back(tuned: dict[str, str], given_back: bool) -> None:
+    _, before, after = blocks(_TRIMMED, tuned)
+    assert (before - after >= 60) == given_back
+
+
+def test_what_the_heap_keeps_of_a_forward_is_in_its_peak_and_not_in_what_is_settled() -> None:
+    _, peak, settled = blocks(_FORWARD, {})
+    assert peak >= 64
+    assert settled <= 4
+
+
+@pytest.mark.parametrize("end", ["loaded(None)", "close()"])
+def test_the_allocator_is_let_go_when_the_load_ends_however_it_does(end: str) -> None:
+    """Else what is run on the model afterwards would be slower than without us."""
+    said, pinned, after = blocks(_PROBED.format(end=end), {})
     assert said == "mmap_threshold=65536"
     assert pinned >= 12
     assert after == 0

@@ -38,16 +38,18 @@ class HostMemory(Probe):
         self.base_resident = status()["VmRSS"]
         self.base_libraries = libraries()
         self.base = rollup()
-        self._begin()
+        self._reset()
 
     def loaded(self, loaded: Loaded) -> None:
         self._end("load")
+        allocator.unpin()
 
     def forwarding(self) -> None:
         self._begin()
 
     def forwarded(self, loaded: Loaded) -> None:
         self._end("forward")
+        allocator.trim()
         self.settled = rollup()
 
     def generating(self) -> None:
@@ -55,7 +57,7 @@ class HostMemory(Probe):
 
     def generated(self, loaded: Loaded) -> None:
         self._end("generate")
-        # Times are taken next: nobody samples meanwhile, and the allocator works as it does without us.
+        # Times are taken next: nobody samples meanwhile.
         self.close()
 
     def close(self) -> None:
@@ -84,6 +86,11 @@ class HostMemory(Probe):
             result.metrics["host.file"] = max(0, self.settled["File"] - self.base["File"])
 
     def _begin(self) -> None:
+        # What the checks have freed in between is in no phase's peak.
+        allocator.trim()
+        self._reset()
+
+    def _reset(self) -> None:
         self.unavailable = reset_peak()
         if self.sampler is not None:
             self.sampler.take()
