@@ -3,7 +3,7 @@
 #
 #   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory adapters offload xdist latency
 #
-# OUT gets the logs, the reports and the baselines, which begin as the committed ones.
+# OUT gets the logs, the reports and the baselines, which begin as the committed ones; a further call goes on with them.
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
@@ -12,8 +12,7 @@ python=${PYTHON:-python3}
 model=${MODEL:-random:llama-1b}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$out/baselines"
-cp -r "$here/../baselines/." "$out/baselines/"
+[ -e "$out/baselines" ] || cp -r "$here/../baselines" "$out/baselines"
 cd "$work"
 printf '[pytest]\n' > pytest.ini
 
