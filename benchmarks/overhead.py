@@ -66,6 +66,7 @@ def start_times() -> list[float]:
         server = Server(Path(folder) / "server.log", environment(os.environ))
         try:
             server.warm_up(BASE, None)
+            server.wait()
             seconds = []
             for number in range(LOADS):
                 begin = time.perf_counter()

@@ -32,7 +32,7 @@ from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
 from pytest_llmload.host.load import Load
 from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment, start_cold
-from pytest_llmload.host.warmth import warm_modules
+from pytest_llmload.host.warmth import BASE, own_modules
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -76,6 +76,8 @@ class Broker:
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
+        #: Whether the server was told what this run's own loads need.
+        self._is_warm = False
         self._folder: Path | None = None
         self._logs = 0
         #: Every spec that the collected tests use: what the server imports before the first load.
@@ -104,6 +106,8 @@ class Broker:
 
     def checkpoint(self, model: str) -> Checkpoint:
         """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
+        # Libraries are imported while the files are looked at, built or downloaded.
+        self._start_server()
         return self._files.checkpoint(model)
 
     def runs_already(self, spec: LoadSpec) -> bool:
@@ -180,10 +184,15 @@ class Broker:
             return InlineProcess()
         env = self.environment(spec)
         log = self._log(spec.slug)
-        if self._server is None and self.cold_reason is None:
-            self._start_server()
+        self._start_server()
         if self._server is not None and env == self._server_env:
-            process = self._server.fork(log)
+            if not self._is_warm:
+                self._warm_up(self._server, spec)
+            try:
+                process = self._server.fork(log)
+            except MachineError:
+                self._server = None
+                raise
             if isinstance(process, LoadProcess):
                 return process
             self.cold_reason = process
@@ -192,18 +201,28 @@ class Broker:
         return start_cold(log, env)
 
     def _start_server(self) -> None:
-        specs = [spec for spec in (*self.expected, *self._loads) if not self.runs_already(spec)]
+        """Start the warm server, unless it runs or loads cannot be forked; it imports what every load needs."""
+        if self._server is not None or self.cold_reason is not None or self._settings.inline:
+            return
+        self._server_env = self.environment(None)
+        self._server, self._is_warm = Server(self._log("server"), self._server_env), False
+        self._server.warm_up(BASE, self._cuda())
+
+    def _warm_up(self, server: Server, spec: LoadSpec) -> None:
+        """Have the server import what this run's loads need, the first of them among them."""
+        specs = [each for each in (*self.expected, *self._loads, spec) if not self.runs_already(each)]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
-        checkpoints = self._files.available(dict.fromkeys(spec.model for spec in specs))
-        env = self.environment(None)
-        server = Server(self._log("server"), env)
-        device = self.device()
-        cuda = None
-        if device.kind == "cuda":
-            cuda = {"count": len(device.gpus), "capability": device.gpus[0].capability}
+        checkpoints = self._files.available(dict.fromkeys(each.model for each in specs))
         model_types = [checkpoint.model_type for checkpoint in checkpoints]
-        server.warm_up(warm_modules(specs, model_types, self._strategies), cuda)
-        self._server, self._server_env = server, env
+        server.warm_up(own_modules(specs, model_types, self._strategies), self._cuda())
+        self._is_warm = True
+
+    def _cuda(self) -> dict[str, object] | None:
+        """What the server answers to libraries that ask for a GPU while they are imported; None on a CPU."""
+        device = self.device()
+        if device.kind != "cuda":
+            return None
+        return {"count": len(device.gpus), "capability": device.gpus[0].capability}
 
     def environment(self, spec: LoadSpec | None) -> dict[str, str]:
         """The environment of a load's process; without a spec, the server's and the downloads'."""

@@ -177,6 +177,8 @@ class Server:
         ours, theirs = socket.socketpair()
         self._log = log
         self._channel = Channel(ours)
+        #: What it was asked to import and has not answered yet, request by request.
+        self._importing: list[Sequence[str]] = []
         self._ended: dict[int, int] = {}
         self._gone: set[int] = set()
         root = str(Path(__file__).resolve().parents[2])
@@ -193,24 +195,32 @@ class Server:
             )
         theirs.close()
 
-    def warm_up(self, modules: Sequence[str], cuda: dict[str, Any] | None) -> float:
-        """Import the modules there; seconds it took. Raises MachineError if they cannot be imported."""
+    def warm_up(self, modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
+        """Have the modules imported there, as far as they are installed; whoever forks waits for it."""
+        self._importing.append(modules)
+        # Of a server that died of an earlier request, the wait tells.
+        with contextlib.suppress(Closed):
+            self._channel.send({"kind": "import", "modules": list(modules), "cuda": cuda})
+
+    def wait(self) -> None:
+        """Wait until all is imported. Raises MachineError, with the server ended, where it cannot be."""
         try:
-            self._channel.send({"modules": list(modules), "cuda": cuda})
-            ready, _ = self._channel.receive(timeout=_WARM_UP)
+            while self._importing:
+                self._next(lambda message: message["kind"] == "ready", _WARM_UP)
+                del self._importing[0]
         except (Closed, TimeoutError) as error:
             self.close()
             raise MachineError(
-                f"the process that imports {', '.join(modules[:3])} … for all loads "
+                f"the process that imports {', '.join(self._importing[0][:3])} … for all loads "
                 f"{'died' if isinstance(error, Closed) else f'took more than {_WARM_UP:g} s'}:\n{tail(self._log)}"
             ) from None
-        return float(ready["seconds"])
 
     def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
         """A new load process; or, as text, why the server may not fork any more.
 
-        ``owned``: the server serves this one process and ends with it.
+        ``owned``: the server serves this one process and ends with it. Raises MachineError as :meth:`wait`.
         """
+        self.wait()
         ours, theirs = socket.socketpair()
         self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
         theirs.close()
@@ -255,6 +265,9 @@ class Server:
     def close(self) -> None:
         """End the server, which ends whatever it still has forked."""
         self._channel.close()
+        if self._importing:
+            # It would see that only when it is through with them.
+            self._process.terminate()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -265,7 +278,6 @@ class Server:
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     """A load process with a server of its own that imported nothing: for loads whose environment differs."""
     server = Server(log.with_suffix(".server.log"), env)
-    server.warm_up([], None)
     process = server.fork(log, owned=True)
     assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
     return process

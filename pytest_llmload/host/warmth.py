@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.strategies import Strategies
 
-#: Libraries first, then what serves and measures a load there.
-BASE = (*LIBRARY, *PLACEMENT, "cloudpickle", "pytest_llmload.worker.measure", "pytest_llmload.worker.instruments")
+#: What every load needs: libraries first, then what serves and measures a load there.
+BASE = (
+    *LIBRARY,
+    *PLACEMENT,
+    "cloudpickle",
+    "pytest_llmload.worker.measure",
+    "pytest_llmload.worker.instruments",
+    *(probe.partition(":")[0] for probe in BUILTIN_PROBES),
+)
 
 
-def warm_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategies: Strategies) -> list[str]:
-    """The imports of a run's loads; fixed before the first load, so that every load starts from the same place."""
-    modules = [*BASE, *(probe.partition(":")[0] for probe in BUILTIN_PROBES)]
+def own_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategies: Strategies) -> list[str]:
+    """What a run's loads need beyond that; fixed before the first load, so that all start from the same place."""
+    modules = []
     for model_type in model_types:
         modules += architecture(model_type)
     for spec in specs:

@@ -13,6 +13,7 @@ _PROT_READ, _MAP_SHARED = 1, 1
 #: Bytes read at once; mapped apart from the heap, so that no figure of the load sees them.
 _CHUNK = 16 << 20
 _FAILED = ctypes.c_void_p(-1).value
+_NOT_RESIDENT = bytes(range(0, 256, 2))
 
 
 def set_page_cache(directory: str, wanted: str) -> str:
@@ -91,6 +92,7 @@ def _resident(file: Path) -> tuple[int, int] | None:
         vector = (ctypes.c_ubyte * pages)()
         if libc.mincore(address, size, vector) != 0:
             return None
-        return sum(byte & 1 for byte in bytes(vector)), pages
+        # The lowest bit of a page's byte is its residence; the others are reserved.
+        return len(bytes(vector).translate(None, _NOT_RESIDENT)), pages
     finally:
         libc.munmap(address, size)

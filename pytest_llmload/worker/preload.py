@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -18,23 +17,19 @@ from typing import Any
 from pytest_llmload.worker.imports import fill_caches
 
 
-def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> dict[str, float]:
-    """Import the modules that are installed; seconds of each.
+def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
+    """Import the modules that are installed.
 
     ``cuda`` holds the answers given to whoever asks torch for a GPU meanwhile: ``count`` and ``capability``; None
     leaves torch alone.
     """
-    seconds = {}
     with answering(cuda) if cuda is not None else contextlib.nullcontext():
         for name in modules:
             if not _exists(name):
                 continue
-            start = time.perf_counter()
             importlib.import_module(name)
-            seconds[name] = time.perf_counter() - start
         if "transformers" in sys.modules:
             fill_caches()
-    return seconds
 
 
 def _exists(name: str) -> bool:

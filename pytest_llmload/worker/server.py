@@ -13,7 +13,6 @@ import selectors
 import signal
 import socket
 import sys
-import time
 from typing import Any, NoReturn
 
 from pytest_llmload.core.protocol import Channel, Closed, Message
@@ -21,28 +20,37 @@ from pytest_llmload.worker import preload, process, session
 
 
 class Server:
-    """One warm process: answers ``fork`` and reports ``exited``, on one channel."""
+    """One warm process: answers ``import`` and ``fork``, and reports ``exited`` and ``gone``, on one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.socket, selectors.EVENT_READ)
         self._children: dict[int, int] = {}
-        self._threads = 0
+        self._threads = process.thread_count()
 
     def run(self) -> NoReturn:
         """Serve until the pytest process hangs up or is gone."""
         try:
-            self._warm_up(self._channel.receive()[0])
             while True:
                 for key, _ in self._selector.select():
                     if key.fileobj is self._channel.socket:
-                        message, fds = self._channel.receive()
-                        self._fork(message, fds[0])
+                        self._obey()
                     else:
                         self._reap(key.data)
         except Closed:
             self.end()
+
+    def _obey(self) -> None:
+        """Do what was asked for; what arrived with an earlier request does not show on the socket."""
+        more = True
+        while more:
+            message, fds = self._channel.receive()
+            if message["kind"] == "import":
+                self._import(message)
+            else:
+                self._fork(message, fds[0])
+            more = self._channel.has_message
 
     def end(self, *_: object) -> NoReturn:
         """End at once, with every process that was forked and whatever those have started."""
@@ -51,14 +59,13 @@ class Server:
                 os.killpg(pid, signal.SIGKILL)
         os._exit(0)
 
-    def _warm_up(self, message: Message) -> None:
-        start = time.perf_counter()
-        seconds = preload.import_all(message["modules"], message["cuda"])
+    def _import(self, message: Message) -> None:
+        preload.import_all(message["modules"], message["cuda"])
         # What is alive now lives as long as the server: collections in the children need not copy its pages.
         gc.collect()
         gc.freeze()
         self._threads = process.thread_count()
-        self._channel.send({"kind": "ready", "seconds": time.perf_counter() - start, "modules": seconds})
+        self._channel.send({"kind": "ready"})
 
     def _unsafe(self) -> str | None:
         if process.thread_count() > self._threads:

@@ -261,8 +261,10 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path):
 def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
-    with pytest.raises(MachineError, match=r"died:(.|\n)*libcudart"):
-        server.warm_up(["torch"], None)
+    server.warm_up(["torch"], None)
+    server.warm_up(["json"], None)
+    with pytest.raises(MachineError, match=r"imports torch (.|\n)*died:(.|\n)*libcudart"):
+        server.fork(tmp_path / "load.log")
 
 
 def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):

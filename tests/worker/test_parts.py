@@ -17,6 +17,7 @@ import torch
 from loads import checkpoint, job, load
 
 from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
+from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker import allocator
 from pytest_llmload.worker.capture import warnings_of_libraries
@@ -30,6 +31,7 @@ from pytest_llmload.worker.probes import host_memory
 from pytest_llmload.worker.probes.anon_sampler import AnonSampler
 from pytest_llmload.worker.probes.manifest import ranges, starred
 from pytest_llmload.worker.probes.numbers import spread
+from pytest_llmload.worker.probes.proc import libraries
 from pytest_llmload.worker.quantstate import dequantised, stored
 from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
@@ -212,6 +214,37 @@ def test_a_transient_allocation_is_sampled() -> None:
     assert seen - resting > 60 * MIB
 
 
+def test_resident_libraries_are_those_that_the_kernel_lists() -> None:
+    def listed() -> int:
+        total, counting = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024 if counting else 0
+            elif not line[0].isupper():
+                counting = ".so" in line.rpartition("/")[2]
+        return total
+
+    before, found, after = listed(), libraries(), listed()
+    assert before <= found <= after
+    assert found > 20 * MIB
+
+
+def test_a_kernel_that_hides_pages_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/self/pagemap")
+
+    monkeypatch.setattr(host_memory, "libraries", hidden)
+    probe = host_memory.HostMemory(job("tiny-llama"))
+    probe.start()
+    probe.mark()
+    probe.loaded(None)  # type: ignore[arg-type]
+    result = LoadResult({}, "loaded")
+    probe.fill(result)
+    assert "/proc/self/pagemap" in result.unavailable["host.peak"]
+    assert "host.peak" not in result.metrics
+    assert "host.anon_peak" in result.metrics
+
+
 def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = host_memory.HostMemory(job("tiny-llama"))
     probe.start()
@@ -220,8 +253,6 @@ def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     probe.sampler._process.kill()
     probe.sampler._process.wait()
     probe.loaded(None)  # type: ignore[arg-type]
-    from pytest_llmload.core.results import LoadResult
-
     result = LoadResult({}, "loaded")
     probe.fill(result)
     assert "the sampling process ended" in result.unavailable["host.anon_peak"]

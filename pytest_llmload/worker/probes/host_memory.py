@@ -36,7 +36,10 @@ class HostMemory(Probe):
 
     def mark(self) -> None:
         self.base_resident = status()["VmRSS"]
-        self.base_libraries = libraries()
+        try:
+            self.base_libraries = libraries()
+        except OSError as error:
+            self.unavailable = f"the kernel does not show the resident pages of libraries: {error}"
         self.base = rollup()
         self._reset()
 
@@ -91,14 +94,15 @@ class HostMemory(Probe):
         self._reset()
 
     def _reset(self) -> None:
-        self.unavailable = reset_peak()
+        self.unavailable = self.unavailable or reset_peak()
         if self.sampler is not None:
             self.sampler.take()
 
     def _end(self, phase: str) -> None:
-        peak = status()["VmHWM"]
-        paged_in = libraries() - self.base_libraries
-        self.peaks[phase] = max(0, peak - self.base_resident - paged_in)
+        if not self.unavailable:
+            peak = status()["VmHWM"]
+            paged_in = libraries() - self.base_libraries
+            self.peaks[phase] = max(0, peak - self.base_resident - paged_in)
         anonymous = self.sampler.take() if self.sampler is not None else None
         if anonymous is not None:
             self.anon_peaks[phase] = max(0, anonymous - self.base["Anonymous"])

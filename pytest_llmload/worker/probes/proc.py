@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PROC = Path("/proc")
 _SELF = _PROC / "self"
+#: Bytes of a page's entry in ``pagemap`` (proc(5)), and the last of them, the highest, where the page is not resident.
+_PAGEMAP_ENTRY = 8
+_ABSENT = bytes(range(0x80))
 
 
 def status(pid: int | str = "self") -> dict[str, int]:
@@ -29,21 +33,24 @@ def available() -> int:
 
 
 def libraries() -> int:
-    """Resident pages of mapped libraries (``.so``), shared or not.
+    """Resident pages of mapped libraries (``.so``), shared or not. Raises OSError where the kernel does not show them.
 
     They come in as code is first run, as many at a time as the page cache happens to hold: some 50 MiB more or less
     for CUDA's libraries, on the first load of a machine. They stay mapped, so what is resident at the end of a phase
-    was resident at its peak.
+    was resident at its peak. ``pagemap`` tells it at a quarter of the price of ``smaps``, which walks the weights too.
     """
-    total, counting = 0, False
-    with (_SELF / "smaps").open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("Rss:"):
-                total += int(line.split()[1]) * 1024 if counting else 0
-            elif not line[0].isupper():
-                # The header of a mapping: address, permissions, offset, device, inode, path.
-                counting = ".so" in line.rpartition("/")[2]
-    return total
+    size = os.sysconf("SC_PAGESIZE")
+    resident = 0
+    with (_SELF / "pagemap").open("rb") as pagemap:
+        for line in (_SELF / "maps").read_bytes().splitlines():
+            # A mapping: addresses, permissions, offset, device, inode, path.
+            if b".so" not in line.rpartition(b"/")[2]:
+                continue
+            begin, end = (int(address, 16) // size for address in line.split(b" ", 1)[0].split(b"-"))
+            pagemap.seek(begin * _PAGEMAP_ENTRY)
+            entries = pagemap.read((end - begin) * _PAGEMAP_ENTRY)
+            resident += len(entries[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY].translate(None, _ABSENT))
+    return resident * size
 
 
 def shared_out(pid: int) -> int:
