@@ -191,22 +191,32 @@ class Broker:
             try:
                 process = self._server.fork(log)
             except MachineError:
-                self._server = None
+                self._end_server()
                 raise
             if isinstance(process, LoadProcess):
                 return process
             self.cold_reason = process
-            self._server.close()
-            self._server = None
+            self._end_server()
         return start_cold(log, env)
 
     def _start_server(self) -> None:
         """Start the warm server, unless it runs or loads cannot be forked; it imports what every load needs."""
+        if self._server is not None and self._server.exit_status is not None:
+            # Killed while it waited, perhaps for its memory: the loads to come are forked from a new one.
+            self._end_server()
         if self._server is not None or self.cold_reason is not None or self._settings.inline:
             return
         self._server_env = self.environment(None)
         self._server, self._is_warm = Server(self._log("server"), self._server_env), False
         self._server.warm_up(BASE, self._cuda())
+
+    def _end_server(self) -> None:
+        """End the warm server, and every load before it: one that is used again reopens."""
+        for load in list(self._live):
+            load.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _warm_up(self, server: Server, spec: LoadSpec) -> None:
         """Have the server import what this run's loads need, the first of them among them."""
@@ -239,11 +249,7 @@ class Broker:
 
     def close(self) -> None:
         """End every process and remove the logs."""
-        for load in list(self._live):
-            load.close()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._end_server()
         if self._folder is not None:
             shutil.rmtree(self._folder)
             self._folder = None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
+from pytest_llmload.host import processes
 from pytest_llmload.host.processes import Server
 
 
@@ -263,8 +266,87 @@ def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
     server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     server.warm_up(["torch"], None)
     server.warm_up(["json"], None)
-    with pytest.raises(MachineError, match=r"imports torch (.|\n)*died:(.|\n)*libcudart"):
-        server.fork(tmp_path / "load.log")
+    try:
+        with pytest.raises(MachineError, match=r"imports torch (.|\n)*died \(exited with status 1\):(.|\n)*libcudart"):
+            server.fork(tmp_path / "load.log")
+    finally:
+        server.close()
+
+
+def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE", 10.0)
+    (tmp_path / "slow.py").write_text(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nprint('here')\nsignal.pause()\n"
+    )
+    log = tmp_path / "server.log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    server = Server(log, {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"})
+    server.warm_up(["slow"], None)
+    assert select.select([reader], [], [], 60)[0]
+    begin = time.monotonic()
+    server.close()
+    assert time.monotonic() - begin < 10.0
+    os.close(reader)
+
+
+def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_for_the_next(tmp_path):
+    (tmp_path / "killer.py").write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            from pytest_llmload.worker.session import Session
+            def do_kill(self, message):
+                os.kill(os.getppid(), signal.SIGKILL)
+                signal.pause()
+            Session.do_kill = do_kill
+            """
+        )
+    )
+    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    try:
+        server.warm_up(["killer"], None)
+        load, idle = (server.fork(tmp_path / f"{name}.log") for name in ("load", "idle"))
+        with pytest.raises(MachineError, match=r"died \(killed by SIGKILL\), and the load with it in phase"):
+            load.request({"kind": "kill"}, 60.0)
+        assert not load.alive
+        with pytest.raises(MachineError, match=r"the process that loads are forked from died \(killed by SIGKILL\):"):
+            server.fork(tmp_path / "next.log")
+    finally:
+        server.close()
+    # Its owner may not have seen it yet.
+    idle.close()
+    assert not idle.alive
+
+
+def test_a_killed_server_is_replaced(pytester, project):
+    """By the kernel, say: the load that it was killed under is an error, and all others go on."""
+    pytester.makepyfile(
+        """
+        import pytest
+        def kill(model, tokenizer):
+            import os, signal
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()
+        def server(model, tokenizer): return __import__("os").getppid()
+        @pytest.mark.dtype("bf16")
+        class TestOne:
+            def test_killed(self, llm): llm.run(kill)
+            def test_loaded_again(self, llm):
+                import os, signal, select
+                pid = llm.run(server)
+                watched = os.pidfd_open(pid)
+                os.kill(pid, signal.SIGKILL)
+                select.select([watched], [], [])
+        @pytest.mark.dtype("fp32")
+        def test_next(llm): assert llm.run(server) > 0
+        """
+    )
+    result = project()
+    result.assert_outcomes(errors=1, passed=2)
+    text = result.stdout.str()
+    assert "loads are forked from died (killed by SIGKILL), and the load with it in phase 'run'" in text
+    assert "Closed" not in text
 
 
 def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):
