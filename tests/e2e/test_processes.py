@@ -21,7 +21,7 @@ from pytest_llmload.host.processes import Server
 def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, project):
     pytester.makepyfile(
         loaders="""
-        import os, signal, threading
+        import os, signal, sys, threading
         def killed(spec):
             print("about to be killed")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -37,6 +37,13 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
             threading.Event().wait()
         def raises(spec):
             raise KeyError("no such layer")
+        def leaves(spec):
+            sys.exit("config file llm.toml is missing")
+        def gives_up(spec):
+            import pytest
+            pytest.fail("given up inside")
+        def interrupted(spec):
+            raise KeyboardInterrupt("from within")
         """,
         test_it="""
         import pytest
@@ -52,6 +59,12 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         def test_hang(llm): pass
         @loader("raises")
         def test_raises(llm): pass
+        @loader("leaves")
+        def test_leaves(llm): pass
+        @loader("gives_up")
+        def test_gives_up(llm): pass
+        @loader("interrupted")
+        def test_interrupted(llm): pass
         @loader("killed")
         @pytest.mark.xfail(raises=LoadCrashed, strict=True)
         def test_expected(llm): pass
@@ -64,7 +77,7 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         """,
     )
     result = project("--llm-timeout=8s", "-v")
-    result.assert_outcomes(failed=6, passed=1, xfailed=1)
+    result.assert_outcomes(failed=9, passed=1, xfailed=1)
     text = result.stdout.str()
     for piece in (
         "the load's process died: tiny-llama / loader",
@@ -80,6 +93,12 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         "in hang",
         "the load failed: tiny-llama / loader",
         "KeyError: 'no such layer'",
+        "SystemExit: config file llm.toml is missing",
+        "in leaves",
+        "Failed: given up inside",
+        "in gives_up",
+        "exited with status 70 in phase 'load'",
+        "KeyboardInterrupt: from within",
     ):
         assert piece in text, piece
 
@@ -104,6 +123,11 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
             raise torch.cuda.OutOfMemoryError("none left")
         def fails(model, tokenizer):
             assert 1 == 2, "not equal"
+        def leaves(model, tokenizer):
+            raise SystemExit("no such file")
+        def gives_up(model, tokenizer):
+            import pytest
+            pytest.fail("given up inside")
 
         def test_values(llm):
             n = llm.run(parameters, factor=2)
@@ -121,6 +145,10 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
         def test_own(llm):
             with pytest.raises(AssertionError, match="not equal"):
                 llm.run(fails)
+        @pytest.mark.parametrize(("function", "text"), [(leaves, "no such file"), (gives_up, "given up inside")])
+        def test_no_exception(llm, function, text):
+            with pytest.raises(RemoteError, match=f"(?s){text}.*in {function.__name__}"):
+                llm.run(function)
         def test_unsendable(llm):
             lock = threading.Lock()
             with pytest.raises(TypeError, match="cannot go to the load's process"):
@@ -130,7 +158,7 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
             assert len(one.tokens) == 5 and one == two
         """,
     )
-    project().assert_outcomes(passed=6)
+    project().assert_outcomes(passed=8)
 
 
 def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
