@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +25,7 @@ from pytest_llmload.core.errors import (
 from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.core.scratch import LOGS, Scratch
 from pytest_llmload.host.files import Files, first_cause
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
@@ -78,7 +77,7 @@ class Broker:
         self._server_env: dict[str, str] = {}
         #: Whether the server was told what this run's own loads need.
         self._is_warm = False
-        self._folder: Path | None = None
+        self._folder: Scratch | None = None
         self._logs = 0
         #: Every spec that the collected tests use: what the server imports before the first load.
         self.expected: list[LoadSpec] = []
@@ -243,15 +242,15 @@ class Broker:
 
     def _log(self, name: str) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="pytest-llmload-"))
+            self._folder = Scratch(LOGS)
         self._logs += 1
-        return self._folder / f"{self._logs:03d}-{name}.log"
+        return self._folder.files / f"{self._logs:03d}-{name}.log"
 
     def close(self) -> None:
         """End every process and remove the logs."""
         self._end_server()
         if self._folder is not None:
-            shutil.rmtree(self._folder)
+            self._folder.close()
             self._folder = None
 
     def measure(self, load: Load, scope: Scope = EVERYTHING, *, keep: bool = False) -> LoadResult:

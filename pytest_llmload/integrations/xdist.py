@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmload.core.scratch import XDIST, Scratch
 from pytest_llmload.host.stash import existing_state
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ class Integration:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Scratch | None = None
 
     def pytest_configure_node(self, node: Any) -> None:
         if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="pytest-llmload-xdist-")
-        node.workerinput[_FOLDER] = self._temporary.name
+            self._temporary = Scratch(XDIST)
+        node.workerinput[_FOLDER] = str(self._temporary.files)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         # Who asks for loadscope, loadgroup, each … gets what they asked for.
         if config.getvalue("dist") == "load" and self._temporary is not None:
             from pytest_llmload.integrations.xdist_scheduling import ByLoad
 
-            return ByLoad(config, log, Path(self._temporary.name))
+            return ByLoad(config, log, self._temporary.files)
         return None
 
     @pytest.hookimpl(tryfirst=True)
@@ -70,7 +70,7 @@ class Integration:
 
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
 
 
 def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:

@@ -14,6 +14,7 @@ import pytest
 from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
+from pytest_llmload.core.scratch import LOGS, Scratch
 from pytest_llmload.host import processes
 from pytest_llmload.host.processes import Server
 
@@ -206,8 +207,10 @@ def test_monkeypatched_environment_reaches_the_load(pytester, project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
-    """Killed while a load hangs in a C call: server, load and what the load started are gone."""
+def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, monkeypatch):
+    """Killed while a load hangs in a C call: server, load and what the load started are gone, and the logs in time."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     pytester.makepyfile(
         loaders="""
         import signal, subprocess
@@ -228,6 +231,9 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
         assert len(family) >= 3, "server, load and the load's own child"
 
     assert_nothing_outlives(pytester, checkpoint_cache, number, check)
+    # As the next run does.
+    Scratch(LOGS).close()
+    assert list(tmp_path.glob("pytest-llmload-*")) == []
 
 
 def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monkeypatch):
