@@ -13,6 +13,8 @@ from pytest_llmload.core.scratch import XDIST, Scratch
 from pytest_llmload.host.stash import existing_state
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.core.verdicts import Run
     from pytest_llmload.host.state import State
 
 _FOLDER = "llmload_folder"
@@ -57,7 +59,7 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = (state.runs, state.owned, state.wanted, state.broker.cold_reason)
+            seen = (state.runs, state.owned, state.wanted, state.left_out, state.broker.cold_reason)
             output[_OUTPUT] = pickle.dumps(seen)
 
     @pytest.hookimpl(optionalhook=True)
@@ -73,17 +75,20 @@ class Integration:
             self._temporary.close()
 
 
-def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+def _merge(
+    state: State,
+    runs: dict[LoadSpec, Run],
+    owned: set[Path],
+    wanted: bool,
+    left_out: dict[str, str],
+    cold_reason: str | None,
+) -> None:
     for spec, run in runs.items():
         known = state.runs.setdefault(spec, run)
         if known is not run:
             # The same load in two workers: its tests were split by another scheduler.
-            known.nodeids += [nodeid for nodeid in run.nodeids if nodeid not in known.nodeids]
-            known.result = known.result or run.result
-            known.comparisons = known.comparisons or run.comparisons
-            known.messages += [message for message in run.messages if message not in known.messages]
-            known.accepted += [name for name in run.accepted if name not in known.accepted]
-            known.recorded += [name for name in run.recorded if name not in known.recorded]
+            known.merge(run)
     state.owned |= owned
     state.wanted |= wanted
+    state.left_out |= left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason
