@@ -8,8 +8,15 @@ from pytest_llmload.core.errors import MachineError
 
 
 def nodes() -> int:
-    """``PET_NNODES``, which ``torchrun --nnodes`` reads too; one where nobody says otherwise."""
-    return int(os.environ.get("PET_NNODES", "1").partition(":")[0])
+    """``PET_NNODES``, which ``torchrun --nnodes`` reads too; one where nobody says otherwise.
+
+    Raises MachineError where it is no number of machines.
+    """
+    text = os.environ.get("PET_NNODES", "1")
+    count = text.partition(":")[0]
+    if not count.isdecimal() or int(count) < 1:
+        raise MachineError(f"PET_NNODES={text!r} is no number of nodes: set it to 1 or more, or unset it")
+    return int(count)
 
 
 def local_size(world_size: int) -> int:

@@ -33,6 +33,8 @@ PASS = "pass"
 FAIL = "fail"
 ERROR = "error"
 SKIP = "skip"
+#: From harmless to worst: what a load's tests came to.
+SEVERITY = (SKIP, PASS, FAIL, ERROR)
 
 #: From harmless to worst; ``incomparable`` stands where a single metric's does (see :func:`_rank`).
 _ORDER = (MEASURED, OK, UNAVAILABLE, INCONCLUSIVE, INCOMPARABLE, IMPROVED, MISSING, CHANGED, REGRESSED)
@@ -237,3 +239,21 @@ class Run:
         if not self.comparisons:
             return MEASURED
         return max(self.comparisons, key=_rank).verdict
+
+    def merge(self, other: Run) -> None:
+        """Take what was said about the same load elsewhere, in another process of the session: the worst counts."""
+        # Without a test, nothing has come of it yet.
+        outcomes = [run.outcome for run in (self, other) if run.nodeids]
+        self.outcome = max(outcomes, key=SEVERITY.index, default=self.outcome)
+        results = [run.result for run in (self, other) if run.result is not None]
+        self.result = next((result for result in results if not result.ok), results[0] if results else None)
+        sections: dict[str, Comparison] = {}
+        for comparison in (*self.comparisons, *other.comparisons):
+            known = sections.setdefault(comparison.section, comparison)
+            sections[comparison.section] = max(known, comparison, key=_rank)
+        self.comparisons = list(sections.values())
+        self.device_key = self.device_key or other.device_key
+        self.baseline = self.baseline or other.baseline
+        for name in ("nodeids", "messages", "accepted", "recorded"):
+            own: list[str] = getattr(self, name)
+            own += [text for text in getattr(other, name) if text not in own]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +25,7 @@ from pytest_llmload.core.errors import (
 from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.core.scratch import LOGS, Scratch
 from pytest_llmload.host.files import Files, first_cause
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
@@ -78,7 +77,7 @@ class Broker:
         self._server_env: dict[str, str] = {}
         #: Whether the server was told what this run's own loads need.
         self._is_warm = False
-        self._folder: Path | None = None
+        self._folder: Scratch | None = None
         self._logs = 0
         #: Every spec that the collected tests use: what the server imports before the first load.
         self.expected: list[LoadSpec] = []
@@ -191,22 +190,32 @@ class Broker:
             try:
                 process = self._server.fork(log)
             except MachineError:
-                self._server = None
+                self._end_server()
                 raise
             if isinstance(process, LoadProcess):
                 return process
             self.cold_reason = process
-            self._server.close()
-            self._server = None
+            self._end_server()
         return start_cold(log, env)
 
     def _start_server(self) -> None:
         """Start the warm server, unless it runs or loads cannot be forked; it imports what every load needs."""
+        if self._server is not None and self._server.exit_status is not None:
+            # Killed while it waited, perhaps for its memory: the loads to come are forked from a new one.
+            self._end_server()
         if self._server is not None or self.cold_reason is not None or self._settings.inline:
             return
         self._server_env = self.environment(None)
         self._server, self._is_warm = Server(self._log("server"), self._server_env), False
         self._server.warm_up(BASE, self._cuda())
+
+    def _end_server(self) -> None:
+        """End the warm server, and every load before it: one that is used again reopens."""
+        for load in list(self._live):
+            load.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _warm_up(self, server: Server, spec: LoadSpec) -> None:
         """Have the server import what this run's loads need, the first of them among them."""
@@ -233,19 +242,15 @@ class Broker:
 
     def _log(self, name: str) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="pytest-llmload-"))
+            self._folder = Scratch(LOGS)
         self._logs += 1
-        return self._folder / f"{self._logs:03d}-{name}.log"
+        return self._folder.files / f"{self._logs:03d}-{name}.log"
 
     def close(self) -> None:
         """End every process and remove the logs."""
-        for load in list(self._live):
-            load.close()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._end_server()
         if self._folder is not None:
-            shutil.rmtree(self._folder)
+            self._folder.close()
             self._folder = None
 
     def measure(self, load: Load, scope: Scope = EVERYTHING, *, keep: bool = False) -> LoadResult:

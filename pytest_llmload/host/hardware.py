@@ -36,7 +36,7 @@ def torch_build() -> str:
 
 @contextlib.contextmanager
 def nvml() -> Iterator[Any]:
-    """NVML, or None where there is no driver."""
+    """NVML, or None where there is no driver. What it refuses within the block is raised as MachineError."""
     import pynvml
 
     try:
@@ -45,13 +45,19 @@ def nvml() -> Iterator[Any]:
         yield None
         return
     try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise MachineError(
+            f"the GPUs' driver (NVML) refuses an answer: {error}; see what nvidia-smi says, or measure on the CPU with "
+            "--llm-device=cpu"
+        ) from error
 
 
 def visible_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, and the driver's version."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, and the driver's version. Raises MachineError."""
     with nvml() as library:
         if library is None:
             return (), ""
@@ -151,7 +157,10 @@ def _key(gpu: Gpu) -> str:
 
 
 def holders(gpu: Gpu) -> list[str]:
-    """Who uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden."""
+    """Who uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
+
+    Raises MachineError where the driver does not say.
+    """
     from pytest_llmload.core.units import format_bytes
 
     with nvml() as library:

@@ -28,7 +28,7 @@ class InlineProcess:
         """As LoadProcess.request; a hang is not cut short here."""
         try:
             reply: Message = getattr(self._session, f"do_{message['kind']}")(message)
-        except Exception as error:  # noqa: BLE001 - as in the load's process
+        except self._worker.told() as error:
             reply = self._worker.describe(error, self._session.phase)
         return reply
 

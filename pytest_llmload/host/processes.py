@@ -71,7 +71,10 @@ class LoadProcess:
         self.alive = True
 
     def request(self, message: Message, timeout: float) -> Message:
-        """Send a request and wait for its reply, seconds at most. Raises LoadDied; then the process is gone."""
+        """Send a request and wait for its reply, seconds at most.
+
+        Raises LoadDied, or MachineError where it was the server that died; then the process is gone.
+        """
         deadline = time.monotonic() + timeout
         try:
             self._channel.send(message)
@@ -150,23 +153,27 @@ class LoadProcess:
         self.kill()
         return LoadDied(outcome, info)
 
-    def _death(self) -> LoadDied:
+    def _death(self) -> LoadDied | MachineError:
         self._channel.close()
         status = self._server.status(self._pid, _GRACE)
         where = f"in phase '{self.phase}'"
         outcome = results.CRASHED
-        if status is None:
+        server_died = False
+        if status is not None:
+            message = f"{_how(status)} {where}"
+        else:
             self._kill_group()
             message = f"hung up {where} without ending, killed"
-        elif status < 0:
-            name = signal.Signals(-status).name
-            message = f"killed by {name} {where}"
-            if status == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
-                outcome = results.OUT_OF_MEMORY
-                message += _OOM
-        else:
-            message = f"exited with status {status} {where}"
+            status = self._server.exit_status
+            if server_died := status is not None:
+                message = f"the process that loads are forked from died ({_how(status)}), and the load with it {where}"
+        if status == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
+            outcome = results.OUT_OF_MEMORY
+            message += _OOM
         self._ended()
+        if server_died and outcome != results.OUT_OF_MEMORY:
+            # Nothing of the model's did that.
+            return MachineError(f"{message}:\n{self._server.tail()}")
         return LoadDied(outcome, ErrorInfo(message=message, log=self.tail(), phase=self.phase))
 
 
@@ -177,6 +184,7 @@ class Server:
         ours, theirs = socket.socketpair()
         self._log = log
         self._channel = Channel(ours)
+        self._closed = False
         #: What it was asked to import and has not answered yet, request by request.
         self._importing: list[Sequence[str]] = []
         self._ended: dict[int, int] = {}
@@ -203,17 +211,13 @@ class Server:
             self._channel.send({"kind": "import", "modules": list(modules), "cuda": cuda})
 
     def wait(self) -> None:
-        """Wait until all is imported. Raises MachineError, with the server ended, where it cannot be."""
+        """Wait until all is imported. Raises MachineError where it cannot be; the server is of no more use then."""
         try:
             while self._importing:
                 self._next(lambda message: message["kind"] == "ready", _WARM_UP)
                 del self._importing[0]
         except (Closed, TimeoutError) as error:
-            self.close()
-            raise MachineError(
-                f"the process that imports {', '.join(self._importing[0][:3])} … for all loads "
-                f"{'died' if isinstance(error, Closed) else f'took more than {_WARM_UP:g} s'}:\n{tail(self._log)}"
-            ) from None
+            raise self._failure(f"imports {', '.join(self._importing[0][:3])} … for all loads", error) from None
 
     def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
         """A new load process; or, as text, why the server may not fork any more.
@@ -222,9 +226,13 @@ class Server:
         """
         self.wait()
         ours, theirs = socket.socketpair()
-        self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
-        theirs.close()
-        reply = self._next(lambda message: message["kind"] in ("forked", "refused"), _WARM_UP)
+        with theirs:
+            try:
+                self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
+                reply = self._next(lambda message: message["kind"] in ("forked", "refused"), _WARM_UP)
+            except (Closed, TimeoutError) as error:
+                ours.close()
+                raise self._failure("loads are forked from", error) from None
         if reply["kind"] == "refused":
             ours.close()
             return str(reply["reason"])
@@ -251,10 +259,33 @@ class Server:
         self._gone.discard(pid)
         self._ended.pop(pid, None)
 
+    @property
+    def exit_status(self) -> int | None:
+        """How the server itself ended (minus the signal's number); None while it serves."""
+        return self._process.poll()
+
+    def tail(self) -> str:
+        """The last lines that the server printed."""
+        return tail(self._log)
+
+    def _failure(self, what: str, error: Closed | TimeoutError) -> MachineError:
+        status = self.exit_status
+        late = f"did not answer for {_WARM_UP:g} s"
+        how = late if isinstance(error, TimeoutError) else "died" if status is None else f"died ({_how(status)})"
+        return MachineError(f"the process that {what} {how}:\n{self.tail()}")
+
     def _next(self, wanted: Callable[[Message], bool], seconds: float) -> Message:
         deadline = time.monotonic() + seconds
         while True:
-            message, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+            if self._closed:
+                raise Closed
+            try:
+                message, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+            except Closed:
+                # Its files are closed a moment before its status can be asked for.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_GRACE)
+                raise
             if message["kind"] == "exited":
                 self._ended[message["pid"]] = message["status"]
             elif message["kind"] == "gone":
@@ -264,10 +295,11 @@ class Server:
 
     def close(self) -> None:
         """End the server, which ends whatever it still has forked."""
+        self._closed = True
         self._channel.close()
         if self._importing:
-            # It would see that only when it is through with them.
-            self._process.terminate()
+            # It would see that only when it is through with them, and has forked nothing yet.
+            self._process.kill()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -278,9 +310,18 @@ class Server:
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     """A load process with a server of its own that imported nothing: for loads whose environment differs."""
     server = Server(log.with_suffix(".server.log"), env)
-    process = server.fork(log, owned=True)
+    try:
+        process = server.fork(log, owned=True)
+    except MachineError:
+        server.close()
+        raise
     assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
     return process
+
+
+def _how(status: int) -> str:
+    """An exit status, minus the signal's number, in words."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:

@@ -242,7 +242,7 @@ class State:
         run = self.run(spec)
         if nodeid not in run.nodeids:
             run.nodeids.append(nodeid)
-        severity = (verdicts.SKIP, verdicts.PASS, verdicts.FAIL, verdicts.ERROR)
+        severity = verdicts.SEVERITY
         first = len(run.nodeids) == 1 and not run.messages
         if first or severity.index(outcome) > severity.index(run.outcome):
             run.outcome = outcome

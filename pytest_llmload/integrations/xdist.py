@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmload.core.scratch import XDIST, Scratch
 from pytest_llmload.host.stash import existing_state
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.core.verdicts import Run
     from pytest_llmload.host.state import State
 
 _FOLDER = "llmload_folder"
@@ -24,19 +26,19 @@ class Integration:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Scratch | None = None
 
     def pytest_configure_node(self, node: Any) -> None:
         if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="pytest-llmload-xdist-")
-        node.workerinput[_FOLDER] = self._temporary.name
+            self._temporary = Scratch(XDIST)
+        node.workerinput[_FOLDER] = str(self._temporary.files)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         # Who asks for loadscope, loadgroup, each … gets what they asked for.
         if config.getvalue("dist") == "load" and self._temporary is not None:
             from pytest_llmload.integrations.xdist_scheduling import ByLoad
 
-            return ByLoad(config, log, Path(self._temporary.name))
+            return ByLoad(config, log, self._temporary.files)
         return None
 
     @pytest.hookimpl(tryfirst=True)
@@ -57,7 +59,7 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = (state.runs, state.owned, state.wanted, state.broker.cold_reason)
+            seen = (state.runs, state.owned, state.wanted, state.left_out, state.broker.cold_reason)
             output[_OUTPUT] = pickle.dumps(seen)
 
     @pytest.hookimpl(optionalhook=True)
@@ -70,20 +72,23 @@ class Integration:
 
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
 
 
-def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+def _merge(
+    state: State,
+    runs: dict[LoadSpec, Run],
+    owned: set[Path],
+    wanted: bool,
+    left_out: dict[str, str],
+    cold_reason: str | None,
+) -> None:
     for spec, run in runs.items():
         known = state.runs.setdefault(spec, run)
         if known is not run:
             # The same load in two workers: its tests were split by another scheduler.
-            known.nodeids += [nodeid for nodeid in run.nodeids if nodeid not in known.nodeids]
-            known.result = known.result or run.result
-            known.comparisons = known.comparisons or run.comparisons
-            known.messages += [message for message in run.messages if message not in known.messages]
-            known.accepted += [name for name in run.accepted if name not in known.accepted]
-            known.recorded += [name for name in run.recorded if name not in known.recorded]
+            known.merge(run)
     state.owned |= owned
     state.wanted |= wanted
+    state.left_out |= left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.scratch import Scratch
 from pytest_llmload.worker.adapter_files import AdapterFiles
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
-from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 if TYPE_CHECKING:

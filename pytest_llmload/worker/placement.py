@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_llmload.core.job import Job
 
 MIB = 1 << 20
+#: Share of a GPU's memory that a map may fill: what transformers itself leaves on one GPU.
+DEVICE_SHARE = 0.9
 #: Part of the weights that fits a device under the default of ``max_memory``.
 MAX_MEMORY_SHARE = 0.6
 #: Parts of the weights that the default of ``offload`` keeps on the device that computes, and on the host.
@@ -24,6 +27,20 @@ class Blocks:
     @property
     def largest(self) -> int:
         return max(self.sizes.values(), default=0)
+
+
+def device_limits(job: Job) -> dict[int | str, int]:
+    """Bytes that each device may take in a map that the libraries infer: the spec's ``max_memory``, else limits from
+    the devices' total memory. As the libraries want it, GPUs are numbers and come first.
+
+    Without limits the libraries take what is free at that moment, and the map is another one on every run.
+    """
+    if job.spec.max_memory:
+        given = dict(job.spec.max_memory)
+        numbers: dict[int | str, int] = {int(name): size for name, size in given.items() if name.isdigit()}
+        return numbers | {name: size for name, size in given.items() if not name.isdigit()}
+    found: dict[int | str, int] = {index: int(gpu.total * DEVICE_SHARE) for index, gpu in enumerate(job.device.gpus)}
+    return found | {"cpu": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
 
 
 def default_max_memory(job: Job, planned_bytes: int, largest_block: int = 0) -> dict[int | str, int]:

@@ -21,7 +21,7 @@ from pytest_llmload.worker.adapter_plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.headers import read_tensors
-from pytest_llmload.worker.placement import Blocks, default_max_memory, default_offload_map, lookup
+from pytest_llmload.worker.placement import Blocks, default_max_memory, default_offload_map, device_limits, lookup
 from pytest_llmload.worker.strategies.bnb import offload_setting
 
 #: Strategies whose figures are predicted; the others place weights by rules of their own.
@@ -113,7 +113,7 @@ def plan_load(job: Job) -> Plan:
         device_map = {module: _device(value) for module, value in given.items()}
     if device_map is None and spec.strategy == "offload":
         device_map = default_offload_map(job, blocks(model, _pieces(model, pinned)))
-    elif given is None and (spec.strategy == SINGLE or (job.device.kind == "cpu" and not _limited(job))):
+    elif given is None and spec.strategy == SINGLE:
         device_map = {"": 0 if job.device.kind == "cuda" else "cpu"}
     quantiser = _quantise(model, job, device_map, dtype)
     pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned))
@@ -274,20 +274,11 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
     return Blocks(dict(sizes))
 
 
-def _limited(job: Job) -> bool:
-    return bool(job.spec.max_memory) or job.spec.strategy == "max_memory"
-
-
 def _limits(job: Job, planned_bytes: int, largest_block: int) -> dict[int | str, int]:
-    """Bytes that each device may take: the spec's, the default of ``max_memory``, or all that the devices have."""
-    if job.spec.max_memory:
-        return {int(device) if device.isdigit() else device: limit for device, limit in job.spec.max_memory}
-    if job.spec.strategy == "max_memory":
+    """Bytes that each device may take: the default of ``max_memory``, or what every map is inferred under."""
+    if job.spec.strategy == "max_memory" and not job.spec.max_memory:
         return default_max_memory(job, planned_bytes, largest_block)
-    gpus = job.device.gpus[: max(job.spec.gpu_count, 1)]
-    # transformers leaves a tenth of a single GPU free; with several, the balance decides.
-    share = 0.9 if len(gpus) == 1 else 1.0
-    return {**{index: int(gpu.total * share) for index, gpu in enumerate(gpus)}, "cpu": 2 * planned_bytes}
+    return device_limits(job)
 
 
 def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:

@@ -13,6 +13,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from pytest_llmload.core.protocol import Channel, Closed, Message
@@ -102,6 +103,10 @@ class Server:
             for pidfd in self._children.values():
                 os.close(pidfd)
             status = session.main(fd, message["log"])
+        except BaseException:
+            # Into its log, which is what is told of a process that ended.
+            traceback.print_exc()
+            raise
         finally:
             # Neither the server's exit handlers nor its loop may run in the child.
             os._exit(status)

@@ -42,7 +42,7 @@ class Session:
                 reply = getattr(self, f"do_{message['kind']}")(message)
             except Died as death:
                 reply = {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
-            except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told
+            except told() as error:
                 reply = describe(error, self.phase)
             self._channel.send(reply)
 
@@ -106,7 +106,8 @@ class Session:
         result = new_result(job)
         try:
             _, self.loaded = measure(job, self._enter, result)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the pytest process is told, with what was seen
+        except told() as error:
+            # With what was seen until then.
             return {**describe(error, self.phase), "result": result.to_json()}
         if self.loaded is not None:
             self._fingerprint = fingerprint(self.loaded.model)
@@ -140,7 +141,7 @@ class Session:
         self._enter("run")
         try:
             reply = calls.call(message, self.loaded)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+        except told() as error:
             reply = describe(error, "run")
         now = fingerprint(self.loaded.model)
         changed, self._fingerprint = now != self._fingerprint, now
@@ -158,7 +159,16 @@ def prepare(job: Job) -> None:
         os.chdir(job.cwd)
 
 
-def describe(error: Exception, phase: str) -> Message:
+def told() -> tuple[type[BaseException], ...]:
+    """What the pytest process is told of, whatever code raised it: errors, ``sys.exit``, and pytest's outcomes.
+
+    ``pytest.fail`` and ``pytest.skip`` raise what is no Exception; who raised it has imported pytest here.
+    """
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return Exception, SystemExit, *((outcomes.OutcomeException,) if outcomes is not None else ())
+
+
+def describe(error: BaseException, phase: str) -> Message:
     """An exception as a message: out of memory, the machine's fault, or simply raised."""
     kind = type(error)
     message = str(error) or kind.__name__

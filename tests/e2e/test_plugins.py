@@ -165,6 +165,28 @@ def test_the_same_verdicts_under_xdist_and_one_report(pytester, project):
     assert "is not a workload" in usage.stderr.str() + usage.stdout.str()
 
 
+def test_a_load_in_two_workers_is_one_run_with_all_that_was_said(pytester, project):
+    import json
+
+    pytester.makepyfile(
+        test_one="def test_good(llm): pass",
+        test_two="""
+        def test_bad(llm, memory_baseline):
+            memory_baseline.check(llm)
+            assert False, "for a reason"
+        """,
+        test_three="from pytest_llmload.suite import *",
+    )
+    result = project(
+        "-n", "2", "--dist", "loadfile", "-k", "good or bad", "--llm-record-missing", "--llm-report=run.json"
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert (run["outcome"], run["verdict"], len(run["tests"])) == ("fail", "missing", 2)
+    assert run["baseline"].endswith("none.json")
+    result.stdout.fnmatch_lines(["*not loaded by the suite: *"])
+
+
 def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(pytester, project):
     pytester.makeini("[pytest]\npython_files = check_*.py\n")
     result = project("--pyargs", "pytest_llmload.suite", "--llm-strategy=bf16", "--collect-only", "-q")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
+from pytest_llmload.core.scratch import LOGS, Scratch
+from pytest_llmload.host import processes
 from pytest_llmload.host.processes import Server
 
 
 def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, project):
     pytester.makepyfile(
         loaders="""
-        import os, signal, threading
+        import os, signal, sys, threading
         def killed(spec):
             print("about to be killed")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,6 +38,13 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
             threading.Event().wait()
         def raises(spec):
             raise KeyError("no such layer")
+        def leaves(spec):
+            sys.exit("config file llm.toml is missing")
+        def gives_up(spec):
+            import pytest
+            pytest.fail("given up inside")
+        def interrupted(spec):
+            raise KeyboardInterrupt("from within")
         """,
         test_it="""
         import pytest
@@ -49,6 +60,12 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         def test_hang(llm): pass
         @loader("raises")
         def test_raises(llm): pass
+        @loader("leaves")
+        def test_leaves(llm): pass
+        @loader("gives_up")
+        def test_gives_up(llm): pass
+        @loader("interrupted")
+        def test_interrupted(llm): pass
         @loader("killed")
         @pytest.mark.xfail(raises=LoadCrashed, strict=True)
         def test_expected(llm): pass
@@ -61,7 +78,7 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         """,
     )
     result = project("--llm-timeout=8s", "-v")
-    result.assert_outcomes(failed=6, passed=1, xfailed=1)
+    result.assert_outcomes(failed=9, passed=1, xfailed=1)
     text = result.stdout.str()
     for piece in (
         "the load's process died: tiny-llama / loader",
@@ -77,6 +94,12 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         "in hang",
         "the load failed: tiny-llama / loader",
         "KeyError: 'no such layer'",
+        "SystemExit: config file llm.toml is missing",
+        "in leaves",
+        "Failed: given up inside",
+        "in gives_up",
+        "exited with status 70 in phase 'load'",
+        "KeyboardInterrupt: from within",
     ):
         assert piece in text, piece
 
@@ -101,6 +124,11 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
             raise torch.cuda.OutOfMemoryError("none left")
         def fails(model, tokenizer):
             assert 1 == 2, "not equal"
+        def leaves(model, tokenizer):
+            raise SystemExit("no such file")
+        def gives_up(model, tokenizer):
+            import pytest
+            pytest.fail("given up inside")
 
         def test_values(llm):
             n = llm.run(parameters, factor=2)
@@ -118,6 +146,10 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
         def test_own(llm):
             with pytest.raises(AssertionError, match="not equal"):
                 llm.run(fails)
+        @pytest.mark.parametrize(("function", "text"), [(leaves, "no such file"), (gives_up, "given up inside")])
+        def test_no_exception(llm, function, text):
+            with pytest.raises(RemoteError, match=f"(?s){text}.*in {function.__name__}"):
+                llm.run(function)
         def test_unsendable(llm):
             lock = threading.Lock()
             with pytest.raises(TypeError, match="cannot go to the load's process"):
@@ -127,7 +159,7 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
             assert len(one.tokens) == 5 and one == two
         """,
     )
-    project().assert_outcomes(passed=6)
+    project().assert_outcomes(passed=8)
 
 
 def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
@@ -175,8 +207,10 @@ def test_monkeypatched_environment_reaches_the_load(pytester, project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
-    """Killed while a load hangs in a C call: server, load and what the load started are gone."""
+def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, monkeypatch):
+    """Killed while a load hangs in a C call: server, load and what the load started are gone, and the logs in time."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     pytester.makepyfile(
         loaders="""
         import signal, subprocess
@@ -197,6 +231,9 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number):
         assert len(family) >= 3, "server, load and the load's own child"
 
     assert_nothing_outlives(pytester, checkpoint_cache, number, check)
+    # As the next run does.
+    Scratch(LOGS).close()
+    assert list(tmp_path.glob("pytest-llmload-*")) == []
 
 
 def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monkeypatch):
@@ -263,8 +300,87 @@ def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
     server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     server.warm_up(["torch"], None)
     server.warm_up(["json"], None)
-    with pytest.raises(MachineError, match=r"imports torch (.|\n)*died:(.|\n)*libcudart"):
-        server.fork(tmp_path / "load.log")
+    try:
+        with pytest.raises(MachineError, match=r"imports torch (.|\n)*died \(exited with status 1\):(.|\n)*libcudart"):
+            server.fork(tmp_path / "load.log")
+    finally:
+        server.close()
+
+
+def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE", 10.0)
+    (tmp_path / "slow.py").write_text(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nprint('here')\nsignal.pause()\n"
+    )
+    log = tmp_path / "server.log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    server = Server(log, {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"})
+    server.warm_up(["slow"], None)
+    assert select.select([reader], [], [], 60)[0]
+    begin = time.monotonic()
+    server.close()
+    assert time.monotonic() - begin < 10.0
+    os.close(reader)
+
+
+def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_for_the_next(tmp_path):
+    (tmp_path / "killer.py").write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            from pytest_llmload.worker.session import Session
+            def do_kill(self, message):
+                os.kill(os.getppid(), signal.SIGKILL)
+                signal.pause()
+            Session.do_kill = do_kill
+            """
+        )
+    )
+    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    try:
+        server.warm_up(["killer"], None)
+        load, idle = (server.fork(tmp_path / f"{name}.log") for name in ("load", "idle"))
+        with pytest.raises(MachineError, match=r"died \(killed by SIGKILL\), and the load with it in phase"):
+            load.request({"kind": "kill"}, 60.0)
+        assert not load.alive
+        with pytest.raises(MachineError, match=r"the process that loads are forked from died \(killed by SIGKILL\):"):
+            server.fork(tmp_path / "next.log")
+    finally:
+        server.close()
+    # Its owner may not have seen it yet.
+    idle.close()
+    assert not idle.alive
+
+
+def test_a_killed_server_is_replaced(pytester, project):
+    """By the kernel, say: the load that it was killed under is an error, and all others go on."""
+    pytester.makepyfile(
+        """
+        import pytest
+        def kill(model, tokenizer):
+            import os, signal
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()
+        def server(model, tokenizer): return __import__("os").getppid()
+        @pytest.mark.dtype("bf16")
+        class TestOne:
+            def test_killed(self, llm): llm.run(kill)
+            def test_loaded_again(self, llm):
+                import os, signal, select
+                pid = llm.run(server)
+                watched = os.pidfd_open(pid)
+                os.kill(pid, signal.SIGKILL)
+                select.select([watched], [], [])
+        @pytest.mark.dtype("fp32")
+        def test_next(llm): assert llm.run(server) > 0
+        """
+    )
+    result = project()
+    result.assert_outcomes(errors=1, passed=2)
+    text = result.stdout.str()
+    assert "loads are forked from died (killed by SIGKILL), and the load with it in phase 'run'" in text
+    assert "Closed" not in text
 
 
 def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):

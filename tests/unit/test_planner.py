@@ -18,6 +18,8 @@ from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.worker import planner
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.placement import Blocks, default_max_memory, default_offload_map, lookup
+from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.device_map import Auto, Balanced, Sequential
 
 MIB, GIB = 1 << 20, 1 << 30
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
@@ -195,6 +197,28 @@ def test_two_gpus_share_by_strategy(tmp_path: Path) -> None:
     assert shares("auto", quant="nf4") == pytest.approx([0.5, 0.5], abs=0.1)
     assert shares("sequential") == [1, 0]
     assert shares("auto", max_memory=(("0", 8 * GIB), ("1", 80 * GIB)))[0] < 8 / 24
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+@pytest.mark.parametrize("strategy", [Auto, Balanced, Sequential])
+def test_a_map_is_planned_under_the_limits_that_the_load_gets(
+    strategy: type[Strategy], gpus: int, tmp_path: Path
+) -> None:
+    job = on_gpu("tiny-llama", tmp_path, strategy=strategy.name, gpu_count=gpus)
+    job = job if gpus else replace(job, device=CPU)
+    assert planner.plan_load(job).max_memory == strategy().load_kwargs(job)["max_memory"]
+
+
+def test_a_tenth_of_each_gpu_is_left_free(tmp_path: Path) -> None:
+    job = on_gpu("polyglot-ko-5.8b", tmp_path, strategy="sequential", gpu_count=2)
+    whole = planner.plan(job)["weights.logical"]
+    job = replace(
+        job, device=replace(job.device, gpus=tuple(replace(gpu, total=int(whole / 1.9)) for gpu in job.device.gpus))
+    )
+    planned = planner.plan(job)
+    # Both together could hold it.
+    assert planned["host.weights"] > 0
+    assert all(planned[f"gpu.{gpu}.weights"] <= 0.9 * job.device.gpus[gpu].total for gpu in range(2))
 
 
 def test_a_gpus_default_limit_leaves_a_part_on_the_host(tmp_path: Path) -> None:

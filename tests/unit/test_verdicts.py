@@ -114,3 +114,36 @@ def test_a_runs_verdict_is_how_its_load_ended_or_the_worst_comparison():
     improved, whole = Comparison("memory", "improved"), Comparison("time", "incomparable", whole=True)
     assert Run(NF4, device, load(), [improved, whole]).verdict == "incomparable"
     assert Run(NF4, device, load(), [improved, Comparison("time", "incomparable")]).verdict == "improved"
+
+
+def test_what_two_processes_said_of_a_load_is_one_run_and_the_worst_counts():
+    fine = Run(NF4, "", load(), [Comparison("memory", "ok"), Comparison("work", "changed")], ["a"], messages=["slow"])
+    bad = Run(NF4, "cpu-x86_64", load(), [Comparison("memory", "regressed"), Comparison("work", "ok")], ["b"], FAIL)
+    bad.messages, bad.baseline, bad.recorded = ["slow", "over"], "baselines/x.json", ["time"]
+    bad.comparisons.append(Comparison("time", "ok"))
+    fine.merge(bad)
+    assert (fine.outcome, fine.verdict, fine.baseline, fine.device_key) == (
+        FAIL,
+        "regressed",
+        "baselines/x.json",
+        "cpu-x86_64",
+    )
+    assert {item.section: item.verdict for item in fine.comparisons} == {
+        "memory": "regressed",
+        "work": "changed",
+        "time": "ok",
+    }
+    assert (fine.nodeids, fine.messages, fine.recorded) == (["a", "b"], ["slow", "over"], ["time"])
+    crashed = Run(NF4, "", load(outcome=CRASHED), nodeids=["c"], outcome=ERROR)
+    fine.merge(crashed)
+    assert (fine.outcome, fine.verdict) == (ERROR, CRASHED)
+    fine.merge(Run(NF4, "", load()))
+    assert (fine.outcome, fine.verdict) == (ERROR, CRASHED)
+
+
+def test_a_load_that_another_process_only_skipped_passes_and_one_that_no_test_has_used_says_nothing():
+    skipped = Run(NF4, "", nodeids=["a"], outcome=SKIP)
+    skipped.merge(Run(NF4, "", load()))
+    assert skipped.outcome == SKIP
+    skipped.merge(Run(NF4, "", load(), nodeids=["b"]))
+    assert (skipped.outcome, skipped.verdict) == (PASS, "measured")

@@ -131,6 +131,12 @@ def test_ranks_are_divided_among_the_machines(monkeypatch: pytest.MonkeyPatch) -
     assert nodes.local_size(4) == 2
     with pytest.raises(MachineError, match="world_size=3 does not divide among 2 nodes"):
         nodes.local_size(3)
+    monkeypatch.setenv("PET_NNODES", "2:4")
+    assert nodes.nodes() == 2
+    for text in ("abc", "0", "-1", "", ":2"):
+        monkeypatch.setenv("PET_NNODES", text)
+        with pytest.raises(MachineError, match=f"PET_NNODES='{text}' is no number of nodes: set it to 1 or more"):
+            nodes.local_size(4)
 
 
 def test_one_rank_a_machine_answers_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import logging
 import mmap
 import os
@@ -18,6 +19,7 @@ from loads import checkpoint, job, load
 
 from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.scratch import LOAD, LOGS, Scratch
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker import allocator
 from pytest_llmload.worker.capture import warnings_of_libraries
@@ -33,7 +35,6 @@ from pytest_llmload.worker.probes.manifest import ranges, starred
 from pytest_llmload.worker.probes.numbers import spread
 from pytest_llmload.worker.probes.proc import libraries
 from pytest_llmload.worker.quantstate import dequantised, stored
-from pytest_llmload.worker.scratch import Scratch
 from pytest_llmload.worker.tensors import Inventory
 
 MIB = 1 << 20
@@ -263,22 +264,30 @@ def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 # Folders of a load
 
 
+def killed_with_a_folder(prefix: str, base: Path) -> Path:
+    """The folder of a process that ended before it could remove it."""
+    program = (
+        "import os, sys; from pytest_llmload.core.scratch import Scratch; "
+        "print(Scratch(sys.argv[1]).path, flush=True); os._exit(1)"
+    )
+    command = [sys.executable, "-c", program, prefix]
+    killed = subprocess.run(command, env={**os.environ, "TMPDIR": str(base)}, capture_output=True, text=True)
+    return Path(killed.stdout.strip())
+
+
 def test_what_a_killed_load_left_behind_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    program = (
-        "import os; from pytest_llmload.worker.scratch import Scratch; print(Scratch().path, flush=True); os._exit(1)"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
-    )
-    left = Path(killed.stdout.strip())
+    left = killed_with_a_folder(LOAD, tmp_path)
     (left / "files" / "weight.safetensors").write_bytes(b"x")
     unfinished = tmp_path / "llmload-scratch-unfinished"
     unfinished.mkdir()
-    alive = Scratch()
-    second = Scratch()
+    other = killed_with_a_folder(LOGS, tmp_path)
+    alive = Scratch(LOAD)
+    second = Scratch(LOAD)
+    assert other.is_dir()
+    Scratch(LOGS).close()
     assert not left.exists()
     assert alive.files.is_dir()
     assert unfinished.is_dir()
@@ -287,12 +296,28 @@ def test_what_a_killed_load_left_behind_is_removed_and_nothing_else(
     assert list(tmp_path.iterdir()) == [unfinished]
 
 
+def test_a_folder_is_nobody_elses_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    flock = fcntl.flock
+
+    def another_comes_first(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr("fcntl.flock", flock)
+        Scratch(LOAD).close()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", another_comes_first)
+    scratch = Scratch(LOAD)
+    assert scratch.files.is_dir()
+    scratch.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_on_disk_live_as_long_as_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     _, loaded = load("tiny-mixtral", strategy="offload", measure=False)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob(f"{LOAD}*"))) == 1
     loaded.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob(f"{LOAD}*")) == []
 
 
 # Small things

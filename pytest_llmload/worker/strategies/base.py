@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.scratch import LOAD, Scratch
 from pytest_llmload.worker.checkpoints.digests import read_config
-from pytest_llmload.worker.scratch import Scratch
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -160,7 +160,7 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
 
 def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
     """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
-    scratch = Scratch()
+    scratch = Scratch(LOAD)
     try:
         loaded = from_pretrained(job, {"offload_folder": str(scratch.files), **kwargs})
     except BaseException:

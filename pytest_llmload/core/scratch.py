@@ -1,4 +1,4 @@
-"""Folders that live as long as a load: what a killed process left behind is removed by the next one."""
+"""Folders that live as long as a process: what a killed one left behind is removed by the next one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_PREFIX = "llmload-scratch-"
+#: What a load keeps on disk, the logs of a run's processes, and what the workers of pytest-xdist tell each other.
+LOAD, LOGS, XDIST = "llmload-scratch-", "pytest-llmload-logs-", "pytest-llmload-xdist-"
 _LOCK = "lock"
 
 
 class Scratch:
     """A temporary folder (in ``TMPDIR``), locked for as long as this process lives.
 
-    A load process may end without running exit handlers; whoever makes the next folder removes those that nobody locks.
+    A process may end without running exit handlers; whoever makes the next folder of that ``prefix`` removes those that
+    nobody locks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
         base = Path(tempfile.gettempdir())
-        for old in base.glob(f"{_PREFIX}*"):
+        for old in base.glob(f"{prefix}*"):
             _remove_if_free(old)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        # Under its name only once it is locked: without, the folder is unfinished, and nobody's to remove.
+        new = self.path / f"{_LOCK}.new"
+        self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        new.rename(self.path / _LOCK)
         (self.path / "files").mkdir()
 
     @property
