@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.logs import last_lines
 from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo
@@ -95,7 +96,7 @@ class LoadProcess:
 
     def tail(self) -> str:
         """The last lines the process printed."""
-        return tail(self._log)
+        return last_lines(self._log, _LOG_LINES)
 
     def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""
@@ -133,7 +134,7 @@ class LoadProcess:
         while time.monotonic() < deadline and self._log.stat().st_size == before:
             select.select([], [], [], 0.02)
         # However many threads there are, what the load itself said last stands before their stacks.
-        log = "\n".join(part for part in (said, tail(self._log, _STACK_LINES, before)) if part)
+        log = "\n".join(part for part in (said, last_lines(self._log, _STACK_LINES, before)) if part)
         info = ErrorInfo(
             message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=log, phase=self.phase
         )
@@ -212,7 +213,8 @@ class Server:
             self.close()
             raise MachineError(
                 f"the process that imports {', '.join(self._importing[0][:3])} … for all loads "
-                f"{'died' if isinstance(error, Closed) else f'took more than {_WARM_UP:g} s'}:\n{tail(self._log)}"
+                f"{'died' if isinstance(error, Closed) else f'took more than {_WARM_UP:g} s'}:\n"
+                f"{last_lines(self._log, _LOG_LINES)}"
             ) from None
 
     def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
@@ -281,10 +283,3 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     process = server.fork(log, owned=True)
     assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
     return process
-
-
-def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
-    """The last lines of a log, or of its part from byte ``start``, without tokens that a library may have printed."""
-    if not log.exists():
-        return ""
-    return scrub("\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:]))
