@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "prune":
-            return _prune(options.report, options.baselines, options.dry_run)
-        return _show(options.baseline)
+            _prune(options.report, options.baselines, options.dry_run)
+        else:
+            _show(options.baseline)
+        sys.stdout.flush()
     except _Refused as error:
         print(f"llmload: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough. At its end Python would flush once more, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 class _Refused(Exception):
@@ -78,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prune(report: Path, folder: Path, dry_run: bool) -> int:
+def _prune(report: Path, folder: Path, dry_run: bool) -> None:
     # All are looked at before any is deleted.
     stale = {_baseline(name, folder): name for name in _stale(report)}
     for path, name in stale.items():
@@ -90,7 +97,6 @@ def _prune(report: Path, folder: Path, dry_run: bool) -> int:
         print(f"{'would delete' if dry_run else 'deleted'} {name}")
     if not stale:
         print("nothing is stale")
-    return 0
 
 
 def _stale(report: Path) -> list[str]:
@@ -136,7 +142,7 @@ def _baseline(name: str, folder: Path) -> Path:
     return path
 
 
-def _show(path: Path) -> int:
+def _show(path: Path) -> None:
     from pytest_llmload.baselines.store import Store
     from pytest_llmload.core.errors import BaselineError
     from pytest_llmload.core.metrics import find
@@ -157,7 +163,6 @@ def _show(path: Path) -> int:
     rows += sorted(baseline.environment.items())
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-    return 0
 
 
 if __name__ == "__main__":
