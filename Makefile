@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench bench-latency clean
+.PHONY: venv demo test lint docs bench bench-latency clean
 
 venv: $(STAMP)
 
@@ -26,11 +26,14 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: venv
+	$(BIN)/python docs/tables.py
+
 bench: venv
 	$(BIN)/python benchmarks/overhead.py
 
 bench-latency: venv
-	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency.md
+	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency-study.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

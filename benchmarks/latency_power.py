@@ -6,7 +6,7 @@ two*: each side is drawn from another session, which is what a baseline in git m
 multiplying every time of one side, and its ratios to the control. The gate is asked as the plugin asks it: LOOKS[-1]
 processes recorded, LOOKS judged; LOADS of the load.
 
-    python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency.md
+    python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency-study.md
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import ManifestRow, Numbers
 
 #: Relative error that is still the same model, by the coarsest floating type that computes. Repeats on one machine
@@ -21,7 +22,6 @@ BUFFER_TOLERANCE = 1e-4
 #: Environment entries that must be equal for fingerprints to be compared, beside the device and the weights.
 DEPENDS = ("torch.minor",)
 
-_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
 
 
@@ -41,8 +41,8 @@ def tolerance(manifest: Iterable[ManifestRow]) -> float:
     """The relative error allowed for a model with these modules."""
     types = set()
     for row in manifest:
-        types |= {_SHORT.get(name, name) for name in row.dtype.split("+")}
-        types |= {_SHORT.get(item[8:], item[8:]) for item in row.quant.split() if item.startswith("compute=")}
+        types |= {TORCH_NAMES.get(name, name) for name in row.dtype.split("+")}
+        types |= {TORCH_NAMES.get(item[8:], item[8:]) for item in row.quant.split() if item.startswith("compute=")}
         # 8-bit schemes round the activations too: a last bit there is a whole step.
         types |= {"quantised"} if row.quant else set()
     return max((TOLERANCES.get(name, COARSEST) for name in types - _STORAGE), default=COARSEST)

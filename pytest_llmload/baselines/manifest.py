@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.results import ManifestRow
-from pytest_llmload.core.units import format_bytes, format_change
+from pytest_llmload.core.units import format_bytes, format_change, format_ranges
 from pytest_llmload.core.verdicts import ManifestChange
 
 #: More names than this are counted instead of listed.
@@ -76,17 +76,6 @@ def _numbers(indices: str) -> Iterable[int]:
     for part in filter(None, indices.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """``0-3,7`` from 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _group(transition: _Transition) -> tuple[str, str]:
@@ -176,7 +165,7 @@ def _places(keys: Sequence[_Key]) -> list[list[_Key]]:
             indices[key.pattern].add(key.index)
     places: dict[tuple[str, str], list[_Key]] = defaultdict(list)
     for key in keys:
-        layers = _ranges(indices[key.pattern]) if key.index is not None else ""
+        layers = format_ranges(indices[key.pattern]) if key.index is not None else ""
         places[key.pattern.partition("*")[0] if layers else "", layers].append(key)
     return list(places.values())
 
@@ -190,7 +179,7 @@ def _place(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
         return ", ".join(patterns[:_NAMES]) + (f" and {more} more" if more > 0 else "")
     prefix = patterns[0].partition("*")[0]
     indices = {key.index for key in keys if key.index is not None}
-    layers = f"{prefix}{_ranges(indices)}"
+    layers = f"{prefix}{format_ranges(indices)}"
     there = {key.pattern for key in modules if key.index in indices and key.pattern.startswith(prefix)}
     # Only whole layers are called by the layer's name.
     return f"{layers}.*" if there == set(patterns) else f"{len(keys)} modules in {layers}"
@@ -198,7 +187,7 @@ def _place(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
 
 def _name(pattern: str, keys: Iterable[_Key]) -> str:
     """A row's name with its numbers: ``model.layers.20-39.mlp.up_proj``."""
-    return pattern.replace("*", _ranges(key.index for key in keys if key.index is not None), 1)
+    return pattern.replace("*", format_ranges(key.index for key in keys if key.index is not None), 1)
 
 
 def _where(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
@@ -209,4 +198,4 @@ def _where(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
     prefixes = {pattern.partition("*")[0] for pattern in patterns}
     if layers == everywhere or len(prefixes) > 1 or None in layers:
         return ""
-    return f" in {prefixes.pop()}{_ranges(index for index in layers if index is not None)}"
+    return f" in {prefixes.pop()}{format_ranges(index for index in layers if index is not None)}"

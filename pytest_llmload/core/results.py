@@ -41,10 +41,6 @@ class ManifestRow:
     #: Bytes of parameters, buffers and quantisation states that the modules own themselves.
     bytes: int
 
-    @property
-    def key(self) -> str:
-        return self.module
-
 
 @dataclass(frozen=True)
 class Problem:

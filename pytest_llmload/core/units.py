@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _BYTES = {
@@ -76,6 +77,17 @@ def format_movement(old: float, new: float, unit: str) -> str:
 def format_change(value: float, unit: str) -> str:
     """A difference with its sign and unit: ``+512 B``, ``-1.20 s``, ``+1``."""
     return f"{'-' if value < 0 else '+'}{format_value(abs(value), unit)}"
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """``0-3,7`` from 0, 1, 2, 3, 7 in any order."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 class Tolerance(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.logs import last_lines
 from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo
@@ -98,7 +99,7 @@ class LoadProcess:
 
     def tail(self) -> str:
         """The last lines the process printed."""
-        return tail(self._log)
+        return last_lines(self._log, _LOG_LINES)
 
     def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""
@@ -136,7 +137,7 @@ class LoadProcess:
         while time.monotonic() < deadline and self._log.stat().st_size == before:
             select.select([], [], [], 0.02)
         # However many threads there are, what the load itself said last stands before their stacks.
-        log = "\n".join(part for part in (said, tail(self._log, _STACK_LINES, before)) if part)
+        log = "\n".join(part for part in (said, last_lines(self._log, _STACK_LINES, before)) if part)
         info = ErrorInfo(
             message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=log, phase=self.phase
         )
@@ -266,7 +267,7 @@ class Server:
 
     def tail(self) -> str:
         """The last lines that the server printed."""
-        return tail(self._log)
+        return last_lines(self._log, _LOG_LINES)
 
     def _failure(self, what: str, error: Closed | TimeoutError) -> MachineError:
         status = self.exit_status
@@ -322,10 +323,3 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
 def _how(status: int) -> str:
     """An exit status, minus the signal's number, in words."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-
-
-def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
-    """The last lines of a log, or of its part from byte ``start``, without tokens that a library may have printed."""
-    if not log.exists():
-        return ""
-    return scrub("\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:]))

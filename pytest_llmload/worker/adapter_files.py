@@ -11,7 +11,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
 #: What PEFT puts before the model's own names when it saves (peft/utils/save_and_load.py).
 PREFIX = "base_model.model."
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
@@ -21,8 +22,8 @@ class AdapterFiles:
     """adapter_config.json and the tensors of adapter_model.safetensors, read one at a time."""
 
     def __init__(self, path: str) -> None:
-        self.config: dict[str, Any] = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
-        file: Any = safe_open(str(Path(path) / WEIGHTS), framework="pt", device="cpu")
+        self.config: dict[str, Any] = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        file: Any = safe_open(str(Path(path) / ADAPTER_WEIGHTS), framework="pt", device="cpu")
         self._file = file
         #: Tensor name as the model would have it without PEFT's own parts -> name in the file.
         self.names: dict[str, str] = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.adapter_files import PREFIX, WEIGHTS
-from pytest_llmload.worker.checkpoints.headers import read_header
+from pytest_llmload.worker.adapter_files import PREFIX
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_WEIGHTS, read_header
 
 _FP32 = 4
 
@@ -24,7 +24,7 @@ def adapter_tensors(job: Job, base_itemsize: int) -> Iterator[tuple[str, str, in
     if job.adapter is None or (peft and spec.adapter_merged):
         return
     size = _FP32 if peft or spec.quant != "none" else base_itemsize
-    for stored in read_header(Path(job.adapter.path) / WEIGHTS):
+    for stored in read_header(Path(job.adapter.path) / ADAPTER_WEIGHTS):
         name = stored.tensor.name.removeprefix(PREFIX)
         module, lora, leaf = name.partition(".lora_")
         if not lora:

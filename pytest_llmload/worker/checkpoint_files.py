@@ -8,6 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from pytest_llmload.worker.checkpoints.headers import INDEX
+
 
 class CheckpointFiles:
     """A checkpoint's safetensors files; one block of one tensor at a time."""
@@ -17,7 +19,7 @@ class CheckpointFiles:
         #: Tensor name -> file.
         self.where: dict[str, Path] = {}
         directory = Path(path)
-        index = directory / "model.safetensors.index.json"
+        index = directory / INDEX
         if index.is_file():
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             self.where = {name: directory / file for name, file in weight_map.items()}

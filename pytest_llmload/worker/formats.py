@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.dtypes import SHORT_NAMES
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.worker.checkpoints.digests import read_config
 
@@ -31,7 +32,6 @@ _TOLD = {
 }
 #: Entries that name modules which were left dense.
 _SKIPS = ("llm_int8_skip_modules", "modules_to_not_convert", "ignore", "ignored_layers")
-_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_format(directory: str | Path) -> FileFormat | None:
         scheme = str(found.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
         nested = bool(four and found.get("bnb_4bit_use_double_quant"))
         dtype = str(found.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
-        compute = _DTYPES.get(dtype, "") if four else ""
+        compute = SHORT_NAMES.get(dtype, "") if four else ""
         text = f"{BITSANDBYTES} {scheme}" + (" with double quant" if nested else "")
         return FileFormat(BITSANDBYTES, text, scheme, nested, compute, skips)
     method = str(found.get("quant_method", "unknown"))

@@ -81,8 +81,8 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
     return found
 
 
-def lookup(device_map: Mapping[str, int | str], module: str) -> int | str:
-    """The device of a module: its own entry, else its nearest ancestor's; ``cpu`` where the map has none."""
-    while module not in device_map and module:
-        module = module.rpartition(".")[0]
-    return device_map.get(module, "cpu")
+def lookup(device_map: Mapping[str, int | str], name: str, default: str) -> int | str:
+    """Where a map puts a module or tensor: its own entry, else that of the nearest module above it."""
+    while name not in device_map and name:
+        name = name.rpartition(".")[0]
+    return device_map.get(name, default)

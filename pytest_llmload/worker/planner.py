@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import SINGLE
 from pytest_llmload.worker.adapter_plan import adapter_tensors
@@ -29,7 +30,6 @@ PLANNED = (SINGLE, "auto", "balanced", "sequential", "max_memory", "offload")
 #: CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, ``kMinBlockSize``).
 ROUNDING = 512
 
-_TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 #: Entries of the code tables: 4-bit types, and the dynamic 8-bit type of nested statistics.
 _CODE_4BIT, _CODE_8BIT = 16, 256
 _NESTED_BLOCK = 256
@@ -63,7 +63,7 @@ class Plan:
         settled: Counter[int | str] = Counter()
         main = next((device for device in self.device_map.values() if isinstance(device, int)), "cpu")
         for piece in self.pieces:
-            device = lookup(self.device_map, piece.module)
+            device = lookup(self.device_map, piece.module, "cpu")
             if piece.buffer and not isinstance(device, int):
                 device = main
             held[device] += piece.bytes
@@ -135,7 +135,7 @@ def load_dtype(job: Job) -> Any:
     import torch
 
     if job.spec.dtype:
-        return getattr(torch, _TORCH_DTYPES[job.spec.dtype])
+        return getattr(torch, TORCH_NAMES[job.spec.dtype])
     directory = Path(job.checkpoint.path)
     config = read_config(directory)
     texts = [config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))]

@@ -37,6 +37,10 @@ class Weight:
         return f"{self.module_path}.{leaf}" if self.module_path else leaf
 
     @property
+    def nbytes(self) -> int:
+        return self.held.nbytes
+
+    @property
     def elements(self) -> int:
         if self.quantised is not None:
             return self.quantised.elements

@@ -12,7 +12,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 LAYERS = 40
 HIDDEN = 5120
-HOST = "nvidia-h100-80gb-hbm3/amd-epyc-9654/560"
+HOST = "NVIDIA H100 80GB HBM3/AMD EPYC 9654/560"
 
 NF4 = LoadSpec(model="random:polyglot-ko-12.8b", name="polyglot-ko-12.8b", quant="nf4", double_quant=True)
 

@@ -274,5 +274,5 @@ def test_the_default_offload_map_keeps_ends_on_the_device_that_computes() -> Non
     ("module", "device"), [("a.b.c", 1), ("a.bc", 0), ("a", 0), ("x.y", "disk"), ("", "disk"), ("a.b", 1)]
 )
 def test_the_nearest_entry_of_a_map_decides(module: str, device: int | str) -> None:
-    assert lookup({"": "disk", "a": 0, "a.b": 1}, module) == device
-    assert lookup({"a": 0}, "x") == "cpu"
+    assert lookup({"": "disk", "a": 0, "a.b": 1}, module, "cpu") == device
+    assert lookup({"a": 0}, "x", "cpu") == "cpu"

@@ -1,4 +1,4 @@
-"""What people and programs read: failure texts, the summary, JSON, JUnit, and the tables of the documentation."""
+"""What people and programs read: failure texts, the summary, JSON, and JUnit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, Manifest
 from pytest_llmload.reports import json_report
 from pytest_llmload.reports.failure import budget_text, ceiling_text, comparison_text, not_applied_text
 from pytest_llmload.reports.junit import properties
-from pytest_llmload.reports.reference import metrics_table, verdicts_table
 from pytest_llmload.reports.terminal import summary, tokens_per_second
 
 DEVICE = "nvidia-h100-80gb-hbm3"
@@ -363,20 +362,3 @@ def test_junit_properties_are_plain(baseline):
     assert {type(value) for value in found.values()} <= {str, int, float}
     assert dict(properties(Run(NF4, DEVICE, outcome=ERROR)))["llmload.verdict"] == "machine"
     assert dict(properties(run(result=load(outcome=OUT_OF_MEMORY))))["llmload.verdict"] == OUT_OF_MEMORY
-
-
-# --- documentation ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "table"), [("metrics", metrics_table()), ("verdicts", verdicts_table())])
-def test_the_documentation_is_in_step_with_the_code(name, table):
-    text = (DOCS / "baselines.md").read_text()
-    found = re.search(rf"<!-- table: {name} -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
-    assert found[1] == table, f"docs/baselines.md: replace the table of {name} by\n{table}"
-
-
-def test_the_documented_file_is_one_that_can_be_read():
-    from pytest_llmload.baselines.codec import dumps, loads
-
-    example = re.search(r"```json\n(.*?)```", (DOCS / "baselines.md").read_text(), re.DOTALL)[1]
-    assert dumps(loads(example, "docs")) == example

@@ -9,6 +9,7 @@ from pytest_llmload.core.units import (
     format_bytes,
     format_change,
     format_movement,
+    format_ranges,
     format_seconds,
     format_value,
     parse_bytes,
@@ -109,3 +110,9 @@ def test_a_change_always_has_a_sign():
     assert format_change(-0.25, "s") == "-250.0 ms"
     assert format_change(1, "1") == "+1"
     assert format_value(1235, "1") == "1,235"
+
+
+def test_numbers_as_ranges():
+    assert format_ranges([]) == ""
+    assert format_ranges([3, 0, 2, 1]) == "0-3"
+    assert format_ranges([0, 1, 4, 7, 8]) == "0-1,4,7-8"

@@ -31,7 +31,7 @@ from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.page_cache import page_cache
 from pytest_llmload.worker.probes import host_memory
 from pytest_llmload.worker.probes.anon_sampler import AnonSampler
-from pytest_llmload.worker.probes.manifest import ranges, starred
+from pytest_llmload.worker.probes.manifest import starred
 from pytest_llmload.worker.probes.numbers import spread
 from pytest_llmload.worker.probes.proc import libraries
 from pytest_llmload.worker.quantstate import dequantised, stored
@@ -343,12 +343,6 @@ def test_fixed_tokens_are_fixed() -> None:
 )
 def test_alike_modules_share_a_pattern(path: str, pattern: str, number: int | None) -> None:
     assert starred(path) == (pattern, number)
-
-
-def testranges() -> None:
-    assert ranges([]) == ""
-    assert ranges([0, 1, 2, 3]) == "0-3"
-    assert ranges([0, 1, 4, 7, 8]) == "0-1,4,7-8"
 
 
 def test_spread_takes_both_ends() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.placement import lookup
 from pytest_llmload.worker.tensors import STATE, Held
 
 CHECK = "devices"
@@ -33,14 +35,14 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if held.device.split(":")[0] not in allowed:
             wrong[held.device].append(held)
     for device, found in wrong.items():
-        size = sum(held.nbytes for held in found)
+        size = size_of(found)
         verb = (
             "are left without values on" if device == "meta" else "are offloaded to" if found[0].offloaded else "are on"
         )
         yield Problem(
             CHECK,
             f"{len(found)} tensors ({format_bytes(size)}) {verb} {device}; the load was for {target}",
-            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found),
+            named(found),
             size,
         )
 
@@ -54,21 +56,16 @@ def as_planned(loaded: Loaded) -> Iterator[Problem]:
         if want and held.device != want:
             wrong[want, held.device].append(held)
     for (want, have), found in wrong.items():
-        size = sum(held.nbytes for held in found)
+        size = size_of(found)
         yield Problem(
             CHECK,
             f"{len(found)} tensors ({format_bytes(size)}) are on {have}, the plan says {want}",
-            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found),
+            named(found),
             size,
         )
 
 
-def planned_device(planned: dict[str, object], path: str) -> str:
-    """Where a map of modules puts a tensor: the entry of the nearest module above it. Empty where there is none."""
-    parts = path.split(".")
-    for length in range(len(parts), -1, -1):
-        entry = planned.get(".".join(parts[:length]))
-        if entry is not None:
-            numbered = isinstance(entry, int) or str(entry).isdigit()
-            return f"cuda:{entry}" if numbered else "cuda:0" if str(entry) == "cuda" else str(entry)
-    return ""
+def planned_device(planned: Mapping[str, int | str], path: str) -> str:
+    """The device, by torch's name, on which a map of modules puts a tensor. Empty where it has no entry for it."""
+    entry = str(lookup(planned, path, ""))
+    return f"cuda:{entry}" if entry.isdigit() else "cuda:0" if entry == "cuda" else entry

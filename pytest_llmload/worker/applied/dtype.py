@@ -11,6 +11,7 @@ import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
@@ -55,11 +56,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             wrong[held.dtype].append(held)
     source = "is what the checkpoint says" if spec.dtype is None else "was asked for"
     for dtype, found in wrong.items():
-        size = sum(held.nbytes for held in found)
+        size = size_of(found)
         yield Problem(
             CHECK,
             f"{expected} {source}, but {len(found)} parameters ({format_bytes(size)}) are {dtype}",
-            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found),
+            named(found),
             size,
         )
     if pinned:

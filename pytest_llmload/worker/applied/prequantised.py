@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import FileFormat, known_method
 from pytest_llmload.worker.loaded import Loaded
@@ -28,19 +29,19 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
         owned[held.module].append(held)
     packed = [tensors for tensors in owned.values() if is_packed(tensors)]
     dense = [weight for weight in quantisable(loaded.model, loaded.inventory) if _is_dense(weight)]
-    what = f"{len(dense)} weights ({format_bytes(_bytes(dense))}) are dense"
+    what = f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
     if not packed:
-        yield Problem(CHECK, f"{_nothing(found)}: {what}", _names(dense), _bytes(dense))
+        yield Problem(CHECK, f"{_nothing(found)}: {what}", named(dense), size_of(dense))
         return
     names = loaded.checkpoint_names
     lost = [weight for weight in dense if (name := names.find(weight.name)) is None or _is_narrow(names, name)]
     if lost:
         yield Problem(
             CHECK,
-            f"the checkpoint is {found.description}, but {len(lost)} weights ({format_bytes(_bytes(lost))}) that its "
+            f"the checkpoint is {found.description}, but {len(lost)} weights ({format_bytes(size_of(lost))}) that its "
             "files hold quantised are dense in the model",
-            _names(lost),
-            _bytes(lost),
+            named(lost),
+            size_of(lost),
         )
     loaded.notes.append(f"the checkpoint is {found.description}: {len(packed)} modules hold quantised weights, {what}")
 
@@ -62,11 +63,3 @@ def _is_dense(weight: Weight) -> bool:
 
 def _is_narrow(names: CheckpointNames, name: str) -> bool:
     return names.files.slice(name).get_dtype() not in ("F32", "F16", "BF16", "F64")
-
-
-def _names(weights: list[Weight]) -> tuple[str, ...]:
-    return tuple(f"{weight.name} ({format_bytes(weight.held.nbytes)})" for weight in weights)
-
-
-def _bytes(weights: list[Weight]) -> int:
-    return sum(weight.held.nbytes for weight in weights)

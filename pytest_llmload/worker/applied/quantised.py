@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.applied import prequantised
 from pytest_llmload.worker.applied.devices import planned_device
 from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
@@ -36,7 +38,6 @@ _NESTED_ERROR = 0.05
 _PACKED_BLOCK = 4096
 #: Patterns in a hint; more say that the load is wrong, not the test.
 _HINTED = 3
-_COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     in_file = read_format(loaded.job.checkpoint.path) if spec.strategy != "loader" else None
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
     if spec.quant != "none":
-        compute = _COMPUTE.get(spec.compute_dtype or "", "")
+        compute = TORCH_NAMES.get(spec.compute_dtype or "", "")
         yield from _as_asked(
             loaded, Asked(spec.quant, spec.double_quant, compute, skips, may_nest=spec.target is not None)
         )
     elif in_file is not None and in_file.scheme:
-        compute = _COMPUTE.get(in_file.compute, "")
+        compute = TORCH_NAMES.get(in_file.compute, "")
         yield from _as_asked(loaded, Asked(in_file.scheme, in_file.double_quant, compute, skips))
         loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
     elif in_file is not None:
@@ -93,11 +94,11 @@ def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
     touched = [weight for weight in skipped if weight.quantised is not None]
     if touched:
         yield Problem(
-            CHECK, "skip_modules names modules that were quantised all the same", _names(touched), _bytes(touched)
+            CHECK, "skip_modules names modules that were quantised all the same", named(touched), size_of(touched)
         )
     for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
-            loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {source} says")
+            loaded.notes.append(f"{len(weights)} weights ({format_bytes(size_of(weights))}) are dense as {source} says")
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
         yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
@@ -111,14 +112,6 @@ def _skipped(path: str, patterns: Iterable[str]) -> bool:
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     module = name.rsplit(".", 1)[0]
     return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
-
-
-def _names(weights: Iterable[Weight]) -> tuple[str, ...]:
-    return tuple(f"{weight.name} ({format_bytes(weight.held.nbytes)})" for weight in weights)
-
-
-def _bytes(weights: Iterable[Weight]) -> int:
-    return sum(weight.held.nbytes for weight in weights)
 
 
 def _meant_for_offload(loaded: Loaded, weight: Weight) -> bool:
@@ -144,8 +137,8 @@ def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
         count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
-        what = f"{count} ({format_bytes(_bytes(weights))}) dense"
-        yield Problem(CHECK, f"{head}: {what}: {reason}", _names(weights), _bytes(weights), _hint(scheme, weights))
+        what = f"{count} ({format_bytes(size_of(weights))}) dense"
+        yield Problem(CHECK, f"{head}: {what}: {reason}", named(weights), size_of(weights), _hint(scheme, weights))
 
 
 def _hint(scheme: str, weights: list[Weight]) -> str:
@@ -193,7 +186,7 @@ def _wrong_type(asked: Asked, weights: list[Weight]) -> Iterator[Problem]:
         for message in _differences(asked, weight):
             found[message].append(weight)
     for message, wrong in found.items():
-        yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", _names(wrong), _bytes(wrong))
+        yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", named(wrong), size_of(wrong))
 
 
 def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
@@ -245,8 +238,8 @@ def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterato
         yield Problem(
             CHECK,
             f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}",
-            _names(wrong),
-            _bytes(wrong),
+            named(wrong),
+            size_of(wrong),
         )
 
 

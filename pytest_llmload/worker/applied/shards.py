@@ -11,6 +11,7 @@ import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.applied.values import equal
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
@@ -52,15 +53,15 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
     if not divided:
         size = sum(held.nbytes for held, _ in tensors)
         message = f"rank {rank} holds the whole model ({format_bytes(size)}): none of {total} weights is sharded"
-        yield Problem(CHECK, message, _names(held for held, _ in tensors), size)
+        yield Problem(CHECK, message, named(held for held, _ in tensors), size)
         return
     if whole:
         yield Problem(
             CHECK,
-            f"rank {rank} holds {len(whole)} weights whole ({format_bytes(_bytes(whole))}), of which the plan gives it "
-            f"{wanted}",
-            _names(whole),
-            _bytes(whole),
+            f"rank {rank} holds {len(whole)} weights whole ({format_bytes(size_of(whole))}), "
+            f"of which the plan gives it {wanted}",
+            named(whole),
+            size_of(whole),
         )
     wrong = [held for held, piece in tensors if not _fits(held, piece, shards.world_size)]
     if wrong:
@@ -69,8 +70,8 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
             CHECK,
             f"rank {rank} holds parts of the wrong size of {len(wrong)} weights ({list(first[0])} of {list(first[1])} "
             f"among them), not {wanted}",
-            _names(wrong),
-            _bytes(wrong),
+            named(wrong),
+            size_of(wrong),
         )
 
 
@@ -103,8 +104,8 @@ def _values(
         yield Problem(
             CHECK,
             f"the values of {len(found)} of rank {rank}'s {len(tensors)} tensors are {what}",
-            _names(found),
-            _bytes(found),
+            named(found),
+            size_of(found),
         )
     # A tied tensor has one name in the file, and was compared under that one.
     unknown = [held for held in unknown if held.storage not in compared]
@@ -169,11 +170,3 @@ def _share(shards: Shards, tensors: list[tuple[Held, Piece]]) -> str:
         f"of {shards.world_size} ranks, each holds {share} of the sharded weights ({format_bytes(part)}) and "
         f"{format_bytes(rest)} that all ranks hold"
     )
-
-
-def _names(found: Any) -> tuple[str, ...]:
-    return tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in found)
-
-
-def _bytes(found: list[Held]) -> int:
-    return sum(held.nbytes for held in found)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.sized import named, size_of
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
@@ -46,12 +46,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if difference:
             found[difference].append(aliases[0])
     for difference, tensors in found.items():
-        size = sum(held.nbytes for held in tensors)
         yield Problem(
             CHECK,
             f"{len(tensors)} of {compared} dense tensors do not hold the checkpoint's values: {difference}",
-            tuple(f"{held.path} ({format_bytes(held.nbytes)})" for held in tensors),
-            size,
+            named(tensors),
+            size_of(tensors),
         )
     if loaded.loading_info is None:
         yield from _missing(unknown, loaded.inventory, names.files)
@@ -158,5 +157,5 @@ def _missing(unknown: list[Held], inventory: Inventory, files: CheckpointFiles) 
             CHECK,
             f"{len(missing)} tensors are not in the checkpoint, which has their like in other layers",
             tuple(held.path for held in missing),
-            sum(held.nbytes for held in missing),
+            size_of(missing),
         )

@@ -13,10 +13,9 @@ from pytest_llmload.core.spec import digest
 from pytest_llmload.worker.checkpoints import values
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.build import write_file, write_json, write_once
-from pytest_llmload.worker.checkpoints.headers import Tensor
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANK, ALPHA = 8, 16
 VERSION = 1
 
@@ -37,7 +36,7 @@ def resolve_adapter(spec: str, checkpoint: Checkpoint, cache_dir: Path, *, trust
     directory = Path(spec).expanduser()
     if not directory.is_dir():
         return download_adapter(spec)
-    missing = [file for file in (CONFIG, WEIGHTS) if not (directory / file).is_file()]
+    missing = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (directory / file).is_file()]
     if missing:
         raise LoadFailed(f"{directory} is no PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
     return directory.resolve()
@@ -93,7 +92,7 @@ def _write(directory: Path, projections: dict[str, tuple[int, int, bool]]) -> No
         prefix = f"base_model.model.{name}"
         tensors.append(Tensor(f"{prefix}.lora_A.weight", (RANK, inputs), "F32"))
         tensors.append(Tensor(f"{prefix}.lora_B.weight", (outputs, RANK), "F32"))
-    write_file(directory / WEIGHTS, sorted(tensors, key=lambda tensor: tensor.name))
+    write_file(directory / ADAPTER_WEIGHTS, sorted(tensors, key=lambda tensor: tensor.name))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -107,4 +106,4 @@ def _write(directory: Path, projections: dict[str, tuple[int, int, bool]]) -> No
         # The last two names: "dense" alone would also match layers elsewhere.
         "target_modules": sorted({".".join(name.split(".")[-2:]) for name in projections}),
     }
-    write_json(directory / CONFIG, config)
+    write_json(directory / ADAPTER_CONFIG, config)

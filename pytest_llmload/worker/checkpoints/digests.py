@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.spec import digest
-from pytest_llmload.worker.checkpoints.headers import Tensor, weight_files
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor, weight_files
 from pytest_llmload.worker.checkpoints.threads import workers
 
 _LENGTH = 16
@@ -29,7 +29,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        adapter = (directory / "adapter_config.json").is_file()
+        adapter = (directory / ADAPTER_CONFIG).is_file()
         hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
         raise LoadFailed(f"{directory} has no config.json: {hint}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -98,7 +98,7 @@ def weights_digest(directory: Path, cache_dir: Path) -> str:
 
 def adapter_digest(directory: Path, cache_dir: Path) -> str:
     """16 hexadecimal digits over the content of an adapter's two files."""
-    files = (directory / "adapter_config.json", directory / "adapter_model.safetensors")
+    files = (directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS)
     return digest([[path.name, _file_hash(path, cache_dir)] for path in files], _LENGTH)
 
 

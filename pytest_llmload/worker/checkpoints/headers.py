@@ -16,6 +16,8 @@ from pytest_llmload.core.errors import LoadFailed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: The two files of an adapter.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 #: Bits of an element of each dtype, by safetensors' names.
 _BITS = {

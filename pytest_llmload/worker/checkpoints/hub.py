@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.portable import scrub
-from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, weight_files
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, weight_files
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 #: Errors of the hub's client and of the HTTP libraries that its versions use.
 _CLIENTS = {"huggingface_hub", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet"}
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_llmload.core.results import LoadResult, ManifestRow
-from pytest_llmload.core.units import format_change
+from pytest_llmload.core.units import format_change, format_ranges
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.base import Probe
@@ -80,7 +80,7 @@ def manifest(inventory: Inventory, packed: str = "") -> list[ManifestRow]:
     rows = [
         ManifestRow(
             module=pattern,
-            indices=ranges(sorted(number for number in numbers if number is not None)),
+            indices=format_ranges(number for number in numbers if number is not None),
             cls=cls,
             dtype=dtype,
             device=device,
@@ -110,14 +110,3 @@ def starred(path: str) -> tuple[str, int | None]:
     if match is None:
         return path, None
     return f"{path[: match.start()]}*{path[match.end() :]}", int(match[1])
-
-
-def ranges(numbers: list[int]) -> str:
-    """``[0, 1, 2, 7]`` -> ``0-2,7``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -179,9 +179,6 @@ class Ranks:
     def _log(self, rank: int) -> Path:
         return log_of(self._logs, rank)
 
-    def _tails(self, ranks: list[int]) -> str:
-        return "\n".join(tail(self._names[rank], self._log(rank)) for rank in ranks)
-
     def close(self) -> None:
         """Ranks end by themselves once their channels close, which this process's end does."""
 

@@ -66,7 +66,7 @@ def answered_by(job: Job, answer: Answer, asked: str) -> Iterator[Problem]:
         yield Problem("model", text, hint=_HINT)
 
 
-def counted(job: Job, api: Api, prompts: Prompts, prompt: str, answer: Answer) -> Iterator[Problem]:
+def counted(api: Api, prompts: Prompts, prompt: str, answer: Answer) -> Iterator[Problem]:
     """The endpoint counts a prompt's tokens as the checkpoint's tokenizer does."""
     own = prompts.count(prompt)
     if own is None or answer.prompt_tokens is None or getattr(api, "chat", False):

@@ -6,12 +6,12 @@ import json
 import shlex
 from pathlib import Path
 
+from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.serving.server import HOST, transformers_command
 from pytest_llmload.worker.strategies.base import COMMON_OPTIONS
 from pytest_llmload.worker.strategies.served import Served
 
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _QUANTS = {"nf4": "bnb-4bit", "int8": "bnb-8bit"}
 
 
@@ -35,7 +35,7 @@ def _arguments(job: Job, port: int) -> list[str]:
         "host": HOST,
         "port": str(port),
         "device": device,
-        "dtype": _DTYPES[spec.dtype] if spec.dtype else "auto",
+        "dtype": TORCH_NAMES[spec.dtype] if spec.dtype else "auto",
         "quantization": _QUANTS[spec.quant] if spec.quant != "none" else None,
         "attn-implementation": spec.attn,
         "trust-remote-code": job.trust_remote_code,

@@ -190,7 +190,7 @@ class Served:
         prompt = self._prompts.next()
         answer = api.answer(prompt, workload.new_tokens)
         if job.checks:
-            result.problems += applied.counted(job, api, self._prompts, prompt, answer)
+            result.problems += applied.counted(api, self._prompts, prompt, answer)
             result.notes += filter(None, [applied.names_nobody(api)])
             self._short(answer)
         with self._timed("generate"):

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.strategies.base import Strategy
 
 _PACKAGES = (*Strategy.packages, "bitsandbytes")
-_COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class _Bitsandbytes(Strategy):
@@ -54,7 +54,7 @@ class _FourBit(_Bitsandbytes):
         if job.spec.double_quant:
             settings["bnb_4bit_use_double_quant"] = True
         if job.spec.compute_dtype:
-            settings["bnb_4bit_compute_dtype"] = getattr(torch, _COMPUTE[job.spec.compute_dtype])
+            settings["bnb_4bit_compute_dtype"] = getattr(torch, TORCH_NAMES[job.spec.compute_dtype])
         return settings
 
 

@@ -1,0 +1,93 @@
+"""The documentation says what the code says, and every page of it can be found."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.core.presets import PRESETS
+from pytest_llmload.core.registry import BUILTIN_STRATEGIES
+from pytest_llmload.host.options import OPTIONS
+from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+
+_spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+tables = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tables)
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_each_table_is_what_the_code_says(name):
+    page, make = tables.TABLES[name]
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert tables.replaced(text, name, make()) == text, f"docs/{page}: python docs/tables.py"
+
+
+def test_a_table_that_is_nowhere_is_an_error():
+    with pytest.raises(ValueError, match="0 times"):
+        tables.replaced("text", "metrics", "| a |")
+
+
+def test_what_users_can_name_is_in_the_reference():
+    names = {
+        *(f"--llm-{name}" for name in OPTIONS),
+        *(f"`{name}(" for name in {**LOAD_MARKERS, **LIMITS}),
+        *("`llm`", "`llm_spec`", "`llm_load`", "`llm_gpus`", "`memory_baseline`", "`latency_baseline`"),
+        *("`llm_benchmark`", "load_once", "import Strategy", "import Probe", "llmload prune", "llmload show"),
+        *(f"`{name}`" for name in tables.pytest_llmload.__all__),
+        *(f"`{name}`" for name in BUILTIN_STRATEGIES),
+        *(name for name in vars(tables.hookspecs) if name.startswith("pytest_llmload_")),
+    }
+    assert {name for name in names if name not in REFERENCE} == set()
+    strategies = (DOCS / "strategies.md").read_text(encoding="utf-8")
+    described = strategies[strategies.index("## The strategies") : strategies.index("## Known failures")]
+    assert {name for name in BUILTIN_STRATEGIES if f"`{name}`" not in described} == set()
+    assert {name for name in PRESETS if f"`random:{name}`" not in strategies} == set()
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, new = set(), {PAGES[0]}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        new |= {target for target, _ in links(page) if target.suffix == ".md"} - reached
+    assert set(PAGES) - reached == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page):
+    for target, anchor in links(page):
+        assert target.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {target.name}#{anchor}"
+
+
+def links(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            yield (page.parent / target).resolve() if target else page, anchor
+
+
+def anchors(page):
+    """As GitHub makes them from headings."""
+    for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_documented_baseline_is_one_that_can_be_read():
+    example = re.search(r"```json\n(.*?)```", (DOCS / "baselines.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert dumps(loads(example, "docs")) == example
+
+
+def test_the_documented_kind_of_host_is_written_as_a_recorded_one():
+    example = re.search(r'"time": \{\n    "(.*?)"', (DOCS / "baselines.md").read_text(encoding="utf-8"))[1]
+    recorded = loads((ROOT / "baselines/llama-1b/nvidia-h100-80gb-hbm3/none.json").read_text(encoding="utf-8"), "")
+    assert example in recorded.time
