@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,17 @@ def generate(metafunc: pytest.Metafunc) -> None:
         _parametrise(metafunc, [pytest.param("", id="invalid")])
         return
     parameters = []
+    uses: Counter[str] = Counter()
     for variant in variants:
         key = variant.id
         if state.specs.setdefault(key, variant.spec) != variant.spec:
             # Another load of the same name: checks that differ, or an id that the user chose twice.
             key = f"{variant.id}+{state.fingerprint(variant.spec)}"
             state.specs[key] = variant.spec
-        parameters.append(pytest.param(key, id=key, marks=variant.marks))
+        uses[key] += 1
+        # One load under different marks.
+        identity = key if uses[key] == 1 else f"{key}+{uses[key]}"
+        parameters.append(pytest.param(key, id=identity, marks=variant.marks))
     _parametrise(metafunc, parameters)
 
 

@@ -61,15 +61,28 @@ class Marks:
         axes = [axis for axis in axes if axis]
         named = {field for axis in axes for value in axis for field in value.fields}
         axes += self._defaults(named, suite, where)
-        found: dict[str, Variant] = {}
+        found: list[Variant] = []
         for model in models:
             for values in product(*axes):
                 variant = self._variant(model, values, where)
-                found.setdefault(variant.id, variant)
-        return list(found.values())
+                if not any((variant.spec, variant.marks) == (other.spec, other.marks) for other in found):
+                    found.append(variant)
+        return found
 
     def spec(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
-        """One LoadSpec from a value of each marker."""
+        """One LoadSpec from a value of each marker. Raises UsageError for a load that cannot be."""
+        spec = self._merged(model, values, where)
+        own = self._strategies[spec.strategy]
+        if spec.adapter is not None and "world_size" in own.fields:
+            raise pytest.UsageError(
+                f"{where}: lora with strategy({spec.strategy!r}): an adapter on a model that is split over ranks is "
+                "not supported; merge it into the checkpoint, or place the model by a device map"
+            )
+        if reason := own.refuses(spec, self._settings.endpoint or ""):
+            raise pytest.UsageError(f"{where}: {reason}")
+        return spec
+
+    def _merged(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
         fields: Fields = {}
         for value in values:
             for name, setting in value.fields.items():
@@ -85,23 +98,14 @@ class Marks:
                 fields[name] = setting
         if fields.get("adapter") == "":
             fields["adapter"] = self._settings.adapter or RANDOM
-        strategy = fields.get("strategy", SINGLE)
-        if "adapter" in fields and "world_size" in self._strategies[strategy].fields:
-            raise pytest.UsageError(
-                f"{where}: lora with strategy({strategy!r}): an adapter on a model that is split over ranks is not "
-                "supported; merge it into the checkpoint, or place the model by a device map"
-            )
         workload = fields.pop("workload", self._settings.workload)
-        spec = LoadSpec(
+        return LoadSpec(
             model=model.spec,
             name=model.name,
             workload=workload,
             own_workload=workload != self._settings.workload,
             **fields,
         )
-        if reason := self._strategies[strategy].refuses(spec, self._settings.endpoint or ""):
-            raise pytest.UsageError(f"{where}: {reason}")
-        return spec
 
     def from_keywords(self, where: str, **keywords: Any) -> list[Value]:
         """Values from ``llm_load(quant="nf4", double_quant=True, …)``: keywords of the markers of the same names."""
@@ -138,12 +142,22 @@ class Marks:
         return value
 
     def _variant(self, model: Model, values: Sequence[Value], where: str) -> Variant:
-        marks = tuple(mark for value in values for mark in value.marks)
-        inner = [value for mark in marks if mark.name in LOAD_MARKERS for value in self._values(mark, where)]
-        spec = self.spec(model, [*values, *inner], where)
-        ids = [value.id for value in values if value.id is not None]
-        name = "-".join([model.name, *ids]) if ids else spec.id
-        return Variant(spec, name, tuple(mark for mark in marks if mark.name not in LOAD_MARKERS))
+        with_inner = [[value, *self._inner(value, where)] for value in values]
+        spec = self.spec(model, [each for group in with_inner for each in group], where)
+        name = spec.id
+        if any(value.id is not None for value in values):
+            name = model.name
+            for value, group in zip(values, with_inner, strict=True):
+                # "none+eager" says "+eager" after what the other markers say.
+                part = value.id or self._merged(model, group, where).label.removeprefix("none")
+                name += part if part.startswith(("+", "-")) or not part else f"-{part}"
+        marks = (mark for value in values for mark in value.marks if mark.name not in LOAD_MARKERS)
+        return Variant(spec, name, tuple(marks))
+
+    def _inner(self, value: Value, where: str) -> list[Value]:
+        """What the load markers inside a ``pytest.param`` add to its value."""
+        marks = (mark for mark in value.marks if mark.name in LOAD_MARKERS)
+        return [inner for mark in marks for inner in self._values(mark, where)]
 
     def _defaults(self, named: set[str], suite: Sequence[Fields], where: str) -> list[list[Value]]:
         if suite:

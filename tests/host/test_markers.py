@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 
@@ -61,6 +63,46 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
             "test_user[tiny-llama-int8-2]",
             "test_param[tiny-llama-four]",
             "test_param[tiny-llama-int8-x2]",
+        ]
+    )
+
+
+def test_variants_are_told_apart_by_what_they_load(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.quant(pytest.param("nf4", id="four"))
+        @pytest.mark.dtype("fp16", "bf16")
+        def test_product(llm): pass
+        @pytest.mark.quant("none", "nf4")
+        @pytest.mark.dtype(pytest.param("fp16", id="half"))
+        @pytest.mark.attn("eager")
+        def test_places(llm): pass
+        @pytest.mark.quant(pytest.param("nf4", id="x"), pytest.param("int8", id="x"))
+        def test_same_id(llm): pass
+        @pytest.mark.quant("nf4", dense_ok=["a"])
+        @pytest.mark.quant("nf4", dense_ok=["b"])
+        def test_checks(llm): pass
+        @pytest.mark.quant("fp4", pytest.param("fp4", marks=pytest.mark.xfail), "fp4")
+        def test_marks(llm): pass
+        """
+    )
+    # Under strict ids pytest refuses any two that are the same.
+    pytester.makeini("[pytest]\nstrict_parametrization_ids = true\n")
+    names = [line.split("::")[1] for line in collected(project("--collect-only", "-q"))]
+    told_apart = re.compile(r"\+[0-9a-f]{6}\]")
+    assert sorted(told_apart.sub("+DIGITS]", name) for name in names) == sorted(
+        [
+            "test_product[tiny-llama-four-fp16]",
+            "test_product[tiny-llama-four-bf16]",
+            "test_places[tiny-llama-half+eager]",
+            "test_places[tiny-llama-nf4-half+eager]",
+            "test_same_id[tiny-llama-x]",
+            "test_same_id[tiny-llama-x+DIGITS]",
+            "test_checks[tiny-llama-nf4]",
+            "test_checks[tiny-llama-nf4+DIGITS]",
+            "test_marks[tiny-llama-fp4]",
+            "test_marks[tiny-llama-fp4+2]",
         ]
     )
 
