@@ -65,25 +65,28 @@ def _parametrise(metafunc: pytest.Metafunc, parameters: list[Any]) -> None:
 def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Raise UsageError for markers that are wrong or would be ignored, all of them at once.
 
+    An xdist worker collects nothing then: xdist survives no worker that raises, and the controller says it once.
     Called only in runs that have to do with loads: the markers' names are labels in other people's suites.
     """
-    mistakes = list(state_of(config).mistakes)
+    state = state_of(config)
     for item in items:
         names = getattr(item, "fixturenames", ())
         try:
             if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
                 limits.validate(item)
                 for mark in markers.foreign_marks(item):
-                    mistakes.append(
+                    state.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
                     )
             if "llm_spec" not in names:
-                mistakes += _ignored(item, names)
+                state.mistakes += _ignored(item, names)
         except pytest.UsageError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise pytest.UsageError("\n".join(dict.fromkeys(mistakes)))
+            state.mistakes.append(str(error))
+    if state.is_worker and state.mistakes:
+        items.clear()
+    else:
+        state.refuse_mistakes()
 
 
 def _ignored(item: pytest.Item, names: tuple[str, ...]) -> list[str]:

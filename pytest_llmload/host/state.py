@@ -78,6 +78,11 @@ class State:
             config.rootpath,
         )
 
+    def refuse_mistakes(self) -> None:
+        """Raise UsageError for all that is wrong with markers, each mistake once."""
+        if self.mistakes:
+            raise pytest.UsageError("\n".join(dict.fromkeys(self.mistakes)))
+
     def _models(self) -> list[Model]:
         models: dict[str, Model] = {}
         for text in self.settings.models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = (state.runs, state.owned, state.wanted, state.broker.cold_reason)
+            seen = (state.mistakes, state.runs, state.owned, state.wanted, state.broker.cold_reason)
             output[_OUTPUT] = pickle.dumps(seen)
 
     @pytest.hookimpl(optionalhook=True)
@@ -68,12 +69,21 @@ class Integration:
 
             _merge(state_of(self._config), *pickle.loads(data))
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        result = yield
+        state = existing_state(self._config)
+        if state is not None and not state.is_worker:
+            state.refuse_mistakes()
+        return result
+
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()
 
 
-def _merge(state: State, runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+def _merge(state: State, mistakes: list[str], runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+    state.mistakes += mistakes
     for spec, run in runs.items():
         known = state.runs.setdefault(spec, run)
         if known is not run:

@@ -195,6 +195,27 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
     assert "test_label" not in text
 
 
+def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.gpu_count(0)
+        def test_a(llm): pass
+        @pytest.mark.quant("nf4")
+        def test_no_fixture(): pass
+        def test_c(): pass
+        """
+    )
+    result = project("-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    everything = result.stderr.str() + result.stdout.str()
+    assert everything.count("gpu_count(0): a whole number of GPUs, at least 1") == 1
+    assert everything.count("quant would be ignored") == 1
+    assert "INTERNALERROR" not in everything
+    assert "Traceback" not in everything
+    result.assert_outcomes()
+
+
 def test_labels_in_other_suites_are_left_alone(pytester, project):
     pytester.makeini("[pytest]\n")
     pytester.makepyfile(
