@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llmload.host import limits, markers, options
-from pytest_llmload.host.signatures import LOAD_MARKERS
+from pytest_llmload.host.signatures import HARDWARE, LIMITS, LOAD_MARKERS
 from pytest_llmload.host.state import state_of
 
 _SUITE = Path(__file__).resolve().parents[1] / "suite"
@@ -79,8 +80,7 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
                     )
-            if "llm_spec" not in names:
-                state.mistakes += _ignored(item, names)
+            state.mistakes += _ignored(item, names)
         except pytest.UsageError as error:
             state.mistakes.append(str(error))
     if state.is_worker and state.mistakes:
@@ -89,10 +89,16 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
         state.refuse_mistakes()
 
 
-def _ignored(item: pytest.Item, names: tuple[str, ...]) -> list[str]:
-    hardware_only = ("gpu_count",) if "llm_load" in names or "llm_gpus" in names else ()
+def _ignored(item: pytest.Item, names: Sequence[str]) -> list[str]:
+    heeded: set[str] = set()
+    if "llm_spec" in names:
+        heeded |= {*LOAD_MARKERS, *HARDWARE}
+    if "llm_load" in names or "llm_gpus" in names:
+        heeded |= HARDWARE
+    if "llm" in names or "llm_load" in names:
+        heeded |= LIMITS.keys()
     return [
         f"{item.nodeid}: {mark.name} would be ignored: the test uses no load fixture; let it request 'llm'"
         for mark in item.own_markers
-        if mark.name in LOAD_MARKERS and mark.name not in hardware_only and markers.looks_like_ours(mark)
+        if mark.name in {**LOAD_MARKERS, **LIMITS} and mark.name not in heeded and markers.looks_like_ours(mark)
     ]

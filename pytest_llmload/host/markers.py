@@ -354,7 +354,17 @@ def looks_like_ours(mark: pytest.Mark) -> bool:
         return bool(values) and all(value in DTYPES for value in values)
     if mark.name == "gpu_count":
         return all(type(value) is int for value in values)
+    if mark.name == "gpu_memory":
+        return all(_is_size(value) for value in (*values, *mark.kwargs.values()))
     return bool(mark.args or mark.kwargs)
+
+
+def _is_size(value: object) -> bool:
+    try:
+        parse_bytes(value)
+    except ValueError:
+        return False
+    return True
 
 
 def unpacked(args: Sequence[Any]) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:

@@ -67,6 +67,8 @@ LOAD_MARKERS = {
 }
 #: Markers that bound what a load may need.
 LIMITS = {function.__name__: function for function in (gpu_memory, memory_ceiling, latency_budget)}
+#: Markers of which every test that may ask for hardware takes heed: it is skipped where that is missing.
+HARDWARE = frozenset({"gpu_count", "gpu_memory"})
 
 
 def lines() -> list[str]:

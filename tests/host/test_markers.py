@@ -184,7 +184,24 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
         def test_no_fixture(): pass
         @pytest.mark.lora
         @pytest.mark.gpu_count("ALL")
+        @pytest.mark.gpu_memory("large")
+        @pytest.mark.latency_budget
+        @pytest.mark.memory_ceiling("8GiB")
         def test_label(): pass
+        @pytest.mark.memory_ceiling(host="1B")
+        def test_ceiling(): pass
+        @pytest.mark.latency_budget(load="1us")
+        def test_budget(llm_spec): pass
+        @pytest.mark.gpu_memory("40GiB")
+        def test_hardware(): pass
+        @pytest.mark.gpu_memory("40GiB")
+        @pytest.mark.memory_ceiling(host="1B")
+        @pytest.mark.latency_budget(load="1us")
+        def test_factory(llm_load): pass
+        @pytest.mark.memory_ceiling(host="1B")
+        class TestBoth:
+            def test_loads(self, llm): pass
+            def test_does_not(self): pass
         """
     )
     result = project()
@@ -192,7 +209,10 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
     text = result.stderr.str()
     assert "quant inside pytest.param(marks=…) of another parametrize would be ignored" in text
     assert "test_no_fixture: quant would be ignored: the test uses no load fixture" in text
-    assert "test_label" not in text
+    assert "test_ceiling: memory_ceiling would be ignored: the test uses no load fixture; let it request 'llm'" in text
+    assert "test_budget[tiny-llama-none]: latency_budget would be ignored" in text
+    assert "test_hardware: gpu_memory would be ignored" in text
+    assert not [name for name in ("test_label", "test_factory", "TestBoth") if name in text]
 
 
 def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(pytester, project):
@@ -228,6 +248,7 @@ def test_labels_in_other_suites_are_left_alone(pytester, project):
         def test_other(): pass
         @pytest.mark.quant("nf4")
         @pytest.mark.gpu_count(8)
+        @pytest.mark.memory_ceiling(host="1B")
         def test_same_words(): pass
         @pytest.fixture
         def llm(): return "theirs"
