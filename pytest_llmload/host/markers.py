@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 _PARAMETER_SET = type(pytest.param())
+_QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
 
 
 class Value(NamedTuple):
@@ -72,13 +73,14 @@ class Marks:
     def spec(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
         """One LoadSpec from a value of each marker. Raises UsageError for a load that cannot be."""
         spec = self._merged(model, values, where)
-        own = self._strategies[spec.strategy]
-        if spec.adapter is not None and "world_size" in own.fields:
+        if spec.adapter is not None and "world_size" in self._strategies[spec.strategy].fields:
             raise pytest.UsageError(
                 f"{where}: lora with strategy({spec.strategy!r}): an adapter on a model that is split over ranks is "
                 "not supported; merge it into the checkpoint, or place the model by a device map"
             )
-        if reason := own.refuses(spec, self._settings.endpoint or ""):
+        facets = self._strategies.of(spec)
+        reasons = [_without_effect(spec), *(facet.refuses(spec, self._settings.endpoint or "") for facet in facets)]
+        if reason := next(filter(None, reasons), ""):
             raise pytest.UsageError(f"{where}: {reason}")
         return spec
 
@@ -193,12 +195,7 @@ class Marks:
         return values
 
     def _quant(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        compute = kwargs.get("compute_dtype")
-        if compute is not None and compute not in DTYPES:
-            raise pytest.UsageError(f"{where}: quant: unknown compute_dtype {compute!r}: one of {', '.join(DTYPES)}")
-        for key in ("skip_modules", "dense_ok"):
-            if key in kwargs:
-                kwargs[key] = _names(kwargs[key], f"{where}: quant: {key}")
+        kwargs = {key: _quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
 
         def fields(scheme: str) -> Fields:
             four_bit = scheme in ("nf4", "fp4")
@@ -224,14 +221,14 @@ class Marks:
             for key, value in kwargs.items():
                 if key == "max_memory":
                     found[key] = limits(value, f"{where}: strategy: max_memory")
-                elif key in ("skip_modules", "dense_ok"):
-                    found[key] = _names(value, f"{where}: strategy: {key}")
+                elif key in _QUANT_OPTIONS:
+                    found[key] = _quant_option(key, value, f"{where}: strategy")
                 elif key in ("adapter", "via", "merged") and "adapter" in found:
                     found |= self._adapter({key: value}, f"{where}: strategy")
                 elif key == "world_size":
                     found[key] = self._world_size(name, value, where)
-                elif key in ("target", "double_quant", "compute_dtype"):
-                    found[key] = value
+                elif key == "target":
+                    found[key] = self._target(name, value, where)
                 else:
                     options[key] = _as_json(value, f"{where}: strategy: {key}")
             if name == "loader":
@@ -245,6 +242,11 @@ class Marks:
             return found
 
         return self._choices("strategy", args, self._strategies.names(), fields, where)
+
+    def _target(self, name: str, value: object, where: str) -> object:
+        if "target" not in self._strategies[name].options:
+            raise pytest.UsageError(f"{where}: strategy({name!r}) has no target: it calls no function of yours")
+        return value
 
     def _world_size(self, name: str, value: object, where: str) -> int:
         if "world_size" not in self._strategies[name].fields:
@@ -277,7 +279,7 @@ class Marks:
                 raise pytest.UsageError(f"{where}: lora: unknown via {given['via']!r}: {known}")
             found["adapter_via"] = given["via"]
         if "merged" in given:
-            found["adapter_merged"] = bool(given["merged"])
+            found["adapter_merged"] = _flag(given["merged"], f"{where}: lora: merged")
         return found
 
     def _device_map(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
@@ -399,6 +401,33 @@ def usage(name: str) -> str:
 def _keywords(name: str) -> list[str]:
     parameters = inspect.signature(LOAD_MARKERS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+
+
+def _quant_option(name: str, value: object, where: str) -> object:
+    if name == "double_quant":
+        return _flag(value, f"{where}: {name}")
+    if name != "compute_dtype":
+        return _names(value, f"{where}: {name}")
+    if value is not None and value not in DTYPES:
+        raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
+    return value
+
+
+def _without_effect(spec: LoadSpec) -> str:
+    """Which option of a quantiser would change a load's name and nothing else; empty where there is none."""
+    four_bit = spec.quant in ("nf4", "fp4")
+    if not four_bit and (spec.double_quant or spec.compute_dtype is not None):
+        name = "double_quant" if spec.double_quant else "compute_dtype"
+        return f"{name} concerns nf4 and fp4, and this load is in neither"
+    if spec.quant == "none" and spec.skip_modules:
+        return "skip_modules concerns int8, nf4 and fp4, and this load is in none"
+    return ""
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise pytest.UsageError(f"{where}={value!r}: True or False")
+    return value
 
 
 def _names(value: object, where: str) -> tuple[str, ...]:

@@ -162,12 +162,23 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
         ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
         ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
         ('workload("many")', "workload: 'many' is not a workload"),
+        ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),
+        ('strategy("nf4", double_quant="no")', "strategy: double_quant='no': True or False"),
+        ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half': one of fp32, fp16, bf16"),
+        ('lora(merged="no")', "lora: merged='no': True or False"),
+        ('strategy("fp16", double_quant=True)', "double_quant concerns nf4 and fp4, and this load is in neither"),
+        ('strategy("int8", compute_dtype="bf16")', "compute_dtype concerns nf4 and fp4, and this load is in neither"),
+        ('strategy("fp16", skip_modules=["a"])', "skip_modules concerns int8, nf4 and fp4, and this load is in none"),
+        ('strategy("auto", target="a:b")', "strategy('auto') has no target: it calls no function of yours"),
+        ('strategy("tensor_parallel")\n@pytest.mark.quant("nf4")', "package splits dense weights only"),
+        ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
+        ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
         ('strategy("auto", hook=print)', "cannot go to the load's process"),
     ],
 )
 def test_a_wrong_marker_is_one_sentence_that_names_the_test(pytester, project, marker, message):
     pytester.makepyfile(f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n")
-    result = project()
+    result = project("--collect-only")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr.str()
     assert "::test_a" in result.stderr.str()
