@@ -63,6 +63,9 @@ class State:
         #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
         self.wanted = False
         self.owned: set[Path] = set()
+        #: Whether all tests were collected, and whether some were left out of that, by whomever.
+        self.collected = False
+        self.tests_left_out = False
         #: Strategies that the ready-made suite leaves out on this device, and why.
         self.left_out: dict[str, str] = {}
         #: Nodeids of verdicts about the run as a whole.
@@ -203,6 +206,8 @@ class State:
         """Baselines of this run's models on its device that no test owns; none where tests were left out."""
         from pytest_llmload.host import narrowing
 
+        if not self.collected or self.tests_left_out:
+            return []
         try:
             key = self.device.key
         except MachineError:

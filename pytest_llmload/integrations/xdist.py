@@ -58,7 +58,15 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = (state.mistakes, state.runs, state.owned, state.wanted, state.broker.cold_reason)
+            seen = (
+                state.mistakes,
+                state.runs,
+                state.owned,
+                state.wanted,
+                state.collected,
+                state.tests_left_out,
+                state.broker.cold_reason,
+            )
             output[_OUTPUT] = pickle.dumps(seen)
 
     @pytest.hookimpl(optionalhook=True)
@@ -82,7 +90,16 @@ class Integration:
             self._temporary.cleanup()
 
 
-def _merge(state: State, mistakes: list[str], runs: Any, owned: Any, wanted: bool, cold_reason: str | None) -> None:
+def _merge(
+    state: State,
+    mistakes: list[str],
+    runs: Any,
+    owned: Any,
+    wanted: bool,
+    collected: bool,
+    tests_left_out: bool,
+    cold_reason: str | None,
+) -> None:
     state.mistakes += mistakes
     for spec, run in runs.items():
         known = state.runs.setdefault(spec, run)
@@ -96,4 +113,6 @@ def _merge(state: State, mistakes: list[str], runs: Any, owned: Any, wanted: boo
             known.recorded += [name for name in run.recorded if name not in known.recorded]
     state.owned |= owned
     state.wanted |= wanted
+    state.collected |= collected
+    state.tests_left_out |= tests_left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason
