@@ -90,7 +90,7 @@ class State:
         models: dict[str, Model] = {}
         for text in self.settings.models:
             try:
-                model = parse_model(text, self.config.invocation_params.dir)
+                model = parse_model(text, self.settings.models_base)
             except ValueError as error:
                 raise pytest.UsageError(f"{options.flag(self.config, 'model')}: {error}") from None
             if models.setdefault(model.name, model) != model:

@@ -71,6 +71,19 @@ def test_the_ini_file_alone_is_enough(pytester, project):
     project(fast=False).assert_outcomes(passed=2)
 
 
+def test_directories_in_the_ini_file_are_seen_from_there(pytester, project, monkeypatch):
+    pytester.makeini("[pytest]\nllm_model = ./checkpoint\nllm_adapter = ./adapter\n")
+    for name in ("checkpoint", "adapter", "below"):
+        pytester.mkdir(name)
+    (pytester.path / "below" / "test_it.py").write_text(
+        "def test_a(llm_spec): assert (llm_spec.name, llm_spec.adapter) == ('checkpoint', None)"
+    )
+    monkeypatch.chdir(pytester.path / "below")
+    project("--llm-device=cpu", fast=False).assert_outcomes(passed=1)
+    result = project("--llm-model=./checkpoint", fast=False)
+    assert "'./checkpoint' is no directory on this machine" in result.stderr.str()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
