@@ -11,16 +11,15 @@ import pytest
 
 from pytest_llmload.host import limits, markers, options
 from pytest_llmload.host.signatures import HARDWARE, LIMITS, LOAD_MARKERS
-from pytest_llmload.host.state import state_of
-
-_SUITE = Path(__file__).resolve().parents[1] / "suite"
+from pytest_llmload.host.state import SUITE, state_of
 
 
 def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """The ready-made suite's modules, whatever the user's ``python_files`` says."""
-    if file_path.parent != _SUITE:
+    if file_path.parent != SUITE:
         return None
-    if any(file_path.match(pattern) for pattern in parent.config.getini("python_files")):
+    patterns = parent.config.getini("python_files")
+    if parent.session.isinitpath(file_path) or any(file_path.match(pattern) for pattern in patterns):
         return None  # pytest itself collects it
     module: pytest.Collector = pytest.Module.from_parent(parent, path=file_path)
     return module

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: What the ready-made suite loads beside a strategy's plain form.
 _SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
 
+#: Folder of the ready-made suite.
+SUITE = Path(__file__).resolve().parents[1] / "suite"
+
 #: Folder of the baselines of a server that runs already: its machine is not this one.
 ENDPOINT = "endpoint"
 
@@ -229,13 +232,22 @@ class State:
         root = self.config.rootpath
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
-    def command(self, nodeid: str, spec: LoadSpec) -> str:
-        """What to type to record or accept a load: this run's own options, the one test, and the update flag."""
+    def command(self, item: pytest.Item) -> str:
+        """What to type, where this run was started, to record or accept what a test loads.
+
+        The one test, this run's own options, and the update flag.
+        """
+        import os
         import shlex
 
+        _, separator, name = item.nodeid.partition("::")
+        if item.path.parent == SUITE:
+            test = ["--pyargs", f"pytest_llmload.suite.{item.path.stem}{separator}{name}"]
+        else:
+            test = [f"{os.path.relpath(item.path, self.config.invocation_params.dir)}{separator}{name}"]
         kept = options.given_arguments(self.config, without=("update-baselines", "record-missing", "strict", "report"))
         flag = options.flag(self.config, "update-baselines")
-        return shlex.join(["pytest", nodeid, *kept, flag])
+        return shlex.join(["pytest", *test, *kept, flag])
 
     def run(self, spec: LoadSpec) -> Run:
         """The report entry of a load."""
