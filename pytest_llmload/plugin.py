@@ -87,6 +87,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("llmload")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if not report.passed and (state := existing_state(collector.config)) is not None:
+        state.tests_left_out = True
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if existing_state(config) is not None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llmload.host import limits, markers, options
-from pytest_llmload.host.signatures import LOAD_MARKERS
-from pytest_llmload.host.state import state_of
-
-_SUITE = Path(__file__).resolve().parents[1] / "suite"
+from pytest_llmload.host.signatures import HARDWARE, LIMITS, LOAD_MARKERS
+from pytest_llmload.host.state import SUITE, state_of
 
 
 def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """The ready-made suite's modules, whatever the user's ``python_files`` says."""
-    if file_path.parent != _SUITE:
+    if file_path.parent != SUITE:
         return None
-    if any(file_path.match(pattern) for pattern in parent.config.getini("python_files")):
+    patterns = parent.config.getini("python_files")
+    if parent.session.isinitpath(file_path) or any(file_path.match(pattern) for pattern in patterns):
         return None  # pytest itself collects it
     module: pytest.Collector = pytest.Module.from_parent(parent, path=file_path)
     return module
@@ -43,13 +44,17 @@ def generate(metafunc: pytest.Metafunc) -> None:
         _parametrise(metafunc, [pytest.param("", id="invalid")])
         return
     parameters = []
+    uses: Counter[str] = Counter()
     for variant in variants:
         key = variant.id
         if state.specs.setdefault(key, variant.spec) != variant.spec:
             # Another load of the same name: checks that differ, or an id that the user chose twice.
             key = f"{variant.id}+{state.fingerprint(variant.spec)}"
             state.specs[key] = variant.spec
-        parameters.append(pytest.param(key, id=key, marks=variant.marks))
+        uses[key] += 1
+        # One load under different marks.
+        identity = key if uses[key] == 1 else f"{key}+{uses[key]}"
+        parameters.append(pytest.param(key, id=identity, marks=variant.marks))
     _parametrise(metafunc, parameters)
 
 
@@ -60,31 +65,39 @@ def _parametrise(metafunc: pytest.Metafunc, parameters: list[Any]) -> None:
 def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Raise UsageError for markers that are wrong or would be ignored, all of them at once.
 
+    An xdist worker collects nothing then: xdist survives no worker that raises, and the controller says it once.
     Called only in runs that have to do with loads: the markers' names are labels in other people's suites.
     """
-    mistakes = list(state_of(config).mistakes)
+    state = state_of(config)
     for item in items:
         names = getattr(item, "fixturenames", ())
         try:
             if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
                 limits.validate(item)
                 for mark in markers.foreign_marks(item):
-                    mistakes.append(
+                    state.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
                     )
-            if "llm_spec" not in names:
-                mistakes += _ignored(item, names)
+            state.mistakes += _ignored(item, names)
         except pytest.UsageError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise pytest.UsageError("\n".join(dict.fromkeys(mistakes)))
+            state.mistakes.append(str(error))
+    if state.is_worker and state.mistakes:
+        items.clear()
+    else:
+        state.refuse_mistakes()
 
 
-def _ignored(item: pytest.Item, names: tuple[str, ...]) -> list[str]:
-    hardware_only = ("gpu_count",) if "llm_load" in names or "llm_gpus" in names else ()
+def _ignored(item: pytest.Item, names: Sequence[str]) -> list[str]:
+    heeded: set[str] = set()
+    if "llm_spec" in names:
+        heeded |= {*LOAD_MARKERS, *HARDWARE}
+    if "llm_load" in names or "llm_gpus" in names:
+        heeded |= HARDWARE
+    if "llm" in names or "llm_load" in names:
+        heeded |= LIMITS.keys()
     return [
         f"{item.nodeid}: {mark.name} would be ignored: the test uses no load fixture; let it request 'llm'"
         for mark in item.own_markers
-        if mark.name in LOAD_MARKERS and mark.name not in hardware_only and markers.looks_like_ours(mark)
+        if mark.name in {**LOAD_MARKERS, **LIMITS} and mark.name not in heeded and markers.looks_like_ours(mark)
     ]

@@ -15,6 +15,9 @@ from pytest_llmload.host.state import state_of
 if TYPE_CHECKING:
     from pytest_llmload.host.load import Load
 
+#: The loads that a test asked for so far; its limits hold for each.
+ASKED_FOR = pytest.StashKey["list[Load]"]()
+
 
 class Factory:
     """Called with the keywords of the markers, and ``model=``, ``env=``, ``options=``.
@@ -46,6 +49,7 @@ class Factory:
             self._own.append(load)
         state.note(spec, self._item.nodeid)
         state.run(spec).result = load.result
+        self._item.stash.setdefault(ASKED_FOR, []).append(load)
         if (error := load.error) is not None:
             raise error
         return LLM(load)

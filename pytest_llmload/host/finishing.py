@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 
 def finish(session: pytest.Session, state: State) -> None:
-    """Judge the run as a whole, then write the reports. In an xdist worker, the controller does both."""
+    """Judge the run as a whole unless it was cut short, then write the reports.
+
+    In an xdist worker, the controller does both.
+    """
     if state.is_worker or session.config.option.collectonly:
         return
     if session.exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         return
-    _judge(session, state)
+    if not (session.shouldstop or session.shouldfail or session.exitstatus == pytest.ExitCode.INTERRUPTED):
+        _judge(session, state)
     for path in state.settings.reports:
         try:
             json_report.write(path, list(state.runs.values()), stale=[state.display(path) for path in state.stale])
@@ -32,7 +36,7 @@ def _judge(session: pytest.Session, state: State) -> None:
         reasons = dict.fromkeys(message for run in asked for message in run.messages)
         text = "loads were asked for and none was measured"
         _session_error(session, state, "nothing-measured", "\n".join([text, *(f"  {reason}" for reason in reasons)]))
-    state.stale = state.stale_baselines() if not session.shouldstop and not session.shouldfail else []
+    state.stale = state.stale_baselines()
     if state.stale and state.settings.strict:
         names = "\n".join(f"  {state.display(path)}" for path in state.stale)
         text = f"no test owns these baselines; delete them with 'llmload prune' and a report of this run:\n{names}"

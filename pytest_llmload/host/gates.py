@@ -47,15 +47,15 @@ class _Gate(ABC):
     recorded: ClassVar[tuple[str, ...]]
     regressed: ClassVar[type[AssertionError]]
 
-    def __init__(self, state: State, nodeid: str) -> None:
+    def __init__(self, state: State, item: pytest.Item) -> None:
         self._state = state
-        self._nodeid = nodeid
+        self._item = item
 
     @classmethod
     def of(cls, config: pytest.Config, item: pytest.Item) -> Self:
         """The gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
         state = state_of(config)
-        gate = cls(state, item.nodeid)
+        gate = cls(state, item)
         spec = state.spec_of(item)
         if spec is not None:
             state.store.read(state.baseline_path(spec))
@@ -169,7 +169,7 @@ class _Gate(ABC):
             failure.comparison_text(
                 state.subject(spec),
                 comparison,
-                state.command(self._nodeid, spec),
+                state.command(self._item),
                 file=state.display(state.baseline_path(spec)),
                 elsewhere=state.store.devices(spec.name, spec.slug),
             )

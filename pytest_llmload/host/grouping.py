@@ -17,10 +17,13 @@ class Grouping:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
+        collected = len(items)
         yield
         state = existing_state(self._config)
         if state is None:
             return
+        state.collected = True
+        state.tests_left_out |= len(items) < collected
         groups: dict[object, list[pytest.Item]] = {}
         for item in items:
             # A test without a load is a group of its own and stays where it is.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 _PARAMETER_SET = type(pytest.param())
+_QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
 
 
 class Value(NamedTuple):
@@ -61,15 +62,29 @@ class Marks:
         axes = [axis for axis in axes if axis]
         named = {field for axis in axes for value in axis for field in value.fields}
         axes += self._defaults(named, suite, where)
-        found: dict[str, Variant] = {}
+        found: list[Variant] = []
         for model in models:
             for values in product(*axes):
                 variant = self._variant(model, values, where)
-                found.setdefault(variant.id, variant)
-        return list(found.values())
+                if not any((variant.spec, variant.marks) == (other.spec, other.marks) for other in found):
+                    found.append(variant)
+        return found
 
     def spec(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
-        """One LoadSpec from a value of each marker."""
+        """One LoadSpec from a value of each marker. Raises UsageError for a load that cannot be."""
+        spec = self._merged(model, values, where)
+        if spec.adapter is not None and "world_size" in self._strategies[spec.strategy].fields:
+            raise pytest.UsageError(
+                f"{where}: lora with strategy({spec.strategy!r}): an adapter on a model that is split over ranks is "
+                "not supported; merge it into the checkpoint, or place the model by a device map"
+            )
+        facets = self._strategies.of(spec)
+        reasons = [_without_effect(spec), *(facet.refuses(spec, self._settings.endpoint or "") for facet in facets)]
+        if reason := next(filter(None, reasons), ""):
+            raise pytest.UsageError(f"{where}: {reason}")
+        return spec
+
+    def _merged(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
         fields: Fields = {}
         for value in values:
             for name, setting in value.fields.items():
@@ -85,23 +100,14 @@ class Marks:
                 fields[name] = setting
         if fields.get("adapter") == "":
             fields["adapter"] = self._settings.adapter or RANDOM
-        strategy = fields.get("strategy", SINGLE)
-        if "adapter" in fields and "world_size" in self._strategies[strategy].fields:
-            raise pytest.UsageError(
-                f"{where}: lora with strategy({strategy!r}): an adapter on a model that is split over ranks is not "
-                "supported; merge it into the checkpoint, or place the model by a device map"
-            )
         workload = fields.pop("workload", self._settings.workload)
-        spec = LoadSpec(
+        return LoadSpec(
             model=model.spec,
             name=model.name,
             workload=workload,
             own_workload=workload != self._settings.workload,
             **fields,
         )
-        if reason := self._strategies[strategy].refuses(spec, self._settings.endpoint or ""):
-            raise pytest.UsageError(f"{where}: {reason}")
-        return spec
 
     def from_keywords(self, where: str, **keywords: Any) -> list[Value]:
         """Values from ``llm_load(quant="nf4", double_quant=True, …)``: keywords of the markers of the same names."""
@@ -138,12 +144,22 @@ class Marks:
         return value
 
     def _variant(self, model: Model, values: Sequence[Value], where: str) -> Variant:
-        marks = tuple(mark for value in values for mark in value.marks)
-        inner = [value for mark in marks if mark.name in LOAD_MARKERS for value in self._values(mark, where)]
-        spec = self.spec(model, [*values, *inner], where)
-        ids = [value.id for value in values if value.id is not None]
-        name = "-".join([model.name, *ids]) if ids else spec.id
-        return Variant(spec, name, tuple(mark for mark in marks if mark.name not in LOAD_MARKERS))
+        with_inner = [[value, *self._inner(value, where)] for value in values]
+        spec = self.spec(model, [each for group in with_inner for each in group], where)
+        name = spec.id
+        if any(value.id is not None for value in values):
+            name = model.name
+            for value, group in zip(values, with_inner, strict=True):
+                # "none+eager" says "+eager" after what the other markers say.
+                part = value.id or self._merged(model, group, where).label.removeprefix("none")
+                name += part if part.startswith(("+", "-")) or not part else f"-{part}"
+        marks = (mark for value in values for mark in value.marks if mark.name not in LOAD_MARKERS)
+        return Variant(spec, name, tuple(marks))
+
+    def _inner(self, value: Value, where: str) -> list[Value]:
+        """What the load markers inside a ``pytest.param`` add to its value."""
+        marks = (mark for mark in value.marks if mark.name in LOAD_MARKERS)
+        return [inner for mark in marks for inner in self._values(mark, where)]
 
     def _defaults(self, named: set[str], suite: Sequence[Fields], where: str) -> list[list[Value]]:
         if suite:
@@ -179,12 +195,7 @@ class Marks:
         return values
 
     def _quant(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        compute = kwargs.get("compute_dtype")
-        if compute is not None and compute not in DTYPES:
-            raise pytest.UsageError(f"{where}: quant: unknown compute_dtype {compute!r}: one of {', '.join(DTYPES)}")
-        for key in ("skip_modules", "dense_ok"):
-            if key in kwargs:
-                kwargs[key] = _names(kwargs[key], f"{where}: quant: {key}")
+        kwargs = {key: _quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
 
         def fields(scheme: str) -> Fields:
             four_bit = scheme in ("nf4", "fp4")
@@ -210,14 +221,14 @@ class Marks:
             for key, value in kwargs.items():
                 if key == "max_memory":
                     found[key] = limits(value, f"{where}: strategy: max_memory")
-                elif key in ("skip_modules", "dense_ok"):
-                    found[key] = _names(value, f"{where}: strategy: {key}")
+                elif key in _QUANT_OPTIONS:
+                    found[key] = _quant_option(key, value, f"{where}: strategy")
                 elif key in ("adapter", "via", "merged") and "adapter" in found:
                     found |= self._adapter({key: value}, f"{where}: strategy")
                 elif key == "world_size":
                     found[key] = self._world_size(name, value, where)
-                elif key in ("target", "double_quant", "compute_dtype"):
-                    found[key] = value
+                elif key == "target":
+                    found[key] = self._target(name, value, where)
                 else:
                     options[key] = _as_json(value, f"{where}: strategy: {key}")
             if name == "loader":
@@ -231,6 +242,11 @@ class Marks:
             return found
 
         return self._choices("strategy", args, self._strategies.names(), fields, where)
+
+    def _target(self, name: str, value: object, where: str) -> object:
+        if "target" not in self._strategies[name].options:
+            raise pytest.UsageError(f"{where}: strategy({name!r}) has no target: it calls no function of yours")
+        return value
 
     def _world_size(self, name: str, value: object, where: str) -> int:
         if "world_size" not in self._strategies[name].fields:
@@ -263,7 +279,7 @@ class Marks:
                 raise pytest.UsageError(f"{where}: lora: unknown via {given['via']!r}: {known}")
             found["adapter_via"] = given["via"]
         if "merged" in given:
-            found["adapter_merged"] = bool(given["merged"])
+            found["adapter_merged"] = _flag(given["merged"], f"{where}: lora: merged")
         return found
 
     def _device_map(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
@@ -340,7 +356,17 @@ def looks_like_ours(mark: pytest.Mark) -> bool:
         return bool(values) and all(value in DTYPES for value in values)
     if mark.name == "gpu_count":
         return all(type(value) is int for value in values)
+    if mark.name == "gpu_memory":
+        return all(_is_size(value) for value in (*values, *mark.kwargs.values()))
     return bool(mark.args or mark.kwargs)
+
+
+def _is_size(value: object) -> bool:
+    try:
+        parse_bytes(value)
+    except ValueError:
+        return False
+    return True
 
 
 def unpacked(args: Sequence[Any]) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
@@ -375,6 +401,33 @@ def usage(name: str) -> str:
 def _keywords(name: str) -> list[str]:
     parameters = inspect.signature(LOAD_MARKERS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+
+
+def _quant_option(name: str, value: object, where: str) -> object:
+    if name == "double_quant":
+        return _flag(value, f"{where}: {name}")
+    if name != "compute_dtype":
+        return _names(value, f"{where}: {name}")
+    if value is not None and value not in DTYPES:
+        raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
+    return value
+
+
+def _without_effect(spec: LoadSpec) -> str:
+    """Which option of a quantiser would change a load's name and nothing else; empty where there is none."""
+    four_bit = spec.quant in ("nf4", "fp4")
+    if not four_bit and (spec.double_quant or spec.compute_dtype is not None):
+        name = "double_quant" if spec.double_quant else "compute_dtype"
+        return f"{name} concerns nf4 and fp4, and this load is in neither"
+    if spec.quant == "none" and spec.skip_modules:
+        return "skip_modules concerns int8, nf4 and fp4, and this load is in none"
+    return ""
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise pytest.UsageError(f"{where}={value!r}: True or False")
+    return value
 
 
 def _names(value: object, where: str) -> tuple[str, ...]:

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
+#: Options of pytest, and of this plugin, under which tests are left out or load something else than they usually do.
+_NARROWING = (
+    *("keyword", "markexpr", "deselect", "ignore", "ignore_glob"),
+    *("lf", "last_failed", "stepwise", "maxfail"),
+    *("llmload_strategy", "llmload_loader", "llmload_adapter", "llmload_endpoint"),
+)
 #: What a test file that could own a baseline has to mention.
 _OWNS = ("memory_baseline", "latency_baseline", "pytest_llmload.suite")
 
 
 def narrowed(config: pytest.Config) -> bool:
-    """Whether tests were deselected, or test files outside this run's arguments could own baselines."""
-    option = config.option
-    if option.keyword or option.markexpr or option.deselect or any("::" in str(arg) for arg in config.args):
-        return True
-    if any(getattr(option, name, None) for name in ("lf", "last_failed", "stepwise", "maxfail", "llmload_strategy")):
+    """Whether the run was asked for less than all tests, or test files outside its arguments could own baselines."""
+    if any(getattr(config.option, name, None) for name in _NARROWING) or any("::" in str(arg) for arg in config.args):
         return True
     given = [Path(config.invocation_params.dir, arg).resolve() for arg in config.args]
     if config.rootpath in given:
@@ -37,7 +40,14 @@ def _owners(config: pytest.Config) -> Iterator[Path]:
         ]
         for name in files:
             path = Path(folder, name)
-            if any(path.match(pattern) for pattern in patterns):
-                text = path.read_text(errors="replace")
-                if any(word in text for word in _OWNS):
-                    yield path.resolve()
+            # An editor's lock file is a link to nowhere.
+            if any(path.match(pattern) for pattern in patterns) and path.is_file() and _may_own(path):
+                yield path.resolve()
+
+
+def _may_own(path: Path) -> bool:
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return True  # nobody can say that it does not
+    return any(word in text for word in _OWNS)

@@ -106,6 +106,8 @@ class Settings:
 
     # A plain class: a dataclass would cost every pytest start more than the whole entry module.
     models: list[str]
+    #: What their relative directories are seen from.
+    models_base: Path
     root: Path
     #: As every machine calls it.
     adapter: str | None
@@ -239,12 +241,13 @@ def resolve(config: pytest.Config) -> Settings:
         except (ValueError, KeyError) as error:
             raise pytest.UsageError(f"{sources[name]}: {error.args[0]}") from None
 
-    def path(name: str) -> Path:
+    def base(name: str) -> Path:
         # On the command line relative to where it was typed, in the ini file relative to that file.
-        text = Path(values[name]).expanduser()
         from_ini = sources[name].startswith("llm_")
-        base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
-        return base / text
+        return config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
+
+    def path(name: str) -> Path:
+        return base(name) / Path(values[name]).expanduser()
 
     def tolerances(lines: list[str]) -> dict[str, Tolerance]:
         found = {}
@@ -280,15 +283,14 @@ def resolve(config: pytest.Config) -> Settings:
     def adapter(text: str) -> str | None:
         from pytest_llmload.host.adapters import parse_adapter
 
-        from_ini = sources["adapter"].startswith("llm_")
-        base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
-        return parse_adapter(text, base, config.rootpath) if text else None
+        return parse_adapter(text, base("adapter"), config.rootpath) if text else None
 
     def endpoint(text: str) -> str | None:
         return parse_endpoint(text) if text else None
 
     settings = Settings()
     settings.models = values["model"]
+    settings.models_base = base("model")
     settings.root = config.rootpath
     settings.adapter = parsed("adapter", adapter)
     settings.strategies = values["strategy"]

@@ -16,7 +16,9 @@ from pytest_llmload.core.errors import (
 )
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host import limits, options, skips
+from pytest_llmload.host.factory import ASKED_FOR
 from pytest_llmload.host.llm import LLM
+from pytest_llmload.host.load import Load
 from pytest_llmload.host.state import State, state_of
 from pytest_llmload.reports import junit
 
@@ -69,20 +71,21 @@ def around_call(item: pytest.Item) -> Generator[None, None, None]:
     load = state.load_of(item)
     if _LOAD_ERROR in item.stash:
         raise item.stash[_LOAD_ERROR]
-    if load is None:
-        return (yield)
-    if (error := load.error) is not None:
+    if load is not None and (error := load.error) is not None:
         raise error
     value = yield
-    _check_limits(state, item, load.spec)
+    loads = [load] if load is not None else []
+    for each in dict.fromkeys(loads + item.stash.get(ASKED_FOR, [])):
+        if each.error is None:
+            _check_limits(state, item, each)
     return value
 
 
-def _check_limits(state: State, item: pytest.Item, spec: LoadSpec) -> None:
+def _check_limits(state: State, item: pytest.Item, load: Load) -> None:
     __tracebackhide__ = True
     if state.settings.inline:
         return
-    load = state.broker.load(spec)
+    spec = load.spec
     over_ceiling, no_memory = limits.over_ceilings(item, load.result, state.subject(spec))
     over_budget, no_time = limits.over_budgets(item, load, state)
     if over_ceiling:
@@ -119,13 +122,15 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         # FAILED means that the model or the libraries moved; this was the machine or the setup.
         report.when = "setup"
     spec = state.spec_of(item)
-    if spec is None:
-        return
     if report.failed:
         outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
         message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
-        state.note(spec, item.nodeid, outcome, message)
-    elif report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
+        asked_for = [load.spec for load in item.stash.get(ASKED_FOR, [])]
+        for failed in dict.fromkeys(asked_for if spec is None else [spec, *asked_for]):
+            state.note(failed, item.nodeid, outcome, message)
+    if spec is None:
+        return
+    if not report.failed and report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
         state.note(spec, item.nodeid)
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.

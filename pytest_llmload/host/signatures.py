@@ -67,6 +67,8 @@ LOAD_MARKERS = {
 }
 #: Markers that bound what a load may need.
 LIMITS = {function.__name__: function for function in (gpu_memory, memory_ceiling, latency_budget)}
+#: Markers that say what a test needs of the machine, whatever it loads.
+HARDWARE = frozenset({"gpu_count", "gpu_memory"})
 
 
 def lines() -> list[str]:

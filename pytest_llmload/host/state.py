@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: What the ready-made suite loads beside a strategy's plain form.
 _SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
 
+#: Folder of the ready-made suite.
+SUITE = Path(__file__).resolve().parents[1] / "suite"
+
 #: Folder of the baselines of a server that runs already: its machine is not this one.
 ENDPOINT = "endpoint"
 
@@ -63,6 +66,9 @@ class State:
         #: Whether any test that uses a load was to run, and the baselines that the collected tests own.
         self.wanted = False
         self.owned: set[Path] = set()
+        #: Whether all tests were collected, and whether some were left out of that, by whomever.
+        self.collected = False
+        self.tests_left_out = False
         #: Strategies that the ready-made suite leaves out on this device, and why.
         self.left_out: dict[str, str] = {}
         #: Nodeids of verdicts about the run as a whole.
@@ -78,11 +84,16 @@ class State:
             config.rootpath,
         )
 
+    def refuse_mistakes(self) -> None:
+        """Raise UsageError for all that is wrong with markers, each mistake once."""
+        if self.mistakes:
+            raise pytest.UsageError("\n".join(dict.fromkeys(self.mistakes)))
+
     def _models(self) -> list[Model]:
         models: dict[str, Model] = {}
         for text in self.settings.models:
             try:
-                model = parse_model(text, self.config.invocation_params.dir)
+                model = parse_model(text, self.settings.models_base)
             except ValueError as error:
                 raise pytest.UsageError(f"{options.flag(self.config, 'model')}: {error}") from None
             if models.setdefault(model.name, model) != model:
@@ -198,6 +209,8 @@ class State:
         """Baselines of this run's models on its device that no test owns; none where tests were left out."""
         from pytest_llmload.host import narrowing
 
+        if not self.collected or self.tests_left_out:
+            return []
         try:
             key = self.device.key
         except MachineError:
@@ -219,13 +232,22 @@ class State:
         root = self.config.rootpath
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
-    def command(self, nodeid: str, spec: LoadSpec) -> str:
-        """What to type to record or accept a load: this run's own options, the one test, and the update flag."""
+    def command(self, item: pytest.Item) -> str:
+        """What to type, where this run was started, to record or accept what a test loads.
+
+        The one test, this run's own options, and the update flag.
+        """
+        import os
         import shlex
 
+        _, separator, name = item.nodeid.partition("::")
+        if item.path.parent == SUITE:
+            test = ["--pyargs", f"pytest_llmload.suite.{item.path.stem}{separator}{name}"]
+        else:
+            test = [f"{os.path.relpath(item.path, self.config.invocation_params.dir)}{separator}{name}"]
         kept = options.given_arguments(self.config, without=("update-baselines", "record-missing", "strict", "report"))
         flag = options.flag(self.config, "update-baselines")
-        return shlex.join(["pytest", nodeid, *kept, flag])
+        return shlex.join(["pytest", *test, *kept, flag])
 
     def run(self, spec: LoadSpec) -> Run:
         """The report entry of a load."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,16 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = (state.runs, state.owned, state.wanted, state.left_out, state.broker.cold_reason)
+            seen = {
+                "mistakes": state.mistakes,
+                "runs": state.runs,
+                "owned": state.owned,
+                "wanted": state.wanted,
+                "collected": state.collected,
+                "tests_left_out": state.tests_left_out,
+                "left_out": state.left_out,
+                "cold_reason": state.broker.cold_reason,
+            }
             output[_OUTPUT] = pickle.dumps(seen)
 
     @pytest.hookimpl(optionalhook=True)
@@ -68,7 +78,15 @@ class Integration:
         if data is not None:
             from pytest_llmload.host.state import state_of
 
-            _merge(state_of(self._config), *pickle.loads(data))
+            _merge(state_of(self._config), **pickle.loads(data))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        result = yield
+        state = existing_state(self._config)
+        if state is not None and not state.is_worker:
+            state.refuse_mistakes()
+        return result
 
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None:
@@ -77,12 +95,17 @@ class Integration:
 
 def _merge(
     state: State,
+    *,
+    mistakes: list[str],
     runs: dict[LoadSpec, Run],
     owned: set[Path],
     wanted: bool,
+    collected: bool,
+    tests_left_out: bool,
     left_out: dict[str, str],
     cold_reason: str | None,
 ) -> None:
+    state.mistakes += mistakes
     for spec, run in runs.items():
         known = state.runs.setdefault(spec, run)
         if known is not run:
@@ -90,5 +113,7 @@ def _merge(
             known.merge(run)
     state.owned |= owned
     state.wanted |= wanted
+    state.collected |= collected
+    state.tests_left_out |= tests_left_out
     state.left_out |= left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason

@@ -241,17 +241,24 @@ def test_limits_need_no_baseline(pytester, project):
         def test_no_gpu(llm): pass
         @pytest.mark.memory_ceiling(host="1MiB")
         def test_own_failure_first(llm): assert 1 == 2
+        @pytest.mark.memory_ceiling(host="4GiB")
+        @pytest.mark.latency_budget(load="1us")
+        def test_factory(llm_load):
+            llm_load(shared=True)
+            with open("went_on.txt", "w"): pass
         """
     )
-    result = project()
-    result.assert_outcomes(passed=2, failed=3)
+    result = project("--llm-report=run.json")
+    result.assert_outcomes(passed=2, failed=4)
+    assert (pytester.path / "went_on.txt").exists()
     text = result.stdout.str()
     assert "memory ceiling exceeded: the host held" in text
     assert "while loading" in text
     assert "latency budget exceeded: per_token is" in text
+    assert "latency budget exceeded: load is" in text
     assert "no gpu memory in this run" in text
     assert "assert 1 == 2" in text
-    project("--llm-strict", "-k", "no_gpu").assert_outcomes(failed=1, deselected=4)
+    project("--llm-strict", "-k", "no_gpu").assert_outcomes(failed=1, deselected=5)
 
 
 def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, project):

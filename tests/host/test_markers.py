@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 
@@ -65,6 +67,46 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
     )
 
 
+def test_variants_are_told_apart_by_what_they_load(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.quant(pytest.param("nf4", id="four"))
+        @pytest.mark.dtype("fp16", "bf16")
+        def test_product(llm): pass
+        @pytest.mark.quant("none", "nf4")
+        @pytest.mark.dtype(pytest.param("fp16", id="half"))
+        @pytest.mark.attn("eager")
+        def test_places(llm): pass
+        @pytest.mark.quant(pytest.param("nf4", id="x"), pytest.param("int8", id="x"))
+        def test_same_id(llm): pass
+        @pytest.mark.quant("nf4", dense_ok=["a"])
+        @pytest.mark.quant("nf4", dense_ok=["b"])
+        def test_checks(llm): pass
+        @pytest.mark.quant("fp4", pytest.param("fp4", marks=pytest.mark.xfail), "fp4")
+        def test_marks(llm): pass
+        """
+    )
+    # Under strict ids pytest refuses any two that are the same.
+    pytester.makeini("[pytest]\nstrict_parametrization_ids = true\n")
+    names = [line.split("::")[1] for line in collected(project("--collect-only", "-q"))]
+    told_apart = re.compile(r"\+[0-9a-f]{6}\]")
+    assert sorted(told_apart.sub("+DIGITS]", name) for name in names) == sorted(
+        [
+            "test_product[tiny-llama-four-fp16]",
+            "test_product[tiny-llama-four-bf16]",
+            "test_places[tiny-llama-half+eager]",
+            "test_places[tiny-llama-nf4-half+eager]",
+            "test_same_id[tiny-llama-x]",
+            "test_same_id[tiny-llama-x+DIGITS]",
+            "test_checks[tiny-llama-nf4]",
+            "test_checks[tiny-llama-nf4+DIGITS]",
+            "test_marks[tiny-llama-fp4]",
+            "test_marks[tiny-llama-fp4+2]",
+        ]
+    )
+
+
 def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project):
     pytester.makepyfile(
         """
@@ -120,12 +162,23 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
         ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
         ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
         ('workload("many")', "workload: 'many' is not a workload"),
+        ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),
+        ('strategy("nf4", double_quant="no")', "strategy: double_quant='no': True or False"),
+        ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half': one of fp32, fp16, bf16"),
+        ('lora(merged="no")', "lora: merged='no': True or False"),
+        ('strategy("fp16", double_quant=True)', "double_quant concerns nf4 and fp4, and this load is in neither"),
+        ('strategy("int8", compute_dtype="bf16")', "compute_dtype concerns nf4 and fp4, and this load is in neither"),
+        ('strategy("fp16", skip_modules=["a"])', "skip_modules concerns int8, nf4 and fp4, and this load is in none"),
+        ('strategy("auto", target="a:b")', "strategy('auto') has no target: it calls no function of yours"),
+        ('strategy("tensor_parallel")\n@pytest.mark.quant("nf4")', "package splits dense weights only"),
+        ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
+        ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
         ('strategy("auto", hook=print)', "cannot go to the load's process"),
     ],
 )
 def test_a_wrong_marker_is_one_sentence_that_names_the_test(pytester, project, marker, message):
     pytester.makepyfile(f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n")
-    result = project()
+    result = project("--collect-only")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr.str()
     assert "::test_a" in result.stderr.str()
@@ -142,7 +195,24 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
         def test_no_fixture(): pass
         @pytest.mark.lora
         @pytest.mark.gpu_count("ALL")
+        @pytest.mark.gpu_memory("large")
+        @pytest.mark.latency_budget
+        @pytest.mark.memory_ceiling("8GiB")
         def test_label(): pass
+        @pytest.mark.memory_ceiling(host="1B")
+        def test_ceiling(): pass
+        @pytest.mark.latency_budget(load="1us")
+        def test_budget(llm_spec): pass
+        @pytest.mark.gpu_memory("40GiB")
+        def test_hardware(): pass
+        @pytest.mark.gpu_memory("40GiB")
+        @pytest.mark.memory_ceiling(host="1B")
+        @pytest.mark.latency_budget(load="1us")
+        def test_factory(llm_load): pass
+        @pytest.mark.memory_ceiling(host="1B")
+        class TestBoth:
+            def test_loads(self, llm): pass
+            def test_does_not(self): pass
         """
     )
     result = project()
@@ -150,7 +220,31 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
     text = result.stderr.str()
     assert "quant inside pytest.param(marks=…) of another parametrize would be ignored" in text
     assert "test_no_fixture: quant would be ignored: the test uses no load fixture" in text
-    assert "test_label" not in text
+    assert "test_ceiling: memory_ceiling would be ignored: the test uses no load fixture; let it request 'llm'" in text
+    assert "test_budget[tiny-llama-none]: latency_budget would be ignored" in text
+    assert "test_hardware: gpu_memory would be ignored" in text
+    assert not [name for name in ("test_label", "test_factory", "TestBoth") if name in text]
+
+
+def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.gpu_count(0)
+        def test_a(llm): pass
+        @pytest.mark.quant("nf4")
+        def test_no_fixture(): pass
+        def test_c(): pass
+        """
+    )
+    result = project("-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    everything = result.stderr.str() + result.stdout.str()
+    assert everything.count("gpu_count(0): a whole number of GPUs, at least 1") == 1
+    assert everything.count("quant would be ignored") == 1
+    assert "INTERNALERROR" not in everything
+    assert "Traceback" not in everything
+    result.assert_outcomes()
 
 
 def test_labels_in_other_suites_are_left_alone(pytester, project):
@@ -165,6 +259,7 @@ def test_labels_in_other_suites_are_left_alone(pytester, project):
         def test_other(): pass
         @pytest.mark.quant("nf4")
         @pytest.mark.gpu_count(8)
+        @pytest.mark.memory_ceiling(host="1B")
         def test_same_words(): pass
         @pytest.fixture
         def llm(): return "theirs"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import pytest
 
 from pytest_llmload.host.options import OPTIONS
@@ -69,6 +72,62 @@ def test_the_ini_file_alone_is_enough(pytester, project):
         """
     )
     project(fast=False).assert_outcomes(passed=2)
+
+
+#: Writes the command of every test of a run, also of one in workers.
+COMMANDS = """
+    import pathlib
+    from pytest_llmload.host.state import state_of
+    def pytest_collection_finish(session):
+        lines = [state_of(session.config).command(item) for item in session.items]
+        if lines:
+            pathlib.Path(__file__).with_name("commands.txt").write_text("\\n".join(lines))
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    ("arguments", "ini"),
+    [
+        (("--pyargs", "pytest_llmload.suite", "--llm-strategy=nf4", "-k", "generates and dq"), "check_*.py"),
+        (("--pyargs", "pytest_llmload.suite", "--llm-strategy=nf4", "-k", "generates and dq"), "test_*.py"),
+        (("test_it.py", "-k", "one and nf4"), "test_*.py"),
+    ],
+    ids=["suite-other-files", "suite", "own"],
+)
+def test_the_command_selects_the_one_test_from_where_the_run_was_started(
+    pytester, project, monkeypatch, arguments, ini, workers
+):
+    pytester.makeini(f"[pytest]\npython_files = {ini}\n")
+    pytester.makeconftest(COMMANDS)
+    below = pytester.mkdir("below")
+    (below / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.quant('nf4', 'int8')\nclass TestIt:\n    def test_one(self, llm): pass\n"
+    )
+    if "--pyargs" not in arguments:
+        monkeypatch.chdir(below)
+    project(*arguments, *workers, "--setup-plan")
+    (command,) = (pytester.path / "commands.txt").read_text().splitlines()
+    assert "--llm-model=random:tiny-llama" in command
+    assert command.endswith("--llm-update-baselines")
+    again = pytester.run(sys.executable, "-m", *shlex.split(command), "--collect-only", "-q")
+    (selected,) = (line for line in again.outlines if "::" in line)
+    expected = "test_generates[tiny-llama-nf4-dq]" if "--pyargs" in arguments else "TestIt::test_one[tiny-llama-nf4]"
+    assert selected.endswith(f"::{expected}")
+    assert again.ret == pytest.ExitCode.OK
+
+
+def test_directories_in_the_ini_file_are_seen_from_there(pytester, project, monkeypatch):
+    pytester.makeini("[pytest]\nllm_model = ./checkpoint\nllm_adapter = ./adapter\n")
+    for name in ("checkpoint", "adapter", "below"):
+        pytester.mkdir(name)
+    (pytester.path / "below" / "test_it.py").write_text(
+        "def test_a(llm_spec): assert (llm_spec.name, llm_spec.adapter) == ('checkpoint', None)"
+    )
+    monkeypatch.chdir(pytester.path / "below")
+    project("--llm-device=cpu", fast=False).assert_outcomes(passed=1)
+    result = project("--llm-model=./checkpoint", fast=False)
+    assert "'./checkpoint' is no directory on this machine" in result.stderr.str()
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,6 @@ def test_a_decoding_loop_of_ones_own_keeps_a_cache_for_each_rank() -> None:
         ("tiny-gpt2", {}, r"keeps no tensor-parallel plan \(tp_plan\) for GPT2LMHeadModel \(model type 'gpt2'\)"),
         ("tiny-llama", {"world_size": 3}, "num_attention_heads is 8, which does not divide by world_size=3"),
         ("tiny-llama", {"world_size": 8}, "num_key_value_heads is 4, which does not divide by world_size=8"),
-        ("tiny-llama", {"quant": "nf4"}, "splits dense weights only"),
     ],
 )
 def test_what_cannot_be_sharded_is_one_clear_sentence(name: str, fields: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.worker.loaded import Loaded
 
 #: Option that asks for DeepSpeed's own kernels instead of today's modules.
@@ -42,6 +43,13 @@ class DeepSpeed(Strategy):
     in_ranks = True
     same_output = True
 
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if spec.quant != "none":
+            return f"init_inference splits dense weights only; take deepspeed or {spec.quant}, not both"
+        kernels = spec.option(KERNELS, False)
+        return "" if isinstance(kernels, bool) else f"deepspeed: {KERNELS}={kernels!r}: True or False"
+
     def prepare(self, job: Job) -> None:
         # Its shared-memory all-reduce takes the number of local ranks for granted, and dies of SIGSEGV without it.
         os.environ["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", str(job.spec.world_size))
@@ -66,8 +74,6 @@ class DeepSpeed(Strategy):
         world.join(job)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
-        if job.spec.quant != "none":
-            raise ValueError(f"init_inference splits dense weights only; take deepspeed or {job.spec.quant}, not both")
         if job.spec.option(KERNELS) and job.device.kind != "cuda":
             raise ValueError(f"{KERNELS}=True needs a GPU: DeepSpeed has no kernels for the CPU")
         return {"device_map": {"": "cpu"}}

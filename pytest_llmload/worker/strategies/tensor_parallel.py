@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
 
 
 class TensorParallel(Strategy):
@@ -22,12 +25,16 @@ class TensorParallel(Strategy):
     packages = (*Strategy.packages, "tensor_parallel")
     same_output = True
 
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if spec.quant == "none":
+            return ""
+        return (
+            f"the tensor_parallel package splits dense weights only: it would lose the state of {spec.quant} weights; "
+            "take tensor_parallel or quant, not both"
+        )
+
     def load_kwargs(self, job: Job) -> dict[str, Any]:
-        if job.spec.quant != "none":
-            raise ValueError(
-                f"the tensor_parallel package splits dense weights only: it would lose the state of {job.spec.quant} "
-                "weights; take tensor_parallel or quant, not both"
-            )
         return {"device_map": {"": "cpu"}}
 
     def context(self, job: Job) -> None:

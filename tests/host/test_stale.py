@@ -1,0 +1,114 @@
+"""Which baselines a run calls stale: none that a test which was left out may own."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+
+from pytest_llmload.host import narrowing
+
+OWNERS = {
+    "test_one": """
+        import pytest
+        @pytest.mark.skip
+        @pytest.mark.quant("nf4")
+        def test_a(llm_spec, memory_baseline): pass
+    """,
+    "test_two": """
+        import pytest
+        @pytest.mark.skip
+        def test_b(llm_spec, memory_baseline): pass
+        def test_c(): pass
+    """,
+}
+DESELECTS = """
+    def pytest_collection_modifyitems(config, items):
+        gone = [item for item in items if "test_b" in item.name]
+        {said}
+        items[:] = [item for item in items if item not in gone]
+"""
+IMPORT_ERROR = {"test_two": "import nothing_like_it"}
+SKIPPED = {"test_two": "import pytest\npytest.importorskip('nothing_like_it')"}
+LEAVES = {"test_two": "import pytest\npytest.exit('enough', returncode=1)"}
+
+
+@pytest.fixture
+def stale(pytester, project):
+    """What a run calls stale, where nf4 and none have an owner and int8 has none."""
+    folder = pytester.path / "baselines" / "tiny-llama" / f"cpu-{platform.machine()}"
+    folder.mkdir(parents=True)
+    for name in ("nf4", "none", "int8"):
+        (folder / f"{name}.json").touch()
+    pytester.makepyfile(**OWNERS)
+
+    def run(*arguments: str) -> list[str]:
+        report = pytester.path / "run.json"
+        result = project("--llm-report=run.json", *arguments)
+        assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+        assert "Traceback" not in result.stderr.str()
+        return [name.rpartition("/")[2] for name in json.loads(report.read_text())["stale"]]
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_what_no_test_owns_is_stale(stale, workers):
+    assert stale(*workers) == ["int8.json"]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--ignore=test_two.py",
+        "--ignore-glob=*two.py",
+        "--deselect=test_two.py::test_b",
+        "test_one.py",
+        "--llm-loader=ours:load",
+        "--llm-adapter=random",
+        "--llm-endpoint=http://127.0.0.1:9",
+    ],
+)
+def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale, argument):
+    assert stale(argument) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments"),
+    [
+        ({"conftest": DESELECTS.format(said="config.hook.pytest_deselected(items=gone)")}, ()),
+        ({"conftest": DESELECTS.format(said="")}, ("-n", "2")),
+        (IMPORT_ERROR, ()),
+        (IMPORT_ERROR, ("--continue-on-collection-errors",)),
+        (IMPORT_ERROR, ("-n", "2")),
+        (SKIPPED, ()),
+        (SKIPPED, ("-n", "2")),
+        (LEAVES, ()),
+    ],
+    ids=["deselected", "taken-out", "error", "error-ignored", "error-workers", "skipped", "skipped-workers", "left"],
+)
+def test_nothing_is_stale_where_tests_were_not_collected(pytester, stale, files, arguments):
+    pytester.makepyfile(**files)
+    assert stale(*arguments) == []
+
+
+def test_a_file_that_is_none_owns_nothing(pytester, stale):
+    """Emacs' lock of an open file is a link to nowhere."""
+    (pytester.path / "elsewhere").mkdir()
+    (pytester.path / "elsewhere" / ".#lock_test.py").symlink_to("somebody@host.1234:5678")
+    assert stale("test_one.py", "test_two.py") == ["int8.json"]
+
+
+def test_a_file_that_cannot_be_read_may_own_anything(tmp_path):
+    assert narrowing._may_own(tmp_path)
+    (tmp_path / "test_other.py").write_text("def test_a(): pass")
+    assert not narrowing._may_own(tmp_path / "test_other.py")
+
+
+def test_a_run_that_ends_before_its_tests_has_one_error(pytester, project):
+    pytester.makepyfile(test_one="def test_a(llm): pass", **IMPORT_ERROR)
+    result = project()
+    result.assert_outcomes(errors=1)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "none was measured" not in result.stdout.str()
