@@ -10,7 +10,7 @@ from pytest_llmload.baselines import fingerprint, manifest
 from pytest_llmload.baselines.environment import HOST, changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
-from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
+from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find, lookup, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, canonical_json
@@ -28,10 +28,6 @@ from pytest_llmload.core.verdicts import (
     MetricVerdict,
     worst,
 )
-
-#: Names beside the metrics' that ``metrics=`` and ``tolerances=`` take in the memory section.
-MANIFEST = "manifest"
-NUMBERS = "numbers"
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
 _GPU = re.compile(r"gpu\.(\d+)\.")
@@ -59,7 +55,7 @@ def compare(
     """
     if not result.ok:
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
-    chosen = _chosen(metrics, section)
+    chosen = selection(metrics, section)
     allowed = _Tolerances(tolerances or {})
     if baseline is None:
         return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
@@ -121,12 +117,11 @@ class _Tolerances:
         return self._given.get(name) or self._given.get(_sum(name)) or declared
 
 
-def section_of(name: str) -> str:
-    """The section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for another name."""
-    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+def selection(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
+    """Whether a name of a section is among ``metrics``, where a sum stands for each GPU's figure too; None is all.
 
-
-def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
+    Raises KeyError for an unknown metric, and ValueError for one of another section.
+    """
     if metrics is None:
         return lambda name: True
     for name in metrics:
