@@ -10,10 +10,11 @@ from pytest_llmload.baselines import fingerprint, manifest
 from pytest_llmload.baselines.environment import HOST, changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
+from pytest_llmload.core.canonical import canonical_json
 from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find, lookup, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.spec import LoadSpec, canonical_json
+from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.units import Tolerance, format_change, format_movement
 from pytest_llmload.core.verdicts import (
     CHANGED,
