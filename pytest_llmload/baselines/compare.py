@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from pytest_llmload.baselines import fingerprint, manifest
-from pytest_llmload.baselines.environment import HOST, changes, differing, entry
+from pytest_llmload.baselines.environment import changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
 from pytest_llmload.core.canonical import canonical_json
@@ -15,6 +15,7 @@ from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance, format_change, format_movement
 from pytest_llmload.core.verdicts import (
     CHANGED,
@@ -58,17 +59,19 @@ def compare(
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
     chosen = selection(metrics, section)
     allowed = _Tolerances(tolerances or {})
+    now = timings([result]) if times is None else times
+    is_measured = any(map(chosen, measured(result, section, now)))
     if baseline is None:
+        if not is_measured:
+            return Comparison(section, UNAVAILABLE, reason=f"this load measured nothing for {section}")
         return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
     changed = _context(baseline, result)
     if reason := other_identity(baseline, result):
         differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
         return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
     differences = ()
-    now: Mapping[str, Timing] = {}
     if section == "time":
         recorded = bool(baseline.time)
-        now = timings([result]) if times is None else times
         names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
         found = (_time(name, baseline, result, now.get(name), allowed) for name in names)
         verdicts = [item for item in found if item is not None]
@@ -80,13 +83,13 @@ def compare(
         names += [name for name in metrics or () if find(name) and name not in answered]
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
-        recorded = recorded or bool(baseline.manifest)
+        recorded = recorded or bool(baseline.manifest) or has_numbers(baseline.numbers)
         if chosen(MANIFEST) and (baseline.manifest or result.manifest or metrics):
             item, differences = _manifest(baseline, result)
             verdicts.append(item)
         if chosen(NUMBERS) and (has_numbers(baseline.numbers) or has_numbers(result.numbers)):
             verdicts.append(_numbers(baseline, result, allowed))
-    if not recorded and verdicts:
+    if not recorded and is_measured:
         return Comparison(section, MISSING, whole=True, reason=f"nothing is recorded for {section}", changed=changed)
     if not verdicts:
         return Comparison(section, UNAVAILABLE, reason=f"this load measured nothing for {section}", changed=changed)
@@ -182,6 +185,17 @@ def stored_names(metrics: Mapping[str, float], section: str) -> list[str]:
     gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
     declared = ((name, find(name)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
     return [name for name, metric in declared if metric is not None and metric.section == section]
+
+
+def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> list[str]:
+    """Everything that a load has for a section; ``times`` are its times."""
+    if section == "time":
+        return list(times)
+    names = stored_names(result.metrics, section)
+    if section == "memory":
+        names += [MANIFEST] if result.manifest else []
+        names += [NUMBERS] if has_numbers(result.numbers) else []
+    return names
 
 
 def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, allowed: _Tolerances) -> MetricVerdict:

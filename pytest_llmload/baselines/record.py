@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.baselines import fingerprint
-from pytest_llmload.baselines.compare import compare, selection, stored_names
-from pytest_llmload.baselines.environment import HOST, differing, entry, stored
+from pytest_llmload.baselines.compare import compare, measured, selection
+from pytest_llmload.baselines.environment import differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
@@ -17,6 +17,7 @@ from pytest_llmload.core.metrics import MANIFEST, NUMBERS, find, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import (
     INCOMPARABLE,
@@ -150,13 +151,7 @@ class _Draft:
 
     def measured(self, section: str) -> list[str]:
         """Everything that the load has for a section."""
-        if section == "time":
-            return list(self._times)
-        names = stored_names(self._load.metrics, section)
-        if section == "memory":
-            names += [MANIFEST] if self._load.manifest else []
-            names += [NUMBERS] if has_numbers(self._load.numbers) else []
-        return names
+        return measured(self._load, section, self._times)
 
     def has_time(self, name: str) -> bool:
         return name in self._time.get(self._host, {})

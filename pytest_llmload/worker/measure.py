@@ -204,7 +204,7 @@ class _Session:
         self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:
-            self.result.environment["attention"] = str(attention)
+            self.result.environment["attn"] = str(attention)
 
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_LOAD

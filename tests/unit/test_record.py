@@ -114,6 +114,12 @@ def test_of_chosen_metrics_nothing_else_is_recorded():
     assert later.recorded == ("gpu.settled", "ttft")
 
 
+@pytest.mark.parametrize("name", ["numbers", "manifest", "gpu.settled"])
+def test_what_was_recorded_alone_is_compared_alone(name):
+    alone = record(None, [load(), load()], update=True, metrics=[name]).baseline
+    assert compare(alone, load(), metrics=[name]).verdict == "ok"
+
+
 def test_only_loads_that_worked_and_belong_together_are_recorded():
     with pytest.raises(ValueError, match="only loads that worked"):
         record(None, [load(), load(outcome=CRASHED)], update=True)
