@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
 _TIMING = ("median", "samples", "relative", "control", "parts")
+#: Of the longest whole number that is read; a sign counts.
+_DIGITS = 20
+#: ``0-3,7``; empty where the row is of one module.
+_INDICES = re.compile(r"(?:\d{1,6}(?:-\d{1,6})?(?:,\d{1,6}(?:-\d{1,6})?)*)?", re.ASCII)
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
 
 
@@ -95,7 +100,7 @@ def loads(text: str, source: str) -> Baseline:
     if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
         raise BaselineError(f"{source} holds unresolved merge conflicts: take one side, and record again if in doubt")
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole)
     except json.JSONDecodeError as error:
         what = "is empty" if not text.strip() else f"is not valid JSON (line {error.lineno}: {error.msg})"
         raise BaselineError(f"{source} {what}: {_REMEDY}") from None
@@ -124,6 +129,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise _Bad(f"holds {name}, which is no measured value")
+
+
+def _whole(digits: str) -> int:
+    # Nothing that is measured has more, and Python turns longer ones into no float, or no number at all.
+    if len(digits) > _DIGITS:
+        raise _Bad(f"holds a number of {len(digits)} digits, {digits[:12]}…, which is no measured value")
+    return int(digits)
 
 
 def _baseline(data: object) -> Baseline:
@@ -164,7 +176,7 @@ def _read_timing(value: object, where: str) -> Timing:
         return tuple(_times(samples, where) for samples in _list(item.get(name, []), where))
 
     timing = Timing(
-        _float(item["median"], where),
+        _time(item["median"], f"{where}, median"),
         processes("samples"),
         _strings(conditions, where),
         processes("relative"),
@@ -177,10 +189,14 @@ def _read_timing(value: object, where: str) -> Timing:
 
 
 def _times(value: object, where: str) -> tuple[float, ...]:
-    times = tuple(_float(number, where) for number in _list(value, where))
-    if any(time <= 0 for time in times):
-        raise _Bad(f"holds a time of {min(times)} in {where}")
-    return times
+    return tuple(_time(number, where) for number in _list(value, where))
+
+
+def _time(value: object, where: str) -> float:
+    seconds = _float(value, where)
+    if seconds <= 0:
+        raise _Bad(f"holds a time of {seconds} in {where}")
+    return seconds
 
 
 def _read_numbers(value: object) -> Numbers:
@@ -202,7 +218,24 @@ def _read_row(value: object, index: int) -> ManifestRow:
     for name, kind in _ROW.items():
         if type(item[name]).__name__ != kind:
             raise _Bad(f"holds {item[name]!r} where manifest row {index + 1} needs {kind} for {name!r}")
-    return ManifestRow(**item)
+    row = ManifestRow(**item)
+    wrong = {
+        "indices": not _are_indices(row.indices),
+        "quant": bool(row.quant) and not row.quant.split(),
+        "count": row.count < 1,
+        "bytes": row.bytes < 0,
+    }
+    for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        raise _Bad(f"holds {item[name]!r} for {name!r} in manifest row {index + 1}, which no module has")
+    return row
+
+
+def _are_indices(text: str) -> bool:
+    """Whether numbers and ranges are what they should be, each range from less to more."""
+    if not _INDICES.fullmatch(text):
+        return False
+    ranges = [[int(number) for number in part.split("-")] for part in text.split(",") if part]
+    return all(numbers == sorted(numbers) for numbers in ranges)
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:

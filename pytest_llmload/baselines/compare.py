@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from pytest_llmload.baselines import fingerprint, manifest
-from pytest_llmload.baselines.environment import HOST, changes, differing, entry
+from pytest_llmload.baselines.environment import changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
-from pytest_llmload.core.metrics import METRICS, Metric, find, lookup
+from pytest_llmload.core.canonical import canonical_json
+from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find, lookup, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.spec import LoadSpec, canonical_json
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance, format_change, format_movement
 from pytest_llmload.core.verdicts import (
     CHANGED,
@@ -28,10 +30,6 @@ from pytest_llmload.core.verdicts import (
     MetricVerdict,
     worst,
 )
-
-#: Names beside the metrics' that ``metrics=`` and ``tolerances=`` take in the memory section.
-MANIFEST = "manifest"
-NUMBERS = "numbers"
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
 _GPU = re.compile(r"gpu\.(\d+)\.")
@@ -59,19 +57,21 @@ def compare(
     """
     if not result.ok:
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
-    chosen = _chosen(metrics, section)
+    chosen = selection(metrics, section)
     allowed = _Tolerances(tolerances or {})
+    now = timings([result]) if times is None else times
+    is_measured = any(map(chosen, measured(result, section, now)))
     if baseline is None:
+        if not is_measured:
+            return Comparison(section, UNAVAILABLE, reason=f"this load measured nothing for {section}")
         return Comparison(section, MISSING, whole=True, reason="nothing is recorded for this load")
     changed = _context(baseline, result)
     if reason := other_identity(baseline, result):
         differences = manifest.diff(baseline.manifest, result.manifest) if baseline.manifest else ()
         return Comparison(section, INCOMPARABLE, whole=True, reason=reason, manifest=differences, changed=changed)
     differences = ()
-    now: Mapping[str, Timing] = {}
     if section == "time":
         recorded = bool(baseline.time)
-        now = timings([result]) if times is None else times
         names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
         found = (_time(name, baseline, result, now.get(name), allowed) for name in names)
         verdicts = [item for item in found if item is not None]
@@ -83,13 +83,13 @@ def compare(
         names += [name for name in metrics or () if find(name) and name not in answered]
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
-        recorded = recorded or bool(baseline.manifest)
+        recorded = recorded or bool(baseline.manifest) or has_numbers(baseline.numbers)
         if chosen(MANIFEST) and (baseline.manifest or result.manifest or metrics):
             item, differences = _manifest(baseline, result)
             verdicts.append(item)
         if chosen(NUMBERS) and (has_numbers(baseline.numbers) or has_numbers(result.numbers)):
             verdicts.append(_numbers(baseline, result, allowed))
-    if not recorded and verdicts:
+    if not recorded and is_measured:
         return Comparison(section, MISSING, whole=True, reason=f"nothing is recorded for {section}", changed=changed)
     if not verdicts:
         return Comparison(section, UNAVAILABLE, reason=f"this load measured nothing for {section}", changed=changed)
@@ -121,12 +121,11 @@ class _Tolerances:
         return self._given.get(name) or self._given.get(_sum(name)) or declared
 
 
-def section_of(name: str) -> str:
-    """The section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for another name."""
-    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+def selection(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
+    """Whether a name of a section is among ``metrics``, where a sum stands for each GPU's figure too; None is all.
 
-
-def _chosen(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
+    Raises KeyError for an unknown metric, and ValueError for one of another section.
+    """
     if metrics is None:
         return lambda name: True
     for name in metrics:
@@ -186,6 +185,17 @@ def stored_names(metrics: Mapping[str, float], section: str) -> list[str]:
     gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
     declared = ((name, find(name)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
     return [name for name, metric in declared if metric is not None and metric.section == section]
+
+
+def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> list[str]:
+    """Everything that a load has for a section; ``times`` are its times."""
+    if section == "time":
+        return list(times)
+    names = stored_names(result.metrics, section)
+    if section == "memory":
+        names += [MANIFEST] if result.manifest else []
+        names += [NUMBERS] if has_numbers(result.numbers) else []
+    return names
 
 
 def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, allowed: _Tolerances) -> MetricVerdict:

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.portable import scrub
-
-#: Entries that belong to each time, not to the file: times of several hosts stand in one file.
-HOST = "host"
-PAGE_CACHE = "page_cache"
-
-_VERSIONS = (
-    "accelerate",
-    "bitsandbytes",
-    "cuda",
-    "deepspeed",
-    "flash_attn",
-    "kernels",
-    "numpy",
-    "peft",
-    "python",
-    "rocm",
-    "safetensors",
-    "server",
-    "tensor_parallel",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "triton",
-)
-_MACHINE = ("cpu", "cpu_isa", "driver", "gpu", "libc")
-_SETTINGS = ("allocator", "attn", "malloc", "revision", "threads")
-
-#: The only entries that are ever written: everything else may hold a path, a user or a secret.
-ALLOWED = frozenset((*_VERSIONS, *_MACHINE, *_SETTINGS, *(name for m in METRICS.values() for name in m.depends))) - {
-    HOST,
-    PAGE_CACHE,
-}
-
-_UNKNOWN = "unknown"
+from pytest_llmload.core.surroundings import ENTRIES, UNKNOWN, VERSION
 
 
 def stored(environment: Mapping[str, str]) -> dict[str, str]:
-    """The entries of a load's environment that a baseline keeps."""
-    return {name: scrub(str(value)) for name, value in environment.items() if name in ALLOWED and value}
+    """The entries of a load's environment that a baseline keeps: any other may hold a path, a user or a secret."""
+    return {name: scrub(str(value)) for name, value in environment.items() if _is_stored(name) and value}
+
+
+def _is_stored(name: str) -> bool:
+    return name in ENTRIES and ENTRIES[name].stored
 
 
 def entry(environment: Mapping[str, str], name: str) -> str:
-    """One entry, or ``unknown``; ``torch.minor`` is the first two numbers of ``torch``."""
+    """One entry, or what its absence means; ``torch.minor`` is the first two numbers of ``torch``."""
     base, _, part = name.partition(".")
-    value = environment.get(base) or _UNKNOWN
+    value = environment.get(base) or ENTRIES[base].absent
     return ".".join(value.split("+")[0].split(".")[:2]) if part == "minor" else value
 
 
@@ -61,7 +31,8 @@ def differing(old: Mapping[str, str], new: Mapping[str, str], names: tuple[str, 
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str, ...]:
-    """Every entry that differs, library versions first."""
-    names = sorted(ALLOWED & (set(old) | set(new)), key=lambda name: (name not in _VERSIONS, name))
+    """Every stored entry that differs, library versions first; none of which the old side does not tell."""
+    known = [name for name in ENTRIES if _is_stored(name) and entry(old, name) != UNKNOWN]
+    names = sorted(known, key=lambda name: (ENTRIES[name].kind != VERSION, name))
     lines = (differing(old, new, (name,)) for name in names)
     return tuple(line for line in lines if line)

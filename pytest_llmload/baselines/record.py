@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.baselines import fingerprint
-from pytest_llmload.baselines.compare import MANIFEST, NUMBERS, compare, section_of, stored_names
-from pytest_llmload.baselines.environment import HOST, differing, entry, stored
+from pytest_llmload.baselines.compare import compare, measured, selection
+from pytest_llmload.baselines.environment import differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.baselines.timings import timings
-from pytest_llmload.core.metrics import find
+from pytest_llmload.core.metrics import MANIFEST, NUMBERS, find, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import (
     INCOMPARABLE,
@@ -70,16 +71,10 @@ def record(
         return Recording(existing, refusals=tuple(refusals))
     if times is None:
         times = timings(results)
+    chosen = {section: _of_section(metrics, section) for section in sections}
     comparisons = [
-        compare(
-            existing,
-            load,
-            section=section,
-            metrics=_of_section(metrics, section),
-            tolerances=tolerances,
-            times=times,
-        )
-        for section in sections
+        compare(existing, load, section=section, metrics=names, tolerances=tolerances, times=times)
+        for section, names in chosen.items()
     ]
     old = existing
     if any(item.whole and item.verdict == INCOMPARABLE for item in comparisons):
@@ -89,7 +84,7 @@ def record(
         old = None
     draft = _Draft(old, load, times)
     for comparison in comparisons:
-        _fill(draft, comparison, update=update)
+        _fill(draft, comparison, chosen[comparison.section], update=update)
     draft.settle_environment()
     accepted, recorded = tuple(draft.accepted), tuple(draft.recorded)
     if existing is not None and old is None:
@@ -104,9 +99,9 @@ def _of_section(metrics: Sequence[str] | None, section: str) -> list[str] | None
     return [name for name in metrics if section_of(name) == section]
 
 
-def _fill(draft: _Draft, comparison: Comparison, *, update: bool) -> None:
+def _fill(draft: _Draft, comparison: Comparison, metrics: Sequence[str] | None, *, update: bool) -> None:
     if comparison.whole:
-        for name in draft.measured(comparison.section):
+        for name in filter(selection(metrics, comparison.section), draft.measured(comparison.section)):
             draft.write(comparison.section, name)
         return
     items = comparison.metrics
@@ -156,13 +151,7 @@ class _Draft:
 
     def measured(self, section: str) -> list[str]:
         """Everything that the load has for a section."""
-        if section == "time":
-            return list(self._times)
-        names = stored_names(self._load.metrics, section)
-        if section == "memory":
-            names += [MANIFEST] if self._load.manifest else []
-            names += [NUMBERS] if has_numbers(self._load.numbers) else []
-        return names
+        return measured(self._load, section, self._times)
 
     def has_time(self, name: str) -> bool:
         return name in self._time.get(self._host, {})

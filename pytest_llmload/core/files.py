@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from pathlib import Path
 def replace_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` (UTF-8) by way of a temporary file beside it; missing folders are made.
 
-    A link is followed and the file's permissions are kept. Raises OSError; the old file is then as it was.
+    A link is followed and the file's permissions are kept. Raises OSError; the old file is then as it was, unless the
+    disk fails once the new one has taken its place.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +25,20 @@ def replace_text(path: Path, text: str) -> None:
         if target.exists():
             temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
-    except OSError:
+    except BaseException:
+        # Ctrl-C too: the folder may be a committed one.
         temporary.unlink(missing_ok=True)
         raise
-    # The rename itself is durable only when the folder is.
-    folder = os.open(target.parent, os.O_RDONLY)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in a folder durable, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pytest_llmload.core.units import Tolerance
+from pytest_llmload.core.units import Tolerance, parse_tolerance
+
+#: What is compared in the memory section beside the metrics: the modules, and the model's own numbers.
+MANIFEST = "manifest"
+NUMBERS = "numbers"
 
 MIB = 1 << 20
 
@@ -321,5 +325,27 @@ def lookup(name: str) -> Metric:
     """The declaration of a metric, as :func:`find`. Raises KeyError with the known names."""
     metric = find(name)
     if metric is None:
-        raise KeyError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+        raise KeyError(f"unknown metric {name!r}; known: {', '.join((*METRICS, MANIFEST, NUMBERS))}")
     return metric
+
+
+def section_of(name: str) -> str:
+    """The section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for another name."""
+    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+
+
+def tolerance_of(name: str, given: str | Tolerance) -> Tolerance:
+    """The tolerance of a metric, or of ``numbers`` (the relative error), as somebody gave it.
+
+    Raises KeyError for another name, and ValueError for what means nothing for this one.
+    """
+    if name == MANIFEST:
+        raise ValueError(f"{name}: modules are compared exactly, there is no tolerance to give")
+    unit = "1" if name == NUMBERS else lookup(name).unit
+    try:
+        tolerance = given if isinstance(given, Tolerance) else parse_tolerance(given, unit)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if section_of(name) == "time" and tolerance == Tolerance():
+        raise ValueError(f"{name}: no two times are equal: its tolerance has to be more than 0")
+    return tolerance

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import PurePath
 from typing import Any
 
-from pytest_llmload.core.spec import canonical_json
+from pytest_llmload.core.canonical import canonical_json
 
 HIDDEN = "***"
-# Only at the end: HF_TOKEN is a secret, TOKENIZERS_PARALLELISM and max_new_tokens are not.
-_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH)$", re.IGNORECASE)
+# Only at the end: HF_TOKEN and --api-key are secrets, TOKENIZERS_PARALLELISM and max_new_tokens are not.
+_SECRET_NAME = re.compile(
+    r"(?:^|[_-])(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API)?KEY|AUTH|AUTHORIZATION|COOKIE)$", re.IGNORECASE
+)
 _SECRETS = (
-    # Hub tokens, cloud keys, and user:password in addresses.
+    # Tokens of the hub, of GitHub and of APIs (one long run of letters and digits: a model may be called sk-…), cloud
+    # keys, what HTTP sends, and user:password in addresses.
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), HIDDEN),
+    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"), HIDDEN),
+    (re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"), HIDDEN),
+    (re.compile(r"\bsk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*"), HIDDEN),
     (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), HIDDEN),
+    (re.compile(r"\b((?:Bearer|Authorization: *Basic) +)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"), HIDDEN),
 )
 
@@ -30,7 +38,8 @@ def scrub(text: str) -> str:
 def portable_spec(identity: dict[str, Any]) -> dict[str, Any]:
     """A ``LoadSpec.identity()`` that is the same on every machine and tells no secret.
 
-    Absolute paths become their last component; the value of a secret environment variable or option is hidden.
+    Absolute paths become their last component; the value of a secret environment variable, option, key of a map or flag
+    of a command is hidden. A command is a list of arguments, however it was written.
     """
     return {
         name: [[key, _option(key, value, encoded=name == "options")] for key, value in item]
@@ -44,7 +53,10 @@ def _option(name: str, value: str, *, encoded: bool) -> str:
     """One pair's value; a load's options are JSON, its environment variables are plain text."""
     if _SECRET_NAME.search(name):
         return canonical_json(HIDDEN) if encoded else HIDDEN
-    return canonical_json(_plain(json.loads(value))) if encoded else str(_plain(value))
+    if not encoded:
+        return str(_plain(value))
+    decoded = json.loads(value)
+    return canonical_json(_arguments(decoded) if name == "command" else _plain(decoded))
 
 
 def _plain(value: Any) -> Any:
@@ -53,5 +65,35 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: HIDDEN if _SECRET_NAME.search(key) else _plain(item) for key, item in value.items()}
     return value
+
+
+def _arguments(command: Any) -> Any:
+    """A command line: ``--api-key VALUE``, ``--api-key=VALUE`` and ``API_KEY=VALUE`` are hidden."""
+    words = _words(command) if isinstance(command, str) else command
+    if not isinstance(words, list):
+        return _plain(words)
+    found: list[Any] = []
+    # Whether the word before is a flag whose value is a secret; it may have none.
+    is_awaited = False
+    for word in words:
+        text = word if isinstance(word, str) else ""
+        name, separator, value = text.partition("=")
+        is_secret = bool(_SECRET_NAME.search(name))
+        if is_awaited and not text.startswith("-"):
+            found.append(HIDDEN)
+        elif separator:
+            found.append(f"{_plain(name)}={HIDDEN if is_secret else _plain(value)}")
+        else:
+            found.append(_plain(word))
+        is_awaited = is_secret and not separator and name.startswith("-")
+    return found
+
+
+def _words(text: str) -> list[str]:
+    """As a shell splits it; where a quote is never closed, at blanks: starting it is what will say so."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
+
+from pytest_llmload.core.canonical import digest
+from pytest_llmload.core.portable import portable_spec
 
 DTYPES = ("fp32", "fp16", "bf16")
 QUANTS = ("none", "int8", "nf4", "fp4")
@@ -18,14 +19,11 @@ ADAPTER_WAYS = ("peft", "load_adapter")
 SINGLE = "single"
 
 
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no blanks: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+#: Options of every strategy that relax a check and change nothing in the load, as ``dense_ok`` does.
+CHECK_OPTIONS = ("keys_ok",)
 
-
-def digest(value: object, length: int = 64) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of a plain value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+#: What a free text must be to stand in a file's name as it is.
+_PLAIN = re.compile(r"[\w.-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,11 @@ class LoadSpec:
         """The variant's name in ids and baseline files.
 
         ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+loader][+attn][+wBxP-N]
-        [+digest]``, ``none`` where all is as the checkpoint says. What has no short form is in the digest.
+        [+digest]``, ``none`` where all is as the checkpoint says. What has no short form, or cannot stand in a
+        file's name, is in the digest, which is the same on every machine.
         """
+        texts = {"target": (self.target or "").replace(":", "."), "attn": self.attn or ""}
+        unnamed = [name for name, text in texts.items() if not _PLAIN.fullmatch(text)]
         what = []
         if self.strategy != SINGLE:
             what.append(f"{self.strategy}-x{self.world_size}" if self.world_size > 1 else self.strategy)
@@ -123,10 +124,7 @@ class LoadSpec:
         if self.adapter is not None:
             slug += "+lora" + ("-merged" if self.adapter_merged else "")
             slug += f"-{self.adapter_via}" if self.adapter_via != "peft" else ""
-        if self.target:
-            slug += f"+{self.target.replace(':', '.')}"
-        if self.attn:
-            slug += f"+{self.attn}"
+        slug += "".join(f"+{text}" for name, text in texts.items() if name not in unnamed)
         if self.own_workload:
             slug += f"+w{self.workload.batch}x{self.workload.prompt_tokens}-{self.workload.new_tokens}"
         rest = {
@@ -135,21 +133,20 @@ class LoadSpec:
                 ("skip_modules", self.skip_modules),
                 ("device_map", self.device_map),
                 ("max_memory", self.max_memory),
-                ("adapter", self._portable_adapter()),
+                ("adapter", self.adapter if self.adapter != "random" else None),
                 ("auto_class", self.auto_class),
-                ("options", self.options),
+                ("options", self._load_options),
                 ("env", self.env),
+                *((name, getattr(self, name)) for name in unnamed),
             )
             if value
         }
-        return f"{slug}+{digest(rest, 8)}" if rest else slug
+        return f"{slug}+{digest(portable_spec(rest), 8)}" if rest else slug
 
-    def _portable_adapter(self) -> str | None:
-        """The adapter as every machine calls it; None for ``random``, which the slug's ``+lora`` says."""
-        if self.adapter is None or self.adapter == "random":
-            return None
-        path = PurePath(self.adapter)
-        return path.name if path.is_absolute() else self.adapter
+    @property
+    def _load_options(self) -> tuple[tuple[str, str], ...]:
+        """The options without those that only relax a check."""
+        return tuple((name, value) for name, value in self.options if name not in CHECK_OPTIONS)
 
     @property
     def label(self) -> str:
@@ -164,12 +161,13 @@ class LoadSpec:
 
     def identity(self) -> dict[str, Any]:
         """What makes two loads of one model the same variant: every field but the model's place and mere checks."""
+        unchecked = dataclasses.replace(self, options=self._load_options)
         return {
-            item.name: _plain(getattr(self, item.name))
+            item.name: _plain(getattr(unchecked, item.name))
             for item in dataclasses.fields(self)
             if item.name not in ("model", "name", "workload", "own_workload")
             and not item.metadata.get("checks_only")
-            and getattr(self, item.name) != item.default
+            and getattr(unchecked, item.name) != item.default
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -111,25 +112,42 @@ class Tolerance(NamedTuple):
         return " or ".join(parts) or "exact"
 
 
-def parse_tolerance(text: object) -> Tolerance:
-    """``"1%"``, ``"8MiB"``, ``"5ms"``, ``"3"`` (a count), or ``"1%|8MiB"`` for the larger of both.
+#: What an absolute tolerance of a metric may be written in, by the metric's unit, and an example.
+_ABSOLUTE: dict[str, tuple[dict[str, float] | dict[str, int], str]] = {
+    "B": (_BYTES, "8MiB"),
+    "s": (_SECONDS, "5ms"),
+    "1": ({"": 1}, "3"),
+}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[A-Za-z]*)\s*")
+
+
+def parse_tolerance(text: object, unit: str) -> Tolerance:
+    """Of a metric in ``unit``: ``"1%"``, or ``"8MiB"`` (``B``), ``"5ms"`` (``s``), ``"3"`` (``1``), or both, as in
+    ``"1%|8MiB"``, for the larger; ``"0"`` is nothing in every unit.
 
     ValueError says what to write.
     """
+    units, example = _ABSOLUTE[unit]
+    wrong = ValueError(
+        f"{text!r} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of both"
+    )
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is not a tolerance: write '1%', '8MiB', or '1%|8MiB' for the larger of both")
-    relative = absolute = 0.0
+        raise wrong
+    found: dict[str, float] = {}
     for part in text.split("|"):
-        part = part.strip()
-        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", part):
-            relative = float(match[1]) / 100
-        elif re.fullmatch(r"\d+(?:\.\d+)?", part):
-            absolute = float(part)
+        match = _AMOUNT.fullmatch(part)
+        if match is None:
+            raise wrong
+        amount, written = float(match[1]), match[2]
+        kind = "relative" if written == "%" else "absolute"
+        if kind in found or not math.isfinite(amount):
+            raise wrong
+        if kind == "relative":
+            found[kind] = amount / 100
+        elif written in units:
+            found[kind] = amount * units[written]
+        elif written or amount:
+            raise wrong
         else:
-            try:
-                absolute = _parse(part, {**_BYTES, **_SECONDS}, "tolerance", "8MiB")
-            except ValueError:
-                raise ValueError(
-                    f"{text!r} is not a tolerance: write '1%', '8MiB', or '1%|8MiB' for the larger of both"
-                ) from None
-    return Tolerance(relative, absolute)
+            found[kind] = 0.0
+    return Tolerance(**found)

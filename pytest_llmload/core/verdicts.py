@@ -6,7 +6,7 @@ The table of verdicts is data (:data:`TABLE`): the gate, the reports and the doc
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_llmload.core.results import CRASHED, FAILED, LOADED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec
@@ -188,6 +188,22 @@ def _rank(comparison: Comparison) -> int:
     return _ORDER.index(MISSING if whole else comparison.verdict)
 
 
+def merged(one: Comparison, other: Comparison) -> Comparison:
+    """What two checks of one section of a load say together: of each metric the worse verdict, of equals the later."""
+    metrics = {item.name: item for item in one.metrics}
+    for item in other.metrics:
+        before = metrics.get(item.name)
+        if before is None or _ORDER.index(item.verdict) >= _ORDER.index(before.verdict):
+            metrics[item.name] = item
+    return replace(
+        max(other, one, key=_rank),
+        metrics=tuple(metrics.values()),
+        manifest=tuple(dict.fromkeys((*one.manifest, *other.manifest))),
+        because=tuple(dict.fromkeys((*one.because, *other.because))),
+        changed=tuple(dict.fromkeys((*one.changed, *other.changed))),
+    )
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a text is about."""
@@ -217,13 +233,19 @@ class Run:
     outcome: str = PASS
     #: Why it was skipped or is an error; a ceiling or budget that was exceeded.
     messages: list[str] = field(default_factory=list)
-    #: ``warm``, ``cold`` or ``uncontrolled``.
-    page_cache: str = ""
     #: The baseline's file, relative to the root directory.
     baseline: str = ""
     #: Entries written that were there before, and entries that were not.
     accepted: list[str] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
+
+    def add(self, comparisons: Iterable[Comparison]) -> None:
+        """Take what a check of the load said, beside what earlier checks of the same sections did."""
+        known = {comparison.section: comparison for comparison in self.comparisons}
+        for comparison in comparisons:
+            before = known.get(comparison.section)
+            known[comparison.section] = merged(before, comparison) if before else comparison
+        self.comparisons = list(known.values())
 
     @property
     def subject(self) -> Subject:
@@ -247,11 +269,7 @@ class Run:
         self.outcome = max(outcomes, key=SEVERITY.index, default=self.outcome)
         results = [run.result for run in (self, other) if run.result is not None]
         self.result = next((result for result in results if not result.ok), results[0] if results else None)
-        sections: dict[str, Comparison] = {}
-        for comparison in (*self.comparisons, *other.comparisons):
-            known = sections.setdefault(comparison.section, comparison)
-            sections[comparison.section] = max(known, comparison, key=_rank)
-        self.comparisons = list(sections.values())
+        self.add(other.comparisons)
         self.device_key = self.device_key or other.device_key
         self.baseline = self.baseline or other.baseline
         for name in ("nodeids", "messages", "accepted", "recorded"):

@@ -25,7 +25,8 @@ def finish(session: pytest.Session, state: State) -> None:
         _judge(session, state)
     for path in state.settings.reports:
         try:
-            json_report.write(path, list(state.runs.values()), stale=[state.display(path) for path in state.stale])
+            stale = [state.display(path) for path in state.stale]
+            json_report.write(path, list(state.runs.values()), stale=stale, notes=_notes(state))
         except OSError as error:
             _session_error(session, state, "report", f"cannot write {path}: {error.strerror or error}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from pytest_llmload.baselines.compare import compare, section_of
+from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
 from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings, undecided
@@ -22,7 +22,7 @@ from pytest_llmload.core.errors import (
     MachineError,
     MemoryRegressed,
 )
-from pytest_llmload.core.units import Tolerance, parse_tolerance
+from pytest_llmload.core.metrics import section_of, tolerance_of
 from pytest_llmload.core.verdicts import Comparison
 from pytest_llmload.host.state import State, state_of
 from pytest_llmload.reports import failure
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.core.units import Tolerance
     from pytest_llmload.host.llm import LLM
     from pytest_llmload.host.load import Load
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 class _Gate(ABC):
     """One section of the baselines, for one test."""
 
+    #: The name of its fixture.
+    fixture: ClassVar[str]
     #: The first one's comparison is what ``check`` gives.
     sections: ClassVar[tuple[str, ...]]
     #: Sections of the file that are written with it.
@@ -71,21 +74,27 @@ class _Gate(ABC):
 
         ``metrics`` limits the comparison to some metrics; ``tolerance`` maps metrics to ``"1%"`` or ``"8MiB"``, over
         ``--llm-tolerance``. Raises what the load failed with, BaselineMissing, BaselineIncomparable, and
-        MemoryRegressed or LatencyRegressed, each with the command that records or accepts.
+        MemoryRegressed or LatencyRegressed, each with the command that records or accepts; ValueError for a name or a
+        tolerance that means nothing here.
         """
         __tracebackhide__ = True
+        try:
+            self._check_names(metrics)
+            given = {name: tolerance_of(name, value) for name, value in (tolerance or {}).items()}
+        except (KeyError, ValueError) as wrong:
+            raise ValueError(f"{self.fixture}.check: {wrong.args[0]}") from None
         load: Load = llm._load
         if (error := load.error) is not None:
             raise error
         settings, state = self._state.settings, self._state
         if settings.inline:
             return None
-        tolerances = {**settings.tolerances, **_parsed(tolerance)}
+        tolerances = {**settings.tolerances, **given}
         path = state.baseline_path(load.spec)
         comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
         run = state.run(load.spec)
         run.baseline = state.display(path)
-        run.comparisons = [item for item in run.comparisons if item.section not in self.sections] + comparisons
+        run.add(comparisons)
         outcomes = [
             item.outcome(
                 strict=settings.strict, update=settings.update_baselines, record_missing=settings.record_missing
@@ -99,6 +108,17 @@ class _Gate(ABC):
             raise self._failure(load.spec, failed)
         return comparisons[0]
 
+    def _check_names(self, metrics: Sequence[str] | None) -> None:
+        """Raises KeyError for an unknown metric, ValueError for no list of this gate's metrics."""
+        if metrics is None:
+            return
+        if isinstance(metrics, str) or not metrics:
+            raise ValueError(f"metrics={metrics!r} is no list of metrics: leave it away, or name some, as in ['load']")
+        for name in metrics:
+            section = section_of(name)
+            if section not in self.sections:
+                raise ValueError(f"{name!r} is a figure of the {section} baseline: use {_FIXTURES[section]}.check")
+
     def _compare(
         self,
         load: Load,
@@ -110,8 +130,7 @@ class _Gate(ABC):
         """Every section of the gate; with ``metrics``, those that they are of."""
         chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
         if metrics is not None:
-            # A name of no section of this gate goes to the first, which says so.
-            homes = {name: of if (of := section_of(name)) in self.sections else self.sections[0] for name in metrics}
+            homes = {name: section_of(name) for name in metrics}
             chosen = {
                 section: [name for name in metrics if homes[name] == section]
                 for section in self.sections
@@ -182,16 +201,10 @@ class _Gate(ABC):
         return self.regressed(text)
 
 
-def _parsed(tolerance: Mapping[str, str | Tolerance] | None) -> dict[str, Tolerance]:
-    return {
-        name: value if isinstance(value, Tolerance) else parse_tolerance(value)
-        for name, value in (tolerance or {}).items()
-    }
-
-
 class MemoryBaseline(_Gate):
     """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
 
+    fixture = "memory_baseline"
     sections = ("memory",)
     recorded = ("memory",)
     regressed = MemoryRegressed
@@ -210,6 +223,7 @@ class LatencyBaseline(_Gate):
     The load is timed in further processes until every time is judged, or ``--llm-latency-time`` is spent.
     """
 
+    fixture = "latency_baseline"
     sections = ("time", "work")
     recorded = ("time", "work")
     regressed = LatencyRegressed
@@ -258,3 +272,7 @@ class LatencyBaseline(_Gate):
 
 def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:
     return {item.name: item.verdict for part in comparisons if part.section == "time" for item in part.metrics}
+
+
+#: The fixture that checks each section.
+_FIXTURES = {section: gate.fixture for gate in (MemoryBaseline, LatencyBaseline) for section in gate.sections}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload, canonical_json
+from pytest_llmload.core.canonical import canonical_json
+from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload
 from pytest_llmload.core.units import parse_bytes
 from pytest_llmload.host.adapters import RANDOM, parse_adapter
 from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS

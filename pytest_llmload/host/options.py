@@ -221,9 +221,8 @@ def resolve(config: pytest.Config) -> Settings:
     """Every option as one value. Raises UsageError naming the option and what to write."""
     from pathlib import Path
 
-    from pytest_llmload.core.metrics import lookup
+    from pytest_llmload.core.metrics import tolerance_of
     from pytest_llmload.core.spec import Workload
-    from pytest_llmload.core.units import parse_tolerance
 
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -255,8 +254,7 @@ def resolve(config: pytest.Config) -> Settings:
             metric, separator, text = line.partition("=")
             if not separator:
                 raise ValueError(f"{line!r} is not METRIC=TOLERANCE, as in 'gpu.settled=1%'")
-            lookup(metric)
-            found[metric] = parse_tolerance(text)
+            found[metric] = tolerance_of(metric, text)
         return found
 
     def count(text: str) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmload.core import verdicts
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device
-from pytest_llmload.core.spec import digest
 from pytest_llmload.core.verdicts import Run, Subject
 from pytest_llmload.host import hardware, options
 from pytest_llmload.host.broker import Broker

@@ -48,7 +48,7 @@ def _run(run: Run) -> dict[str, Any]:
         "verdicts": {comparison.section: _comparison(comparison) for comparison in run.comparisons},
         "messages": run.messages,
         "tests": run.nodeids,
-        "page_cache": run.page_cache,
+        "page_cache": result.environment.get("page_cache", ""),
         "baseline": run.baseline,
         "accepted": run.accepted,
         "recorded": run.recorded,

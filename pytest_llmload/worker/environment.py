@@ -5,29 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker import allocator
+from pytest_llmload.core.surroundings import IMPORTED, INSTALLED, NEEDED, libraries
+from pytest_llmload.worker import allocator, plan
 
-_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors")
+#: What torch's allocator for the GPU is set with; of several the first counts.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def environment(job: Job) -> dict[str, str]:
-    """The environment of this process; versions of packages that are not installed are left out."""
+    """The environment of this process: entries of ``core/surroundings.py``, but for what is not here."""
     import torch
 
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    found["torch_minor"] = ".".join(torch.__version__.split(".")[:2])
+    found = {"python": platform.python_version(), **_versions(job)}
     if torch.version.cuda:
         found["cuda"] = str(torch.version.cuda)
     if torch.version.hip:
-        found["hip"] = str(torch.version.hip)
+        found["rocm"] = str(torch.version.hip)
+    if libc := " ".join(filter(None, platform.libc_ver())):
+        found["libc"] = libc
+    found["cpu_isa"] = torch.backends.cpu.get_cpu_capability()
     found["cpu"] = cpu_model()
     if job.device.kind == "cuda":
         found["gpu"] = torch.cuda.get_device_name(0)
@@ -38,10 +38,26 @@ def environment(job: Job) -> dict[str, str]:
     host = (found.get("gpu"), found["cpu"], threads, found.get("driver", "").split(".")[0])
     found["host"] = "/".join(part for part in host if part)
     found["malloc"] = allocator.setting()
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "HF_DEACTIVATE_ASYNC_LOAD"):
-        if os.environ.get(name):
-            found[name] = os.environ[name]
+    if settings := [os.environ[name] for name in _ALLOCATOR if os.environ.get(name)]:
+        found["allocator"] = settings[0]
     found["loader_threads"] = str(_loader_threads())
+    return found
+
+
+def _versions(job: Job) -> dict[str, str]:
+    """Of the libraries that a load depends on; one that is not installed is left out."""
+    needed = {package for strategy in plan.strategies(job) for package in strategy.needs(job.spec)}
+    names = [
+        *libraries(INSTALLED),
+        *(name for name in libraries(IMPORTED) if name in sys.modules),
+        *(name for name in libraries(NEEDED) if name in needed),
+    ]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return found
 
 

@@ -10,11 +10,11 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
-from pytest_llmload.core.spec import digest
 from pytest_llmload.worker import plan
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
@@ -204,7 +204,7 @@ class _Session:
         self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:
-            self.result.environment["attention"] = str(attention)
+            self.result.environment["attn"] = str(attention)
 
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_LOAD

@@ -7,7 +7,8 @@ from typing import Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve
-from pytest_llmload.worker.strategies.base import COMMON_OPTIONS, Strategy
+from pytest_llmload.core.spec import CHECK_OPTIONS
+from pytest_llmload.worker.strategies.base import Strategy
 
 _RANKS = "pytest_llmload.worker.ranks.launcher:Ranks"
 
@@ -38,7 +39,7 @@ def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
 
     Raises ValueError where two of them want different values of one argument.
     """
-    own = {option for strategy in served_by for option in strategy.options} | set(COMMON_OPTIONS)
+    own = {option for strategy in served_by for option in strategy.options} | set(CHECK_OPTIONS)
     options = {name: json.loads(value) for name, value in job.spec.options if name not in own}
     parts = [(f"strategy {strategy.name!r}", strategy.load_kwargs(job)) for strategy in served_by]
     parts.append(("the test's own options", options))

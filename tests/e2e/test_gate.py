@@ -276,3 +276,31 @@ def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, projec
     result = project()
     result.assert_outcomes(failed=1)
     assert "the model lives in a process of its own" in result.stdout.str()
+
+
+def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(pytester, project):
+    pytester.makepyfile(
+        """
+        def test_typo(llm, memory_baseline): memory_baseline.check(llm, metrics=["typo"])
+        def test_other(llm, memory_baseline): memory_baseline.check(llm, metrics=["ttft"])
+        def test_text(llm, latency_baseline): latency_baseline.check(llm, metrics="load")
+        def test_none(llm, latency_baseline): latency_baseline.check(llm, metrics=[])
+        def test_unit(llm, memory_baseline): memory_baseline.check(llm, tolerance={"gpu.settled": "5ms"})
+        def test_name(llm, memory_baseline): memory_baseline.check(llm, tolerance={"typo": "1%"})
+        """
+    )
+    result = project("--llm-isolation=inline", "--llm-report=run.json")
+    result.assert_outcomes(failed=6)
+    text = result.stdout.str()
+    for message in (
+        "ValueError: memory_baseline.check: unknown metric 'typo'; known: gpu.weights",
+        "ValueError: memory_baseline.check: 'ttft' is a figure of the time baseline: use latency_baseline.check",
+        "ValueError: latency_baseline.check: metrics='load' is no list of metrics: leave it away, or name some",
+        "ValueError: latency_baseline.check: metrics=[] is no list of metrics",
+        "ValueError: memory_baseline.check: gpu.settled: '5ms' is not a tolerance here: write '1%', '8MiB'",
+    ):
+        assert f"E   {message}" in text
+    assert text.count("unknown metric 'typo'") >= 2
+    assert "pytest_llmload/host/gates.py" not in text
+    notes = json.loads((pytester.path / "run.json").read_text())["notes"]
+    assert "inline: loads lived in the pytest process, nothing was gated or recorded" in notes

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 
 import pytest
 from sample_loads import ENVIRONMENT, HOST, NF4, load, numbers
@@ -99,7 +100,12 @@ def broken(baseline, change):
     """The file's text with one entry of its data changed."""
     data = json.loads(dumps(baseline))
     change(data)
-    return json.dumps(data)
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return json.dumps(data)
+    finally:
+        sys.set_int_max_str_digits(limit)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +128,20 @@ def broken(baseline, change):
         (lambda data: data.update(memroy={}), "has an unknown entry 'memroy'"),
         (lambda data: data.update(schema="one"), "has schema 'one' instead of 1"),
         (lambda data: data["memory"].update({"gpu.settled": 1e999}), "holds Infinity"),
+        (lambda data: data["memory"].update({"gpu.settled": 10**400}), r"holds a number of 401 digits, 100000000000…"),
+        (lambda data: data["manifest"][1].update(bytes=10**5000), r"holds a number of 5001 digits"),
+        (lambda data: data["time"][HOST]["load"].update(median=0), "holds a time of 0 in time, .*, load, median"),
+        (lambda data: data["time"][HOST]["load"].update(samples=[[-1.0]]), "holds a time of -1.0 in time, .*, load"),
+        *(
+            (
+                lambda data, text=text: data["manifest"][1].update(indices=text),
+                f"holds '{text}' for 'indices' in manifest row 2",
+            )
+            for text in ("a-b", "5-1", "1-", "1,,2", "0-1-2", "-3", " 1", "0-99999999999", "²")
+        ),
+        (lambda data: data["manifest"][1].update(quant=" "), "holds ' ' for 'quant' in manifest row 2"),
+        (lambda data: data["manifest"][1].update(count=0), "holds 0 for 'count' in manifest row 2"),
+        (lambda data: data["manifest"][1].update(bytes=-1), "holds -1 for 'bytes' in manifest row 2"),
     ],
 )
 def test_wrong_types_are_one_clear_sentence(baseline, change, what):

@@ -171,6 +171,13 @@ def test_chosen_metrics_are_the_only_ones(baseline):
     assert compare(baseline, moved, metrics=["host.anon_peak"]).metrics[0].verdict == "unavailable"
 
 
+def test_what_no_load_measures_is_unavailable_and_not_missing_though_nothing_is_recorded(baseline):
+    on_a_cpu = load(metrics={"gpu.settled": None, "gpu.0.settled": None})
+    for recorded in (None, dataclasses.replace(baseline, memory={}, manifest=())):
+        assert compare(recorded, on_a_cpu, metrics=["gpu.settled"]).verdict == "unavailable"
+        assert compare(recorded, load(), metrics=["gpu.settled"]).verdict == "missing"
+
+
 def test_wrong_names_are_errors(baseline):
     with pytest.raises(KeyError, match=r"unknown metric 'gpu.setled'; known: gpu.weights"):
         compare(baseline, load(), metrics=["gpu.setled"])

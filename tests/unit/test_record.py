@@ -103,6 +103,23 @@ def test_what_only_some_repeats_measured_is_not_recorded():
     assert "gpu.process" not in stored.memory
 
 
+def test_of_chosen_metrics_nothing_else_is_recorded():
+    recording = record(None, [load(), load()], update=True, metrics=["host.weights", "load"])
+    assert recording.recorded == ("host.weights", "load")
+    assert list(recording.baseline.memory) == ["host.weights"]
+    assert list(recording.baseline.time[HOST]) == ["load"]
+    assert not recording.baseline.manifest
+    # The rest is missing still, and can be added.
+    later = record(recording.baseline, [load(), load()], update=False, metrics=["gpu.settled", "ttft"])
+    assert later.recorded == ("gpu.settled", "ttft")
+
+
+@pytest.mark.parametrize("name", ["numbers", "manifest", "gpu.settled"])
+def test_what_was_recorded_alone_is_compared_alone(name):
+    alone = record(None, [load(), load()], update=True, metrics=[name]).baseline
+    assert compare(alone, load(), metrics=[name]).verdict == "ok"
+
+
 def test_only_loads_that_worked_and_belong_together_are_recorded():
     with pytest.raises(ValueError, match="only loads that worked"):
         record(None, [load(), load(outcome=CRASHED)], update=True)

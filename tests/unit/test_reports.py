@@ -292,15 +292,17 @@ def full_run(baseline):
         notes=["a note"],
     )
     comparison = compare(baseline, dataclasses.replace(result, spec=NF4.to_json()))
-    return Run(spec, DEVICE, result, [comparison], ["tests/test_a.py::test_a[x]"], FAIL, ["over"], "warm", "b.json")
+    return Run(spec, DEVICE, result, [comparison], ["tests/test_a.py::test_a[x]"], FAIL, ["over"], "b.json")
 
 
 def test_the_report_holds_what_was_measured_and_said(baseline, tmp_path):
     path = tmp_path / "out" / "x.json"
-    json_report.write(path, [full_run(baseline), Run(NF4, DEVICE, outcome=SKIP, messages=["2 GPUs"])], stale=["s"])
+    runs = [full_run(baseline), Run(NF4, DEVICE, outcome=SKIP, messages=["2 GPUs"])]
+    json_report.write(path, runs, stale=["s"], notes=["n"])
     data = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     first, second = data["runs"]
-    assert (data["schema"], data["stale"]) == (1, ["s"])
+    assert (data["schema"], data["stale"], data["notes"]) == (1, ["s"], ["n"])
+    assert (first["page_cache"], second["page_cache"]) == ("warm", "")
     assert (first["verdict"], first["outcome"], first["device"]) == ("regressed", "fail", DEVICE)
     assert first["metrics"]["gpu.settled"] == 8 * GIB
     assert first["metrics"]["gpu.process"] is None

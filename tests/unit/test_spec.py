@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
+from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.baselines.store import Store
+from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.spec import LoadSpec, Workload
 
 
@@ -54,6 +58,8 @@ DIFFERENT = [
     {"options": (("low_cpu_mem_usage", "true"),)},
     {"env": (("HF_DEACTIVATE_ASYNC_LOAD", "1"),)},
     {"attn": "sdpa"},
+    {"attn": "kernels-community/flash-attn"},
+    {"attn": "kernels-community/flash-attn3"},
     {"auto_class": "AutoModelForSequenceClassification"},
 ]
 
@@ -62,6 +68,63 @@ DIFFERENT = [
 def test_different_loads_never_share_a_file_or_an_identity(one, other):
     assert spec(**one).slug != spec(**other).slug
     assert spec(**one).identity() != spec(**other).identity()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn": "kernels-community/flash-attn"},
+        {"attn": "org/kernel@v1:function"},
+        {"attn": "../../elsewhere"},
+        {"target": "x" * 300 + ":load"},
+        {"target": "a/b:load"},
+        {"attn": "a" * 300, "target": "b" * 300, "adapter": "c" * 300, "auto_class": "d/e"},
+    ],
+)
+def test_a_slug_is_one_file_name_whatever_is_asked_for(tmp_path, changes):
+    slug = spec(strategy="loader", **changes).slug
+    assert Store(tmp_path).path_for("m", "d", slug).parent == tmp_path / "m" / "d"
+    assert len(slug) < 200
+    assert slug != spec(strategy="loader").slug
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"options": (("offload_folder", '"/home/joe/off"'),)}, {"options": (("offload_folder", '"/srv/ci/off"'),)}),
+        ({"env": (("HF_HOME", "/home/joe/hf"),)}, {"env": (("HF_HOME", "/srv/hf"),)}),
+        ({"env": (("HF_TOKEN", "one"),)}, {"env": (("HF_TOKEN", "two"),)}),
+        ({"adapter": "/home/joe/adapter"}, {"adapter": "/srv/adapter"}),
+    ],
+)
+def test_every_machine_finds_the_same_file(one, other):
+    assert spec(**one).slug == spec(**other).slug != spec().slug
+
+
+def test_what_only_relaxes_a_check_is_no_other_variant():
+    kept = (("low_cpu_mem_usage", "true"),)
+    for options in ((), kept):
+        relaxed = spec(options=(("keys_ok", '["mtp.*"]'), *options))
+        assert relaxed.slug == spec(options=options).slug
+        assert relaxed.identity() == spec(options=options).identity()
+    assert spec(options=kept).slug != spec().slug
+
+
+COMMITTED = sorted(Path(__file__).parents[2].glob("baselines/*/*/*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_committed_baselines_keep_their_names_and_bytes(path):
+    text = path.read_text()
+    baseline = loads(text, str(path))
+    recorded = LoadSpec.from_json({**spec().to_json(), **baseline.spec})
+    assert recorded.slug == path.stem
+    assert portable_spec(recorded.identity()) == baseline.spec
+    assert dumps(baseline) == text
+
+
+def test_there_are_committed_baselines():
+    assert COMMITTED
 
 
 def test_checks_and_the_models_place_are_no_part_of_the_identity():

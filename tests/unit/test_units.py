@@ -54,14 +54,25 @@ def test_what_is_no_time_says_what_to_write():
     ],
 )
 def test_tolerances(text, tolerance, unit, shown):
-    assert parse_tolerance(text) == tolerance
-    assert parse_tolerance(text).format(unit) == shown
+    assert parse_tolerance(text, unit) == tolerance
+    assert parse_tolerance(text, unit).format(unit) == shown
 
 
-@pytest.mark.parametrize("text", ["", "a lot", "-1%", "1%%", "8mib", None, 0.01])
-def test_what_is_no_tolerance_says_what_to_write(text):
-    with pytest.raises(ValueError, match=r"is not a tolerance: write '1%', '8MiB', or '1%\|8MiB'"):
-        parse_tolerance(text)
+@pytest.mark.parametrize(
+    "text", ["", "a lot", "-1%", "1%%", "8mib", None, 0.01, "1%|50%", "8MiB|1GiB", "1%|", "9" * 400]
+)
+@pytest.mark.parametrize(("unit", "example"), [("B", "8MiB"), ("s", "5ms"), ("1", "3")])
+def test_what_is_no_tolerance_says_what_to_write(text, unit, example):
+    with pytest.raises(ValueError, match=rf"is not a tolerance here: write '1%', '{example}', or '1%\|{example}'"):
+        parse_tolerance(text, unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("8MiB", "s"), ("8MiB", "1"), ("5ms", "B"), ("5ms", "1"), ("3", "B"), ("3", "s")]
+)
+def test_a_tolerance_is_in_the_unit_of_its_metric(text, unit):
+    with pytest.raises(ValueError, match="is not a tolerance here"):
+        parse_tolerance(text, unit)
 
 
 def test_a_tolerance_is_the_larger_of_both_and_goes_both_ways():

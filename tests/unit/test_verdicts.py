@@ -13,6 +13,7 @@ from pytest_llmload.core.verdicts import (
     SKIP,
     TABLE,
     Comparison,
+    MetricVerdict,
     Run,
     outcome,
     worst,
@@ -147,3 +148,37 @@ def test_a_load_that_another_process_only_skipped_passes_and_one_that_no_test_ha
     assert skipped.outcome == SKIP
     skipped.merge(Run(NF4, "", load(), nodeids=["b"]))
     assert (skipped.outcome, skipped.verdict) == (PASS, "measured")
+
+
+def checked(section, verdict, *names, **more):
+    return Comparison(section, verdict, metrics=tuple(MetricVerdict(name, verdict) for name in names), **more)
+
+
+def test_a_later_check_of_other_metrics_does_not_hide_an_earlier_one():
+    run = Run(NF4, "cpu-x86_64", load())
+    run.add([checked("memory", "regressed", "host.weights", because=("2 x Linear",))])
+    run.add([checked("memory", "ok", "weights.logical"), checked("time", "ok", "load")])
+    memory, times = run.comparisons
+    assert run.verdict == memory.verdict == "regressed"
+    assert [(item.name, item.verdict) for item in memory.metrics] == [
+        ("host.weights", "regressed"),
+        ("weights.logical", "ok"),
+    ]
+    assert memory.because == ("2 x Linear",)
+    assert times.verdict == "ok"
+
+
+def test_of_one_metric_checked_twice_the_worse_verdict_stays():
+    for first, second in (("ok", "changed"), ("changed", "ok")):
+        run = Run(NF4, "cpu-x86_64", load())
+        run.add([checked("memory", first, "manifest")])
+        run.add([checked("memory", second, "manifest")])
+        (memory,) = run.comparisons
+        assert [memory.verdict, *(item.verdict for item in memory.metrics)] == ["changed", "changed"]
+
+
+def test_a_check_without_a_baseline_stays_the_worse_one_too():
+    run = Run(NF4, "cpu-x86_64", load())
+    run.add([Comparison("memory", "incomparable", whole=True, reason="another spec")])
+    run.add([checked("memory", "improved", "host.peak")])
+    assert (run.verdict, run.comparisons[0].reason) == ("incomparable", "another spec")

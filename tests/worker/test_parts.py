@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import importlib.metadata
 import logging
 import mmap
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.scratch import LOAD, LOGS, Scratch
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.core.surroundings import ENTRIES
 from pytest_llmload.worker import allocator
 from pytest_llmload.worker.capture import warnings_of_libraries
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
@@ -374,12 +377,38 @@ def test_the_environment_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     found = environment(job("tiny-llama"))
     assert found["malloc"] == "by MALLOC_MMAP_THRESHOLD_"
-    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    assert {"python", "torch", "torch_minor", "transformers", "cpu", "host", "loader_threads"} <= set(found)
+    assert found["allocator"] == "expandable_segments:True"
     assert "secret" not in str(found)
     assert str(Path.home()) not in str(found)
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
     assert environment(job("tiny-llama"))["malloc"] == "system"
+
+
+#: Entries that only some loads have, and of whom they are.
+ONLY_SOME = {
+    "cuda": "torch for NVIDIA", "rocm": "torch for AMD", "gpu": "a GPU", "driver": "a GPU", "libc": "glibc",
+    "bitsandbytes": "installed", "peft": "installed", "kernels": "imported", "flash_attn": "imported",
+    "deepspeed": "its strategy", "tensor_parallel": "its strategy", "ranks": "parallel strategies",
+    "server": "endpoints", "revision": "endpoints", "allocator": "set by the user",
+}  # fmt: skip
+
+
+def test_every_entry_of_the_environment_is_declared_and_every_declared_one_is_there() -> None:
+    result, _ = load("tiny-llama", attn="eager")
+    assert set(result.environment) <= set(ENTRIES)
+    assert set(ENTRIES) - set(result.environment) <= set(ONLY_SOME)
+    assert result.environment["attn"] == "eager"
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "tensor_parallel"])
+def test_the_library_of_a_strategy_is_an_entry_of_its_loads_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: f"{package} 1.0")
+    # The warm server has imported it for another load.
+    monkeypatch.setitem(sys.modules, "tensor_parallel", ModuleType("tensor_parallel"))
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
+    assert name not in environment(job("tiny-llama"))
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert environment(job("tiny-llama", strategy=name, world_size=2))[name] == f"{name} 1.0"
 
 
 def test_a_workload_longer_than_the_model_is_refused() -> None:

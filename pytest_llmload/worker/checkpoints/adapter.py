@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Checkpoint
-from pytest_llmload.core.spec import digest
 from pytest_llmload.worker.checkpoints import values
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.build import write_file, write_json, write_once

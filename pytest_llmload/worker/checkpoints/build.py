@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.spec import digest
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoints import values
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors

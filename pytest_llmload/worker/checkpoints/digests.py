@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
-from pytest_llmload.core.spec import digest
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor, weight_files
 from pytest_llmload.worker.checkpoints.threads import workers
 

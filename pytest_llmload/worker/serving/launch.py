@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import CHECK_OPTIONS
 from pytest_llmload.worker.serving.server import HOST, transformers_command
-from pytest_llmload.worker.strategies.base import COMMON_OPTIONS
 from pytest_llmload.worker.strategies.served import Served
 
 _QUANTS = {"nf4": "bnb-4bit", "int8": "bnb-8bit"}
@@ -40,7 +40,7 @@ def _arguments(job: Job, port: int) -> list[str]:
         "attn-implementation": spec.attn,
         "trust-remote-code": job.trust_remote_code,
     }
-    own = set(Served.options) | set(COMMON_OPTIONS)
+    own = set(Served.options) | set(CHECK_OPTIONS)
     given |= {name.replace("_", "-"): json.loads(value) for name, value in spec.options if name not in own}
     arguments = [job.checkpoint.path]
     for name, value in given.items():

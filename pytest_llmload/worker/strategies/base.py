@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.worker.loaded import Loaded
 
-#: Options of every strategy: they concern the checks, not the load.
-COMMON_OPTIONS = ("keys_ok",)
-
 
 class Refused(Exception):
     """A library would not do what was asked; there is no model to look at, only the problem."""

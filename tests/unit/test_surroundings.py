@@ -1,0 +1,67 @@
+"""What a baseline keeps of a load's surroundings, and which differences are named."""
+
+from __future__ import annotations
+
+import pytest
+from sample_loads import ENVIRONMENT, load
+
+from pytest_llmload.baselines.compare import compare
+from pytest_llmload.baselines.environment import changes, stored
+from pytest_llmload.baselines.record import record
+from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.surroundings import ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("deepspeed", "0.18.0", "0.19.1"),
+        ("tensor_parallel", "2.0", "2.1"),
+        ("attn", "sdpa", "eager"),
+        ("rocm", "6.3", "6.4"),
+        ("loader_threads", "4", "1"),
+        ("libc", "glibc 2.36", "glibc 2.41"),
+        ("cpu_isa", "AVX2", "AVX512"),
+    ],
+)
+def test_an_entry_that_a_baseline_keeps_is_named_where_it_differs(name, old, new):
+    baseline = record(None, [load(environment={**ENVIRONMENT, name: old})], update=True).baseline
+    assert baseline.environment[name] == old
+    assert compare(baseline, load(environment={**ENVIRONMENT, name: new})).changed == (f"{name} {old} -> {new}",)
+
+
+def test_a_setting_that_is_usually_not_made_is_named_when_it_is():
+    tuned = {**ENVIRONMENT, "allocator": "expandable_segments:True"}
+    assert changes(ENVIRONMENT, tuned) == ("allocator default -> expandable_segments:True",)
+    assert changes(tuned, ENVIRONMENT) == ("allocator expandable_segments:True -> default",)
+    assert changes(ENVIRONMENT, {**ENVIRONMENT, "peft": "0.21.0"}) == ("peft not installed -> 0.21.0",)
+
+
+def test_what_an_older_baseline_does_not_tell_has_not_changed():
+    newer = {**ENVIRONMENT, "attn": "sdpa", "libc": "glibc 2.36", "deepspeed": "0.18.0"}
+    assert changes(ENVIRONMENT, newer) == ()
+    # What is gone is told.
+    assert changes(newer, ENVIRONMENT) == (
+        "deepspeed 0.18.0 -> unknown",
+        "attn sdpa -> unknown",
+        "libc glibc 2.36 -> unknown",
+    )
+
+
+def test_new_entries_are_no_reason_to_write_and_come_with_the_next_one():
+    old = record(None, [load()], update=True).baseline
+    newer = {**ENVIRONMENT, "attn": "sdpa"}
+    assert record(old, [load(environment=newer)], update=True).baseline is old
+    heavier = load(metrics={"gpu.weights": 1}, environment=newer)
+    assert record(old, [heavier], update=True).baseline.environment == {**old.environment, "attn": "sdpa"}
+
+
+def test_what_belongs_to_each_time_or_to_the_spec_is_not_kept_and_neither_is_anything_unknown():
+    kept = stored({**dict.fromkeys(ENTRIES, "x"), "user": "somebody", "HF_HOME": "/home/somebody"})
+    assert set(ENTRIES) - set(kept) == {"host", "page_cache", "ranks"}
+    assert set(kept) <= set(ENTRIES)
+
+
+def test_every_metric_depends_on_entries_only():
+    depends = {name.partition(".")[0] for metric in METRICS.values() for name in metric.depends}
+    assert depends <= set(ENTRIES)
