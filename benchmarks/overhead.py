@@ -123,7 +123,15 @@ def entry_import() -> float:
 
 
 def left_loaded() -> list[str]:
-    """Heavy modules in an unrelated pytest run at its very end."""
+    """Heavy modules at the very end of an unrelated pytest run that are not there without the plugin."""
+    modules = _loaded_at_the_end()
+    ours = [name for name in modules if name.startswith("pytest_llmload")]
+    print(f"  our modules left loaded: {len(ours)}")
+    # Another plugin of this environment may import them.
+    return sorted({"torch", "numpy", "transformers"} & (modules - _loaded_at_the_end("-p", "no:llmload")))
+
+
+def _loaded_at_the_end(*options: str) -> set[str]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "pytest.ini").write_text("[pytest]\n")
         Path(folder, "test_x.py").write_text("def test_x(): pass\n")
@@ -132,14 +140,9 @@ def left_loaded() -> list[str]:
             "def pytest_unconfigure(config):\n"
             "    open('left.json', 'w').write(json.dumps(sorted(sys.modules)))\n"
         )
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly"], cwd=folder, check=True, capture_output=True
-        )
-        modules = json.loads(Path(folder, "left.json").read_text())
-        heavy = {"torch", "numpy", "transformers"}
-        ours = [name for name in modules if name.startswith("pytest_llmload")]
-        print(f"  our modules left loaded: {len(ours)}")
-        return sorted(heavy & set(modules))
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *options]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return set(json.loads(Path(folder, "left.json").read_text()))
 
 
 def verdict(good: bool) -> str:
