@@ -268,6 +268,16 @@ def test_our_options_are_there_however_they_are_given(pytester, project):
     project("@arguments.txt", "--no-llm-strict", fast=False).assert_outcomes(passed=1)
 
 
+def test_a_committed_suite_without_a_model_matters_only_where_it_would_run(pytester, project):
+    pytester.makepyfile(test_suite="from pytest_llmload.suite import *", test_own="def test_plain(): pass")
+    project("-m", "not llmload", fast=False).assert_outcomes(passed=1, deselected=2)
+    project("-k", "plain", "-n", "1", fast=False).assert_outcomes(passed=1)
+    for workers in ((), ("-n", "1")):
+        result = project(*workers, fast=False)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert result.stderr.str().count("the ready-made suite needs a model") == 1
+
+
 def test_a_user_without_a_home_has_a_cache_for_built_checkpoints(monkeypatch):
     def nobody(cls):
         raise RuntimeError("Could not determine home directory.")
