@@ -24,8 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser) -> None:
-    options.register_short(early_config, parser)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    options.register_short(early_config, parser, args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    options.answer_for_short(config)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -50,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmload.host.state import state_of
 
         state_of(config)
+    elif options.any_given(config):
+        # What is wrong is said at once, and not when the first test asks for a load.
+        options.resolve(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -83,7 +91,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     names = getattr(item, "fixturenames", ())
-    if "llm" in names or "llm_load" in names:
+    # An ``llm`` without an ``llm_spec`` is somebody else's fixture.
+    if {"llm", "llm_spec"} <= set(names) or "llm_load" in names:
         item.add_marker("llmload")
 
 
@@ -179,7 +188,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _uses_loads(item: pytest.Item) -> bool:
-    return "llm_spec" in (names := getattr(item, "fixturenames", ())) or "llm_load" in names
+    """Whether a test asks us for a load, or for the GPUs that loads go to."""
+    return not {"llm_spec", "llm_load", "llm_gpus"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
+
+from pytest_llmload.core.files import path_of
 
 PREFIX = "random:"
 
@@ -195,7 +196,7 @@ def config_of(spec: str) -> dict[str, Any]:
         raise ValueError(f"{spec!r} is not a random model: write random:PRESET or random:PATH, as in random:tiny-llama")
     if what in PRESETS:
         return copy.deepcopy(PRESETS[what])
-    path = Path(what).expanduser()
+    path = path_of(what)
     if path.is_dir():
         path /= "config.json"
     if not path.is_file():

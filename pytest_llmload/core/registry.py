@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 _STRATEGIES = "pytest_llmload.worker.strategies"
@@ -53,14 +54,19 @@ TIME_PROBES: tuple[str, ...] = (*LOADING_PROBES, f"{_PROBES}.rounds:Rounds")
 WORK_PROBES: tuple[str, ...] = (f"{_PROBES}.work:Work",)
 
 
+def is_reference(text: str) -> bool:
+    """Whether a text is ``package.module:name``, whatever is there."""
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*:\w+(\.\w+)*", text) is not None
+
+
 def resolve(reference: str) -> Any:
     """The object that ``package.module:name`` names.
 
     Raises ValueError where the text is no such reference, ImportError and AttributeError where nothing is there.
     """
-    module, separator, name = reference.partition(":")
-    if not (module and separator and name):
+    if not is_reference(reference):
         raise ValueError(f"{reference!r} is no import string: write 'package.module:name'")
+    module, _, name = reference.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pytest_llmload.core.files import path_of
+
 RANDOM = "random"
 #: How a directory below the root directory begins, which tells it from a hub id.
 BELOW = "./"
@@ -19,7 +21,7 @@ def parse_adapter(text: object, base: Path, root: Path) -> str:
         raise ValueError(f"{text!r} is no adapter: write a directory, a hub id or 'random'")
     if text == RANDOM:
         return text
-    path = (base / Path(text).expanduser()).resolve()
+    path = (base / path_of(text)).resolve()
     if path.is_dir():
         below = path.is_relative_to(root) and path != root
         return f"{BELOW}{path.relative_to(root).as_posix()}" if below else str(path)

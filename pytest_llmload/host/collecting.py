@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llmload.host import limits, markers, options
 from pytest_llmload.host.signatures import HARDWARE, LIMITS, LOAD_MARKERS
-from pytest_llmload.host.state import SUITE, state_of
+from pytest_llmload.host.state import SUITE, State, state_of
 
 
 def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -28,12 +28,9 @@ def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector 
 def generate(metafunc: pytest.Metafunc) -> None:
     """Parametrise a test by the loads it asks for. What is wrong is kept, and raised once collection is over."""
     state = state_of(metafunc.config)
-    suite = any(mark.kwargs.get("suite") for mark in metafunc.definition.iter_markers("llmload"))
+    suite = _is_suite(metafunc.definition)
     if not state.models:
-        flag = options.flag(metafunc.config, "model")
-        if suite:
-            state.mistakes.append(f"the ready-made suite needs a model: {flag}=random:tiny-llama, or your own")
-        reason = pytest.mark.skip(reason=f"no model to load: give {flag}=SPEC")
+        reason = pytest.mark.skip(reason=f"no model to load: give {options.flag(metafunc.config, 'model')}=SPEC")
         _parametrise(metafunc, [pytest.param("", id="no-model", marks=reason)])
         return
     try:
@@ -58,6 +55,19 @@ def generate(metafunc: pytest.Metafunc) -> None:
     _parametrise(metafunc, parameters)
 
 
+def _is_suite(item: pytest.Item) -> bool:
+    return any(mark.kwargs.get("suite") for mark in item.iter_markers("llmload"))
+
+
+def refuse_suite_without_model(state: State, items: list[pytest.Item]) -> None:
+    """Raise UsageError if a test of the ready-made suite is to run without a model; called after deselection."""
+    if state.models or not any(map(_is_suite, items)):
+        return
+    flag = options.flag(state.config, "model")
+    state.mistakes.append(f"the ready-made suite needs a model: {flag}=random:tiny-llama, or your own")
+    _refuse(state, items)
+
+
 def _parametrise(metafunc: pytest.Metafunc, parameters: list[Any]) -> None:
     metafunc.parametrize("llm_spec", parameters, indirect=True, scope="session")
 
@@ -65,7 +75,6 @@ def _parametrise(metafunc: pytest.Metafunc, parameters: list[Any]) -> None:
 def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Raise UsageError for markers that are wrong or would be ignored, all of them at once.
 
-    An xdist worker collects nothing then: xdist survives no worker that raises, and the controller says it once.
     Called only in runs that have to do with loads: the markers' names are labels in other people's suites.
     """
     state = state_of(config)
@@ -74,21 +83,32 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
         try:
             if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
                 limits.validate(item)
+                if "llm_spec" not in names:  # where it is no axis of variants
+                    for mark in markers.nearest(item, "gpu_count"):
+                        state.marks.gpus(mark, item.nodeid)
                 for mark in markers.foreign_marks(item):
                     state.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
                     )
-            state.mistakes += _ignored(item, names)
+            state.mistakes += _ignored(state, item, names)
         except pytest.UsageError as error:
             state.mistakes.append(str(error))
+    _refuse(state, items)
+
+
+def _refuse(state: State, items: list[pytest.Item]) -> None:
+    """Raise UsageError if there are mistakes.
+
+    An xdist worker collects nothing instead: xdist survives no worker that raises, and the controller says it once.
+    """
     if state.is_worker and state.mistakes:
         items.clear()
     else:
         state.refuse_mistakes()
 
 
-def _ignored(item: pytest.Item, names: Sequence[str]) -> list[str]:
+def _ignored(state: State, item: pytest.Item, names: Sequence[str]) -> list[str]:
     heeded: set[str] = set()
     if "llm_spec" in names:
         heeded |= {*LOAD_MARKERS, *HARDWARE}
@@ -96,8 +116,9 @@ def _ignored(item: pytest.Item, names: Sequence[str]) -> list[str]:
         heeded |= HARDWARE
     if "llm" in names or "llm_load" in names:
         heeded |= LIMITS.keys()
+    claims = {**dict.fromkeys(LOAD_MARKERS, state.marks.claims), **dict.fromkeys(LIMITS, limits.claims)}
     return [
         f"{item.nodeid}: {mark.name} would be ignored: the test uses no load fixture; let it request 'llm'"
         for mark in item.own_markers
-        if mark.name in {**LOAD_MARKERS, **LIMITS} and mark.name not in heeded and markers.looks_like_ours(mark)
+        if mark.name in claims and mark.name not in heeded and claims[mark.name](mark)
     ]

@@ -22,6 +22,9 @@ class Grouping:
         state = existing_state(self._config)
         if state is None:
             return
+        from pytest_llmload.host import collecting
+
+        collecting.refuse_suite_without_model(state, items)
         state.collected = True
         state.tests_left_out |= len(items) < collected
         groups: dict[object, list[pytest.Item]] = {}

@@ -13,6 +13,9 @@ def lines(config: pytest.Config) -> list[str]:
     if taken := options.taken(config):
         names = ", ".join(f"--llm-{name} is --llmload-{name}" for name in taken)
         found.append(f"llmload: another plugin or conftest owns some of our options: {names}")
+    if taken := options.taken_ini(config):
+        names = ", ".join(f"{options.ini_name(name)} is {options.flag(config, name)}" for name in taken)
+        found.append(f"llmload: another plugin or conftest owns some of our ini settings: {names}")
     if options.given(config):
         from pytest_llmload.host.state import state_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,12 +81,25 @@ def memory_of(mark: pytest.Mark, where: str) -> int:
 
 def validate(item: pytest.Item) -> None:
     """Raise UsageError if a limit of the item is wrong; called at collection."""
-    for mark in limit_marks(item, "memory_ceiling"):
-        ceiling_of(mark, item.nodeid)
-    for mark in limit_marks(item, "latency_budget"):
-        budget_of(mark, item.nodeid)
-    for mark in limit_marks(item, "gpu_memory"):
-        memory_of(mark, item.nodeid)
+    for name, read in _READERS.items():
+        for mark in limit_marks(item, name):
+            read(mark, item.nodeid)
+
+
+def claims(mark: pytest.Mark) -> bool:
+    """Whether a limit on a test without a load is meant for us; in other suites the names are labels."""
+    try:
+        _READERS[mark.name](mark, mark.name)
+    except pytest.UsageError:
+        return False
+    return True
+
+
+_READERS: dict[str, Callable[[pytest.Mark, str], object]] = {
+    "memory_ceiling": ceiling_of,
+    "latency_budget": budget_of,
+    "gpu_memory": memory_of,
+}
 
 
 def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:

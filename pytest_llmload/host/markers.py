@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from pytest_llmload.core.canonical import canonical_json
+from pytest_llmload.core.nodes import nodes
+from pytest_llmload.core.registry import is_reference
 from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload
 from pytest_llmload.core.units import parse_bytes
 from pytest_llmload.host.adapters import RANDOM, parse_adapter
-from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS
+from pytest_llmload.host.signatures import LOAD_MARKERS, signature_text
 
 if TYPE_CHECKING:
     from pytest_llmload.host.models import Model
@@ -28,6 +31,17 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 _PARAMETER_SET = type(pytest.param())
 _QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
+#: Options of ``strategy`` that ``llm_load`` takes as keywords of its own.
+_STRATEGY_OPTIONS = ("max_memory", "world_size", "target")
+#: Markers that list several values.
+_LISTS = ("strategy", "quant", "dtype")
+#: How the text of a marker begins that takes any text.
+_TELLING = {
+    "lora": r"random$|.*/",
+    "device_map": r"(auto|balanced|sequential|cpu|disk|cuda(:\d+)?)$",
+    "attn": r"(eager|sdpa)$|flash_|flex_|paged|.*/",
+    "auto_class": r"Auto[A-Z]",
+}
 
 
 class Value(NamedTuple):
@@ -62,6 +76,9 @@ class Marks:
         ]
         axes = [axis for axis in axes if axis]
         named = {field for axis in axes for value in axis for field in value.fields}
+        if nearest(definition, "strategy"):
+            # Also one that names only a dtype or a scheme.
+            named.add("strategy")
         axes += self._defaults(named, suite, where)
         found: list[Variant] = []
         for model in models:
@@ -80,10 +97,24 @@ class Marks:
                 "not supported; merge it into the checkpoint, or place the model by a device map"
             )
         facets = self._strategies.of(spec)
-        reasons = [_without_effect(spec), *(facet.refuses(spec, self._settings.endpoint or "") for facet in facets)]
+        own = {option for facet in facets for option in facet.options}
+        reasons = [_without_effect(spec), _said_twice(spec, own), self._other_count(spec)]
+        reasons += [facet.refuses(spec, self._settings.endpoint or "") for facet in facets]
         if reason := next(filter(None, reasons), ""):
             raise pytest.UsageError(f"{where}: {reason}")
         return spec
+
+    def _other_count(self, spec: LoadSpec) -> str:
+        """How ``gpu_count`` contradicts the shards or ranks of a load; empty where it does not."""
+        declaration = self._strategies[spec.strategy]
+        if spec.gpu_count == 1 or "world_size" not in declaration.fields:
+            return ""
+        if spec.world_size == spec.gpu_count * (nodes() if declaration.in_ranks else 1):
+            return ""
+        return (
+            f"gpu_count({spec.gpu_count}) contradicts world_size={spec.world_size} of strategy({spec.strategy!r}), "
+            "which takes a GPU for each: leave gpu_count away, or give both the same number"
+        )
 
     def _merged(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
         fields: Fields = {}
@@ -126,12 +157,10 @@ class Marks:
         if "device_map" in keywords or ("max_memory" in keywords and "strategy" not in keywords):
             limits = {"max_memory": keywords.pop("max_memory")} if "max_memory" in keywords else {}
             values.append(self._one("device_map", (keywords.pop("device_map", "auto"),), limits, where))
-        if "max_memory" in keywords:
-            options = {**options, "max_memory": keywords.pop("max_memory")}
-        if "world_size" in keywords:
-            options = {**options, "world_size": keywords.pop("world_size")}
+        options = {**options, **{key: keywords.pop(key) for key in _STRATEGY_OPTIONS if key in keywords}}
         if options or "strategy" in keywords:
-            values.append(self._one("strategy", (keywords.pop("strategy", SINGLE),), options, where))
+            default = "loader" if "target" in options else SINGLE
+            values.append(self._one("strategy", (keywords.pop("strategy", default),), options, where))
         if env:
             values.append(Value({"env": tuple(sorted(env.items()))}))
         for name, value in keywords.items():
@@ -181,7 +210,29 @@ class Marks:
             inspect.signature(LOAD_MARKERS[mark.name]).bind(*mark.args, **mark.kwargs)
         except TypeError as error:
             raise pytest.UsageError(f"{where}: {mark.name}: {error}; {usage(mark.name)}") from None
-        return read(mark.args, dict(mark.kwargs), where)
+        if mark.name in _LISTS:
+            return read(mark.args, dict(mark.kwargs), where)
+        # Of one value each, which may be a pytest.param too.
+        args = list(unpacked(mark.args, f"{where}: {mark.name}"))
+        kwargs = dict(zip(mark.kwargs, unpacked(mark.kwargs.values(), f"{where}: {mark.name}"), strict=True))
+        parts = [*args, *kwargs.values()]
+        identity = next((name for _, name, _ in parts if name is not None), None)
+        marks = tuple(inner for _, _, inners in parts for inner in inners)
+        values = read(tuple(arg for arg, _, _ in args), {name: value for name, (value, _, _) in kwargs.items()}, where)
+        return [Value(value.fields, identity, marks) for value in values]
+
+    def claims(self, mark: pytest.Mark) -> bool:
+        """Whether a load marker on a test without a load is meant for us; in other suites the names are labels.
+
+        Where any text would do, only one that hardly is somebody's label.
+        """
+        try:
+            values = self._values(mark, mark.name)
+        except pytest.UsageError:
+            return False
+        texts = [value for value in mark.args if isinstance(value, str)]
+        telling = _TELLING.get(mark.name, "")
+        return bool(values and (mark.args or mark.kwargs)) and all(re.match(telling, text) for text in texts)
 
     def _choices(
         self, name: str, args: Sequence[Any], allowed: Sequence[str], make: Callable[[Any], Fields], where: str
@@ -189,7 +240,7 @@ class Marks:
         if not args:
             raise pytest.UsageError(f"{where}: {name} names nothing: one or more of {', '.join(allowed)}")
         values = []
-        for arg, identity, marks in unpacked(args):
+        for arg, identity, marks in unpacked(args, f"{where}: {name}"):
             if arg not in allowed:
                 raise pytest.UsageError(f"{where}: {name}: unknown {arg!r}: one of {', '.join(allowed)}")
             values.append(Value(make(arg), identity, marks))
@@ -199,18 +250,15 @@ class Marks:
         kwargs = {key: _quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
 
         def fields(scheme: str) -> Fields:
-            four_bit = scheme in ("nf4", "fp4")
-            found = {"quant": scheme}
-            for key, value in kwargs.items():
-                if scheme == "none" or (key in ("double_quant", "compute_dtype") and not four_bit):
-                    # One marker may list schemes that an option says nothing about; alone, it would be ignored.
-                    if len(args) == 1:
-                        raise pytest.UsageError(f"{where}: quant({scheme!r}) has no {key}")
-                    continue
-                found[key] = value
-            return found
+            return {"quant": scheme} | {key: value for key, value in kwargs.items() if scheme in _heeds(key)}
 
-        return self._choices("quant", args, QUANTS, fields, where)
+        values = self._choices("quant", args, QUANTS, fields, where)
+        for key in kwargs:
+            # One marker may list schemes that an option says nothing about, but not only such.
+            if not any(key in value.fields for value in values):
+                schemes = ", ".join(repr(value.fields["quant"]) for value in values)
+                raise pytest.UsageError(f"{where}: quant({schemes}) has no {key}")
+        return values
 
     def _dtype(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         return self._choices("dtype", args, DTYPES, lambda name: {"dtype": name}, where)
@@ -234,7 +282,7 @@ class Marks:
                     options[key] = _as_json(value, f"{where}: strategy: {key}")
             if name == "loader":
                 found.setdefault("target", self._settings.loader)
-                if not isinstance(found["target"], str) or found["target"].count(":") != 1:
+                if not isinstance(found["target"], str) or not is_reference(found["target"]):
                     raise pytest.UsageError(
                         f"{where}: strategy('loader') needs target='pkg.mod:function', or --llm-loader"
                     )
@@ -261,6 +309,11 @@ class Marks:
         if type(count) is not int or count < 1:
             raise pytest.UsageError(f"{where}: gpu_count({count!r}): a whole number of GPUs, at least 1")
         return [Value({"gpu_count": count})]
+
+    def gpus(self, mark: pytest.Mark, where: str) -> int:
+        """The GPUs that a ``gpu_count`` asks for."""
+        (value,) = self._values(mark, where)
+        return int(value.fields["gpu_count"])
 
     def _lora(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         names = inspect.signature(LOAD_MARKERS["lora"]).parameters
@@ -325,8 +378,21 @@ def nearest(node: pytest.Item, name: str) -> list[pytest.Mark]:
             break
         owner = holder
         found.append(mark)
+    inherited = _inherited(owner.obj, name) if isinstance(owner, pytest.Class) else ()
     # Decorators apply from the bottom up.
-    return found[::-1]
+    return [mark for mark in reversed(found) if not any(mark is other for other in inherited)]
+
+
+def _inherited(cls: type, name: str) -> list[pytest.Mark]:
+    """Marks that a test class has from classes above the nearest one that has any; pytest puts all on one node."""
+    levels = []
+    for each in cls.__mro__:
+        written = each.__dict__.get("pytestmark", ())
+        listed = written if isinstance(written, (list, tuple)) else [written]
+        marks = [mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in listed]
+        levels.append([mark for mark in marks if mark.name == name])
+    nearest_level, *above = [level for level in levels if level] or [[]]
+    return [mark for level in above for mark in level if not any(mark is own for own in nearest_level)]
 
 
 def limit_marks(item: pytest.Item, name: str) -> list[pytest.Mark]:
@@ -343,37 +409,13 @@ def foreign_marks(item: pytest.Item) -> Iterator[pytest.Mark]:
         yield from (mark for mark in callspec.marks if mark.name in LOAD_MARKERS)
 
 
-def looks_like_ours(mark: pytest.Mark) -> bool:
-    """Whether a marker's arguments are ones that ours would take; other suites use the names as plain labels."""
-    declared = {**LOAD_MARKERS, **LIMITS}[mark.name]
-    try:
-        inspect.signature(declared).bind(*mark.args, **mark.kwargs)
-    except TypeError:
-        return False
-    values = [value for value, _, _ in unpacked(mark.args)]
-    if mark.name == "quant":
-        return bool(values) and all(value in QUANTS for value in values)
-    if mark.name == "dtype":
-        return bool(values) and all(value in DTYPES for value in values)
-    if mark.name == "gpu_count":
-        return all(type(value) is int for value in values)
-    if mark.name == "gpu_memory":
-        return all(_is_size(value) for value in (*values, *mark.kwargs.values()))
-    return bool(mark.args or mark.kwargs)
-
-
-def _is_size(value: object) -> bool:
-    try:
-        parse_bytes(value)
-    except ValueError:
-        return False
-    return True
-
-
-def unpacked(args: Sequence[Any]) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
-    """Values of a marker; each may be a ``pytest.param(value, marks=…, id=…)``."""
+def unpacked(args: Iterable[Any], where: str) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
+    """Values of a marker; each may be a ``pytest.param(value, marks=…, id=…)``. Raises UsageError for more in one."""
     for arg in args:
         if isinstance(arg, _PARAMETER_SET):
+            if len(arg.values) != 1:
+                values = ", ".join(map(repr, arg.values))
+                raise pytest.UsageError(f"{where}: pytest.param({values}): one value in each")
             marks = tuple(mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in arg.marks)
             yield arg.values[0], (arg.id if isinstance(arg.id, str) else None), marks
         else:
@@ -396,7 +438,7 @@ def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
 
 
 def usage(name: str) -> str:
-    return f"write {name}{inspect.signature(LOAD_MARKERS[name])}"
+    return f"write {name}{signature_text(LOAD_MARKERS[name])}"
 
 
 def _keywords(name: str) -> list[str]:
@@ -408,7 +450,7 @@ def _quant_option(name: str, value: object, where: str) -> object:
     if name == "double_quant":
         return _flag(value, f"{where}: {name}")
     if name != "compute_dtype":
-        return _names(value, f"{where}: {name}")
+        return tuple(sorted(set(_names(value, f"{where}: {name}"))))
     if value is not None and value not in DTYPES:
         raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
     return value
@@ -422,6 +464,28 @@ def _without_effect(spec: LoadSpec) -> str:
         return f"{name} concerns nf4 and fp4, and this load is in neither"
     if spec.quant == "none" and spec.skip_modules:
         return "skip_modules concerns int8, nf4 and fp4, and this load is in none"
+    return ""
+
+
+def _heeds(option: str) -> tuple[str, ...]:
+    """The schemes that an option of ``quant`` concerns."""
+    return ("nf4", "fp4") if option in ("double_quant", "compute_dtype") else ("int8", "nf4", "fp4")
+
+
+def _said_twice(spec: LoadSpec, own: set[str]) -> str:
+    """Which option for from_pretrained says what a marker says too; empty where there is none.
+
+    ``own`` are the options that the load's strategies take themselves.
+    """
+    for option, (marker, said) in {
+        "dtype": ("dtype", spec.dtype),
+        "torch_dtype": ("dtype", spec.dtype),
+        "attn_implementation": ("attn", spec.attn),
+        "quantization_config": ("quant", spec.quant if spec.quant != "none" else None),
+    }.items():
+        value = spec.option(option)
+        if option not in own and None not in (said, value) and value != said:
+            return f"{option}={value!r} contradicts {marker} {said!r}: leave the option away"
     return ""
 
 

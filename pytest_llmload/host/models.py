@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_llmload.core.files import path_of
 from pytest_llmload.core.presets import config_of
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: As long as the longest hub id with some to spare; a file's name may have 255.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Model(NamedTuple):
@@ -25,7 +27,8 @@ def parse_model(text: str, base: Path) -> Model:
     ValueError says what is wrong and what to write.
     """
     name, separator, spec = text.partition("=")
-    if not separator:
+    if not separator or "/" in name:
+        # A path may have a '=' too.
         name, spec = "", text
     if not spec:
         raise ValueError(f"{text!r} names no model: write a hub id, a directory or random:PRESET")
@@ -36,7 +39,7 @@ def parse_model(text: str, base: Path) -> Model:
         local = _local(rest, base)
         if local is not None:
             spec = f"random:{local}"
-            own = local.parent.name if local.name == "config.json" else local.stem
+            own = local.name if local.is_dir() else local.parent.name if local.name == "config.json" else local.stem
         else:
             own = rest
         config_of(spec)
@@ -54,16 +57,14 @@ def parse_model(text: str, base: Path) -> Model:
     chosen = name or own
     if _NAME.fullmatch(chosen) is None or ".." in chosen:
         raise ValueError(
-            f"{chosen!r} cannot name a model: it becomes a folder of the baselines and part of test ids; write "
-            "NAME=SPEC with a NAME of letters, digits, '.', '_' and '-'"
+            f"{chosen!r} cannot name a model: it becomes a folder of the baselines and part of test ids; "
+            "write NAME=SPEC with a NAME of at most 200 letters, digits, '.', '_' and '-'"
         )
     return Model(chosen, spec)
 
 
 def _local(text: str, base: Path) -> Path | None:
-    path = Path(text).expanduser()
-    if not path.is_absolute():
-        path = base / path
+    path = base / path_of(text)
     looks_local = text.startswith((".", "/", "~"))
     if path.exists():
         return path.resolve()

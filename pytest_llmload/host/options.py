@@ -1,7 +1,7 @@
 """The options of ``pytest --help``, group ``llmload``: registered here, resolved to one :class:`Settings`.
 
-Every option is ``--llmload-NAME``; the short ``--llm-NAME`` is added once all plugins and conftests have registered
-theirs, and gives way to whoever owns it.
+Every option is ``--llmload-NAME``. The short ``--llm-NAME`` and the ini setting ``llm_NAME`` are added once all plugins
+and conftests have registered theirs, and give way to whoever owns them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import Workload
     from pytest_llmload.core.units import Tolerance
 
+#: Type of ini settings that take a number too: TOML has numbers, and before pytest 9.2 a setting has one type only.
+_NUMBER: Any = str | int | float if pytest.version_tuple >= (9, 2) else "string"
+
 #: name -> (ini type or None for "no ini twin", default, argparse attributes).
-OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
+OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "model": ("linelist", [], {
         "action": "append", "metavar": "[NAME=]SPEC",
         "help": "Model to load: hub id, hub-id@revision, directory, random:PRESET or random:PATH. Repeatable.",
@@ -74,19 +77,19 @@ OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
     "report": (None, [], {
         "action": "append", "metavar": "FILE", "help": "Write a report; the suffix says which: .json. Repeatable.",
     }),
-    "timeout": ("string", "30min", {
+    "timeout": (_NUMBER, "30min", {
         "metavar": "TIME", "help": "Deadline of one load, download apart (default: 30min)",
     }),
-    "wait-gpu": ("string", "0s", {
+    "wait-gpu": (_NUMBER, "0s", {
         "metavar": "TIME", "help": "How long to wait for a GPU that another process holds (default: 0s)",
     }),
     "cache-dir": ("string", "", {
         "metavar": "DIR", "help": "Where built checkpoints are kept (default: ~/.cache/pytest-llmload)",
     }),
-    "record-repeats": ("string", "2", {
+    "record-repeats": (_NUMBER, "2", {
         "metavar": "N", "help": "Loads per recorded baseline (default: 2)",
     }),
-    "latency-time": ("string", "3min", {
+    "latency-time": (_NUMBER, "3min", {
         "metavar": "TIME", "help": "Time that one latency check may spend on further processes (default: 3min)",
     }),
     "page-cache": ("string", "warm", {
@@ -99,6 +102,7 @@ OPTIONS: dict[str, tuple[str | None, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 _TAKEN = pytest.StashKey[list[str]]()
+_TAKEN_INI = pytest.StashKey[list[str]]()
 
 
 class Settings:
@@ -149,24 +153,42 @@ def ini_name(name: str) -> str:
 
 
 def register(parser: pytest.Parser) -> None:
-    """Add ``--llmload-*`` and the ini settings ``llm_*``."""
+    """Add ``--llmload-*``."""
     group = parser.getgroup("llmload", "model-loading regression tests")
-    for name, (ini_type, _, attributes) in OPTIONS.items():
+    for name, (_, _, attributes) in OPTIONS.items():
         group.addoption(f"--llmload-{name}", dest=dest(name), default=None, **{**attributes, "help": argparse.SUPPRESS})
-        if ini_type is not None:
-            parser.addini(ini_name(name), attributes["help"], type=ini_type, default=None)  # type: ignore[arg-type]
 
 
-def register_short(config: pytest.Config, parser: pytest.Parser) -> None:
-    """Add ``--llm-*`` where nobody else has it; called after conftests have added theirs."""
+def register_short(config: pytest.Config, parser: pytest.Parser, arguments: list[str]) -> None:
+    """Add ``--llm-*`` and the ini settings ``llm_*`` where nobody else has them; called after conftests added theirs.
+
+    Of the options, those that the arguments have: a conftest below may still add its own of the same name.
+    """
+    known, unknown = parser.parse_known_and_unknown_args(arguments)
+    # An unknown one with a space in its value is taken for a file.
+    asked = {argument.partition("=")[0] for argument in (*unknown, *known.file_or_dir)}
     group = parser.getgroup("llmload")
     config.stash[_TAKEN] = []
+    config.stash[_TAKEN_INI] = []
     all_free = _is_free(parser, [f"--llm-{name}" for name in OPTIONS])
-    for name, (_, _, attributes) in OPTIONS.items():
-        if all_free or _is_free(parser, [f"--llm-{name}"]):
-            group.addoption(f"--llm-{name}", dest=dest(name), default=None, **attributes)
-        else:
+    for name, (ini_type, _, attributes) in OPTIONS.items():
+        if not (all_free or _is_free(parser, [f"--llm-{name}"])):
             config.stash[_TAKEN].append(name)
+        elif known.help or asked & {f"--llm-{name}", f"--no-llm-{name}"}:
+            group.addoption(f"--llm-{name}", dest=dest(name), default=None, **attributes)
+        if ini_type is None:
+            continue
+        if _is_free_ini(config, ini_name(name)):
+            parser.addini(ini_name(name), attributes["help"], type=ini_type, default=None)
+        else:
+            config.stash[_TAKEN_INI].append(name)
+
+
+def answer_for_short(config: pytest.Config) -> None:
+    """Let ``config.getoption("--llm-NAME")`` answer for options that nobody wrote, which the parser does not know."""
+    for name in OPTIONS:
+        if name not in taken(config):
+            setattr(config.option, f"--llm-{name}", config.getoption(dest(name)))
 
 
 def _is_free(parser: pytest.Parser, names: list[str]) -> bool:
@@ -178,14 +200,39 @@ def _is_free(parser: pytest.Parser, names: list[str]) -> bool:
     return len(unknown) == len(names)
 
 
+def _is_free_ini(config: pytest.Config, name: str) -> bool:
+    try:
+        config.getini(name)
+    except ValueError as error:
+        # Unknown, as against a value that its owner could not read.
+        return isinstance(error.__cause__, KeyError)
+    except (TypeError, pytest.UsageError):
+        return False
+    return False
+
+
 def taken(config: pytest.Config) -> list[str]:
     """Names of short options that belong to somebody else."""
     return config.stash.get(_TAKEN, [])
 
 
+def taken_ini(config: pytest.Config) -> list[str]:
+    """Names of options whose ini setting belongs to somebody else."""
+    return config.stash.get(_TAKEN_INI, [])
+
+
 def given(config: pytest.Config) -> bool:
     """Whether the run says which model to load; cheap, for runs that have nothing to do with this plugin."""
-    return bool(config.getoption(dest("model")) or _ini(config, "model"))
+    return _given(config, "model")
+
+
+def any_given(config: pytest.Config) -> bool:
+    """Whether the run sets any option of ours; cheap, for runs that have nothing to do with this plugin."""
+    return any(_given(config, name) for name in OPTIONS)
+
+
+def _given(config: pytest.Config, name: str) -> bool:
+    return config.getoption(dest(name)) is not None or _ini(config, name) not in (None, "", [])
 
 
 def flag(config: pytest.Config, name: str) -> str:
@@ -209,19 +256,25 @@ def given_arguments(config: pytest.Config, *, without: tuple[str, ...]) -> list[
 
 
 def _ini(config: pytest.Config, name: str) -> Any:
+    """What the ini file says; None where it says nothing, or cannot, since the setting is somebody else's."""
+    setting = ini_name(name)
+    if OPTIONS[name][0] is None or name in taken_ini(config):
+        return None
     try:
-        return config.getini(ini_name(name))
-    except TypeError as error:  # pytest 9.0 and 9.1; UsageError later
-        raise pytest.UsageError(str(error)) from None
-    except ValueError as error:
-        raise pytest.UsageError(f"{ini_name(name)} in {config.inipath}: {error}") from None
+        return config.getini(setting)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # which one depends on pytest's version
+        text = str(error)
+        raise pytest.UsageError(text if setting in text else f"{setting} in {config.inipath}: {text}") from None
 
 
 def resolve(config: pytest.Config) -> Settings:
     """Every option as one value. Raises UsageError naming the option and what to write."""
     from pathlib import Path
 
+    from pytest_llmload.baselines.store import Store
+    from pytest_llmload.core.files import path_of
     from pytest_llmload.core.metrics import tolerance_of
+    from pytest_llmload.core.registry import is_reference
     from pytest_llmload.core.spec import Workload
 
     values: dict[str, Any] = {}
@@ -230,7 +283,7 @@ def resolve(config: pytest.Config) -> Settings:
         value, source = config.getoption(dest(name)), flag(config, name)
         if value is None and ini_type is not None:
             value, source = _ini(config, name), ini_name(name)
-            if ini_type != "bool" and not value:
+            if value in ("", []):
                 value = None
         values[name], sources[name] = (default if value is None else value), source
 
@@ -246,7 +299,8 @@ def resolve(config: pytest.Config) -> Settings:
         return config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
 
     def path(name: str) -> Path:
-        return base(name) / Path(values[name]).expanduser()
+        found: Path = parsed(name, path_of)
+        return base(name) / found
 
     def tolerances(lines: list[str]) -> dict[str, Tolerance]:
         found = {}
@@ -257,10 +311,27 @@ def resolve(config: pytest.Config) -> Settings:
             found[metric] = tolerance_of(metric, text)
         return found
 
-    def count(text: str) -> int:
+    def count(value: object) -> int:
+        text = str(value)
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"{text!r} is not a number of loads of at least 1")
         return int(text)
+
+    def deadline(value: object) -> float:
+        seconds = _seconds_or_number(value)
+        if not seconds:
+            raise ValueError(f"{str(value)!r} leaves no time to load anything: write more than 0s, as in '30min'")
+        return seconds
+
+    def loader(text: str) -> str | None:
+        if text and not is_reference(text):
+            raise ValueError(f"{text!r} names no function: write MODULE:FUNCTION, as in 'ourapp.serving:load_model'")
+        return text or None
+
+    def variant(text: str) -> str | None:
+        if text:
+            Store(settings.baselines, text)
+        return text or None
 
     def choice(name: str) -> str:
         choices = OPTIONS[name][2]["choices"]
@@ -292,14 +363,14 @@ def resolve(config: pytest.Config) -> Settings:
     settings.root = config.rootpath
     settings.adapter = parsed("adapter", adapter)
     settings.strategies = values["strategy"]
-    settings.loader = values["loader"] or None
+    settings.loader = parsed("loader", loader)
     settings.endpoint = parsed("endpoint", endpoint)
     settings.imports = tuple(values["import"])
     settings.workload = parsed("workload", Workload.parse)
     settings.device = choice("device")
     default_dir = sources["baselines"].startswith("llm_") and values["baselines"] == "baselines"
     settings.baselines = config.rootpath / "baselines" if default_dir else path("baselines")
-    settings.baseline_variant = values["baseline-variant"] or None
+    settings.baseline_variant = parsed("baseline-variant", variant)
     settings.update_baselines = values["update-baselines"]
     settings.record_missing = values["record-missing"]
     settings.tolerances = parsed("tolerance", tolerances)
@@ -307,7 +378,7 @@ def resolve(config: pytest.Config) -> Settings:
     settings.require_hardware = values["require-hardware"] or settings.strict
     settings.inline = values["isolation"] == "inline"
     settings.reports = parsed("report", suffix)
-    settings.timeout = parsed("timeout", _seconds_or_number)
+    settings.timeout = parsed("timeout", deadline)
     settings.wait_gpu = parsed("wait-gpu", _seconds_or_number)
     settings.cache_dir = path("cache-dir") if values["cache-dir"] else default_cache()
     settings.record_repeats = parsed("record-repeats", count)
@@ -336,16 +407,26 @@ def parse_endpoint(text: str) -> str:
     return text.rstrip("/")
 
 
-def _seconds_or_number(text: str) -> float:
+def _seconds_or_number(value: object) -> float:
     """``--llm-wait-gpu 30`` as well as ``30s``."""
+    import re
+
     from pytest_llmload.core.units import parse_seconds
 
-    return float(text) if text.isdecimal() else parse_seconds(text)
+    text = str(value)
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else parse_seconds(text)
 
 
 def default_cache() -> Path:
+    """``~/.cache/pytest-llmload``; a folder for temporary files where the user has no home, as in some containers."""
     import os
+    import tempfile
     from pathlib import Path
 
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pytest-llmload"
+    if base:
+        return Path(base) / "pytest-llmload"
+    try:
+        return Path.home() / ".cache" / "pytest-llmload"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"pytest-llmload-{os.getuid()}" / "cache"

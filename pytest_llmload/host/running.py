@@ -42,7 +42,8 @@ def _skip_if_missing(item: pytest.Item) -> None:
     __tracebackhide__ = True
     state = state_of(item.config)
     spec = state.spec_of(item)
-    if spec is None and ("llm_spec" in getattr(item, "fixturenames", ()) or not state.models):
+    names = getattr(item, "fixturenames", ())
+    if spec is None and ("llm_spec" in names or ("llm_load" in names and not state.models)):
         return  # no model: its own skip mark says so, or llm_load, which may be given one
     reason = skips.missing(state, item, spec)
     if reason is None:

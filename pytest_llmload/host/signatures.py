@@ -74,13 +74,13 @@ HARDWARE = frozenset({"gpu_count", "gpu_memory"})
 def lines() -> list[str]:
     """The lines of ``pytest --markers``."""
     found = [
-        f"{name}{_without_annotations(function)}: {function.__doc__}"
-        for name, function in {**LOAD_MARKERS, **LIMITS}.items()
+        f"{name}{signature_text(function)}: {function.__doc__}" for name, function in {**LOAD_MARKERS, **LIMITS}.items()
     ]
     return [*found, "llmload(suite=False): Uses a load of a model (set by pytest-llmload itself; for -m 'not llmload')"]
 
 
-def _without_annotations(function: Any) -> str:
+def signature_text(function: Any) -> str:
+    """A marker's signature as people write it: without annotations."""
     signature = inspect.signature(function)
     parameters = [value.replace(annotation=value.empty) for value in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))

@@ -24,8 +24,13 @@ _MOST = 8
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
     """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
     gpus = state.device.gpus
-    counts = [(*mark.args, *mark.kwargs.values())[0] for mark in nearest(item, "gpu_count")]
-    wanted = max(counts, default=0)
+    marks = nearest(item, "gpu_count")
+    own = state.spec_of(item)
+    if own is not None:
+        # Each count is a variant of the test.
+        wanted = own.gpu_count if marks else 0
+    else:
+        wanted = max((state.marks.gpus(mark, item.nodeid) for mark in marks), default=0)
     if spec is not None:
         if state.broker.runs_already(spec):
             return None

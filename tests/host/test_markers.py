@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from pytest_llmload.core.spec import LoadSpec
+
 
 def collected(result: pytest.RunResult) -> list[str]:
     return [line for line in result.outlines if "::" in line and not line.startswith(("ERROR", "="))]
@@ -41,6 +43,12 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
         two = pytest.param("int8", marks=pytest.mark.gpu_count(2))
         @pytest.mark.quant(four, two)
         def test_param(llm): pass
+        @pytest.mark.workload(pytest.param("1x16+2", id="small"))
+        @pytest.mark.gpu_count(n=pytest.param(2, marks=pytest.mark.xfail))
+        def test_single(llm): pass
+        @pytest.mark.quant("nf4", skip_modules=["b", "a"])
+        @pytest.mark.quant("nf4", skip_modules=["a", "b"])
+        def test_order(llm): pass
         """
     )
     names = [line.split("::")[1] for line in collected(project("--collect-only", "-q"))]
@@ -63,6 +71,8 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
             "test_user[tiny-llama-int8-2]",
             "test_param[tiny-llama-four]",
             "test_param[tiny-llama-int8-x2]",
+            "test_single[tiny-llama-x2-small]",
+            f"test_order[tiny-llama-{LoadSpec(model='m', name='m', quant='nf4', skip_modules=('a', 'b')).slug}]",
         ]
     )
 
@@ -118,6 +128,12 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
             def test_class(self, llm): pass
             @pytest.mark.quant("none")
             def test_function(self, llm): pass
+        class TestLower(TestC):
+            pass
+        @pytest.mark.quant("fp4")
+        @pytest.mark.quant("fp4", double_quant=True)
+        class TestLowest(TestLower):
+            pass
         @pytest.mark.dtype("fp16", "bf16")
         @pytest.mark.attn("eager")
         @pytest.mark.attn("sdpa")
@@ -129,6 +145,11 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
         [
             "test_module[tiny-llama-nf4]",
             "test_class[tiny-llama-int8]",
+            "test_function[tiny-llama-none]",
+            "test_class[tiny-llama-int8]",
+            "test_function[tiny-llama-none]",
+            "test_class[tiny-llama-fp4]",
+            "test_class[tiny-llama-fp4-dq]",
             "test_function[tiny-llama-none]",
             *(
                 f"test_product[tiny-llama-nf4+{dtype}+{attn}]"
@@ -174,6 +195,34 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
         ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
         ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
         ('strategy("auto", hook=print)', "cannot go to the load's process"),
+        ('strategy("auto")\n@pytest.mark.device_map({"": "disk"})', "strategy('auto') would ignore device_map"),
+        ('strategy("max_memory")\n@pytest.mark.device_map({"": 0})', "strategy('max_memory') would ignore device_map"),
+        (
+            'strategy("tp_plan", max_memory={0: "1GiB"})\n@pytest.mark.device_map({"": 0})',
+            "strategy('tp_plan') would ignore device_map and max_memory",
+        ),
+        ('strategy("deepspeed")\n@pytest.mark.device_map({"": 0})', "strategy('deepspeed') would ignore device_map"),
+        (
+            'strategy("tensor_parallel")\n@pytest.mark.device_map({"": 0})',
+            "strategy('tensor_parallel') would ignore device_map",
+        ),
+        (
+            'strategy("tensor_parallel", world_size=4)\n@pytest.mark.gpu_count(2)',
+            "gpu_count(2) contradicts world_size=4 of strategy('tensor_parallel')",
+        ),
+        ('strategy("tp_plan")\n@pytest.mark.gpu_count(4)', "gpu_count(4) contradicts world_size=2"),
+        ('quant("int8", "none", double_quant=True)', "quant('int8', 'none') has no double_quant"),
+        ('quant("none", skip_modules=["a"])', "quant('none') has no skip_modules"),
+        ('strategy("nf4", compute_dtype="bf17")', "strategy: unknown compute_dtype 'bf17'"),
+        ('strategy("fp16", dtype="bfloat16")', "dtype='bfloat16' contradicts dtype 'fp16'"),
+        (
+            'attn("eager")\n@pytest.mark.strategy("auto", attn_implementation="sdpa")',
+            "attn_implementation='sdpa' contradicts attn 'eager'",
+        ),
+        ('quant(pytest.param("nf4", "int8"))', "quant: pytest.param('nf4', 'int8'): one value in each"),
+        ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2): one value in each"),
+        ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
+        ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
     ],
 )
 def test_a_wrong_marker_is_one_sentence_that_names_the_test(pytester, project, marker, message):
@@ -198,7 +247,21 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
         @pytest.mark.gpu_memory("large")
         @pytest.mark.latency_budget
         @pytest.mark.memory_ceiling("8GiB")
+        @pytest.mark.strategy("greedy")
+        @pytest.mark.lora("v1")
+        @pytest.mark.workload("heavy")
+        @pytest.mark.device_map("eu")
+        @pytest.mark.attn("causal")
+        @pytest.mark.auto_class("A")
+        @pytest.mark.dtype("int64")
         def test_label(): pass
+        @pytest.mark.strategy("nf4")
+        @pytest.mark.lora("org/adapter")
+        @pytest.mark.workload("1x8+2")
+        @pytest.mark.device_map({"": "cpu"})
+        @pytest.mark.attn("sdpa")
+        @pytest.mark.auto_class("AutoModelForCausalLM")
+        def test_meant(): pass
         @pytest.mark.memory_ceiling(host="1B")
         def test_ceiling(): pass
         @pytest.mark.latency_budget(load="1us")
@@ -209,6 +272,8 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
         @pytest.mark.memory_ceiling(host="1B")
         @pytest.mark.latency_budget(load="1us")
         def test_factory(llm_load): pass
+        @pytest.mark.gpu_count("ALL")
+        def test_whole(llm_gpus): pass
         @pytest.mark.memory_ceiling(host="1B")
         class TestBoth:
             def test_loads(self, llm): pass
@@ -218,11 +283,14 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
     result = project()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
+    assert "test_whole: gpu_count('ALL'): a whole number of GPUs" in text
     assert "quant inside pytest.param(marks=…) of another parametrize would be ignored" in text
     assert "test_no_fixture: quant would be ignored: the test uses no load fixture" in text
     assert "test_ceiling: memory_ceiling would be ignored: the test uses no load fixture; let it request 'llm'" in text
     assert "test_budget[tiny-llama-none]: latency_budget would be ignored" in text
     assert "test_hardware: gpu_memory would be ignored" in text
+    for name in ("strategy", "lora", "workload", "device_map", "attn", "auto_class"):
+        assert f"test_meant: {name} would be ignored" in text
     assert not [name for name in ("test_label", "test_factory", "TestBoth") if name in text]
 
 
@@ -267,6 +335,7 @@ def test_labels_in_other_suites_are_left_alone(pytester, project):
         def test_own_fixture(llm): assert llm == "theirs"
         """
     )
+    project("-m", "llmload", fast=False).assert_outcomes(deselected=4)
     project("--strict-markers", fast=False).assert_outcomes(passed=4)
     project("-m", "lora", fast=False).assert_outcomes(passed=1, deselected=3)
 
@@ -274,3 +343,76 @@ def test_labels_in_other_suites_are_left_alone(pytester, project):
 def test_every_test_that_loads_carries_the_marker(pytester, project):
     pytester.makepyfile("def test_a(llm): pass\ndef test_b(llm_load): pass\ndef test_c(): pass")
     project("-m", "not llmload").assert_outcomes(passed=1, deselected=2)
+
+
+def test_each_count_of_gpus_is_skipped_by_itself(pytester, project):
+    pytester.makeconftest(
+        """
+        from pytest_llmload.core.job import Device, Gpu
+        from pytest_llmload.host import hardware
+        gpu = Gpu(uuid="GPU-0", name="one", total=8 << 30, capability=(9, 0))
+        hardware.detect = lambda asked: Device("cuda", "one", (gpu,))
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.gpu_count(2)
+        @pytest.mark.gpu_count(1)
+        def test_variants(llm_spec): pass
+        @pytest.mark.gpu_count(2)
+        def test_gpus(llm_gpus): pass
+        @pytest.mark.gpu_count(pytest.param(1))
+        def test_enough(llm_gpus): assert len(llm_gpus) == 1
+        @pytest.mark.gpu_memory("40GiB")
+        def test_memory(llm_gpus): pass
+        """
+    )
+    result = project("-rs")
+    result.assert_outcomes(passed=2, skipped=3)
+    result.stdout.fnmatch_lines(
+        ["*needs 2 GPUs, this run sees 1*", "*needs GPUs of 40.00 GiB, this run's have 8.00 GiB*"]
+    )
+    project(fast=False).assert_outcomes(passed=1, skipped=3)
+
+
+def test_the_runs_loader_is_for_tests_that_name_no_strategy(pytester, project):
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.strategy("fp16", "nf4")
+        def test_named(llm): pass
+        @pytest.mark.quant("nf4")
+        def test_held(llm): pass
+        @pytest.mark.device_map("auto")
+        def test_placed(llm): pass
+        def test_plain(llm): pass
+        """
+    )
+    names = [line.split("::")[1] for line in collected(project("--collect-only", "-q", "--llm-loader=app:load"))]
+    assert sorted(names) == [
+        "test_held[tiny-llama-loader-nf4+app.load]",
+        "test_named[tiny-llama-fp16]",
+        "test_named[tiny-llama-nf4]",
+        "test_placed[tiny-llama-auto]",
+        "test_plain[tiny-llama-loader+app.load]",
+    ]
+
+
+def test_the_factory_takes_what_strategy_takes(pytester, project):
+    pytester.makepyfile(
+        """
+        from pytest_llmload.host.models import parse_model
+        from pytest_llmload.host.state import state_of
+        def test_a(pytestconfig):
+            state = state_of(pytestconfig)
+            def spec(**keywords):
+                return state.marks.spec(state.models[0], state.marks.from_keywords("here", **keywords), "here")
+            loader = spec(strategy="loader", target="app:load")
+            assert (loader.strategy, loader.target) == ("loader", "app:load")
+            assert spec(target="app:load") == loader
+            assert spec(strategy="tp_plan", world_size=4).world_size == 4
+            assert spec(max_memory={0: "1GiB"}).max_memory == (("0", 1 << 30),)
+        """
+    )
+    project().assert_outcomes(passed=1)

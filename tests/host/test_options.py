@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from pytest_llmload.host.options import OPTIONS
+from pytest_llmload.host.models import parse_model
+from pytest_llmload.host.options import OPTIONS, default_cache
 
 pytestmark = pytest.mark.usefixtures("checkpoint_cache")
 
@@ -142,16 +145,26 @@ def test_directories_in_the_ini_file_are_seen_from_there(pytester, project, monk
         ("--llm-record-repeats=0", "--llm-record-repeats: '0' is not a number of loads"),
         ("--llm-report=run.txt", "--llm-report: 'run.txt'"),
         ("--llm-baseline-variant=../up", "--llm-baseline-variant"),
-        ("--llm-model=../up=random:tiny-llama", "--llm-model: '../up' cannot name a model"),
+        ("--llm-model=..up=random:tiny-llama", "--llm-model: '..up' cannot name a model"),
+        ("--llm-model=../up=random:tiny-llama", "'../up=random:tiny-llama' is no directory on this machine"),
         ("--llm-model=random:nothing-like-it", "random:nothing-like-it"),
         ("--llm-model=./nowhere", "--llm-model: './nowhere' is no directory on this machine"),
         ("--llm-model=a b", "--llm-model: 'a b' is neither a directory on this machine nor a hub id"),
         ("--llm-strategy=int4", "unknown 'int4': one of"),
+        ("--llm-model=~nosuch/x", "--llm-model: '~nosuch/x' begins with a home directory that this machine does not"),
+        ("--llm-cache-dir=~nosuch/x", "--llm-cache-dir: '~nosuch/x' begins with a home directory"),
+        ("--llm-baselines=~nosuch/x", "--llm-baselines: '~nosuch/x' begins with a home directory"),
+        ("--llm-adapter=~nosuch/x", "--llm-adapter: '~nosuch/x' begins with a home directory"),
+        (f"--llm-model={'m' * 300}", "is no path that can be read: File name too long"),
+        (f"--llm-model=random:{'m' * 300}", "is no path that can be read: File name too long"),
+        (f"--llm-model={'m' * 300}=random:tiny-llama", "cannot name a model: it becomes a folder"),
+        ("--llm-timeout=0", "--llm-timeout: '0' leaves no time to load anything: write more than 0s"),
+        ("--llm-loader=nocolon", "--llm-loader: 'nocolon' names no function: write MODULE:FUNCTION"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(pytester, project, option, message):
     pytester.makepyfile(USES_A_LOAD)
-    result = project(option)
+    result = project(option, cached="cache-dir" not in option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr.str()
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
@@ -171,6 +184,120 @@ def test_wrong_types_in_the_ini_file_are_usage_errors(pytester, project):
     result = project(fast=False)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "llm_workload" in result.stderr.str()
+
+
+def test_numbers_in_the_ini_file_need_no_unit(pytester, project):
+    table = "tool.pytest" if pytest.version_tuple >= (9, 2) else "tool.pytest.ini_options"
+    pytester.makepyprojecttoml(f"[{table}]\nllm_timeout = 30\nllm_record_repeats = 3\nllm_wait_gpu = 0.5\n")
+    pytester.makepyfile(
+        """
+        from pytest_llmload.host.options import resolve
+        def test_a(pytestconfig):
+            settings = resolve(pytestconfig)
+            assert (settings.timeout, settings.record_repeats, settings.wait_gpu) == (30, 3, 0.5)
+        """
+    )
+    project(fast=False).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("ini", "options", "message"),
+    [
+        ("llm_workload = 1x8", (), "llm_workload: '1x8' is not a workload"),
+        ("llm_strict = maybe", (), "llm_strict in "),
+        ("", ("--llm-baseline-variant=../x",), "--llm-baseline-variant: '../x' cannot be a baseline variant"),
+        ("", ("--llm-workload=8",), "--llm-workload: '8' is not a workload"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_test_runs_whether_it_loads_or_not(pytester, project, ini, options, message):
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    pytester.makepyfile("def test_plain(): pass")
+    result = project(*options, fast=False, cached=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(pytester, project):
+    pytester.makeini("[pytest]\nllm_strict = nobody knows\nllm_workload = theirs\n")
+    pytester.makeconftest(
+        """
+        def pytest_addoption(parser):
+            parser.addini("llm_model", "the judge", default="gpt-4")
+            parser.addini("llm_strict", "theirs", type="bool")
+            parser.addini("llm_workload", "theirs")
+        """
+    )
+    pytester.makepyfile(
+        """
+        from pytest_llmload.host.options import resolve
+        def test_a(pytestconfig):
+            assert (pytestconfig.getini("llm_model"), pytestconfig.getini("llm_workload")) == ("gpt-4", "theirs")
+            settings = resolve(pytestconfig)
+            assert (settings.models, settings.strict, str(settings.workload)) == ([], False, "1x128+32")
+        """
+    )
+    result = project(fast=False, cached=False)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["llmload: *owns some of our ini settings: llm_model is --llm-model, llm_workload is *"]
+    )
+
+
+def test_a_conftest_further_down_may_own_an_option(pytester, project):
+    sub = pytester.mkdir("sub")
+    (sub / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--llm-model', default='theirs')")
+    (sub / "test_it.py").write_text(
+        "def test_a(pytestconfig): assert pytestconfig.getoption('--llm-model', 'unset') in ('theirs', None)"
+    )
+    project(fast=False, cached=False).assert_outcomes(passed=1)
+    project("--llm-device", "cpu", fast=False, cached=False).assert_outcomes(passed=1)
+
+
+def test_our_options_are_there_however_they_are_given(pytester, project):
+    pytester.makeini("[pytest]\naddopts = --llm-device cpu\n")
+    pytester.makeconftest(
+        """
+        def pytest_configure(config):
+            assert config.getoption("--llm-strict") is False
+            assert config.getoption("--llm-update-baselines") is None
+        """
+    )
+    (pytester.path / "arguments.txt").write_text("--llm-model=random:tiny-llama")
+    pytester.makepyfile("def test_a(llm_spec): assert llm_spec.name == 'tiny-llama'")
+    project("@arguments.txt", "--no-llm-strict", fast=False).assert_outcomes(passed=1)
+
+
+def test_a_committed_suite_without_a_model_matters_only_where_it_would_run(pytester, project):
+    pytester.makepyfile(test_suite="from pytest_llmload.suite import *", test_own="def test_plain(): pass")
+    project("-m", "not llmload", fast=False).assert_outcomes(passed=1, deselected=2)
+    project("-k", "plain", "-n", "1", fast=False).assert_outcomes(passed=1)
+    for workers in ((), ("-n", "1")):
+        result = project(*workers, fast=False)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert result.stderr.str().count("the ready-made suite needs a model") == 1
+
+
+def test_a_user_without_a_home_has_a_cache_for_built_checkpoints(monkeypatch):
+    def nobody(cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(nobody))
+    assert default_cache().is_relative_to(tempfile.gettempdir())
+
+
+def test_a_model_is_called_after_its_directory(tmp_path):
+    (tmp_path / "ckpt-3.1").mkdir()
+    (tmp_path / "ckpt-3.1" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "lr=1e-4" / "ckpt").mkdir(parents=True)
+    for spec, name in {
+        "random:./ckpt-3.1": "ckpt-3.1",
+        "random:./ckpt-3.1/config.json": "ckpt-3.1",
+        "./lr=1e-4/ckpt": "ckpt",
+        "mine=./lr=1e-4/ckpt": "mine",
+    }.items():
+        assert parse_model(spec, tmp_path).name == name
 
 
 def test_without_a_model_tests_are_skipped_with_one_reason_and_the_suite_is_an_error(pytester, project):

@@ -117,6 +117,12 @@ class Strategy:
         return ()
 
 
+def unheeded(spec: LoadSpec, *fields: str) -> str:
+    """Why a placement refuses fields of a spec that it would ignore; empty where none of them is set."""
+    found = " and ".join(name for name in fields if getattr(spec, name))
+    return f"strategy({spec.strategy!r}) would ignore {found}: leave one of them away" if found else ""
+
+
 def model_class(job: Job) -> Any:
     """The class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, unheeded
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -48,7 +48,9 @@ class DeepSpeed(Strategy):
         if spec.quant != "none":
             return f"init_inference splits dense weights only; take deepspeed or {spec.quant}, not both"
         kernels = spec.option(KERNELS, False)
-        return "" if isinstance(kernels, bool) else f"deepspeed: {KERNELS}={kernels!r}: True or False"
+        if not isinstance(kernels, bool):
+            return f"deepspeed: {KERNELS}={kernels!r}: True or False"
+        return unheeded(spec, "device_map", "max_memory")
 
     def prepare(self, job: Job) -> None:
         # Its shared-memory all-reduce takes the number of local ranks for granted, and dies of SIGSEGV without it.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.placement import device_limits
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.worker.strategies.base import Strategy, unheeded
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
 
 
 class _Mapped(Strategy):
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        return unheeded(spec, "device_map")
+
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         return {"device_map": self.name, "max_memory": device_limits(job)}
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.strategies.base import Strategy, load_with_map
+from pytest_llmload.worker.strategies.base import Strategy, load_with_map, unheeded
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.worker.loaded import Loaded
 
 
@@ -21,6 +22,10 @@ class MaxMemory(Strategy):
     name = "max_memory"
     summary = "A limit per device; what does not fit goes to the next GPU, to the CPU, to disk."
     fields: ClassVar[dict[str, Any]] = {"strategy": "max_memory"}
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        return unheeded(spec, "device_map")
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         from pytest_llmload.worker.planner import plan_load

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, unheeded
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -27,12 +27,12 @@ class TensorParallel(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        if spec.quant == "none":
-            return ""
-        return (
-            f"the tensor_parallel package splits dense weights only: it would lose the state of {spec.quant} weights; "
-            "take tensor_parallel or quant, not both"
-        )
+        if spec.quant != "none":
+            return (
+                "the tensor_parallel package splits dense weights only: it would lose the state of "
+                f"{spec.quant} weights; take tensor_parallel or quant, not both"
+            )
+        return unheeded(spec, "device_map", "max_memory")
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         return {"device_map": {"": "cpu"}}

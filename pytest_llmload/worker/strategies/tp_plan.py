@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, unheeded
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
 
 
 class TpPlan(Strategy):
@@ -20,6 +23,10 @@ class TpPlan(Strategy):
     fields: ClassVar[dict[str, Any]] = {"strategy": "tp_plan", "world_size": 2}
     in_ranks = True
     same_output = True
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        return unheeded(spec, "device_map", "max_memory")
 
     def context(self, job: Job) -> None:
         from pytest_llmload.worker.ranks.world import join
