@@ -16,7 +16,8 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.logs import LINE, last_lines
+from pytest_llmload.core.portable import bounded, scrub
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host import hardware
@@ -30,6 +31,9 @@ _WARM_UP = 300.0
 _LOG_LINES = 30
 #: Of the stacks of a load that hangs; the main thread's comes last.
 _STACK_LINES = 40
+#: Lines of a remote traceback that are kept, from its end, and characters of any other text.
+_TRACEBACK_LINES = 200
+_TEXT = 4096
 _OOM = ": the kernel's out-of-memory killer was at work"
 #: The folder that holds this package is put last on the path, and the current folder taken off it: a user's
 #: ``types.py`` must not become the standard library's.
@@ -81,9 +85,9 @@ class LoadProcess:
             while True:
                 reply, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
                 if reply["kind"] == "died":
-                    raise self._part_died(reply)
+                    raise self._part_died(_fit(reply))
                 if reply["kind"] != "phase":
-                    return reply
+                    return _fit(reply)
                 self.phase = reply["phase"]
         except Closed:
             raise self._death() from None
@@ -98,7 +102,7 @@ class LoadProcess:
 
     def tail(self) -> str:
         """The last lines the process printed."""
-        return tail(self._log)
+        return last_lines(self._log, _LOG_LINES)
 
     def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""
@@ -136,7 +140,7 @@ class LoadProcess:
         while time.monotonic() < deadline and self._log.stat().st_size == before:
             select.select([], [], [], 0.02)
         # However many threads there are, what the load itself said last stands before their stacks.
-        log = "\n".join(part for part in (said, tail(self._log, _STACK_LINES, before)) if part)
+        log = "\n".join(part for part in (said, last_lines(self._log, _STACK_LINES, before)) if part)
         info = ErrorInfo(
             message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=log, phase=self.phase
         )
@@ -149,7 +153,6 @@ class LoadProcess:
         if reply["signal"] == signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
             outcome = results.OUT_OF_MEMORY
             info.message += _OOM
-        info.log = scrub(info.log)
         self.kill()
         return LoadDied(outcome, info)
 
@@ -266,7 +269,7 @@ class Server:
 
     def tail(self) -> str:
         """The last lines that the server printed."""
-        return tail(self._log)
+        return last_lines(self._log, _LOG_LINES)
 
     def _failure(self, what: str, error: Closed | TimeoutError) -> MachineError:
         status = self.exit_status
@@ -319,13 +322,26 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     return process
 
 
+def _fit(reply: Message) -> Message:
+    """A reply whose texts for people are bounded, without secrets and printable, whatever the load raised or logged."""
+    fit = dict(reply)
+    if "error" in reply:
+        lines = {name: reply["error"][name].splitlines()[-_TRACEBACK_LINES:] for name in ("traceback", "log")}
+        texts = {name: "\n".join(bounded(scrub(line), LINE) for line in lines[name]) for name in lines}
+        fit["error"] = {**_fit_texts(reply["error"]), **texts}
+    if "result" in reply:
+        fit["result"] = {**_fit_texts(reply["result"]), "spec": reply["result"]["spec"]}
+    return fit
+
+
+def _fit_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return bounded(scrub(value), _TEXT)
+    if isinstance(value, dict):
+        return {scrub(key): _fit_texts(item) for key, item in value.items()}
+    return [_fit_texts(item) for item in value] if isinstance(value, list) else value
+
+
 def _how(status: int) -> str:
     """An exit status, minus the signal's number, in words."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-
-
-def tail(log: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
-    """The last lines of a log, or of its part from byte ``start``, without tokens that a library may have printed."""
-    if not log.exists():
-        return ""
-    return scrub("\n".join(log.read_bytes()[start:].decode(errors="replace").splitlines()[-lines:]))

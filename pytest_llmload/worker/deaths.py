@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 from pytest_llmload.core import results
 from pytest_llmload.core.results import ErrorInfo
@@ -27,12 +26,3 @@ def how(status: int | None) -> str:
     if status is None:
         return "ended"
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-
-
-def last_lines(log: Path, count: int) -> str:
-    """The end of what a process printed; progress bars, which rewrite a line, by their last state."""
-    if not log.exists():
-        return ""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return "\n".join([line for line in lines if line][-count:])

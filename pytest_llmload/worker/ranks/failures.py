@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_llmload.core.logs import last_lines
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.worker.deaths import Died, how
 
@@ -22,7 +23,5 @@ def ended(rank: int, status: int | None, phase: str, log: Path) -> RankDied:
 
 def tail(rank: int, log: Path, lines: int = _LINES) -> str:
     """The last lines of a rank's log, with its name in front."""
-    if not log.exists():
-        return f"rank {rank} printed nothing"
-    text = log.read_text(errors="replace").splitlines()[-lines:]
+    text = last_lines(log, lines).splitlines()
     return "\n".join(f"rank {rank}: {line}" for line in text) or f"rank {rank} printed nothing"

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytest_llmload.core import results
+from pytest_llmload.core.logs import last_lines
 from pytest_llmload.core.results import ErrorInfo
-from pytest_llmload.worker.deaths import Died, how, last_lines
+from pytest_llmload.worker.deaths import Died, how
 
 HOST = "127.0.0.1"
 _BOOT = Path(__file__).with_name("boot.py")
