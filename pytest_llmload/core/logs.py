@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pytest_llmload.core.portable import bounded, scrub
@@ -10,19 +11,21 @@ from pytest_llmload.core.portable import bounded, scrub
 #: Bytes at the end of a log that are read, and characters of a line that are kept.
 _WINDOW = 64 << 10
 LINE = 500
+#: What a terminal takes as colours.
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> str:
     """The last lines of a log, or of its part from byte ``start``; empty where there is no log.
 
-    Without blank lines, without secrets and printable. A progress bar, which rewrites its line, shows its last state.
+    Without blank lines, colours and secrets, and printable. A progress bar, which rewrites its line, shows its last state.
     """
     if not log.exists():
         return ""
     with log.open("rb") as file:
         begin = max(start, file.seek(0, os.SEEK_END) - _WINDOW)
         file.seek(begin)
-        text = file.read(_WINDOW).decode(errors="replace")
+        text = COLOURS.sub("", file.read(_WINDOW).decode(errors="replace"))
     if begin > start:
         text = f"…{text}"
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]

@@ -47,20 +47,23 @@ def _text(data: bytes) -> str:
 
 def decode(reply: Message) -> Any:
     """The plain value of a reply; raises what the function raised."""
+    __tracebackhide__ = True
     if reply["kind"] == "error":
-        raise_here(ErrorInfo(**reply["error"]))
+        raise_here(reply)
     return pickle.loads(base64.b64decode(reply["payload"]))
 
 
-def raise_here(info: ErrorInfo) -> NoReturn:
+def raise_here(reply: Message) -> NoReturn:
     """Raise a remote exception: as its own class if that is known here, else as RemoteError."""
     __tracebackhide__ = True
+    info = ErrorInfo(**reply["error"])
     module, _, name = info.type_name.rpartition(".")
     holder = sys.modules.get(module) if module else builtins
     kind = getattr(holder, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
+        given = reply.get("arguments")
         try:
-            error = kind(info.message)
+            error = kind(*(pickle.loads(base64.b64decode(given)) if given else (info.message,)))
         except TypeError:  # its constructor wants something else
             pass
         else:

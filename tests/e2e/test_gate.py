@@ -269,3 +269,19 @@ def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, projec
     result = project()
     result.assert_outcomes(failed=1)
     assert "the model lives in a process of its own" in result.stdout.str()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(pytester, project):
+    pytester.makepyfile(
+        """
+        def test_a(llm, memory_baseline): memory_baseline.check(llm)
+        """
+    )
+    (pytester.path / "taken").touch()
+    result = project("--llm-update-baselines", "--llm-baselines=taken", "--llm-report=run.json")
+    # The test's, and the run's: nothing was measured.
+    result.assert_outcomes(errors=2)
+    text = result.stdout.str()
+    assert "Not a directory in " in text
+    assert "The above exception" not in text
+    assert json.loads((pytester.path / "run.json").read_text())["runs"][0]["load"] == ""

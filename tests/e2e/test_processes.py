@@ -162,6 +162,27 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
     project().assert_outcomes(passed=8)
 
 
+def test_a_failure_in_the_loads_process_says_where_the_test_was(pytester, project):
+    pytester.makepyfile(
+        """
+        import os
+
+        def odd(model, tokenizer):
+            raise __import__("graphlib").CycleError("boom")
+        def killed(model, tokenizer): os.kill(os.getpid(), 9)
+        def called(llm, function):
+            return llm.run(function)
+        def test_odd(llm): called(llm, odd)
+        def test_killed(llm):
+            called(llm, killed)
+        """
+    )
+    result = project()
+    result.assert_outcomes(failed=2)
+    places = [line.partition(".py:")[2] for line in result.stdout.lines if ": in " in line]
+    assert places == ["8: in test_odd", "7: in called", "10: in test_killed", "7: in called"]
+
+
 def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
     pytester.makepyfile(
         """

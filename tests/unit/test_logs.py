@@ -42,7 +42,7 @@ def raised(error: ValueError) -> Message:
     ("printed", "told"),
     [
         ("one\n\ntwo\r\n 10%\r 90%\r\nthree", "two\n 90%\nthree"),
-        (f"\x1b[31mred\x1b[0m \0 {TOKEN}\n", "\\x1b[31mred\\x1b[0m \\x00 ***"),
+        (f"\x1b[31mred\x1b[0m\x1b \0 {TOKEN}\n", "red\\x1b \\x00 ***"),
         ("", ""),
     ],
 )

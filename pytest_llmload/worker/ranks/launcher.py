@@ -165,7 +165,7 @@ class Ranks:
         reply = found[errors[0]]
         info = ErrorInfo(**reply["error"])
         who = f"rank {self._names[errors[0]]}" if len(errors) < self._count else "every rank"
-        info.message = f"{who}: {info.message}"
+        info.message = f"{who}: {info.message}" if info.message else who
         info.log = "\n".join(tail(self._names[rank], self._log(rank)) for rank in errors)
         self.kill()
         if reply["outcome"] == "machine":
