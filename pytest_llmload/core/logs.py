@@ -18,7 +18,8 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 def last_lines(log: Path, count: int, start: int = 0) -> str:
     """The last lines of a log, or of its part from byte ``start``; empty where there is no log.
 
-    Without blank lines, colours and secrets, and printable. A progress bar, which rewrites its line, shows its last state.
+    Without blank lines, colours and secrets, and printable. A progress bar, which rewrites its line, shows its last
+    state.
     """
     if not log.exists():
         return ""

@@ -190,9 +190,7 @@ def test_what_cannot_be_written_is_known_before(store, path, baseline, tmp_path)
     store.check_writable(path)
     assert list(tmp_path.rglob("*")) == []
     (tmp_path / "file").touch()
-    with pytest.raises(
-        BaselineError, match=r"cannot record .*: Not a directory in .*file;"
-    ) as caught:
+    with pytest.raises(BaselineError, match=r"cannot record .*: Not a directory in .*file;") as caught:
         Store(tmp_path / "file").check_writable(tmp_path / "file" / "model" / "cpu" / "none.json")
     assert caught.value.__suppress_context__
 
