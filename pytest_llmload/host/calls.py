@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pytest_llmload.core.errors import RemoteError
+from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.protocol import Message
 from pytest_llmload.core.results import ErrorInfo
 
@@ -62,8 +63,10 @@ def raise_here(reply: Message) -> NoReturn:
     kind = getattr(holder, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         given = reply.get("arguments")
+        arguments = pickle.loads(base64.b64decode(given)) if given else (info.message,)
         try:
-            error = kind(*(pickle.loads(base64.b64decode(given)) if given else (info.message,)))
+            # As printable as its message: pytest-xdist cannot send a report that no encoding can write.
+            error = kind(*(scrub(item) if isinstance(item, str) else item for item in arguments))
         except TypeError:  # its constructor wants something else
             pass
         else:

@@ -51,6 +51,10 @@ def test_what_cannot_travel_is_told_by_its_message(error: Exception) -> None:
     assert str(error)[:100] in str(again)
 
 
+def test_what_no_encoding_can_write_is_escaped() -> None:
+    assert raised_again(ValueError("bad \udce4 \x1b", b"\x1b")).args == ("bad \\udce4 \\x1b", b"\x1b")
+
+
 def test_an_exception_without_a_message_is_named_once() -> None:
     assert str(describe(MemoryError(), "load")["error"]["message"]) == ""
     assert str(RemoteError("", "MemoryError")) == "MemoryError"
