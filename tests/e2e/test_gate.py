@@ -285,3 +285,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(p
     assert "Not a directory in " in text
     assert "The above exception" not in text
     assert json.loads((pytester.path / "run.json").read_text())["runs"][0]["load"] == ""
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_the_run(pytester, project):
+    pytester.makepyfile(
+        conftest="def pytest_llmload_load_finished(config, result): result.phase_peaks['mine'] = {'gpu.0': set()}",
+        test_it="def test_a(llm): pass",
+    )
+    result = project("--llm-report=run.json")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["cannot write *run.json: Object of type set is not JSON serializable"])
