@@ -104,6 +104,8 @@ def loads(text: str, source: str) -> Baseline:
     except json.JSONDecodeError as error:
         what = "is empty" if not text.strip() else f"is not valid JSON (line {error.lineno}: {error.msg})"
         raise BaselineError(f"{source} {what}: {_REMEDY}") from None
+    except RecursionError:
+        raise BaselineError(f"{source} is nested too deeply to be a baseline: {_REMEDY}") from None
     except _Bad as error:
         raise BaselineError(f"{source} {error}: {_REMEDY}") from None
     schema = data.get("schema") if isinstance(data, dict) else None

@@ -28,6 +28,8 @@ LOCK_TIMEOUT = 60.0
 _POLL = 0.01
 #: Longest file name that common file systems take, in bytes.
 _LONGEST = 255
+#: Bytes that a disk must have left for a baseline; most are smaller.
+_ROOM = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Store:
                 f"{path} is not UTF-8 text: restore it from version control, or delete it and record it again"
             ) from None
         except OSError as error:
-            raise BaselineError(f"cannot read {path}: {error.strerror or error}") from error
+            raise BaselineError(f"cannot read {path}: {error.strerror or error}") from None
 
     def update(self, path: Path, change: Callable[[Baseline | None], Baseline | None]) -> bool:
         """Replace a file by what ``change`` makes of its present content; say whether it was written.
@@ -88,8 +90,25 @@ class Store:
             try:
                 replace_text(path, dumps(new))
             except OSError as error:
-                raise BaselineError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+                raise BaselineError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
             return True
+
+    def check_writable(self, path: Path) -> None:
+        """Raise BaselineError where a baseline could not be written to ``path``; leaves nothing behind.
+
+        For whoever is about to load a model only to record it.
+        """
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_ROOM))
+                file.flush()
+        except OSError as error:
+            raise BaselineError(
+                f"cannot record {path}: {error.strerror or error} in {folder}; nothing was loaded for it"
+            ) from None
 
     def entries(self, device: str | None = None) -> Iterator[Entry]:
         """Every baseline file of this variant's level, sorted; only those of ``device`` where it is given."""
@@ -120,7 +139,7 @@ class Store:
                 f"cannot write {path}: another run has been writing it for {LOCK_TIMEOUT:g} s ({lock.lock_file})"
             ) from None
         except OSError as error:
-            raise BaselineError(f"cannot lock {path} with {lock.lock_file}: {error.strerror or error}") from error
+            raise BaselineError(f"cannot lock {path} with {lock.lock_file}: {error.strerror or error}") from None
         try:
             yield
         finally:

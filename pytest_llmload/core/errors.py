@@ -84,7 +84,7 @@ class RemoteError(Exception):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        head = f"{self.type_name}: {self.args[0]}" if self.type_name else str(self.args[0])
+        head = ": ".join(part for part in (self.type_name, str(self.args[0])) if part)
         return f"{head}\n\n{self.traceback}" if self.traceback else head
 
 

@@ -1,19 +1,33 @@
-"""What a process printed last."""
+"""The end of what a process printed, however much that was."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
-from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.portable import bounded, scrub
+
+#: Bytes at the end of a log that are read, and characters of a line that are kept.
+_WINDOW = 64 << 10
+LINE = 500
+#: What a terminal takes as colours.
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> str:
-    """The last lines of a log, or of its part from byte ``start``, that say anything; empty where there is no log.
+    """The last lines of a log, or of its part from byte ``start``; empty where there is no log.
 
-    A progress bar, which rewrites its line, is there by its last state; tokens that a library printed are hidden.
+    Without blank lines, colours and secrets, and printable. A progress bar, which rewrites its line, shows its last
+    state.
     """
     if not log.exists():
         return ""
-    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    with log.open("rb") as file:
+        begin = max(start, file.seek(0, os.SEEK_END) - _WINDOW)
+        file.seek(begin)
+        text = COLOURS.sub("", file.read(_WINDOW).decode(errors="replace"))
+    if begin > start:
+        text = f"…{text}"
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
-    return scrub("\n".join([line for line in lines if line][-count:]))
+    return "\n".join(bounded(scrub(line), LINE) for line in [line for line in lines if line][-count:])

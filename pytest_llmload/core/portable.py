@@ -1,4 +1,4 @@
-"""Specs and texts as they may be committed or published: without secrets, without this machine's paths."""
+"""Specs and texts as they may be committed or published: without secrets, without this machine's paths, printable."""
 
 from __future__ import annotations
 
@@ -28,11 +28,21 @@ _SECRETS = (
 )
 
 
+#: Control characters but for tab and line feed, and what no encoding can write.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def scrub(text: str) -> str:
-    """The text with whatever looks like a secret replaced by ``***``."""
+    """The text with whatever looks like a secret replaced by ``***``, and as escapes what cannot be printed."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    return text
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def bounded(text: str, most: int) -> str:
+    """The first ``most`` characters of a text, and how many there were beyond them."""
+    rest = len(text) - most
+    return f"{text[:most]}… ({rest} more characters)" if rest > 0 else text
 
 
 def portable_spec(identity: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Problem:
 class ErrorInfo:
     """An exception or a death, as text."""
 
-    #: One sentence.
+    #: One sentence; empty where an exception has none.
     message: str
     #: Qualified class name of an exception; empty for a death.
     type_name: str = ""
@@ -71,6 +71,9 @@ class ErrorInfo:
     log: str = ""
     #: What it was doing: import, context, load, applied, forward, generate, run.
     phase: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.type_name, self.message) if part)
 
 
 @dataclass

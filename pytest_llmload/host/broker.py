@@ -26,7 +26,7 @@ from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoin
 from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.core.scratch import LOGS, Scratch
-from pytest_llmload.host.files import Files, first_cause
+from pytest_llmload.host.files import Files
 from pytest_llmload.host.inline import InlineProcess
 from pytest_llmload.host.leases import Lease, lease
 from pytest_llmload.host.load import Load
@@ -131,7 +131,7 @@ class Broker:
             finally:
                 process.close()
             if reply["kind"] == "error":
-                raise MachineError(f"planning {spec.id}: {first_cause(ErrorInfo(**reply['error']))}")
+                raise MachineError(f"planning {spec.id}: {ErrorInfo(**reply['error'])}")
             self._plans[spec] = reply["plan"]
         return self._plans[spec]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pytest_llmload.core.errors import RemoteError
+from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.protocol import Message
 from pytest_llmload.core.results import ErrorInfo
 
@@ -47,20 +48,25 @@ def _text(data: bytes) -> str:
 
 def decode(reply: Message) -> Any:
     """The plain value of a reply; raises what the function raised."""
+    __tracebackhide__ = True
     if reply["kind"] == "error":
-        raise_here(ErrorInfo(**reply["error"]))
+        raise_here(reply)
     return pickle.loads(base64.b64decode(reply["payload"]))
 
 
-def raise_here(info: ErrorInfo) -> NoReturn:
+def raise_here(reply: Message) -> NoReturn:
     """Raise a remote exception: as its own class if that is known here, else as RemoteError."""
     __tracebackhide__ = True
+    info = ErrorInfo(**reply["error"])
     module, _, name = info.type_name.rpartition(".")
     holder = sys.modules.get(module) if module else builtins
     kind = getattr(holder, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
+        given = reply.get("arguments")
+        arguments = pickle.loads(base64.b64decode(given)) if given else (info.message,)
         try:
-            error = kind(info.message)
+            # As printable as its message: pytest-xdist cannot send a report that no encoding can write.
+            error = kind(*(scrub(item) if isinstance(item, str) else item for item in arguments))
         except TypeError:  # its constructor wants something else
             pass
         else:

@@ -85,9 +85,4 @@ class Files:
             return reply
         info = ErrorInfo(**reply["error"])
         own = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
-        return own(info.message if not info.type_name else f"preparing {what!r}: {first_cause(info)}")
-
-
-def first_cause(info: ErrorInfo) -> str:
-    """An error of a load's process in one line."""
-    return f"{info.type_name}: {info.message}" if info.type_name else info.message
+        return own(f"preparing {what!r}: {info}" if info.type_name else info.message)

@@ -27,8 +27,10 @@ def finish(session: pytest.Session, state: State) -> None:
         try:
             stale = [state.display(path) for path in state.stale]
             json_report.write(path, list(state.runs.values()), stale=stale, notes=_notes(state))
-        except OSError as error:
-            _session_error(session, state, "report", f"cannot write {path}: {error.strerror or error}")
+        except (OSError, TypeError, ValueError) as error:
+            # Of what other plugins' hooks put into a result, not everything can be written.
+            reason = getattr(error, "strerror", None) or error
+            _session_error(session, state, "report", f"cannot write {path}: {reason}")
 
 
 def _judge(session: pytest.Session, state: State) -> None:

@@ -137,7 +137,7 @@ class Load:
         __tracebackhide__ = True
         reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
         if reply["kind"] == "error":
-            calls.raise_here(ErrorInfo(**reply["error"]))
+            calls.raise_here(reply)
         return {name: reply[name] for name in ("tokens", "text")}
 
     def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

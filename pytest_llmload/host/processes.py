@@ -16,8 +16,8 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.logs import last_lines
-from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.logs import LINE, last_lines
+from pytest_llmload.core.portable import bounded, scrub
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host import hardware
@@ -31,6 +31,9 @@ _WARM_UP = 300.0
 _LOG_LINES = 30
 #: Of the stacks of a load that hangs; the main thread's comes last.
 _STACK_LINES = 40
+#: Lines of a remote traceback that are kept, from its end, and characters of any other text.
+_TRACEBACK_LINES = 200
+_TEXT = 4096
 _OOM = ": the kernel's out-of-memory killer was at work"
 #: The folder that holds this package is put last on the path, and the current folder taken off it: a user's
 #: ``types.py`` must not become the standard library's.
@@ -82,9 +85,9 @@ class LoadProcess:
             while True:
                 reply, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
                 if reply["kind"] == "died":
-                    raise self._part_died(reply)
+                    raise self._part_died(_fit(reply))
                 if reply["kind"] != "phase":
-                    return reply
+                    return _fit(reply)
                 self.phase = reply["phase"]
         except Closed:
             raise self._death() from None
@@ -150,7 +153,6 @@ class LoadProcess:
         if reply["signal"] == signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
             outcome = results.OUT_OF_MEMORY
             info.message += _OOM
-        info.log = scrub(info.log)
         self.kill()
         return LoadDied(outcome, info)
 
@@ -318,6 +320,26 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
         raise
     assert isinstance(process, LoadProcess), "a server that imported nothing may fork"
     return process
+
+
+def _fit(reply: Message) -> Message:
+    """A reply whose texts for people are bounded, without secrets and printable, whatever the load raised or logged."""
+    fit = dict(reply)
+    if "error" in reply:
+        lines = {name: reply["error"][name].splitlines()[-_TRACEBACK_LINES:] for name in ("traceback", "log")}
+        texts = {name: "\n".join(bounded(scrub(line), LINE) for line in lines[name]) for name in lines}
+        fit["error"] = {**_fit_texts(reply["error"]), **texts}
+    if "result" in reply:
+        fit["result"] = {**_fit_texts(reply["result"]), "spec": reply["result"]["spec"]}
+    return fit
+
+
+def _fit_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return bounded(scrub(value), _TEXT)
+    if isinstance(value, dict):
+        return {scrub(key): _fit_texts(item) for key, item in value.items()}
+    return [_fit_texts(item) for item in value] if isinstance(value, list) else value
 
 
 def _how(status: int) -> str:

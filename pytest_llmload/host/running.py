@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
+from _pytest._code.code import ReprEntry, ReprFileLocation
 
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
@@ -13,6 +15,7 @@ from pytest_llmload.core.errors import (
     CeilingExceeded,
     LoadError,
     MachineError,
+    RemoteError,
 )
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host import limits, options, skips
@@ -31,6 +34,7 @@ def around_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
     __tracebackhide__ = True
     _skip_if_missing(item)
+    _check_recordable(item)
     try:
         return (yield)
     except LoadError as error:
@@ -55,6 +59,19 @@ def _skip_if_missing(item: pytest.Item) -> None:
         state.note(spec, item.nodeid, verdicts.SKIP, reason)
     item.stash[_SKIP_REASON] = reason
     pytest.skip(reason)
+
+
+def _check_recordable(item: pytest.Item) -> None:
+    """Raise BaselineError, before anything is loaded, where the test could not write the baseline that it is to."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    settings, spec = state.settings, state.spec_of(item)
+    names = item.fixturenames  # type: ignore[attr-defined]
+    if spec is None or settings.inline or not {"memory_baseline", "latency_baseline"} & set(names):
+        return
+    path = state.baseline_path(spec)
+    if settings.update_baselines or (settings.record_missing and not path.exists()):
+        state.store.check_writable(path)
 
 
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
@@ -114,6 +131,9 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         text = call.excinfo.getrepr(style="value")
         if text.reprcrash is not None:
             text.reprcrash.message = str(error)
+        if isinstance(error, (LoadError, MachineError, RemoteError)):
+            # It happened in another process: say where the test was meanwhile.
+            text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
         report.longrepr = text
     if report.skipped and _SKIP_REASON in item.stash:
         # Where the test stands, not where this plugin decided to skip it.
@@ -136,6 +156,16 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.
         item.user_properties += junit.properties(state.run(spec))
+
+
+def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:
+    """The lines of the test, and of what it called, that an error of ours came through; none before its body."""
+    state = state_of(item.config)
+    entries = list(excinfo.traceback)
+    begin = next((index for index, entry in enumerate(entries) if entry.path == item.path), len(entries))
+    own = [entry for entry in entries[begin:] if not entry.frame.f_globals["__name__"].startswith("pytest_llmload.")]
+    places = [(state.display(Path(entry.path)), entry.lineno + 1, f"in {entry.name}") for entry in own]
+    return [ReprEntry([], None, None, ReprFileLocation(*place), "short") for place in places]
 
 
 def _is_ours(error: BaseException | None) -> bool:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScheduling
 
 
-class ByLoad(LoadScopeScheduling):  # type: ignore[misc]
-    """One scope per load; tests without a load are scopes of their own, as under ``--dist load``."""
+class ByLoad(LoadScheduling):  # type: ignore[misc]
+    """``--dist load``, but that a portion of tests never ends within a load's; without loads it is just that."""
 
     def __init__(self, config: pytest.Config, log: Any, folder: Path) -> None:
         super().__init__(config, log)
         self._folder = folder
-        self._groups: dict[str, str] | None = None
 
-    def _split_scope(self, nodeid: str) -> str:
-        if self._groups is None:
-            self._groups = {}
-            for file in sorted(self._folder.glob("*.json")):
-                self._groups.update(json.loads(file.read_text()))
-        return self._groups.get(nodeid, nodeid)
+    @cached_property
+    def _groups(self) -> dict[str, str]:
+        """Nodeid -> load; every worker has written it down before it was given its first test."""
+        groups: dict[str, str] = {}
+        for file in sorted(self._folder.glob("*.json")):
+            groups.update(json.loads(file.read_text()))
+        return groups
+
+    def _send_tests(self, node: Any, num: int) -> None:
+        # The tests of a load stand side by side, and so does what is left of them when their worker has crashed.
+        while 0 < num < len(self.pending) and self._load_of(num - 1) == self._load_of(num) != "":
+            num += 1
+        super()._send_tests(node, num)
+
+    def _load_of(self, position: int) -> str:
+        return self._groups.get(self.collection[self.pending[position]], "")

@@ -96,13 +96,13 @@ def _metric(item: MetricVerdict) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """Texts without secrets, and None for what is not finite: strict readers refuse NaN."""
+    """Texts without secrets and as UTF-8 has them, and None for what is not finite: strict readers refuse NaN."""
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
+        return {scrub(key): _clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_clean(item) for item in value]
     return value

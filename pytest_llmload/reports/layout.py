@@ -9,13 +9,15 @@ from pytest_llmload.core.verdicts import MetricVerdict
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines ``  label  text``, aligned; a label that is the one above is not repeated."""
+    """Lines ``  label  text``, aligned, those of a longer text too; a label that is the one above is not repeated."""
     rows = list(rows)
     width = max((len(label) for label, _ in rows), default=0)
     lines = []
     previous = ""
     for label, text in rows:
-        lines.append(f"  {'' if label == previous else label:<{width}}  {text}".rstrip())
+        first, *more = text.splitlines() or [""]
+        lines.append(f"  {'' if label == previous else label:<{width}}  {first}".rstrip())
+        lines += [f"  {'':<{width}}  {line}".rstrip() for line in more]
         previous = label
     return lines
 

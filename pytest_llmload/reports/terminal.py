@@ -127,7 +127,9 @@ def _table(runs: Sequence[Run], width: int) -> list[str]:
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
-    return [f"{title}:", *(f"{_GAP}{line}" for line in limited(lines, _LINES))] if lines else []
+    # A text of several lines stands under its own first one.
+    texts = [text.replace("\n", f"\n{_GAP * 2}") for text in limited(lines, _LINES)]
+    return [f"{title}:", *(f"{_GAP}{line}" for text in texts for line in text.splitlines())] if lines else []
 
 
 def _items(run: Run, *verdicts: str) -> list[MetricVerdict]:

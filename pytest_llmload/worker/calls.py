@@ -6,12 +6,15 @@ import base64
 import importlib
 import pickle
 import sys
+from pathlib import PurePath
 from time import perf_counter
 from typing import Any
 
 from pytest_llmload.core.protocol import Message
 from pytest_llmload.worker.device import synchronize
 
+#: Characters of an exception's arguments, pickled.
+_MOST = 4096
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -35,6 +38,24 @@ def call(message: Message, loaded: Any) -> Message:
     seconds = perf_counter() - begin
     check_plain(value)
     return {"kind": "value", "payload": base64.b64encode(pickle.dumps(value)).decode(), "seconds": seconds}
+
+
+def arguments(error: BaseException) -> str:
+    """What an exception of the same class can be made with in the pytest process; empty unless that is plain data.
+
+    Also empty where it is too much: the message, which is cut, then has to do.
+    """
+    # As pickle has them: the file's name of an OSError is not in its ``args``.
+    reduced = error.__reduce__()
+    if not isinstance(reduced, tuple) or reduced[0] is not type(error):
+        return ""
+    plain = tuple(str(item) if isinstance(item, PurePath) else item for item in reduced[1])
+    try:
+        check_plain(plain)
+    except TypeError:
+        return ""
+    data = base64.b64encode(pickle.dumps(plain)).decode()
+    return data if len(data) <= _MOST else ""
 
 
 def check_plain(value: Any, where: str = "the value returned") -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pytest_llmload.core.logs import COLOURS
+
 _LOGGERS = ("transformers", "accelerate", "bitsandbytes", "peft")
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+#: A row of transformers' LOAD REPORT.
+_MISMATCH = re.compile(
+    r"^(\S+) *\| *MISMATCH *\|.* ckpt: torch\.Size\((.*?)\) vs model: *torch\.Size\((.*?)\)", re.MULTILINE
+)
 
 
 class _Collector(logging.Handler):
@@ -18,7 +23,13 @@ class _Collector(logging.Handler):
         self.lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.name}: {_COLOURS.sub('', record.getMessage()).strip()}")
+        self.lines.append(f"{record.name}: {COLOURS.sub('', record.getMessage()).strip()}")
+
+
+def mismatches(lines: Iterable[str]) -> list[str]:
+    """Of collected records: each tensor whose shape in the checkpoint is not the model's, with both."""
+    rows = (row for line in lines for row in _MISMATCH.findall(line))
+    return [f"{name} is {stored} in the checkpoint and {own} in the model" for name, stored, own in rows]
 
 
 @contextmanager

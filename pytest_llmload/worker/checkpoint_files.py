@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from pytest_llmload.worker.checkpoints.headers import INDEX
+from pytest_llmload.worker.checkpoints.headers import read_header, weight_files
 
 
 class CheckpointFiles:
@@ -16,17 +15,10 @@ class CheckpointFiles:
 
     def __init__(self, path: str) -> None:
         self._files: dict[str, Any] = {}
-        #: Tensor name -> file.
-        self.where: dict[str, Path] = {}
-        directory = Path(path)
-        index = directory / INDEX
-        if index.is_file():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self.where = {name: directory / file for name, file in weight_map.items()}
-        else:
-            for file in sorted(directory.glob("*.safetensors")):
-                if not file.name.startswith("adapter_"):
-                    self.where |= dict.fromkeys(self._open(file).keys(), file)
+        #: Tensor name -> the file that holds it, as the library looks it up: whatever an index says.
+        self.where: dict[str, Path] = {
+            stored.tensor.name: file for file in weight_files(Path(path)) for stored in read_header(file)
+        }
 
     def _open(self, file: Path) -> Any:
         if str(file) not in self._files:

@@ -11,12 +11,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.canonical import digest
+from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.registry import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.worker import plan
-from pytest_llmload.worker.capture import warnings_of_libraries
+from pytest_llmload.worker.capture import mismatches, warnings_of_libraries
 from pytest_llmload.worker.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.formats import contradiction, read_format
 from pytest_llmload.worker.imports import import_all
@@ -165,7 +166,7 @@ class _Session:
                 synchronize(self.job)
                 self._each("loading")
                 begin = perf_counter()
-                loaded = _as_loaded(self.job, served_by[0].load(self.job, kwargs))
+                loaded = _as_loaded(self.job, self._called(served_by[0], kwargs, log))
                 synchronize(self.job)
                 self._each("returned")
                 loaded = self._wrap(served_by, loaded)
@@ -187,6 +188,15 @@ class _Session:
         if late:
             loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
         return loaded
+
+    def _called(self, strategy: Strategy, kwargs: dict[str, Any], log: list[str]) -> Any:
+        """What the loading call returns. Raises LoadFailed where the library's error is in what it logged only."""
+        try:
+            return strategy.load(self.job, kwargs)
+        except RuntimeError as error:
+            if not (unlike := mismatches(log)):
+                raise
+            raise LoadFailed("\n".join(["the checkpoint does not fit its config.json", *unlike])) from error
 
     def _wrap(self, served_by: list[Strategy], loaded: Loaded) -> Loaded:
         """What strategies do to a loaded model, each with its seconds, which are part of the load's."""

@@ -6,7 +6,6 @@ itself and refuses to fork once a fork would not be safe.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import selectors
@@ -14,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from pytest_llmload.core.protocol import Channel, Closed, Message
@@ -29,6 +29,8 @@ class Server:
         self._selector.register(channel.socket, selectors.EVENT_READ)
         self._children: dict[int, int] = {}
         self._threads = process.thread_count()
+        #: Processes that an import has started, for whoever imports it.
+        self._helpers: Collection[int] = ()
 
     def run(self) -> NoReturn:
         """Serve until the pytest process hangs up or is gone."""
@@ -55,9 +57,7 @@ class Server:
 
     def end(self, *_: object) -> NoReturn:
         """End at once, with every process that was forked and whatever those have started."""
-        for pid in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        process.end_descendants()
         os._exit(0)
 
     def _import(self, message: Message) -> None:
@@ -66,6 +66,7 @@ class Server:
         gc.collect()
         gc.freeze()
         self._threads = process.thread_count()
+        self._helpers = process.descendants(keep=self._children)
         self._channel.send({"kind": "ready"})
 
     def _unsafe(self) -> str | None:
@@ -115,12 +116,10 @@ class Server:
         pidfd = self._children.pop(pid)
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        # While it is not waited for, its number is nobody else's: what it left behind is found by it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self._channel.send({"kind": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
-        process.wait_for_group(pid)
+        # What it left behind was adopted: loads follow each other, so whatever is no load is its.
+        process.end_descendants(keep={*self._children, *self._helpers})
         self._channel.send({"kind": "gone", "pid": pid})
 
 

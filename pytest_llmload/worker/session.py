@@ -142,7 +142,7 @@ class Session:
         try:
             reply = calls.call(message, self.loaded)
         except told() as error:
-            reply = describe(error, "run")
+            reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
         now = fingerprint(self.loaded.model)
         changed, self._fingerprint = now != self._fingerprint, now
         return {**reply, "changed": changed}
@@ -171,7 +171,6 @@ def told() -> tuple[type[BaseException], ...]:
 def describe(error: BaseException, phase: str) -> Message:
     """An exception as a message: out of memory, the machine's fault, or simply raised."""
     kind = type(error)
-    message = str(error) or kind.__name__
     if isinstance(error, MachineError):
         outcome = "machine"
     elif is_out_of_memory(error):
@@ -181,7 +180,7 @@ def describe(error: BaseException, phase: str) -> Message:
     # Our own errors are whole sentences already.
     type_name = "" if isinstance(error, (MachineError, LoadFailed)) else f"{kind.__module__}.{kind.__qualname__}"
     info = results.ErrorInfo(
-        message=message,
+        message=str(error) if type_name else str(error) or kind.__name__,
         type_name=type_name.removeprefix("builtins."),
         traceback="".join(traceback.format_exception(error)),
         phase=phase,

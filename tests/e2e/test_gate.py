@@ -304,3 +304,29 @@ def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(
     assert "pytest_llmload/host/gates.py" not in text
     notes = json.loads((pytester.path / "run.json").read_text())["notes"]
     assert "inline: loads lived in the pytest process, nothing was gated or recorded" in notes
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(pytester, project):
+    pytester.makepyfile(
+        """
+        def test_a(llm, memory_baseline): memory_baseline.check(llm)
+        """
+    )
+    (pytester.path / "taken").touch()
+    result = project("--llm-update-baselines", "--llm-baselines=taken", "--llm-report=run.json")
+    # The test's, and the run's: nothing was measured.
+    result.assert_outcomes(errors=2)
+    text = result.stdout.str()
+    assert "Not a directory in " in text
+    assert "The above exception" not in text
+    assert json.loads((pytester.path / "run.json").read_text())["runs"][0]["load"] == ""
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_the_run(pytester, project):
+    pytester.makepyfile(
+        conftest="def pytest_llmload_load_finished(config, result): result.phase_peaks['mine'] = {'gpu.0': set()}",
+        test_it="def test_a(llm): pass",
+    )
+    result = project("--llm-report=run.json")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["cannot write *run.json: Object of type set is not JSON serializable"])

@@ -48,6 +48,41 @@ def test_one_load_per_spec_under_any_order(pytester, project):
     assert sorted(loads(pytester)) == ["bf16", "fp16", "fp32"]
 
 
+def test_a_worker_that_crashes_costs_one_test_and_the_run_ends(pytester, project):
+    """A worker waits for its next test before it runs one, so a scheduler that forgets to say more hangs for ever."""
+    pytester.makepyfile(
+        test_it="""
+        import os
+        import pytest
+        @pytest.mark.parametrize("i", range(3))
+        def test_before(i): pass
+        def test_dies(): os.kill(os.getpid(), 9)
+        @pytest.mark.parametrize("i", range(3))
+        def test_after(i): pass
+        """
+    )
+    project("-n", "2", fast=False, cached=False).assert_outcomes(passed=6, failed=1)
+    pytester.makepyfile(
+        conftest=TWO_FILES["conftest"],
+        test_loads="""
+        import os
+        import pytest
+        @pytest.mark.dtype("bf16", "fp32")
+        class TestOne:
+            def test_a(self, llm): pass
+            def test_b(self, llm): assert llm.generate("x", max_new_tokens=2).tokens
+        @pytest.mark.dtype("fp16")
+        class TestTwo:
+            def test_a(self, llm): pass
+            def test_dies(self, llm): os.kill(os.getpid(), 9)
+            def test_b(self, llm): assert llm.generate("x", max_new_tokens=2).tokens
+        """,
+    )
+    project("-n", "2").assert_outcomes(passed=12, failed=2)
+    # What was left of the load whose worker died is loaded once more, the rest once.
+    assert sorted(loads(pytester)) == ["bf16", "fp16", "fp16", "fp32"]
+
+
 @pytest.mark.parametrize("arguments", [("-p", "randomly"), ("--ff",), ("--nf",), ("-n", "2", "--dist", "load")])
 def test_orderings_keep_the_loads_together(pytester, project, arguments):
     files = {**TWO_FILES, "test_two": TWO_FILES["test_two"].rstrip() + "\n        def test_fails(llm): assert False\n"}

@@ -162,6 +162,27 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
     project().assert_outcomes(passed=8)
 
 
+def test_a_failure_in_the_loads_process_says_where_the_test_was(pytester, project):
+    pytester.makepyfile(
+        """
+        import os
+
+        def odd(model, tokenizer):
+            raise __import__("graphlib").CycleError("boom")
+        def killed(model, tokenizer): os.kill(os.getpid(), 9)
+        def called(llm, function):
+            return llm.run(function)
+        def test_odd(llm): called(llm, odd)
+        def test_killed(llm):
+            called(llm, killed)
+        """
+    )
+    result = project()
+    result.assert_outcomes(failed=2)
+    places = [line.partition(".py:")[2] for line in result.stdout.lines if ": in " in line]
+    assert places == ["8: in test_odd", "7: in called", "10: in test_killed", "7: in called"]
+
+
 def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
     pytester.makepyfile(
         """
@@ -216,6 +237,7 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, m
         import signal, subprocess
         def slow(spec):
             subprocess.Popen(["sleep", "300"])
+            subprocess.Popen(["sleep", "300"], start_new_session=True)
             print("started", flush=True)
             open("started", "w").close()
             signal.pause()
@@ -228,7 +250,7 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, m
     )
 
     def check(family: set[int]) -> None:
-        assert len(family) >= 3, "server, load and the load's own child"
+        assert len(family) >= 4, "server, load and the load's own children"
 
     assert_nothing_outlives(pytester, checkpoint_cache, number, check)
     # As the next run does.
@@ -268,7 +290,8 @@ def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path):
         server.close()
 
 
-def test_a_load_has_ended_when_all_that_it_started_has(tmp_path):
+@pytest.mark.parametrize("own_session", [False, True])
+def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
     """A killed process holds its GPU until the kernel is through with it, here with giving back its memory."""
     (tmp_path / "leaver.py").write_text(
         textwrap.dedent(
@@ -276,10 +299,20 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path):
             import subprocess, sys
             from pytest_llmload.worker.session import Session
             def do_leave(self, message):
-                code = "block = bytearray(b'1') * (1 << 30); print(flush=True); import signal; signal.pause()"
-                child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-                child.stdout.readline()
-                return {"kind": "left", "pid": child.pid}
+                grandchild = "block = bytearray(b'1') * (1 << 30); print(flush=True); import signal; signal.pause()"
+                code = (
+                    "import signal, subprocess, sys; new = sys.argv[2] == 'True'; "
+                    "child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=new); "
+                    "print(child.pid, flush=True); signal.pause()"
+                )
+                child = subprocess.Popen(
+                    [sys.executable, "-c", code, grandchild, str(message["own"])],
+                    stdout=subprocess.PIPE,
+                    start_new_session=message["own"],
+                )
+                # The grandchild's empty line and its number, in either order.
+                (number,) = filter(str.strip, (child.stdout.readline().decode() for _ in range(2)))
+                return {"kind": "left", "pids": [child.pid, int(number)]}
             Session.do_leave = do_leave
             """
         )
@@ -288,9 +321,9 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path):
     try:
         server.warm_up(["leaver"], None)
         load = server.fork(tmp_path / "load.log")
-        child = load.request({"kind": "leave"}, 60.0)["pid"]
+        pids = load.request({"kind": "leave", "own": own_session}, 60.0)["pids"]
         load.close()
-        assert not Path(f"/proc/{child}").exists()
+        assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
     finally:
         server.close()
 

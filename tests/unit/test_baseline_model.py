@@ -176,6 +176,11 @@ def test_a_newer_schema_says_to_upgrade(baseline):
         loads(dumps(baseline).replace('"schema": 1', '"schema": 2'), FILE)
 
 
+def test_a_file_that_is_nothing_but_brackets_is_an_error_of_the_baseline():
+    with pytest.raises(BaselineError, match="is nested too deeply"):
+        loads("[" * 100_000, "f")
+
+
 def test_merge_leftovers_are_found(baseline):
     text = dumps(baseline)
     conflict = text.replace('    "gpu.settled"', '<<<<<<< HEAD\n    "gpu.settled"', 1)

@@ -15,8 +15,9 @@ import pytest
 
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.presets import PRESETS
+from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoints import digests, headers
-from pytest_llmload.worker.checkpoints.build import build
+from pytest_llmload.worker.checkpoints.build import build, write_weights
 from pytest_llmload.worker.checkpoints.headers import Stored, Tensor, read_header, read_tensors
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
@@ -214,11 +215,17 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "has no model.safetensors and no model.safetensors.index.json, none"),
-        ({"pytorch_model.bin": ""}, "only pytorch_model.bin: convert the weights to safetensors"),
+        ({}, "has no model.safetensors and no model.safetensors.index.json, so it holds no weights"),
+        ({"pytorch_model.bin": ""}, "only pytorch_model.bin: convert them to safetensors"),
         ({headers.INDEX: "{"}, "is no readable index"),
         ({headers.INDEX: "{}"}, "is no readable index"),
-        ({headers.INDEX: '{"weight_map": {"a": "m-1", "b": "m-2"}}', "m-2": ""}, "2 files of which 1 are missing: m-1"),
+        ({headers.INDEX: '{"weight_map": {}}'}, "is no readable index of weights .KeyError: 'metadata'"),
+        ({headers.INDEX: '{"metadata": {}, "weight_map": {"a": "../m-1"}}'}, "names '../m-1', which is no file name"),
+        ({headers.INDEX: '{"metadata": {}, "weight_map": {"a": "sub/m-1"}}'}, "names 'sub/m-1', which is no file name"),
+        (
+            {headers.INDEX: '{"metadata": {}, "weight_map": {"a": "m-1", "b": "m-2"}}', "m-2": ""},
+            "2 files of which 1 are missing: m-1",
+        ),
     ],
 )
 def test_missing_weight_files_are_said(files: dict[str, str], said: str, tmp_path: Path) -> None:
@@ -226,6 +233,25 @@ def test_missing_weight_files_are_said(files: dict[str, str], said: str, tmp_pat
         (tmp_path / name).write_text(content)
     with pytest.raises(LoadFailed, match=said):
         read_tensors(tmp_path)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Tensors a and b in a file each."""
+    write_weights(tmp_path, [headers.Tensor(name, (2, 2), "F32") for name in "ab"], shard_bytes=1)
+    return tmp_path
+
+
+def test_an_index_that_contradicts_its_files_is_said(sharded: Path) -> None:
+    assert [tensor.name for tensor in read_tensors(sharded)] == ["a", "b"]
+    index = json.loads((sharded / headers.INDEX).read_text())
+    index["weight_map"] = {"a": index["weight_map"]["b"], "b": index["weight_map"]["a"]}
+    (sharded / headers.INDEX).write_text(json.dumps(index))
+    said = "index.json says that a is in model-00002-of-00002.safetensors, which does not hold it .and 1 more"
+    with pytest.raises(LoadFailed, match=said):
+        read_tensors(sharded)
+    # Whoever looks a tensor up finds it all the same, as the library does.
+    assert CheckpointFiles(str(sharded)).where["a"].name == "model-00001-of-00002.safetensors"
 
 
 def test_identifying_a_built_model_needs_no_torch(built: Path) -> None:

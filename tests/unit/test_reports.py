@@ -18,7 +18,13 @@ from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict, Run, Subject
 from pytest_llmload.reports import json_report
-from pytest_llmload.reports.failure import budget_text, ceiling_text, comparison_text, not_applied_text
+from pytest_llmload.reports.failure import (
+    budget_text,
+    ceiling_text,
+    comparison_text,
+    load_failure_text,
+    not_applied_text,
+)
 from pytest_llmload.reports.junit import properties
 from pytest_llmload.reports.terminal import summary, tokens_per_second
 
@@ -199,6 +205,20 @@ def run(spec=NF4, result=None, comparisons=(), **changes):
 
 
 LORA = dataclasses.replace(NF4, adapter="random", workload=Workload(8, 2048, 64), own_workload=True)
+
+
+def test_longer_texts_stay_in_their_column():
+    result = load(outcome=OUT_OF_MEMORY, error=ErrorInfo("first\nsecond", "RuntimeError", phase="load"), notes=["a\nb"])
+    assert lines(load_failure_text(SUBJECT, result))[1:4] == [
+        "  because  RuntimeError: first",
+        "           second",
+        "  phase    load",
+    ]
+    told = summary([Run(NF4, DEVICE, result)], width=100)
+    assert told[told.index("notes:") + 1 :] == [f"  {NF4.id}: a", "      b"]
+    assert "  because  MemoryError\n" in load_failure_text(
+        SUBJECT, load(outcome=OUT_OF_MEMORY, error=ErrorInfo("", "MemoryError", phase="load"))
+    )
 
 
 def test_the_summary_table():

@@ -76,6 +76,16 @@ def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: 
         resolve(str(tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_checkpoint_of_our_own_cache_is_no_fault_of_the_model(name: str, tmp_path: Path) -> None:
+    own = Path(resolve("random:tiny-llama", tmp_path).path)
+    (own / name).write_bytes((own / name).read_bytes()[:100])
+    with pytest.raises(MachineError, match=f"{own} has been damaged since it was built: delete that folder"):
+        resolve("random:tiny-llama", tmp_path)
+    shutil.rmtree(own)
+    assert resolve("random:tiny-llama", tmp_path).path == str(own)
+
+
 def test_a_cache_that_cannot_be_written_is_the_machines_fault(built: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="--llm-cache-dir"):
@@ -226,7 +236,8 @@ def test_remote_code_is_downloaded_only_when_it_is_trusted(hub: str, cache: Path
 def test_a_sharded_hub_model_is_downloaded_by_its_index(hub: str, cache: Path, tmp_path: Path) -> None:
     weights = Hub.files.pop("model.safetensors")
     Hub.files["model-1-of-1.safetensors"] = weights
-    Hub.files["model.safetensors.index.json"] = b'{"weight_map": {"model.norm.weight": "model-1-of-1.safetensors"}}'
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-1-of-1.safetensors"}}
+    Hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
     found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
     assert found.get("revision") == COMMIT, found
     assert "model-1-of-1.safetensors" in Hub.asked

@@ -186,6 +186,15 @@ def update_on_a_full_disk(store, path, baseline):
     return "written"
 
 
+def test_what_cannot_be_written_is_known_before(store, path, baseline, tmp_path):
+    store.check_writable(path)
+    assert list(tmp_path.rglob("*")) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(BaselineError, match=r"cannot record .*: Not a directory in .*file;") as caught:
+        Store(tmp_path / "file").check_writable(tmp_path / "file" / "model" / "cpu" / "none.json")
+    assert caught.value.__suppress_context__
+
+
 def test_a_write_that_breaks_off_leaves_the_old_file(store, path, baseline):
     store.update(path, lambda old: baseline)
     before = path.read_bytes()

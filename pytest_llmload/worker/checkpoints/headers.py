@@ -107,6 +107,23 @@ def read_header(path: Path) -> list[Stored]:
     return [Stored(tensor, 8 + length + begin) for tensor, begin, _ in stored]
 
 
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor -> file, as an index has them.
+
+    Raises LoadFailed, in one sentence, for what transformers cannot read and for files outside the index's folder.
+    """
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+        # transformers takes no index without it.
+        weight_map, _ = dict(data["weight_map"]), dict(data["metadata"])
+        outside = [name for name in weight_map.values() if Path(name).name != name]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LoadFailed(f"{index} is no readable index of weights ({type(error).__name__}: {error})") from error
+    if outside:
+        raise LoadFailed(f"{index} names {outside[0]!r}, which is no file name: weights lie beside their index")
+    return weight_map
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that a load of ``directory`` reads, sorted.
 
@@ -117,12 +134,9 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     if not index.is_file():
         others = sorted(path.name for path in directory.glob("*.bin"))
-        found = f"only {', '.join(others)}" if others else "none"
-        raise LoadFailed(f"{directory} has no {WEIGHTS} and no {INDEX}, {found}: convert the weights to safetensors")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LoadFailed(f"{index} is no readable index of weights ({type(error).__name__}: {error})") from error
+        hint = f"only {', '.join(others)}: convert them to safetensors" if others else "so it holds no weights"
+        raise LoadFailed(f"{directory} has no {WEIGHTS} and no {INDEX}, {hint}")
+    names = sorted(set(read_index(index).values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise LoadFailed(f"{index} names {len(names)} files of which {len(missing)} are missing: {', '.join(missing)}")
@@ -130,6 +144,15 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_tensors(directory: Path) -> list[Tensor]:
-    """All tensors of a checkpoint, sorted by name. Raises LoadFailed as :func:`read_header`."""
-    found = [stored.tensor for path in weight_files(directory) for stored in read_header(path)]
-    return sorted(found, key=lambda tensor: tensor.name)
+    """All tensors of a checkpoint, sorted by name.
+
+    Raises LoadFailed as :func:`read_header`, and where the index has tensors in files that do not hold them.
+    """
+    held = {path.name: [stored.tensor for stored in read_header(path)] for path in weight_files(directory)}
+    if WEIGHTS not in held:
+        found = {(tensor.name, file) for file, tensors in held.items() for tensor in tensors}
+        if wrong := sorted(set(read_index(directory / INDEX).items()) - found):
+            name, file = wrong[0]
+            more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+            raise LoadFailed(f"{directory / INDEX} says that {name} is in {file}, which does not hold it{more}")
+    return sorted((tensor for tensors in held.values() for tensor in tensors), key=lambda tensor: tensor.name)

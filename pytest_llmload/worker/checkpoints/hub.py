@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,14 @@ from pathlib import Path
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.portable import scrub
-from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, weight_files
+from pytest_llmload.worker.checkpoints.headers import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHTS,
+    read_index,
+    weight_files,
+)
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -75,7 +81,7 @@ def _snapshot(name: str, revision: str, patterns: tuple[str, ...] | list[str]) -
 
 def _indexed(directory: Path) -> list[str]:
     index = directory / INDEX
-    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index.is_file() else []
+    return sorted(set(read_index(index).values())) if index.is_file() else []
 
 
 def _has_weights(directory: Path) -> bool:

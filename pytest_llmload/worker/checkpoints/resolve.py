@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
 from pytest_llmload.worker.checkpoints import values
@@ -40,7 +40,15 @@ def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
     what = spec.removeprefix(PREFIX)
     name = what if what in PRESETS else str(config["model_type"])
     path = build(config, name, cache_dir, trust_remote_code=trust_remote_code)
-    tensors = read_tensors(path)
+    try:
+        read_config(path)
+        tensors = read_tensors(path)
+    except LoadFailed as error:
+        # We built it, so no model is at fault.
+        raise MachineError(
+            f"the random checkpoint in {path} has been damaged since it was built: delete that folder, and the next "
+            f"run builds it again ({error})"
+        ) from None
     return _checkpoint(path, config, tensors, random_weights_digest(values.VERSION, tensors))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.logs import last_lines
 from pytest_llmload.core.nodes import local_size
 from pytest_llmload.core.protocol import Channel, Closed, Message
 from pytest_llmload.core.results import ErrorInfo, LoadResult
@@ -34,7 +35,9 @@ _GRACE = 3.0
 _LOOK = 0.2
 #: Seconds for torch elastic to see that a rank has ended.
 _SEEN = 10.0
+#: Lines of a rank's stack that are told, and of all its threads' that are read.
 _STACK_LINES = 9
+_STACKS = 1000
 
 
 class Ranks:
@@ -162,7 +165,7 @@ class Ranks:
         reply = found[errors[0]]
         info = ErrorInfo(**reply["error"])
         who = f"rank {self._names[errors[0]]}" if len(errors) < self._count else "every rank"
-        info.message = f"{who}: {info.message}"
+        info.message = f"{who}: {info.message}" if info.message else who
         info.log = "\n".join(tail(self._names[rank], self._log(rank)) for rank in errors)
         self.kill()
         if reply["outcome"] == "machine":
@@ -209,7 +212,7 @@ class Ranks:
 
     def _stack(self, rank: int, begin: int) -> str:
         """What a rank wrote of its main thread's stack, innermost call first."""
-        text = self._log(rank).read_bytes()[begin:].decode(errors="replace") if self._log(rank).exists() else ""
+        text = last_lines(self._log(rank), _STACKS, begin)
         own = text[text.rfind("Current thread") :] if "Current thread" in text else text
         return "\n".join(own.splitlines()[:_STACK_LINES])
 
