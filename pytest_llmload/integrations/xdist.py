@@ -67,6 +67,7 @@ class Integration:
                 "wanted": state.wanted,
                 "collected": state.collected,
                 "tests_left_out": state.tests_left_out,
+                "suite_collected": state.suite_collected,
                 "left_out": state.left_out,
                 "cold_reason": state.broker.cold_reason,
             }
@@ -102,6 +103,7 @@ def _merge(
     wanted: bool,
     collected: bool,
     tests_left_out: bool,
+    suite_collected: bool,
     left_out: dict[str, str],
     cold_reason: str | None,
 ) -> None:
@@ -115,5 +117,6 @@ def _merge(
     state.wanted |= wanted
     state.collected |= collected
     state.tests_left_out |= tests_left_out
+    state.suite_collected |= suite_collected
     state.left_out |= left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason
