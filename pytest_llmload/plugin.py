@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # By name, so that the integration is imported only where a test could use it.
     present = config.pluginmanager.hasplugin("benchmark")
     config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
-    if options.given(config):
+    if options.given(config) or config.getoption(options.dest("report")):
         from pytest_llmload.host.state import state_of
 
         state_of(config)
@@ -197,6 +197,12 @@ def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
     """The frozen LoadSpec of this test's load, from its markers and options; loads nothing."""
     from pytest_llmload.host.state import state_of
 
+    if not hasattr(request, "param"):
+        pytest.fail(
+            "llm and llm_spec have to be arguments of the test, or of a fixture that it names as an argument: "
+            "request.getfixturevalue() comes too late to say what to load",
+            pytrace=False,
+        )
     return state_of(request.config).specs[request.param]
 
 

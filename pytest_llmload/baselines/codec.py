@@ -59,6 +59,7 @@ def dumps(baseline: Baseline) -> str:
         "spec": _object(_lines(baseline.spec)),
         "workload": _line(baseline.workload),
         "environment": _object(_lines(baseline.environment)),
+        **({"suite": _line(True)} if baseline.suite else {}),
     }
     return _block("{}", (f"{_line(name)}: {text}" for name, text in sections.items()), 0) + "\n"
 
@@ -142,7 +143,7 @@ def _whole(digits: str) -> int:
 
 def _baseline(data: object) -> Baseline:
     top = _mapping(data, "the file")
-    if unknown := sorted(set(top) - _TOP):
+    if unknown := sorted(set(top) - _TOP - {"suite"}):
         raise _Bad(f"has an unknown entry {unknown[0]!r}")
     if missing := sorted(_TOP - set(top)):
         raise _Bad(f"has no {missing[0]!r}")
@@ -165,7 +166,14 @@ def _baseline(data: object) -> Baseline:
         numbers=_read_numbers(top["numbers"]),
         manifest=tuple(_read_row(row, index) for index, row in enumerate(_list(top["manifest"], "manifest"))),
         environment=_strings(top["environment"], "environment"),
+        suite=_true(top.get("suite", False), "suite"),
     )
+
+
+def _true(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _Bad(f"needs true or false in {where}")
+    return value
 
 
 def _read_timing(value: object, where: str) -> Timing:

@@ -49,6 +49,8 @@ class Baseline:
     manifest: tuple[ManifestRow, ...] = ()
     #: Surroundings of the memory, work and numbers; times have their own.
     environment: dict[str, str] = field(default_factory=dict)
+    #: Whether the installed ready-made suite recorded it: no test file of the project says that it is used.
+    suite: bool = False
 
     def figures(self, section: str) -> dict[str, float]:
         """The metrics of ``memory`` or ``work``."""

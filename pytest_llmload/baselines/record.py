@@ -57,14 +57,15 @@ def record(
     metrics: Sequence[str] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
     times: Mapping[str, Timing] | None = None,
+    suite: bool = False,
 ) -> Recording:
     """The baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
 
     ``results`` are all repeats of one load; each entry is judged as :func:`compare` judges it, with the same
     ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that are not
     there. Informative figures never are a reason to update: they come along. ``times`` are those of processes that were
-    started for them; without, those of the repeats. Raises ValueError for loads that did not
-    work, are not of one spec, or whose times have no host.
+    started for them; without, those of the repeats. ``suite``: it is the installed suite that records. Raises
+    ValueError for loads that did not work, are not of one spec, or whose times have no host.
     """
     load, refusals = agree(results)
     if refusals:
@@ -82,7 +83,7 @@ def record(
             return Recording(existing)
         # Nothing of another shape, spec or workload can stay beside the new figures.
         old = None
-    draft = _Draft(old, load, times)
+    draft = _Draft(old, load, times, suite=suite or (existing is not None and existing.suite))
     for comparison in comparisons:
         _fill(draft, comparison, chosen[comparison.section], update=update)
     draft.settle_environment()
@@ -127,9 +128,10 @@ def _wanted(item: MetricVerdict, draft: _Draft, section: str, update: bool) -> b
 class _Draft:
     """A baseline in the making."""
 
-    def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing]) -> None:
+    def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing], *, suite: bool) -> None:
         spec = LoadSpec.from_json(load.spec)
         self._load = load
+        self._suite = suite
         self._times = times
         self._host = entry(load.environment, HOST)
         self._old = old or Baseline(
@@ -241,4 +243,5 @@ class _Draft:
             numbers=self._numbers,
             manifest=self._manifest,
             environment=self._environment,
+            suite=self._suite,
         )

@@ -130,15 +130,15 @@ def _words(judgement: Judgement, of: str = "") -> str:
     return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
-def recorded_median(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
-    """The baseline's median of a time on this kind of host in seconds; or None, and why there is none to compare."""
+def recorded_timing(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
+    """What the baseline has of a time on this kind of host; or None, and why there is none to compare."""
     host = entry(result.environment, HOST)
     recorded = baseline.time.get(host, {}).get(name)
     if recorded is None:
         hosts = sorted(other for other, times in baseline.time.items() if name in times)
         return None, other_hosts(hosts, host) if hosts else f"the baseline has no {name}"
     why = differing(recorded.conditions, now.conditions, conditions(METRICS[name]))
-    return (None, why) if why else (recorded.median, "")
+    return (None, why) if why else (recorded, "")
 
 
 def other_hosts(hosts: Sequence[str], host: str) -> str:

@@ -28,6 +28,9 @@ MACHINE = "machine"
 NOTHING_MEASURED = "nothing_measured"
 #: A run's verdict where no baseline was asked for.
 MEASURED = "measured"
+#: A run's verdict where what decides it was written: over an entry, or where there was none.
+ACCEPTED = "accepted"
+RECORDED = "recorded"
 
 PASS = "pass"
 FAIL = "fail"
@@ -171,10 +174,32 @@ class Comparison:
         return tuple(item for item in self.metrics if not item.informative and item.verdict in verdicts)
 
     def outcome(self, *, strict: bool = False, update: bool = False, record_missing: bool = False) -> Outcome:
-        """What this comparison does to its test."""
-        return outcome(
-            self.verdict, strict=strict, update=update, record_missing=record_missing, metric_only=not self.whole
+        """What this comparison does to its test: each metric has an outcome, and the worst status counts."""
+        words = dict.fromkeys(item.verdict for item in self._judged) or [self.verdict]
+        found = [self._outcome(word, strict, update, record_missing) for word in words]
+        hardest = max(found, key=lambda each: SEVERITY.index(each.status))
+        return replace(hardest, writes=any(each.writes for each in found))
+
+    def failing(self, *, strict: bool = False, update: bool = False, record_missing: bool = False) -> Comparison | None:
+        """The part of it that fails its test, without metrics that pass or are written; None where it passes."""
+        if self.outcome(strict=strict, update=update, record_missing=record_missing).status != FAIL:
+            return None
+        failed = tuple(
+            item for item in self._judged if self._outcome(item.verdict, strict, update, record_missing).status == FAIL
         )
+        if not failed:
+            return self
+        moved = any(item.verdict in (REGRESSED, IMPROVED) for item in failed)
+        verdict = worst(item.verdict for item in failed)
+        return replace(self, verdict=verdict, metrics=failed, because=self.because if moved else ())
+
+    @property
+    def _judged(self) -> tuple[MetricVerdict, ...]:
+        """The metrics that decide; none where the verdict is about the whole."""
+        return () if self.whole else tuple(item for item in self.metrics if not item.informative)
+
+    def _outcome(self, verdict: str, strict: bool, update: bool, record_missing: bool) -> Outcome:
+        return outcome(verdict, strict=strict, update=update, record_missing=record_missing, metric_only=not self.whole)
 
 
 def worst(verdicts: Iterable[str]) -> str:
@@ -253,14 +278,25 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """One word: how the load ended where it failed, else the worst of its comparisons."""
+        """One word: how the load ended where it failed, else the worst of its comparisons, or that it was written."""
         if self.result is None:
             return SKIPPED if self.outcome == SKIP else MACHINE
         if self.result.outcome != LOADED:
             return self.result.outcome
         if not self.comparisons:
             return MEASURED
-        return max(self.comparisons, key=_rank).verdict
+        decisive = max(self.comparisons, key=_rank)
+        if not self._wrote(decisive):
+            return decisive.verdict
+        return ACCEPTED if self.accepted else RECORDED
+
+    def _wrote(self, comparison: Comparison) -> bool:
+        """Whether everything that gave a comparison its verdict is in the baseline now."""
+        written = {*self.accepted, *self.recorded}
+        if comparison.whole:
+            return bool(written) and comparison.verdict in (MISSING, INCOMPARABLE)
+        names = {item.name for item in comparison.having(comparison.verdict)}
+        return bool(names) and names <= written
 
     def merge(self, other: Run) -> None:
         """Take what was said about the same load elsewhere, in another process of the session: the worst counts."""

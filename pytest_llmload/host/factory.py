@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.host import options, skips
 from pytest_llmload.host.llm import LLM
 from pytest_llmload.host.models import parse_model
@@ -22,7 +24,8 @@ ASKED_FOR = pytest.StashKey["list[Load]"]()
 class Factory:
     """Called with the keywords of the markers, and ``model=``, ``env=``, ``options=``.
 
-    Loads at once. Raises the errors of a load; a load that this machine cannot do skips the test. ``shared=True``
+    Loads at once. Raises the errors of a load; a load that this machine cannot do skips the test, or is an error under
+    ``--llm-require-hardware``. ``shared=True``
     uses the run's load of an equal spec, otherwise the load is the test's own and closed at its end.
     """
 
@@ -42,13 +45,19 @@ class Factory:
             pytest.skip(f"no model to load: give {options.flag(state.config, 'model')}=SPEC")
         where = f"{self._item.nodeid}: llm_load"
         spec = state.marks.spec(chosen, state.marks.from_keywords(where, **keywords), where)
+        state.wanted = True
         if reason := skips.missing(state, self._item, spec):
-            pytest.skip(reason)
+            state.skip(self._item, spec, reason)
         load = state.broker.load(spec) if shared else state.broker.private_load(spec)
         if not shared:
             self._own.append(load)
+        try:
+            result = load.result
+        except MachineError as broken:
+            state.note(spec, self._item.nodeid, verdicts.ERROR, str(broken).splitlines()[0])
+            raise
         state.note(spec, self._item.nodeid)
-        state.run(spec).result = load.result
+        state.run(spec).result = result
         self._item.stash.setdefault(ASKED_FOR, []).append(load)
         if (error := load.error) is not None:
             raise error

@@ -17,11 +17,14 @@ def finish(session: pytest.Session, state: State) -> None:
 
     In an xdist worker, the controller does both.
     """
-    if state.is_worker or session.config.option.collectonly:
+    option = session.config.option
+    if state.is_worker or option.collectonly:
         return
     if session.exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         return
-    if not (session.shouldstop or session.shouldfail or session.exitstatus == pytest.ExitCode.INTERRUPTED):
+    cut_short = session.shouldstop or session.shouldfail or session.exitstatus == pytest.ExitCode.INTERRUPTED
+    # --setup-only and --setup-plan run no test.
+    if not cut_short and not option.setuponly:
         _judge(session, state)
     for path in state.settings.reports:
         try:
@@ -66,7 +69,7 @@ def _session_error(session: pytest.Session, state: State, name: str, text: str) 
 
 def summarise(reporter: Any, state: State) -> None:
     """Print the table of loads and the lists under it."""
-    if state.is_worker or not state.runs:
+    if state.is_worker or not (state.runs or state.stale):
         return
     lines = terminal.summary(
         list(state.runs.values()),

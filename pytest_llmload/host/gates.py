@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,18 +12,20 @@ import pytest
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
-from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings, undecided
+from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineIncomparable,
     BaselineMissing,
     LatencyRegressed,
+    LoadError,
     MachineError,
     MemoryRegressed,
 )
 from pytest_llmload.core.metrics import section_of, tolerance_of
 from pytest_llmload.core.verdicts import Comparison
-from pytest_llmload.host.state import State, state_of
+from pytest_llmload.host.looks import until_clear
+from pytest_llmload.host.state import SUITE, State, state_of
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
@@ -84,26 +85,27 @@ class _Gate(ABC):
         except (KeyError, ValueError) as wrong:
             raise ValueError(f"{self.fixture}.check: {wrong.args[0]}") from None
         load: Load = llm._load
+        settings, state = self._state.settings, self._state
+        path = state.baseline_path(load.spec)
+        # Also what no fixture of the test could tell before it ran: a load of llm_load, a gate from getfixturevalue.
+        state.owned.add(path)
         if (error := load.error) is not None:
             raise error
-        settings, state = self._state.settings, self._state
         if settings.inline:
             return None
         tolerances = {**settings.tolerances, **given}
-        path = state.baseline_path(load.spec)
         comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
         run = state.run(load.spec)
         run.baseline = state.display(path)
         run.add(comparisons)
-        outcomes = [
-            item.outcome(
-                strict=settings.strict, update=settings.update_baselines, record_missing=settings.record_missing
-            )
-            for item in comparisons
-        ]
-        if any(outcome.writes for outcome in outcomes):
+        mode = {
+            "strict": settings.strict,
+            "update": settings.update_baselines,
+            "record_missing": settings.record_missing,
+        }
+        if any(item.outcome(**mode).writes for item in comparisons):
             self._write(load, path, metrics, tolerances)
-        failed = [item for item, out in zip(comparisons, outcomes, strict=True) if out.status == verdicts.FAIL]
+        failed = [part for item in comparisons if (part := item.failing(**mode)) is not None]
         if failed:
             raise self._failure(load.spec, failed)
         return comparisons[0]
@@ -154,8 +156,14 @@ class _Gate(ABC):
     ) -> None:
         __tracebackhide__ = True
         settings = self._state.settings
-        results = self._results(load, settings.record_repeats)
-        times = self._times(load)
+        run = self._state.run(load.spec)
+        try:
+            results = self._results(load, settings.record_repeats)
+            times = self._times(load)
+        except LoadError as error:
+            text = "not recorded, since the load was repeated for it and did not end in a model this time"
+            run.messages += [text] if text not in run.messages else []
+            raise type(error)(f"{text}\n{error}", error.result) from None
         done: list[Recording] = []
 
         def change(existing: Baseline | None) -> Baseline | None:
@@ -168,6 +176,7 @@ class _Gate(ABC):
                     metrics=metrics,
                     tolerances=tolerances,
                     times=times,
+                    suite=self._item.path.parent == SUITE,
                 )
             )
             return done[-1].baseline
@@ -177,7 +186,6 @@ class _Gate(ABC):
         if recording.refusals:
             text = "; ".join(recording.refusals)
             raise MachineError(f"{self._state.subject(load.spec)}: not recorded, since repeats differ: {text}")
-        run = self._state.run(load.spec)
         run.accepted += [name for name in recording.accepted if name not in run.accepted]
         run.recorded += [name for name in recording.recorded if name not in run.recorded]
         run.messages += [text for text in recording.dropped if text not in run.messages]
@@ -188,7 +196,7 @@ class _Gate(ABC):
             failure.comparison_text(
                 state.subject(spec),
                 comparison,
-                state.command(self._item),
+                state.command(self._item, spec),
                 file=state.display(state.baseline_path(spec)),
                 elsewhere=state.store.devices(spec.name, spec.slug),
             )
@@ -239,24 +247,13 @@ class LatencyBaseline(_Gate):
         if metrics is None or set(metrics) - {LOAD}:
             # Also the reason why a time has moved; the load's own are counted with the memory.
             load.worked()
-        comparisons = super()._compare(load, baseline, metrics, tolerances, times)
-        # A single process is never judged, only whether there is something to judge: if not, no other is started.
-        before: dict[str, str] = {}
-        now = _verdicts(comparisons)
-        until = time.monotonic() + self._state.settings.latency_time
-        processes = loads = 0
-        for look in zip(LOOKS, LOADS, strict=True):
-            open_ = undecided(before, now)
-            # An alarm is looked at once more, whatever the time.
-            alarm = any(now[name] != verdicts.INCONCLUSIVE for name in open_)
-            if not open_ or (before and time.monotonic() > until and not alarm):
-                break
-            # What is clear is not measured on.
-            processes = look[0] if open_ - {LOAD} else processes
-            loads = look[1] if LOAD in open_ else loads
-            results = load.timed(processes, loads, math.inf if alarm else until)
-            comparisons = super()._compare(load, baseline, metrics, tolerances, timings(results))
-            before, now = now, _verdicts(comparisons)
+        comparisons: list[Comparison] = []
+
+        def judge(times: Mapping[str, Timing] | None) -> dict[str, str]:
+            comparisons[:] = super(LatencyBaseline, self)._compare(load, baseline, metrics, tolerances, times)
+            return _verdicts(comparisons)
+
+        until_clear(load, self._state.settings.latency_time, judge)
         return comparisons
 
     def _results(self, load: Load, count: int) -> list[LoadResult]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmload.baselines.compare import other_identity
-from pytest_llmload.baselines.timings import recorded_median, timings
+from pytest_llmload.baselines.timings import moved, recorded_timing, timings
 from pytest_llmload.core.units import format_bytes, parse_bytes, parse_seconds
+from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
+from pytest_llmload.host.looks import until_clear
 from pytest_llmload.host.markers import limit_marks
 from pytest_llmload.reports import failure
 
@@ -56,6 +58,8 @@ class Budget:
     def parse(cls, text: object) -> Budget:
         """``"150ms"``, or ``"+10%"`` of the baseline's median. ValueError says what to write."""
         if isinstance(text, str) and (match := re.fullmatch(r"\s*\+\s*(\d+(?:\.\d+)?)\s*%\s*", text)):
+            if not float(match[1]):
+                raise ValueError(f"{text!r}: no two times are equal, the budget has to be more than 0 %")
             return cls(text, relative=float(match[1]) / 100)
         return cls(str(text), parse_seconds(text))
 
@@ -126,33 +130,85 @@ def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tu
 
 
 def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str], list[str]]:
-    """Sentences for medians over a budget, and for budgets that this run could not measure or compare."""
+    """Sentences for medians over a budget, and for budgets that this run could not measure or compare.
+
+    Raises LoadError where a load that was timed anew does not load any more.
+    """
     over, unmeasured = [], []
-    subject = state.subject(load.spec)
     now = timings(load.timed_results)
+    suspects: dict[str, tuple[Budget, Timing]] = {}
     for mark in limit_marks(item, "latency_budget"):
         for name, budget in budget_of(mark, item.nodeid).items():
             if name not in now:
                 unmeasured.append(f"latency_budget({name}={budget.text}): {name} was not measured")
-                continue
-            recorded, limit = None, budget.seconds
-            if limit is None:
+            elif budget.seconds is not None:
+                if now[name].median > budget.seconds:
+                    over.append(_over(state, load, name, now[name], budget.seconds))
+            else:
                 baseline = state.store.read(state.baseline_path(load.spec))
                 recorded, why = _recorded(baseline, load.result, name, now[name])
                 if recorded is None:
                     unmeasured.append(f"latency_budget({name}={budget.text}): {why}")
-                    continue
-                limit = recorded * (1 + budget.relative)
-            median, samples = now[name].median, sum(map(len, now[name].samples))
-            if median > limit:
-                over.append(failure.budget_text(subject, name, median, limit, samples=samples, recorded=recorded))
+                elif now[name].median > recorded.median * (1 + budget.relative):
+                    suspects[name] = budget, recorded
+    if suspects:
+        found, undecided = _over_recorded(state, load, suspects)
+        over += found
+        unmeasured += undecided
     return over, unmeasured
 
 
-def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[float | None, str]:
-    """The recorded median of a time, in seconds; or None, and why there is none to be relative to."""
+def _over_recorded(
+    state: State, load: Load, suspects: Mapping[str, tuple[Budget, Timing]]
+) -> tuple[list[str], list[str]]:
+    """Sentences for times that are over what is recorded by more than their budget, and for those that cannot be told.
+
+    What one process says is no more than a suspicion: it is timed in further ones, as the baselines of times are.
+    """
+    judgements: dict[str, tuple[str, str]] = {}
+    seen: dict[str, Timing] = {}
+
+    def judge(times: Mapping[str, Timing] | None) -> dict[str, str]:
+        for name, (budget, recorded) in suspects.items():
+            if times is None or name not in times:
+                judgements[name] = INCONCLUSIVE, "too few processes to tell"
+                continue
+            judgement, words = moved(recorded, times[name], budget.relative)
+            # What got faster is within the budget.
+            judgements[name] = (OK if judgement.verdict == IMPROVED else judgement.verdict), words
+            seen[name] = times[name]
+        return {name: verdict for name, (verdict, _) in judgements.items()}
+
+    until_clear(load, state.settings.latency_time, judge)
+    over, undecided = [], []
+    for name, (verdict, words) in judgements.items():
+        budget, recorded = suspects[name]
+        limit = recorded.median * (1 + budget.relative)
+        if name in seen and seen[name].median <= limit:
+            continue
+        if verdict == REGRESSED:
+            over.append(_over(state, load, name, seen[name], limit, recorded.median))
+        elif verdict == INCONCLUSIVE:
+            undecided.append(f"latency_budget({name}={budget.text}): undecided, {words}")
+    return over, undecided
+
+
+def _over(state: State, load: Load, name: str, now: Timing, limit: float, recorded: float | None = None) -> str:
+    return failure.budget_text(
+        state.subject(load.spec),
+        name,
+        now.median,
+        limit,
+        samples=len(load.timed_results[-1].samples.get(name, ())) or 1,
+        processes=len(now.samples),
+        recorded=recorded,
+    )
+
+
+def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
+    """What is recorded of a time; or None, and why there is nothing to be relative to."""
     if baseline is None:
         return None, "nothing is recorded for this load"
     if why := other_identity(baseline, result):
         return None, why
-    return recorded_median(baseline, result, name, now)
+    return recorded_timing(baseline, result, name, now)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,37 @@ class Generated:
     text: str
 
 
+class Metrics(Mapping[str, float]):
+    """Every figure of a load by name, read-only; a KeyError says why there is none."""
+
+    def __init__(self, result: LoadResult) -> None:
+        self._result = result
+
+    def __getitem__(self, name: str) -> float:
+        try:
+            return self._result.metrics[name]
+        except KeyError:
+            raise KeyError(_absent(self._result, name)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._result.metrics)
+
+    def __len__(self) -> int:
+        return len(self._result.metrics)
+
+    def __repr__(self) -> str:
+        return repr(self._result.metrics)
+
+
+def _absent(result: LoadResult, name: str) -> str:
+    """Why a load has no figure of a name."""
+    if name in result.unavailable:
+        return f"{name} was not measured: {result.unavailable[name]}"
+    alike = difflib.get_close_matches(name, result.metrics, n=1)
+    meant = f"; did you mean {alike[0]}?" if alike else ""
+    return f"{name} was not measured: this load has no such figure{meant}"
+
+
 class Figures:
     """The metrics under one prefix as attributes: ``llm.memory.gpu.settled`` is ``gpu.settled``, in bytes."""
 
@@ -38,8 +71,7 @@ class Figures:
         try:
             return self._result.metrics[full]
         except KeyError:
-            reason = self._result.unavailable.get(full, "this load has no such figure")
-            raise AttributeError(f"{full} was not measured: {reason}") from None
+            raise AttributeError(_absent(self._result, full)) from None
 
     def __repr__(self) -> str:
         own = {key: value for key, value in self._result.metrics.items() if key.startswith(f"{self._prefix}.")}
@@ -81,15 +113,16 @@ class Timing:
     """Medians in seconds; ``samples`` holds what they are the medians of, in the order taken."""
 
     def __init__(self, result: LoadResult) -> None:
-        self.samples: Mapping[str, list[float]] = MappingProxyType(result.samples)
+        self.samples: Mapping[str, tuple[float, ...]] = MappingProxyType(
+            {name: tuple(samples) for name, samples in result.samples.items()}
+        )
         self.phases: Mapping[str, float] = MappingProxyType(result.phases)
         self._result = result
 
     def _median(self, name: str) -> float:
         samples = self._result.samples.get(name)
         if not samples:
-            reason = self._result.unavailable.get(name, "this load has no such figure")
-            raise AttributeError(f"{name} was not measured: {reason}")
+            raise AttributeError(_absent(self._result, name))
         return statistics.median(samples)
 
     @property
@@ -125,13 +158,13 @@ class LLM:
 
     @property
     def result(self) -> LoadResult:
-        """Everything that was seen, as plain data."""
-        return self._load.result
+        """Everything that was seen, as plain data: a copy, which is the test's own."""
+        return copy.deepcopy(self._load.result)
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """Every figure by name: ``llm.metrics["gpu.settled"]``."""
-        return MappingProxyType(self._load.result.metrics)
+        return Metrics(self._load.result)
 
     @property
     def memory(self) -> Memory:
@@ -156,7 +189,8 @@ class LLM:
 
     @property
     def numbers(self) -> Numbers:
-        return self._load.result.numbers
+        """The model's fingerprint: a copy, which is the test's own."""
+        return copy.deepcopy(self._load.result.numbers)
 
     @property
     def manifest(self) -> list[ManifestRow]:

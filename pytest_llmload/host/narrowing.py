@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.host import options
+
 #: Options of pytest, and of this plugin, under which tests are left out or load something else than they usually do.
 _NARROWING = (
     *("keyword", "markexpr", "deselect", "ignore", "ignore_glob"),
@@ -21,6 +24,11 @@ _OWNS = ("memory_baseline", "latency_baseline", "pytest_llmload.suite")
 def narrowed(config: pytest.Config) -> bool:
     """Whether the run was asked for less than all tests, or test files outside its arguments could own baselines."""
     if any(getattr(config.option, name, None) for name in _NARROWING) or any("::" in str(arg) for arg in config.args):
+        return True
+    # A test's own workload is named in its baseline's file only where it is not the run's.
+    workload = config.getoption(options.dest("workload"))
+    usual = config.getini(options.ini_name("workload")) or options.OPTIONS["workload"][1]
+    if workload is not None and str(Workload.parse(workload)) != usual:
         return True
     given = [Path(config.invocation_params.dir, arg).resolve() for arg in config.args]
     if config.rootpath in given:

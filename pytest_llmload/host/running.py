@@ -18,16 +18,15 @@ from pytest_llmload.core.errors import (
     RemoteError,
 )
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host import limits, options, skips
+from pytest_llmload.host import limits, skips
 from pytest_llmload.host.factory import ASKED_FOR
 from pytest_llmload.host.llm import LLM
 from pytest_llmload.host.load import Load
-from pytest_llmload.host.state import State, state_of
+from pytest_llmload.host.state import SKIP_REASON, State, state_of
 from pytest_llmload.reports import junit
 
 #: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.
 _LOAD_ERROR = pytest.StashKey[LoadError]()
-_SKIP_REASON = pytest.StashKey[str]()
 
 
 def around_setup(item: pytest.Item) -> Generator[None, None, None]:
@@ -50,15 +49,8 @@ def _skip_if_missing(item: pytest.Item) -> None:
     if spec is None and ("llm_spec" in names or ("llm_load" in names and not state.models)):
         return  # no model: its own skip mark says so, or llm_load, which may be given one
     reason = skips.missing(state, item, spec)
-    if reason is None:
-        return
-    if state.settings.require_hardware:
-        name = "strict" if state.settings.strict else "require-hardware"
-        raise MachineError(f"{reason}, and {options.flag(item.config, name)} makes that an error")
-    if spec is not None:
-        state.note(spec, item.nodeid, verdicts.SKIP, reason)
-    item.stash[_SKIP_REASON] = reason
-    pytest.skip(reason)
+    if reason is not None:
+        state.skip(item, state.loaded_by(item), reason)
 
 
 def _check_recordable(item: pytest.Item) -> None:
@@ -135,14 +127,17 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
             # It happened in another process: say where the test was meanwhile.
             text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
         report.longrepr = text
-    if report.skipped and _SKIP_REASON in item.stash:
+    if report.skipped and SKIP_REASON in item.stash:
         # Where the test stands, not where this plugin decided to skip it.
         path, line, _ = item.reportinfo()
-        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[_SKIP_REASON]}")
+        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[SKIP_REASON]}")
     if report.failed and infrastructure and report.when == "call":
         # FAILED means that the model or the libraries moved; this was the machine or the setup.
         report.when = "setup"
-    spec = state.spec_of(item)
+    spec = state.loaded_by(item)
+    if not report.passed and "llm_load" in item.fixturenames:  # type: ignore[attr-defined]
+        # Nobody knows what it would have loaded and checked.
+        state.tests_left_out = True
     if report.failed:
         outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
         message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]

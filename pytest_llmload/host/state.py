@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: What the ready-made suite loads beside a strategy's plain form.
 _SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
 
+#: Why a test was skipped for its load.
+SKIP_REASON = pytest.StashKey[str]()
+
 #: Folder of the ready-made suite.
 SUITE = Path(__file__).resolve().parents[1] / "suite"
 
@@ -54,6 +57,8 @@ class State:
         self.settings = options.resolve(config)
         self.strategies = Strategies(config)
         self.marks = Marks(self.settings, self.strategies)
+        #: Name of each model -> how it was given.
+        self._model_texts: dict[str, str] = {}
         self.models = self._models()
         #: What a test is parametrised with -> what to load; plain strings, so that other plugins can print them.
         self.specs: dict[str, LoadSpec] = {}
@@ -69,6 +74,8 @@ class State:
         #: Whether all tests were collected, and whether some were left out of that, by whomever.
         self.collected = False
         self.tests_left_out = False
+        #: Whether tests of the ready-made suite are to run.
+        self.suite_collected = False
         #: Strategies that the ready-made suite leaves out on this device, and why.
         self.left_out: dict[str, str] = {}
         #: Nodeids of verdicts about the run as a whole.
@@ -96,6 +103,7 @@ class State:
                 model = parse_model(text, self.settings.models_base)
             except ValueError as error:
                 raise pytest.UsageError(f"{options.flag(self.config, 'model')}: {error}") from None
+            self._model_texts.setdefault(model.name, text)
             if models.setdefault(model.name, model) != model:
                 raise pytest.UsageError(
                     f"{options.flag(self.config, 'model')}: {models[model.name].spec!r} and {model.spec!r} are both "
@@ -150,6 +158,8 @@ class State:
                     found.append({**declaration.fields, "target": self.settings.loader})
                 elif names:
                     raise pytest.UsageError(f"strategy 'loader' needs {options.flag(self.config, 'loader')}")
+                else:
+                    self.left_out[name] = f"only with {options.flag(self.config, 'loader')}"
                 continue
             found.append(dict(declaration.fields))
             if name in _SUITE_EXTRAS:
@@ -172,6 +182,7 @@ class State:
             spec = self.spec_of(item)
             if spec is None:
                 continue
+            self.suite_collected |= any(mark.kwargs.get("suite") for mark in item.iter_markers("llmload"))
             if self.load_of(item) is not None:
                 self.wanted = True
                 self.pending.setdefault(spec, set()).add(item.nodeid)
@@ -217,25 +228,42 @@ class State:
             return []
         models = {model.name for model in self.models}
         # What an endpoint serves can be loaded anew only where the run names one.
-        here = ENDPOINT if self.settings.endpoint else key
+        here = {ENDPOINT} if self.settings.endpoint else set()
+        here |= {key, *(f"{key}-x{count}" for count in range(2, len(self.device.gpus) + 1))}
         found = [
             entry.path
             for entry in self.store.entries()
             if entry.model in models
-            and (entry.device in (key, here) or entry.device.startswith(f"{key}-x"))
+            and entry.device in here
             and entry.path not in self.owned
+            and not self._comes_by_an_option(entry.path)
         ]
         return [] if found and narrowing.narrowed(self.config) else found
+
+    def _comes_by_an_option(self, path: Path) -> bool:
+        """Whether a baseline may be of a load that this run's options left out: one of the ready-made suite, or of a
+        strategy that the suite loads only where it is asked to.
+        """
+        from pytest_llmload.core.errors import BaselineError
+
+        try:
+            baseline = self.store.read(path)
+        except BaselineError:
+            return False
+        if baseline is None:
+            return False
+        used = {baseline.spec.get(name) for name in ("strategy", "dtype", "quant")}
+        return (baseline.suite and not self.suite_collected) or bool(used & self.left_out.keys())
 
     def display(self, path: Path) -> str:
         """A path as people write it: relative to the root directory where it is inside."""
         root = self.config.rootpath
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
-    def command(self, item: pytest.Item) -> str:
+    def command(self, item: pytest.Item, spec: LoadSpec) -> str:
         """What to type, where this run was started, to record or accept what a test loads.
 
-        The one test, this run's own options, and the update flag.
+        The one test, this run's own options with the one model, and the update flag.
         """
         import os
         import shlex
@@ -245,9 +273,16 @@ class State:
             test = ["--pyargs", f"pytest_llmload.suite.{item.path.stem}{separator}{name}"]
         else:
             test = [f"{os.path.relpath(item.path, self.config.invocation_params.dir)}{separator}{name}"]
-        kept = options.given_arguments(self.config, without=("update-baselines", "record-missing", "strict", "report"))
+        without = ["update-baselines", "record-missing", "strict", "report"]
+        model = []
+        # Models of the ini file stay where they are.
+        text = next((text for name, text in self._model_texts.items() if name == spec.name), None)
+        if text is not None and self.config.getoption(options.dest("model")):
+            without.append("model")
+            model = [f"{options.flag(self.config, 'model')}={text}"]
+        kept = options.given_arguments(self.config, without=tuple(without))
         flag = options.flag(self.config, "update-baselines")
-        return shlex.join(["pytest", *test, *kept, flag])
+        return shlex.join(["pytest", *test, *model, *kept, flag])
 
     def run(self, spec: LoadSpec) -> Run:
         """The report entry of a load."""
@@ -258,6 +293,21 @@ class State:
                 key = ""
             self.runs[spec] = Run(spec=spec, device_key=key)
         return self.runs[spec]
+
+    def skip(self, item: pytest.Item, spec: LoadSpec | None, reason: str) -> NoReturn:
+        """Skip a test whose load cannot run here. Raises MachineError where skipping was ruled out."""
+        __tracebackhide__ = True
+        outcome = verdicts.SKIP
+        if self.settings.require_hardware:
+            name = "strict" if self.settings.strict else "require-hardware"
+            reason = f"{reason}, and {options.flag(self.config, name)} makes that an error"
+            outcome = verdicts.ERROR
+        if spec is not None:
+            self.note(spec, item.nodeid, outcome, reason)
+        if outcome == verdicts.ERROR:
+            raise MachineError(reason)
+        item.stash[SKIP_REASON] = reason
+        pytest.skip(reason)
 
     def note(self, spec: LoadSpec, nodeid: str, outcome: str = verdicts.PASS, message: str = "") -> None:
         """Write a test's use of a load, and what came of it, into the report."""
@@ -282,6 +332,11 @@ class State:
         """What a test loads; None for a test that is not parametrised by us."""
         callspec = getattr(item, "callspec", None)
         return self.specs.get(callspec.params.get("llm_spec", "")) if callspec is not None else None
+
+    def loaded_by(self, item: pytest.Item) -> LoadSpec | None:
+        """The spec of a test that loads it; None where it only asks what it would load."""
+        spec = self.spec_of(item)
+        return spec if spec in self.runs or "llm" in getattr(item, "fixturenames", ()) else None
 
     def load_of(self, item: pytest.Item) -> Load | None:
         """The load of a test that uses one."""

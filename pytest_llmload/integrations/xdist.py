@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.core.scratch import XDIST, Scratch
 from pytest_llmload.host.stash import existing_state
 
 if TYPE_CHECKING:
+    from pytest_llmload.core.scratch import Scratch
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.core.verdicts import Run
     from pytest_llmload.host.state import State
@@ -31,6 +31,8 @@ class Integration:
 
     def pytest_configure_node(self, node: Any) -> None:
         if self._temporary is None:
+            from pytest_llmload.core.scratch import XDIST, Scratch
+
             self._temporary = Scratch(XDIST)
         node.workerinput[_FOLDER] = str(self._temporary.files)
 
@@ -67,6 +69,7 @@ class Integration:
                 "wanted": state.wanted,
                 "collected": state.collected,
                 "tests_left_out": state.tests_left_out,
+                "suite_collected": state.suite_collected,
                 "left_out": state.left_out,
                 "cold_reason": state.broker.cold_reason,
             }
@@ -102,6 +105,7 @@ def _merge(
     wanted: bool,
     collected: bool,
     tests_left_out: bool,
+    suite_collected: bool,
     left_out: dict[str, str],
     cold_reason: str | None,
 ) -> None:
@@ -115,5 +119,6 @@ def _merge(
     state.wanted |= wanted
     state.collected |= collected
     state.tests_left_out |= tests_left_out
+    state.suite_collected |= suite_collected
     state.left_out |= left_out
     state.broker.cold_reason = state.broker.cold_reason or cold_reason

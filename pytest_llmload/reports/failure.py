@@ -48,6 +48,11 @@ def comparison_text(
         return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
     rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
     rows += _repeated("changed", comparison.changed)
+    if comparison.verdict == UNAVAILABLE:
+        # There is nothing to write in their place.
+        remedy = "find out why it was not measured; if this load can never have it, delete the entry from the file"
+        rows += [*_optional("file", file), ("remedy", remedy)]
+        return _text(f"{section} {comparison.verdict}: {subject}", [*_metrics(comparison), *rows])
     word = "record" if comparison.verdict == MISSING else "accept"
     head = f"{section} {'baseline incomplete' if word == 'record' else comparison.verdict}: {subject}"
     return _text(head, [*_metrics(comparison), *rows, (word, command)])
@@ -132,13 +137,23 @@ def ceiling_text(subject: Subject, place: str, value: float, limit: float, *, ph
 
 
 def budget_text(
-    subject: Subject, metric: str, value: float, limit: float, *, samples: int = 1, recorded: float | None = None
+    subject: Subject,
+    metric: str,
+    value: float,
+    limit: float,
+    *,
+    samples: int = 1,
+    processes: int = 1,
+    recorded: float | None = None,
 ) -> str:
     """One sentence: the median ``value`` in seconds is over ``latency_budget``.
 
-    ``recorded`` is the baseline's median where the budget is relative to it.
+    It is that of so many ``processes``, or of the ``samples`` of one; ``recorded`` is the baseline's median where the
+    budget is relative to it.
     """
-    of = f" (median of {samples})" if samples > 1 else ""
+    of = " (1 sample)"
+    if processes > 1 or samples > 1:
+        of = f" (median of {f'{processes} processes' if processes > 1 else f'{samples} samples'})"
     relative = (
         f", {100 * (limit / recorded - 1):+.0f} % over the recorded {format_seconds(recorded)}" if recorded else ""
     )

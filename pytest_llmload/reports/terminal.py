@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
-from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, MISSING, UNAVAILABLE, MetricVerdict, Run
+from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict, Run
 from pytest_llmload.reports.layout import joined, limited, movement, shortened
 
-#: Narrowest column of variants before figures are left out.
+#: Narrowest column of variants before figures are written shorter, and before some are left out: never at 80 columns.
 _VARIANT = 16
+_NARROW = 6
 _LINES = 10
 _NAMES = 3
 _GAP = "  "
@@ -20,6 +21,8 @@ _GAP = "  "
 @dataclass(frozen=True)
 class _Column:
     title: str
+    #: Where the terminal is narrow.
+    short: str
     text: Callable[[Run], str]
     #: Columns with a higher number go first where the terminal is narrow; those with 0 never go.
     expendable: int = 0
@@ -76,60 +79,68 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
     side = "gpu" if on_gpu else "host"
     if on_gpu:
         peaks = [
-            _Column("load peak", _bytes("gpu.load_peak"), 2),
-            _Column("gen peak", _bytes("gpu.generate_peak"), 3),
+            _Column("load peak", "load pk", _bytes("gpu.load_peak"), 2),
+            _Column("gen peak", "gen pk", _bytes("gpu.generate_peak"), 3),
         ]
     else:
-        peaks = [_Column("peak", _bytes("host.peak"), 2)]
+        peaks = [_Column("peak", "peak", _bytes("host.peak"), 2)]
     return [
-        _Column("weights", _bytes(f"{side}.weights"), 1),
-        _Column("settled", _bytes(f"{side}.settled")),
+        _Column("weights", "weights", _bytes(f"{side}.weights"), 1),
+        _Column("settled", "settled", _bytes(f"{side}.settled")),
         *peaks,
-        *([_Column("server peak", _bytes("server.peak"), 2)] if served else []),
-        _Column("load", _seconds("load"), 4),
-        _Column("ttft", _seconds("ttft"), 6),
-        _Column("tokens/s", lambda run: _shown(tokens_per_second(run), lambda value: f"{value:.1f}"), 5),
-        _Column("verdict", _verdict),
+        *([_Column("server peak", "srv pk", _bytes("server.peak"), 2)] if served else []),
+        _Column("load", "load", _seconds("load"), 4),
+        _Column("ttft", "ttft", _seconds("ttft"), 6),
+        _Column("tokens/s", "tok/s", lambda run: _shown(tokens_per_second(run), lambda value: f"{value:.1f}"), 5),
+        _Column("verdict", "verdict", _verdict),
     ]
 
 
 def _verdict(run: Run) -> str:
-    word = run.verdict.replace("_", " ")
-    if run.accepted:
-        return f"{word}, accepted"
-    if run.recorded:
-        return "recorded" if word == MISSING else f"{word}, recorded"
-    return word
+    return run.verdict.replace("_", " ")
 
 
 def _table(runs: Sequence[Run], width: int) -> list[str]:
     columns = _columns(runs)
     names = [run.spec.label for run in runs]
     longest = max(map(len, (*names, "variant")))
-    while True:
-        cells = [[column.title, *(column.text(run) for run in runs)] for column in columns]
-        widths = [max(map(len, column)) for column in cells]
-        room = width - sum(widths) - len(_GAP) * (len(widths) + 1)
-        most = max(column.expendable for column in columns)
-        if room >= min(longest, _VARIANT) or not most:
-            break
-        columns = [column for column in columns if column.expendable != most]
+    cells, gap, least = [[column.title, *map(column.text, runs)] for column in columns], _GAP, _VARIANT
+    while (room := _room(cells, width, gap)) < min(longest, least):
+        if gap is not _GAP:
+            most = max(column.expendable for column in columns)
+            if not most:
+                break
+            columns = [column for column in columns if column.expendable != most]
+        cells, gap, least = [[column.short, *map(_terse(column), runs)] for column in columns], " ", _NARROW
     first = max(min(longest, room), 1)
+    sizes = [max(map(len, column)) for column in cells]
     lines = []
     for row, name in enumerate(["variant", *names]):
         # Figures to the right; the verdict, last, to the left.
-        figures = [f"{column[row]:>{size}}" for column, size in zip(cells[:-1], widths, strict=False)]
-        lines.append(_GAP + _GAP.join([f"{shortened(name, first):<{first}}", *figures, cells[-1][row]]))
+        figures = [f"{column[row]:>{size}}" for column, size in zip(cells[:-1], sizes, strict=False)]
+        lines.append(_GAP + gap.join([f"{shortened(name, first):<{first}}", *figures, cells[-1][row]]))
     return [line[:width].rstrip() for line in lines]
+
+
+def _room(cells: Sequence[Sequence[str]], width: int, gap: str) -> int:
+    """Characters that are left for the variant."""
+    return width - len(_GAP) - sum(len(gap) + max(map(len, column)) for column in cells)
+
+
+def _terse(column: _Column) -> Callable[[Run], str]:
+    """``6.64G`` for ``6.64 GiB``, ``12.31s`` for ``12.31 s``."""
+    if column.text is _verdict:
+        return column.text
+    return lambda run: column.text(run).replace(" ", "").removesuffix("iB")
 
 
 # --- the lists -------------------------------------------------------------------------------------------------------
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
-    # A text of several lines stands under its own first one.
-    texts = [text.replace("\n", f"\n{_GAP * 2}") for text in limited(lines, _LINES)]
-    return [f"{title}:", *(f"{_GAP}{line}" for text in texts for line in text.splitlines())] if lines else []
+    # Of a text of several lines, those after the first stand further in.
+    entries = [text.replace("\n", f"\n{_GAP}").splitlines() for text in limited(lines, _LINES)]
+    return [f"{title}:", *(f"{_GAP}{line}" for entry in entries for line in entry)] if lines else []
 
 
 def _items(run: Run, *verdicts: str) -> list[MetricVerdict]:

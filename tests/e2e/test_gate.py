@@ -84,7 +84,16 @@ def test_record_gate_tamper_update(pytester, project, baseline):
     accepted.stdout.fnmatch_lines(["accepted:", "*host.weights*"])
 
     stored = json.loads(baseline.read_text())
-    stored["memory"]["host.weights"] += 4096
+    # What is missing is written, and what regressed fails the test all the same.
+    stored = json.loads(baseline.read_text())
+    del stored["memory"]["weights.logical"]
+    stored["memory"]["host.weights"] -= 1
+    baseline.write_text(json.dumps(stored))
+    mixed = project("--llm-record-missing")
+    mixed.assert_outcomes(failed=1)
+    stored = json.loads(baseline.read_text())
+    assert "weights.logical" in stored["memory"]
+    stored["memory"]["host.weights"] += 1 + 4096
     baseline.write_text(json.dumps(stored))
     improved = project()
     improved.assert_outcomes(passed=1)
@@ -185,6 +194,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_setup(pytester, proj
 
 
 def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project, baseline):
+    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
     pytester.makepyfile(MEMORY.replace('"nf4"', '"nf4", "none"'))
     project("--llm-update-baselines").assert_outcomes(passed=2)
     pytester.makepyfile(MEMORY)
@@ -205,6 +215,43 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project,
     )
     assert not (baseline.parent / "none.json").exists()
     assert baseline.exists()
+
+
+def test_what_a_test_checks_it_owns_however_it_came_by_it(pytester, project):
+    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
+    pytester.makepyfile(
+        """
+        def test_body(llm_load, memory_baseline): memory_baseline.check(llm_load(dtype="bf16"))
+        def test_late(llm, request): request.getfixturevalue("memory_baseline").check(llm)
+        """
+    )
+    project("--llm-record-missing", "--llm-report=run.json").assert_outcomes(passed=2)
+    report = json.loads((pytester.path / "run.json").read_text())
+    assert report["stale"] == []
+    assert [run["verdict"] for run in report["runs"]] == ["recorded", "recorded"]
+
+
+def test_a_recording_whose_repeat_fails_says_that_it_was_the_repeat(pytester, project, baseline):
+    pytester.makepyfile(
+        serving="""
+        import pathlib, transformers
+        def load_model(spec):
+            first = pathlib.Path("first")
+            if first.exists():
+                raise RuntimeError("not twice")
+            first.touch()
+            return transformers.AutoModelForCausalLM.from_pretrained(spec.model)
+        """,
+        test_it="def test_production(llm, memory_baseline): memory_baseline.check(llm)",
+    )
+    result = project("--llm-loader=serving:load_model", "--llm-update-baselines", "--llm-report=run.json")
+    result.assert_outcomes(failed=1)
+    said = "not recorded, since the load was repeated for it and did not end in a model this time"
+    assert said in first_lines(result)
+    assert "not twice" in result.stdout.str()
+    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert (run["verdict"], run["messages"]) == ("missing", [said])
+    assert not baseline.parent.exists()
 
 
 def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):

@@ -82,7 +82,8 @@ COMMANDS = """
     import pathlib
     from pytest_llmload.host.state import state_of
     def pytest_collection_finish(session):
-        lines = [state_of(session.config).command(item) for item in session.items]
+        state = state_of(session.config)
+        lines = [state.command(item, state.spec_of(item)) for item in session.items]
         if lines:
             pathlib.Path(__file__).with_name("commands.txt").write_text("\\n".join(lines))
 """
@@ -95,8 +96,9 @@ COMMANDS = """
         (("--pyargs", "pytest_llmload.suite", "--llm-strategy=nf4", "-k", "generates and dq"), "check_*.py"),
         (("--pyargs", "pytest_llmload.suite", "--llm-strategy=nf4", "-k", "generates and dq"), "test_*.py"),
         (("test_it.py", "-k", "one and nf4"), "test_*.py"),
+        (("test_it.py", "-k", "one and nf4 and llama", "--llm-model", "other=random:tiny-gpt2"), "test_*.py"),
     ],
-    ids=["suite-other-files", "suite", "own"],
+    ids=["suite-other-files", "suite", "own", "own-of-two-models"],
 )
 def test_the_command_selects_the_one_test_from_where_the_run_was_started(
     pytester, project, monkeypatch, arguments, ini, workers
@@ -111,7 +113,7 @@ def test_the_command_selects_the_one_test_from_where_the_run_was_started(
         monkeypatch.chdir(below)
     project(*arguments, *workers, "--setup-plan")
     (command,) = (pytester.path / "commands.txt").read_text().splitlines()
-    assert "--llm-model=random:tiny-llama" in command
+    assert command.count("--llm-model") == command.count("--llm-model=random:tiny-llama") == 1
     assert command.endswith("--llm-update-baselines")
     again = pytester.run(sys.executable, "-m", *shlex.split(command), "--collect-only", "-q")
     (selected,) = (line for line in again.outlines if "::" in line)

@@ -7,6 +7,8 @@ import platform
 
 import pytest
 
+from pytest_llmload.baselines.codec import dumps
+from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.host import narrowing
 
 OWNERS = {
@@ -34,14 +36,22 @@ SKIPPED = {"test_two": "import pytest\npytest.importorskip('nothing_like_it')"}
 LEAVES = {"test_two": "import pytest\npytest.exit('enough', returncode=1)"}
 
 
+def committed(pytester, name, *, device="", **fields):
+    """A baseline of this machine's CPU."""
+    folder = pytester.path / "baselines" / "tiny-llama" / f"cpu-{platform.machine()}{device}"
+    folder.mkdir(parents=True, exist_ok=True)
+    baseline = Baseline(**{"shape": "s", "weights": "w", "spec": {}, "workload": "1x16+4", **fields})
+    (folder / f"{name}.json").write_text(dumps(baseline))
+
+
 @pytest.fixture
 def stale(pytester, project):
     """What a run calls stale, where nf4 and none have an owner and int8 has none."""
-    folder = pytester.path / "baselines" / "tiny-llama" / f"cpu-{platform.machine()}"
-    folder.mkdir(parents=True)
     for name in ("nf4", "none", "int8"):
-        (folder / f"{name}.json").touch()
+        committed(pytester, name)
     pytester.makepyfile(**OWNERS)
+    # As the command line's: a run of another workload than the usual one is asked for something else.
+    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
 
     def run(*arguments: str) -> list[str]:
         report = pytester.path / "run.json"
@@ -68,6 +78,7 @@ def test_what_no_test_owns_is_stale(stale, workers):
         "--llm-loader=ours:load",
         "--llm-adapter=random",
         "--llm-endpoint=http://127.0.0.1:9",
+        "--llm-workload=2x16+4",
     ],
 )
 def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale, argument):
@@ -112,3 +123,41 @@ def test_a_run_that_ends_before_its_tests_has_one_error(pytester, project):
     result.assert_outcomes(errors=1)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "none was measured" not in result.stdout.str()
+
+
+SUITE = """
+    import pytest
+    from pytest_llmload.suite import *
+    pytestmark = pytest.mark.skip
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "workers"])
+def test_what_the_suite_recorded_is_stale_only_beside_the_suite(pytester, stale, workers):
+    committed(pytester, "old", suite=True)
+    assert stale(*workers) == ["int8.json"]
+    pytester.makepyfile(test_suite=SUITE)
+    assert stale(*workers) == ["old.json"], "the suite loads int8 itself"
+
+
+def test_what_the_suite_leaves_out_is_not_stale(pytester, stale):
+    pytester.makepyfile(test_suite=SUITE)
+    for name in ("tp_plan", "deepspeed", "loader"):
+        committed(pytester, f"{name}-x2", spec={"strategy": name})
+    committed(pytester, "none+old")
+    assert stale() == ["none+old.json"]
+
+
+def test_what_was_recorded_on_more_gpus_is_not_stale(pytester, stale):
+    committed(pytester, "none", device="-x2")
+    assert stale() == ["int8.json"]
+
+
+def test_nothing_is_stale_where_a_test_did_not_get_to_load(pytester, stale):
+    pytester.makepyfile(test_body="def test_body(llm_load, memory_baseline): assert 0")
+    assert stale() == []
+
+
+def test_stale_files_are_listed_without_a_load_too(pytester, stale, project):
+    result = project()
+    result.stdout.fnmatch_lines(["stale baselines (nothing of this run owns them):", "  baselines/*/int8.json"])

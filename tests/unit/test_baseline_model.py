@@ -30,6 +30,15 @@ def test_a_baseline_comes_back_from_its_text(baseline):
     assert dumps(loads(dumps(baseline), FILE)) == dumps(baseline)
 
 
+def test_that_the_suite_recorded_it_is_kept(baseline):
+    assert '"suite"' not in dumps(baseline)
+    text = dumps(dataclasses.replace(baseline, suite=True))
+    assert text.endswith('  "suite": true\n}\n')
+    assert loads(text, FILE).suite
+    with pytest.raises(BaselineError, match="needs true or false in suite"):
+        loads(text.replace("true", "1"), FILE)
+
+
 def test_an_empty_baseline_comes_back_too(baseline):
     empty = dataclasses.replace(baseline, memory={}, time={}, manifest=(), numbers=type(baseline.numbers)())
     assert loads(dumps(empty), FILE) == empty

@@ -299,3 +299,14 @@ def test_record_missing_never_touches_another_loads_baseline(baseline):
 def test_record_missing_does_not_mix_surroundings(baseline):
     partial = dataclasses.replace(baseline, memory={k: v for k, v in baseline.memory.items() if k != "gpu.process"})
     assert record(partial, [load(environment=environment(driver="570.1"))], update=False).baseline is partial
+
+
+def test_what_the_suite_recorded_stays_its_own(baseline):
+    assert not baseline.suite
+    suites = record(None, [load()], update=True, suite=True).baseline
+    assert suites.suite
+    moved = record(suites, [load(metrics={"gpu.settled": 1})], update=True).baseline
+    assert moved is not suites
+    assert moved.suite
+    other = load(digests={"shape": "other", "weights": "other"})
+    assert record(suites, [other], update=True).baseline.suite

@@ -154,6 +154,17 @@ def test_strict_failures_say_what_could_not_be_judged(baseline, change, head, li
     assert line in text
 
 
+def test_what_was_not_measured_is_nothing_that_a_command_accepts(baseline):
+    new = compare(baseline, load(metrics={"gpu.weights": None, "gpu.0.weights": None}))
+    text = lines(comparison_text(SUBJECT, new, ACCEPT, file="b.json"))
+    assert text[0].startswith("memory unavailable: ")
+    assert text[1].split(maxsplit=1) == ["gpu.weights", "not measured by this load"]
+    assert text[2].split() == ["file", "b.json"]
+    assert text[3].split(maxsplit=1)[0] == "remedy"
+    assert "delete the entry from the file" in text[3]
+    assert ACCEPT not in "\n".join(text)
+
+
 def test_latency(baseline):
     text = comparison_text(SUBJECT, compare(baseline, load(), section="time"), ACCEPT)
     assert lines(text)[0] == f"latency inconclusive: {SUBJECT}"
@@ -190,8 +201,10 @@ def test_ceilings_and_budgets_are_one_sentence():
         "memory ceiling exceeded: the host held 2.00 GiB, 1.00"
     )
     assert budget_text(SUBJECT, "per_token", 0.0271, 0.025, samples=31) == (
-        f"latency budget exceeded: per_token is 27.1 ms (median of 31), over the budget of 25.0 ms ({SUBJECT})"
+        f"latency budget exceeded: per_token is 27.1 ms (median of 31 samples), over the budget of 25.0 ms ({SUBJECT})"
     )
+    assert " is 27.1 ms (1 sample), over " in budget_text(SUBJECT, "load", 0.0271, 0.025)
+    assert " (median of 5 processes), over " in budget_text(SUBJECT, "ttft", 0.0271, 0.025, samples=9, processes=5)
     assert "over the budget of 26.4 ms, +10 % over the recorded 24.0 ms (" in budget_text(
         SUBJECT, "per_token", 0.0271, 0.0264, recorded=0.024
     )
@@ -215,7 +228,7 @@ def test_longer_texts_stay_in_their_column():
         "  phase    load",
     ]
     told = summary([Run(NF4, DEVICE, result)], width=100)
-    assert told[told.index("notes:") + 1 :] == [f"  {NF4.id}: a", "      b"]
+    assert told[told.index("notes:") + 1 :] == [f"  {NF4.id}: a", "    b"]
     assert "  because  MemoryError\n" in load_failure_text(
         SUBJECT, load(outcome=OUT_OF_MEMORY, error=ErrorInfo("", "MemoryError", phase="load"))
     )
@@ -247,6 +260,26 @@ def test_the_table_fits_the_terminal_and_keeps_the_verdict(width):
         assert [line.split()[-1] for line in table] == ["verdict", "regressed", "measured", "skipped"]
 
 
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_every_column_is_there_at_80(device, served):
+    host = {name: value for name, value in METRICS.items() if not name.startswith("gpu.")}
+    figures = {} if device == "gpu" else {**dict.fromkeys(METRICS), **host}
+    figures |= {"server.peak": 999.99 * MIB} if served else {}
+    tight = dataclasses.replace(NF4, quant="int8", double_quant=False)
+    runs = [
+        run(LORA, load(metrics=figures), [Comparison("memory", "incomparable", whole=True)]),
+        run(tight, load(tight, metrics={**figures, "host.peak": 1023.99 * MIB}), [Comparison("memory", "regressed")]),
+    ]
+    _, head, *rows = summary(runs, width=80)
+    assert max(map(len, (head, *rows))) <= 80
+    peaks = ["load", "pk", "gen", "pk"] if device == "gpu" else ["peak"]
+    peaks += ["srv", "pk"] if served else []
+    assert head.split()[1:] == ["weights", "settled", *peaks, "load", "ttft", "tok/s", "verdict"]
+    assert rows[0].split()[-4:] == ["12.31s", "41.2ms", "318.7", "incomparable"]
+    assert rows[1].split()[0].startswith("int8")
+
+
 def test_tokens_per_second_count_the_batch():
     assert tokens_per_second(run(LORA)) == pytest.approx(8 / METRICS["per_token"])
     assert tokens_per_second(run(result=load(metrics={"per_token": None}))) is None
@@ -272,7 +305,7 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
     assert f"  {both}: gpu.process, gpu.context incomparable, driver 560.28.03 -> 570.1\n" in text
     assert "stale baselines (nothing of this run owns them):\n  baselines/old.json\n" in text
     assert text.count("page cache uncontrolled") == text.count("4 parameters are float32") == 1
-    assert "improved, accepted" in text
+    assert lines(text)[5].endswith(" accepted")
 
 
 def test_an_improved_time_says_what_it_was_judged_by():
@@ -288,6 +321,11 @@ def test_long_lists_are_cut():
     text = summary([], width=80, stale=[f"baselines/{number}.json" for number in range(40)])
     assert len(text) == 12
     assert text[-1] == "  and 30 more"
+
+
+def test_a_text_of_several_lines_is_one_entry():
+    text = summary([run(messages=["over\n  because  of it"])], width=100)
+    assert text[3:] == ["notes:", f"  {NF4.id}: over", "      because  of it"]
 
 
 def test_a_run_without_loads_says_nothing():

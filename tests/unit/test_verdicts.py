@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from sample_loads import NF4, load
 
@@ -182,3 +184,44 @@ def test_a_check_without_a_baseline_stays_the_worse_one_too():
     run.add([Comparison("memory", "incomparable", whole=True, reason="another spec")])
     run.add([checked("memory", "improved", "host.peak")])
     assert (run.verdict, run.comparisons[0].reason) == ("incomparable", "another spec")
+
+
+def mixed(*verdicts):
+    metrics = [MetricVerdict(f"m{number}", verdict) for number, verdict in enumerate(verdicts)]
+    return Comparison("memory", worst(verdicts), metrics=tuple(metrics))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "mode", "status", "writes", "failing"),
+    [
+        (("missing", "regressed"), {"record_missing": True}, FAIL, True, ("regressed", ["m1"])),
+        (("missing", "improved"), {"record_missing": True}, PASS, True, None),
+        (("missing", "improved"), {"record_missing": True, "strict": True}, FAIL, True, ("improved", ["m1"])),
+        (("unavailable", "regressed"), {"update": True, "strict": True}, FAIL, True, ("unavailable", ["m0"])),
+        (("ok", "missing"), {}, FAIL, False, ("missing", ["m1"])),
+        (("ok", "ok"), {"strict": True}, PASS, False, None),
+    ],
+)
+def test_each_metric_has_its_own_outcome(verdicts, mode, status, writes, failing):
+    comparison = mixed(*verdicts)
+    found = comparison.outcome(**mode)
+    assert (found.status, found.writes) == (status, writes)
+    part = comparison.failing(**mode)
+    assert (part and (part.verdict, [item.name for item in part.metrics])) == failing
+
+
+def test_what_explains_a_figure_that_passes_is_left_out():
+    explained = dataclasses.replace(mixed("missing", "improved"), because=("2 x Linear",))
+    assert explained.failing().because == ()
+    assert explained.failing(strict=True).because == ("2 x Linear",)
+
+
+def test_a_run_whose_verdict_was_written_says_so():
+    device = "cpu-x86_64"
+    missing = Comparison("memory", "missing", whole=True)
+    assert Run(NF4, device, load(), [missing], recorded=["host.weights"]).verdict == "recorded"
+    assert Run(NF4, device, load(), [missing]).verdict == "missing"
+    assert Run(NF4, device, load(), [mixed("ok", "improved")], accepted=["m1"]).verdict == "accepted"
+    # Of what else was written the verdict says nothing.
+    assert Run(NF4, device, load(), [mixed("missing", "regressed")], recorded=["m0"]).verdict == "regressed"
+    assert Run(NF4, device, load(outcome=CRASHED), [missing], recorded=["host.weights"]).verdict == CRASHED
