@@ -139,7 +139,8 @@ def dequantised(weight: Stored, start: int, stop: int) -> Any:
     if weight.scheme == "int8":
         columns = weight.shape[-1]
         values = weight.data.detach().reshape(-1)[start:stop].cpu().float()
-        return values * weight.scales.detach().cpu().float()[index // columns] / 127
+        scales = weight.scales.detach().reshape(-1)[start // columns : -(-stop // columns)].cpu().float()
+        return values * scales[index // columns - start // columns] / 127
     packed = weight.data.detach().reshape(-1).view(torch.uint8)[start // 2 : (stop + 1) // 2].cpu()
     nibbles = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[start % 2 :][: stop - start]
     return (
@@ -153,6 +154,7 @@ def _block_scales(weight: Stored, start: int, stop: int) -> Any:
     scales = weight.scales.detach().reshape(-1)[first:last].cpu()
     if weight.nested is None:
         return scales.float()
-    blocks = torch.arange(first, last) // int(weight.nested.blocksize)
-    outer = weight.nested.absmax.detach().cpu().float()[blocks]
+    size = int(weight.nested.blocksize)
+    outer = weight.nested.absmax.detach()[first // size : -(-last // size)].cpu().float()
+    outer = outer[torch.arange(first, last) // size - first // size]
     return weight.nested.code.detach().cpu().float()[scales.long()] * outer + float(weight.offset)

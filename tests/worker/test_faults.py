@@ -32,9 +32,9 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tamper], None]:
         original = transformers.PreTrainedModel.from_pretrained.__func__
 
         def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
-            model, info = original(cls, *args, **kwargs)
-            tamper(model)
-            return model, info
+            given = original(cls, *args, **kwargs)
+            tamper(given[0] if isinstance(given, tuple) else given)
+            return given
 
         monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
 
@@ -52,6 +52,10 @@ def only_problem(result: LoadResult, check: str) -> Problem:
     found = the_problem(result, check)
     assert result.problems == [found]
     return found
+
+
+def by_loader(files: str | Checkpoint, **fields: Any) -> LoadResult:
+    return quick(files, strategy="loader", target="loads:plain_loader", **fields)
 
 
 # Quantisation
@@ -231,6 +235,33 @@ def test_the_values_of_experts_that_the_library_quantised_count_too(tampered: Ca
 
 
 @fused_experts
+def test_one_quantised_expert_between_the_others(tampered: Callable[[Tamper], None]) -> None:
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    def tamper(model: Any) -> None:
+        experts = [layer.mlp.experts for layer in model.model.layers]
+        experts[1].gate_up_proj.data[1].mul_(2)
+        for module in experts:
+            for name in ("gate_up_proj", "down_proj"):
+                replace_parameter_4bit(module, name, quant_type="nf4")
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-mixtral", quant="nf4"), "quantised")
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.experts.gate_up_proj"]
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_stretch_of_quantised_values(tampered: Callable[[Tamper], None], scheme: str) -> None:
+    def tamper(model: Any) -> None:
+        packed = model.model.layers[1].mlp.up_proj.weight.data
+        rows = packed.shape[0]
+        packed[rows // 2 : rows - rows // 16] = 0
+
+    tampered(tamper)
+    assert "is not the checkpoint's" in only_problem(quick("tiny-llama", quant=scheme), "quantised").message
+
+
+@fused_experts
 def test_a_subclass_of_linear_is_named(tmp_path: Path) -> None:
     """transformers 5 replaces ``nn.Linear`` itself only, and says something about eetq."""
     config = transformers.FalconConfig(
@@ -306,6 +337,29 @@ def test_norms_that_were_initialised_again(tampered: Callable[[Tamper], None], m
     assert all("norm" in name for name in problem.names)
 
 
+@fused_experts
+@pytest.mark.parametrize("expert", [1, 2])
+def test_one_expert_between_the_others(tampered: Callable[[Tamper], None], expert: int) -> None:
+    def tamper(model: Any) -> None:
+        model.model.layers[1].mlp.experts.down_proj.data[expert].mul_(1.01)
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-mixtral"), "values")
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.experts.down_proj"]
+
+
+def test_values_that_differ_between_the_ends_and_the_middle(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        for layer in model.model.layers:
+            weight = layer.mlp.up_proj.weight.data
+            rows = weight.shape[0]
+            weight[rows // 16 : rows * 7 // 16].mul_(1.01)
+            weight[rows * 9 // 16 : rows * 15 // 16].mul_(1.01)
+
+    tampered(tamper)
+    assert len(only_problem(quick("tiny-llama"), "values").names) == 3
+
+
 def test_values_that_differ(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         model.model.layers[1].self_attn.k_proj.weight.data.mul_(1.01)
@@ -343,11 +397,69 @@ def test_a_missing_key(tmp_path: Path) -> None:
     assert "not in the checkpoint" in problem.message
 
 
-def test_a_missing_key_behind_a_users_own_loader(tmp_path: Path) -> None:
-    files = _without("tiny-llama", tmp_path, "model.layers.2.mlp.up_proj.weight")
-    problem = only_problem(quick(files, strategy="loader", target="loads:plain_loader"), "values")
-    assert problem.names == ("model.layers.2.mlp.up_proj.weight",)
-    assert "not in the checkpoint, which has their like in other layers" in problem.message
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_a_missing_key_behind_a_users_own_loader(tmp_path: Path, name: str) -> None:
+    problem = only_problem(by_loader(_without("tiny-llama", tmp_path, name)), "keys")
+    assert [told.split(" ")[0] for told in problem.names] == [name]
+    assert "1 parameters of the model are not in the checkpoint" in problem.message
+
+
+def test_a_checkpoint_under_other_names_is_noted(tmp_path: Path) -> None:
+    """What a user's own loader calls them is not known: neither missing nor unused can be said of any."""
+    files = _without("tiny-llama", tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    save_file({f"other.{name}.w": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    result = by_loader(files)
+    assert result.problems == []
+    assert any("they may have other names there" in note for note in result.notes)
+
+
+def _fewer(model: Any) -> None:
+    del model.model.layers[-1]
+    model.config.num_hidden_layers -= 1
+
+
+def test_a_layer_that_was_left_out(tampered: Callable[[Tamper], None]) -> None:
+    tampered(_fewer)
+    for result in (quick("tiny-llama"), quick("tiny-llama", quant="nf4"), by_loader("tiny-llama")):
+        problem = only_problem(result, "keys")
+        assert "are in the checkpoint, but not in the model" in problem.message
+        assert len(problem.names) == 9
+        assert all(name.startswith("model.layers.2.") for name in problem.names)
+        assert "keys_ok=['model.layers.2.*']" in problem.hint
+    assert quick("tiny-llama", options=(("keys_ok", '["model.layers.2.*"]'),)).problems == []
+
+
+def test_a_bias_that_was_dropped(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.gpt_neox.layers[1].mlp.dense_h_to_4h.bias = None
+
+    tampered(tamper)
+    for scheme in ("none", "nf4"):
+        problem = only_problem(quick("tiny-gpt-neox", quant=scheme), "keys")
+        assert problem.names == ("gpt_neox.layers.1.mlp.dense_h_to_4h.bias",)
+
+
+def test_a_layer_that_stands_in_for_another(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.model.layers[1] = model.model.layers[0]
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama"), "values")
+    assert all(name.startswith("model.layers.1.") for name in problem.names)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_head_that_was_tied_to_the_embedding(tampered: Callable[[Tamper], None], said: bool) -> None:
+    def tamper(model: Any) -> None:
+        model.lm_head.weight = model.model.embed_tokens.weight
+        model.config.tie_word_embeddings = said
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama"), "values")
+    assert [name.split(" ")[0] for name in problem.names] == ["lm_head.weight"]
 
 
 def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:

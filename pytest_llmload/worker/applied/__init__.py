@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.applied import attention, devices, dtype, finite, keys, quantised, shards, tied, values
+from pytest_llmload.worker.applied import (
+    account,
+    attention,
+    devices,
+    dtype,
+    finite,
+    keys,
+    quantised,
+    shards,
+    tied,
+    values,
+)
 from pytest_llmload.worker.loaded import Loaded
 
 #: After the load, before any forward: a forward may repack weights.
 AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     keys.check,
+    account.check,
     devices.check,
     quantised.check,
     dtype.check,

@@ -17,6 +17,7 @@ from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.applied import prequantised
 from pytest_llmload.worker.applied.devices import planned_device
 from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
+from pytest_llmload.worker.applied.values import BETWEEN, spot
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
@@ -251,7 +252,7 @@ def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterato
 
 
 def _relative_error(weight: Weight, state: Stored, names: CheckpointNames) -> float | None:
-    """Largest difference over two blocks (or rows of int8), relative to what the type allows.
+    """Largest difference over some blocks (or rows of int8), relative to what the type allows.
 
     None where the checkpoint's tensor cannot be told. Against a checkpoint that holds the packed values already, they
     must be the same.
@@ -281,18 +282,27 @@ def _begins_as(tensor: Any, name: str, names: CheckpointNames) -> bool:
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
-    """Blocks of the checkpoint's values, fp32, with the element that each starts at."""
+    """Blocks of the checkpoint's values, fp32, with the element that each starts at.
+
+    The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
+    each.
+    """
     unit = state.shape[-1] if state.scheme == "int8" else state.blocksize
-    units = state.elements // unit
     if name is not None:
-        for start in sorted({units // 3 * unit, (units - 1) * unit}):
+        units = state.elements // unit
+        for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):
             # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+            start = place * unit
             yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
         return
     fused = names.fused(weight.name)
-    if fused is not None:
-        # The first block is the first expert's first part's, the last one the last expert's last part's.
-        yield 0, names.files.block(fused.parts[0][0], 0, unit).float()
-        last = fused.parts[-1][-1]
-        size = math.prod(names.files.slice(last).get_shape())
-        yield state.elements - unit, names.files.block(last, size - unit, size).float()
+    for expert in range(state.shape[0]) if fused is not None else ():
+        begin = expert * math.prod(state.shape[1:])
+        for part in fused.parts if fused is not None else ():
+            size = math.prod(names.files.slice(part[expert]).get_shape())
+            # Whole blocks of the weight that lie within the part.
+            first, last = -(-begin // unit), (begin + size) // unit
+            if last > first:
+                start = (first + spot(part[expert], last - first)) * unit
+                yield start, names.files.block(part[expert], start - begin, start - begin + unit).float()
+            begin += size
