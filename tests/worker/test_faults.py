@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult, Problem
+from pytest_llmload.core.spec import Workload
 
 Tamper = Callable[[Any], None]
 
@@ -98,6 +100,28 @@ def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
     problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
     assert "is not the checkpoint's" in problem.message
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("scheme", ["nf4", "fp4"])
+def test_codes_of_one_type_that_the_state_calls_the_other(
+    monkeypatch: pytest.MonkeyPatch, double_quant: bool, scheme: str
+) -> None:
+    import bitsandbytes.functional as functional
+
+    original = functional.quantize_4bit
+
+    def mislabelled(A: Any, *args: Any, **kwargs: Any) -> Any:
+        packed, state = original(A, *args, **{**kwargs, "quant_type": "fp4"})
+        state.quant_type = "nf4"
+        return packed, state
+
+    monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
+    result = quick("tiny-llama", quant=scheme, double_quant=double_quant)
+    messages = [problem.message for problem in result.problems if problem.check == "quantised"]
+    wanted = "nf4 was asked for, fp4 is stored" if scheme == "nf4" else "fp4 is stored, but its state calls it nf4"
+    assert any(wanted in message for message in messages)
+    assert all(row.quant.startswith("fp4") for row in result.manifest if row.cls == "Linear4bit")
 
 
 def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,6 +604,71 @@ def test_logits_that_are_not_finite(tampered: Callable[[Tamper], None]) -> None:
     assert "logits of the first forward are not finite" in problem.message
 
 
+@pytest.mark.parametrize("fields", [{}, {"adapter": "random"}])
+def test_logits_that_are_not_finite_after_the_prefill(tampered: Callable[[Tamper], None], fields: Any) -> None:
+    def tamper(model: Any) -> None:
+        def from_the_third(module: Any, inputs: Any, output: Any) -> Any:
+            model.calls = 0 if output.shape[1] > 1 else getattr(model, "calls", 0) + 1
+            return output * float("nan") if model.calls > 1 else output
+
+        model.model.layers[1].mlp.register_forward_hook(from_the_third)
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama", **fields), "finite")
+    assert "the logits of 1 of 3 generated tokens are not finite, from token 3 on (decoded" in problem.message
+
+
+def test_a_weight_that_is_not_finite_where_no_token_looks(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        weight = model.model.embed_tokens.weight.data
+        weight[weight.shape[0] // 5, 5] = float("nan")
+        weight[weight.shape[0] // 7, 7] = float("inf")
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama", dtype="fp16"), "finite")
+    assert [name.split(" ")[0] for name in problem.names] == ["model.embed_tokens.weight"]
+    assert "1 stored weights hold NaN or infinity" in problem.message
+
+
+@pytest.mark.parametrize(
+    "fields", [{"quant": "nf4"}, {"quant": "nf4", "double_quant": True}, {"quant": "int8"}], ids=["nf4", "dq", "int8"]
+)
+def test_statistics_that_are_not_finite(tampered: Callable[[Tamper], None], fields: Any) -> None:
+    def tamper(model: Any) -> None:
+        weight = model.model.layers[1].mlp.up_proj.weight
+        state = getattr(weight, "quant_state", None)
+        scales = weight.SCB if state is None else state.absmax if state.state2 is None else state.state2.absmax
+        scales[scales.numel() // 5] = float("inf")
+
+    tampered(tamper)
+    result = quick("tiny-llama", **fields, workload=Workload(1, 16, 1))
+    (told,) = [problem for problem in result.problems if problem.message.endswith("hold NaN or infinity")]
+    # Some CPUs' kernels undo the nesting in the first forward.
+    assert re.match(r"model\.layers\.1\.mlp\.up_proj\.weight's (nested )?scales", told.names[0])
+
+
+def test_what_the_checkpoint_itself_holds_is_noted(tmp_path: Path) -> None:
+    files = _without("tiny-llama", tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][3, 7] = float("-inf")
+    save_file(tensors, file, {"format": "pt"})
+    result = quick(files)
+    assert result.problems == []
+    assert "model.embed_tokens.weight is not finite, as the checkpoint has it" in result.notes
+
+
+def test_a_sum_that_overflows_is_finite(tampered: Callable[[Tamper], None], tmp_path: Path) -> None:
+    files = _without("tiny-llama", tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][3, :8] = 3e38
+    save_file(tensors, file, {"format": "pt"})
+    result = quick(files)
+    assert result.problems == []
+    assert not any("not finite" in note for note in result.notes)
+
+
 def test_a_forward_that_raises_is_a_finding(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         def broken(module: Any, inputs: Any, output: Any) -> None:
@@ -589,7 +678,8 @@ def test_a_forward_that_raises_is_a_finding(tampered: Callable[[Tamper], None]) 
 
     tampered(tamper)
     result = quick("tiny-llama")
-    assert "AssertionError: quant_state is required" in only_problem(result, "forward").message
+    message = only_problem(result, "forward").message
+    assert re.search(r"AssertionError: quant_state is required \(worker/test_faults\.py:\d+\)$", message)
     assert result.metrics["host.weights"] > 0
     assert "host.settled" in result.metrics
 
@@ -604,3 +694,63 @@ def test_out_of_memory_is_not_a_finding_but_propagates(tampered: Callable[[Tampe
     tampered(tamper)
     with pytest.raises(torch.OutOfMemoryError):
         quick("tiny-llama")
+
+
+# Mode, inputs, kernels
+
+
+@pytest.mark.parametrize(("share", "finding"), [(0.1, True), (0.0, False)])
+def test_a_model_that_was_left_in_training_mode(
+    tampered: Callable[[Tamper], None], share: float, finding: bool
+) -> None:
+    def tamper(model: Any) -> None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = share
+        model.transformer.h[1].train()
+
+    tampered(tamper)
+    result = by_loader("tiny-gpt2")
+    if finding:
+        problem = only_problem(result, "mode")
+        assert "transformer.h.1.attn.attn_dropout" in problem.names
+        assert all(name.startswith("transformer.h.1.") for name in problem.names)
+    else:
+        assert result.problems == []
+        assert any("in training mode" in note for note in result.notes)
+
+
+def test_a_share_that_a_function_drops(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.model.layers[1].self_attn.attention_dropout = 0.1
+        model.train()
+
+    tampered(tamper)
+    assert only_problem(by_loader("tiny-llama"), "mode").names == ("model.layers.1.self_attn",)
+
+
+def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    problem = only_problem(quick(Checkpoint(str(tmp_path), "shape", "weights")), "forward")
+    assert problem.message.startswith("ViTForImageClassification takes pixel_values, not token ids")
+
+
+def test_an_odd_dimension_is_named_where_a_kernel_fails(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        import bitsandbytes
+
+        def broken(module: Any, inputs: Any, output: Any) -> None:
+            # Fails inside bitsandbytes, as its kernels do.
+            bitsandbytes.functional.get_4bit_type("nf5", device="cpu")
+
+        model.model.layers[0].mlp.up_proj.weight.quant_state.shape = torch.Size((100, 64))
+        model.model.layers[0].mlp.register_forward_hook(broken)
+
+    tampered(tamper)
+    result = quick("tiny-llama", quant="nf4")
+    (problem,) = [problem for problem in result.problems if problem.check == "forward"]
+    assert re.search(r"\(bitsandbytes/functional\.py:\d+\)$", problem.message)
+    assert "model.layers.0.mlp.up_proj.weight is 100 x 64" in problem.hint

@@ -12,6 +12,7 @@ from pytest_llmload.worker.applied import (
     dtype,
     finite,
     keys,
+    mode,
     quantised,
     shards,
     tied,
@@ -27,9 +28,12 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     quantised.check,
     dtype.check,
     attention.check,
+    mode.check,
     tied.check,
     values.check,
     shards.check,
 )
-#: After the first forward.
+#: After the first forward, whose logits are still there.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
+#: After the first forward and every figure: they read all weights, or run the model again.
+AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)

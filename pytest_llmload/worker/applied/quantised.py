@@ -35,6 +35,8 @@ TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.00
 _NESTED_ERROR = 0.05
 #: Packed values that are compared with a checkpoint that is quantised already.
 _PACKED_BLOCK = 4096
+#: Weights that a scale is shared by, and what kernels for the CPU work off at once.
+_BLOCK = 64
 #: Patterns in a hint; more say that the load is wrong, not the test.
 _HINTED = 3
 _COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -70,6 +72,21 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
     elif in_file is not None:
         yield from prequantised.check(loaded, in_file)
+
+
+def kernel_hint(loaded: Loaded, place: str) -> str:
+    """What to do about an error that bitsandbytes raised at ``place``; empty where its cause is not known."""
+    if loaded.job.device.kind != "cpu" or not place.startswith("bitsandbytes/"):
+        return ""
+    weights = [weight for weight in quantisable(loaded.model, loaded.inventory) if weight.quantised is not None]
+    odd = [weight for weight in weights if weight.quantised and any(size % _BLOCK for size in weight.quantised.shape)]
+    if not odd:
+        return ""
+    shape = " x ".join(map(str, odd[0].quantised.shape)) if odd[0].quantised else ""
+    return (
+        f"bitsandbytes' kernels for the CPU need dimensions that are multiples of {_BLOCK}, its block; {len(odd)} of "
+        f"{len(weights)} weights are not ({odd[0].name} is {shape}): leave them out with skip_modules=, or take a GPU"
+    )
 
 
 def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
@@ -201,8 +218,11 @@ def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
     state = weight.quantised
     assert state is not None
     if state.scheme != asked.scheme:
-        yield f"{asked.scheme} was asked for, {state.scheme} is stored"
+        called = f", which its state calls {state.label}" if state.label else ""
+        yield f"{asked.scheme} was asked for, {state.scheme} is stored{called}"
         return
+    if state.label:
+        yield f"{state.scheme} is stored, but its state calls it {state.label}, and is read as that"
     expected = round(state.elements * _PACKED[state.scheme])
     if weight.held.nbytes != expected:
         yield f"{state.elements} elements of {state.scheme} take {weight.held.nbytes} bytes, not {expected}"
