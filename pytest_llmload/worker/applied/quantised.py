@@ -21,7 +21,7 @@ from pytest_llmload.worker.applied.values import BETWEEN, spot
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
-from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
+from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, out_of_reach, quantisable
 from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
 
 CHECK = "quantised"
@@ -116,6 +116,13 @@ def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
     for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
             loaded.notes.append(f"{len(weights)} weights ({format_bytes(_bytes(weights))}) are dense as {source} says")
+    unreached = out_of_reach(loaded.inventory)
+    if unreached:
+        size = format_bytes(sum(held.nbytes for held in unreached))
+        loaded.notes.append(
+            f"{len(unreached)} weights ({size}) of torch.nn.MultiheadAttention are dense: it hands them to a function, "
+            "so that no module of bitsandbytes can take their place"
+        )
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
         yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
