@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, out_of_reach, quantisable
-from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
+from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name, stored
 
 CHECK = "quantised"
 
@@ -78,14 +78,16 @@ def kernel_hint(loaded: Loaded, place: str) -> str:
     """What to do about an error that bitsandbytes raised at ``place``; empty where its cause is not known."""
     if loaded.job.device.kind != "cpu" or not place.startswith("bitsandbytes/"):
         return ""
-    weights = [weight for weight in quantisable(loaded.model, loaded.inventory) if weight.quantised is not None]
-    odd = [weight for weight in weights if weight.quantised and any(size % _BLOCK for size in weight.quantised.shape)]
+    inventory = loaded.inventory
+    states = [(held.path, stored(inventory.modules[held.module], held.name)) for held in inventory.parameters()]
+    shapes = {path: state.shape for path, state in states if state is not None}
+    odd = [path for path, shape in shapes.items() if any(size % _BLOCK for size in shape)]
     if not odd:
         return ""
-    shape = " x ".join(map(str, odd[0].quantised.shape)) if odd[0].quantised else ""
     return (
         f"bitsandbytes' kernels for the CPU need dimensions that are multiples of {_BLOCK}, its block; {len(odd)} of "
-        f"{len(weights)} weights are not ({odd[0].name} is {shape}): leave them out with skip_modules=, or take a GPU"
+        f"{len(shapes)} weights have others ({odd[0]} is {' x '.join(map(str, shapes[odd[0]]))}): leave them out with "
+        "skip_modules=, or take a GPU"
     )
 
 

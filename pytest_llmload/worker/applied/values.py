@@ -26,7 +26,7 @@ CHECK = "values"
 #: Elements of a block; a smaller tensor is compared whole.
 BLOCK = 256
 #: Blocks of a tensor that are compared between the first and the last one.
-BETWEEN = 4
+BETWEEN = 8
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -124,11 +124,9 @@ def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
     size = tensor[0].numel()
     stretches = [stretch(name, size) for name in part]
     values = torch.stack([_block(tensor[expert], *place) for expert, place in enumerate(stretches)]).cpu()
-    for name, place, value in zip(part, stretches, values, strict=True):
-        difference = _difference(files.block(name, *place), value)
-        if difference:
-            return difference
-    return ""
+    every = zip(part, stretches, values, strict=True)
+    told = (_difference(files.block(name, *place), value) for name, place, value in every)
+    return next(filter(None, told), "")
 
 
 def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
@@ -137,11 +135,10 @@ def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
     By its first block, its last one, and some between them at places that depend on the name alone: another tensor has
     others, every run has the same.
     """
-    for start, stop in places(name, tensor.numel()):
-        difference = _difference(files.block(name, start, stop), _block(tensor, start, stop).cpu())
-        if difference:
-            return difference
-    return ""
+    blocks = places(name, tensor.numel())
+    values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
+    told = (_difference(files.block(name, *place), value) for place, value in zip(blocks, values, strict=True))
+    return next(filter(None, told), "")
 
 
 def _difference(original: Any, value: Any) -> str:
