@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pytest_llmload.baselines.model import rounding
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import ManifestRow, Numbers
 
@@ -62,9 +63,9 @@ def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
     scale = _rms(old.logits) or _rms(old.logsumexp) or 1.0
     # All three as parts of a logit; a margin is the difference of two.
     errors = {
-        "logits": _distance(old.logits, new.logits) / scale,
-        "log-sum-exp": _distance(old.logsumexp, new.logsumexp) / scale,
-        "margin": _distance(old.margin, new.margin) / scale / 2,
+        "logits": _error(old.logits, new.logits) / scale,
+        "log-sum-exp": _error(old.logsumexp, new.logsumexp) / scale,
+        "margin": _error(old.margin, new.margin) / scale / 2,
     }
     name, error = max(errors.items(), key=lambda item: item[1])
     parts = [f"{buffer} values changed" for buffer in moved]
@@ -85,5 +86,7 @@ def _rms(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum(value * value for value in values) / len(values)) if values else 0.0
 
 
-def _distance(old: Sequence[float], new: Sequence[float]) -> float:
-    return _rms([after - before for before, after in zip(old, new, strict=True)])
+def _error(old: Sequence[float], new: Sequence[float]) -> float:
+    """Root mean square of the differences, without what the digits of the file are to blame for."""
+    unit = rounding(old)
+    return _rms([max(abs(after - before) - unit, 0.0) for before, after in zip(old, new, strict=True)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,8 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 
 #: Raised when an older release could misread what a newer one writes.
 SCHEMA = 1
+#: Significant digits of measured values, and of the ``numbers``.
+DIGITS, NUMBER_DIGITS = 6, 9
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,26 @@ def has_numbers(numbers: Numbers) -> bool:
     return bool(numbers.logits or numbers.logsumexp or numbers.margin or numbers.buffers)
 
 
-def significant(value: float, digits: int = 6) -> float:
+def rounding(values: Iterable[float]) -> float:
+    """The largest error that storing these values in a file may have made; files of older releases have six digits."""
+    known = [value for value in values if value and math.isfinite(value)]
+    digits = DIGITS if all(value == significant(value) for value in known) else NUMBER_DIGITS
+    return max((10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits) / 2 for value in known), default=0.0)
+
+
+def significant(value: float, digits: int = DIGITS) -> float:
     """A measured value without the digits that only make a diff longer."""
     return float(f"{value:.{digits}g}")
 
 
 def compact(numbers: Numbers) -> Numbers:
-    """Numbers as they are stored."""
+    """Numbers as they are stored.
+
+    With all digits of an fp32: a log-sum-exp may be a hundred times larger than the logits that its error is judged by.
+    """
     return Numbers(
-        logits=[significant(value) for value in numbers.logits],
-        logsumexp=[significant(value) for value in numbers.logsumexp],
-        margin=[significant(value) for value in numbers.margin],
+        logits=[significant(value, NUMBER_DIGITS) for value in numbers.logits],
+        logsumexp=[significant(value, NUMBER_DIGITS) for value in numbers.logsumexp],
+        margin=[significant(value, NUMBER_DIGITS) for value in numbers.margin],
         buffers={name: [significant(value) for value in values] for name, values in numbers.buffers.items()},
     )

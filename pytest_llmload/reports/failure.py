@@ -24,6 +24,8 @@ from pytest_llmload.reports.layout import allowance, change, joined, labelled, l
 _METRICS = 12
 _REASONS = 6
 _NAMES = 4
+#: Checks that fail where the model was loaded as asked for, but raises when it is run.
+_RUNNING = ("forward", "generate")
 _SECTIONS = {"memory": "memory", "work": "work", "time": "latency"}
 _PHASES = {"load": " while loading", "forward": " in the first forward", "generate": " while generating"}
 
@@ -91,7 +93,7 @@ def _metric(item: MetricVerdict, width: int) -> str:
 
 
 def not_applied_text(subject: Subject, result: LoadResult) -> str:
-    """The failure text of a load whose model is not what was asked for."""
+    """The failure text of a load whose model is not what was asked for, or does not run."""
     rows: list[tuple[str, str]] = []
     for problem in result.problems:
         rows.append((problem.check, problem.message))
@@ -99,7 +101,9 @@ def not_applied_text(subject: Subject, result: LoadResult) -> str:
         rows += [(problem.check, f"  {joined(problem.names, _NAMES)}")] if problem.names else []
         rows += _optional("hint", problem.hint)
     rows += _repeated("note", result.notes)
-    return _text(f"{subject.variant} was not applied: {subject}", rows)
+    # Only that: where something else is wrong too, it is the likelier cause.
+    broken = all(problem.check in _RUNNING for problem in result.problems)
+    return _text(f"{'does not run' if broken else f'{subject.variant} was not applied'}: {subject}", rows)
 
 
 _ENDINGS = {

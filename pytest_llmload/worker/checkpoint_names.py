@@ -33,6 +33,12 @@ class CheckpointNames:
         self.prefix = getattr(model, "base_model_prefix", "")
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
+        #: A model's tensor -> all that went into it, also where the way is not known part by part.
+        self._sources: dict[str, tuple[str, ...]] = {}
+        #: A checkpoint's tensor -> what the library calls it.
+        self._targets: dict[str, str] = {}
+        #: What a conversion took apart: into which tensors, only the library knows.
+        self.divided: set[str] = set()
         if conversions is None:
             conversions = getattr(model, "_weight_conversions", None) or []
         self._follow(conversions)
@@ -45,6 +51,15 @@ class CheckpointNames:
     def fused(self, path: str) -> Fused | None:
         """The checkpoint's tensors that a fused parameter was put together from, where the way is known."""
         return self._fused.get(path)
+
+    def sources(self, path: str) -> tuple[str, ...]:
+        """The checkpoint's tensors that a tensor of the model was made of; none where that cannot be told."""
+        name = self.find(path)
+        return (name,) if name is not None else self._sources.get(path, ())
+
+    def target(self, name: str) -> str:
+        """What the library calls a tensor of the checkpoint, in its account of a load."""
+        return self._targets.get(name, name)
 
     def _follow(self, conversions: list[Any]) -> None:
         """Apply the conversions to every name in the checkpoint, as the load did: renamings, then one converter."""
@@ -62,10 +77,14 @@ class CheckpointNames:
                 if pattern is not None:
                     parts[target][pattern].append(name)
                     used[target] = converter
+                    if len(converter.target_patterns) > 1:
+                        self.divided.add(name)
                     break
+            self._targets[name] = target
             if pattern is None and target != name:
                 self._note(self._renamed, target, name)
         for target, by_pattern in parts.items():
+            self._note(self._sources, target, tuple(name for names in by_pattern.values() for name in names))
             operations = used[target].operations
             kinds = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]
             if kinds in ([(_STACK, 0)], [(_STACK, 0), (_JOIN, 1)]):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from pytest_llmload.worker.loaded import Loaded
 
 #: Constants of a 32-bit linear congruential generator (Numerical Recipes).
 _FACTOR, _SUMMAND, _MODULUS = 1664525, 1013904223, 1 << 32
+
+#: Of a model's generation config, what is taken over.
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+_CACHE = ("use_cache", "cache_implementation", "cache_config")
 
 
 def workload_tokens(workload: Workload, vocabulary: int) -> list[list[int]]:
@@ -67,6 +73,17 @@ def check_length(job: Job) -> None:
                 raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
 
 
+def check_inputs(loaded: Loaded) -> str:
+    """Why token ids are no input for the model; empty where they are."""
+    needed = getattr(loaded.model, "main_input_name", "input_ids")
+    if needed == "input_ids" or "input_ids" in inspect.signature(loaded.model.forward).parameters:
+        return ""
+    return (
+        f"{type(loaded.model).__name__} takes {needed}, not token ids: pytest-llmload runs models that read text; "
+        "measure the language model in it, or take auto_class()"
+    )
+
+
 def first_forward(loaded: Loaded) -> Any:
     """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without."""
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
@@ -87,26 +104,73 @@ def can_generate(loaded: Loaded) -> bool:
     return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
 
 
+def generating(model: Any) -> Any:
+    """The module whose forward a generation calls: below what an adapter library put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def settings(loaded: Loaded, new_tokens: int) -> Any:
+    """transformers' settings for exactly ``new_tokens``, greedy: of the model's own only special tokens and the cache.
+
+    What a checkpoint's generation_config.json says beside them changes what is computed (beams, penalties, assistants)
+    or returned. A quantised cache whose package is missing is left out, with a note.
+    """
+    from transformers import GenerationConfig
+
+    own = loaded.model.generation_config
+    kept = {name: getattr(own, name, None) for name in (*_TOKENS, *_CACHE)}
+    if kept["cache_implementation"] == "quantized" and not _can_quantise_cache(kept["cache_config"]):
+        kept |= dict.fromkeys(("cache_implementation", "cache_config"))
+        note = "its generation_config.json asks for a quantised cache, whose package is missing: the usual one is used"
+        loaded.notes += [note] if note not in loaded.notes else []
+    kept = {name: value for name, value in kept.items() if value is not None}
+    return GenerationConfig(**kept, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+
+
+def _can_quantise_cache(config: Any) -> bool:
+    from transformers.utils import import_utils
+
+    backend = config.get("backend", "quanto") if isinstance(config, dict) else "quanto"
+    return bool(import_utils.is_hqq_available() if backend == "hqq" else import_utils.is_optimum_quanto_available())
+
+
+@contextmanager
+def _set(model: Any, config: Any) -> Iterator[None]:
+    """The model generates with a config only: what is missing in one that is passed, generate() takes from the model's.
+
+    The model's own object is not changed, and is back in its place afterwards.
+    """
+    holders = [model] if generating(model) is model else [model, generating(model)]
+    before = [(holder, vars(holder)["generation_config"]) for holder in holders if "generation_config" in vars(holder)]
+    for holder, _ in before:
+        holder.generation_config = config
+    try:
+        yield
+    finally:
+        for holder, own in before:
+            holder.generation_config = own
+
+
 def generate_ids(loaded: Loaded, ids: Any, new_tokens: int, on_token: Callable[[], None] | None = None) -> Any:
     """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each."""
-    criteria = []
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if on_token is not None:
 
         def tell(sequences: Any, scores: Any, **rest: Any) -> Any:
             on_token()
             return torch.zeros(sequences.shape[0], dtype=torch.bool, device=sequences.device)
 
-        criteria = [tell]
+        inputs["stopping_criteria"] = [tell]
+    model = loaded.model
     with torch.no_grad():
-        sequences = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            num_beams=1,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            **({"stopping_criteria": criteria} if criteria else {}),
-        )
+        if getattr(model, "generation_config", None) is None:
+            # A class of the user's own that generates in its own way.
+            lengths = dict.fromkeys(("min_new_tokens", "max_new_tokens"), new_tokens)
+            sequences = model.generate(**inputs, do_sample=False, num_beams=1, **lengths)
+        else:
+            config = settings(loaded, new_tokens)
+            with _set(model, config):
+                sequences = model.generate(**inputs, generation_config=config)
     return sequences[:, -new_tokens:]
 
 

@@ -32,6 +32,8 @@ class Loaded:
     #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
     #: None where the loading code does not say (a user's own loader).
     loading_info: dict[str, list[str]] | None = None
+    #: Modules that a user's own loader returned in training mode; they were measured in evaluation mode.
+    trained: tuple[str, ...] = ()
     #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
     planned_map: dict[str, Any] | None = None
     #: What each tensor is of the whole model, where the load is split over ranks.

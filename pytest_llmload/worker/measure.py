@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -225,21 +227,28 @@ class _Session:
             self.result.problems += strategy.applied(self.job, loaded)
 
     def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        from pytest_llmload.worker.applied import AFTER_FIGURES
+
         if any(problem.check in _BROKEN for problem in self.result.problems):
             return
-        for strategy in served_by:
+        checks = [("generate", partial(check, loaded)) for check in AFTER_FIGURES]
+        checks += [("forward", partial(strategy.exercised, self.job, loaded)) for strategy in served_by]
+        for name, check in checks:
             # Into a list inside the attempt: a generator would raise outside it.
-            found = self._attempt("forward", partial(lambda each: list(each.exercised(self.job, loaded)), strategy))
-            self.result.problems += found or []
+            self.result.problems += self._attempt(name, loaded, partial(_listed, check)) or []
+            loaded.forget()
 
     def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.applied import AFTER_FORWARD
-        from pytest_llmload.worker.generation import first_forward
+        from pytest_llmload.worker.generation import check_inputs, first_forward
 
         loaded.forget()
+        if refused := check_inputs(loaded):
+            self.result.problems.append(Problem("forward", refused))
+            return
         self._each("forwarding")
         with self._timed("forward"):
-            loaded.logits = self._attempt("forward", lambda: first_forward(loaded))
+            loaded.logits = self._attempt("forward", loaded, lambda: first_forward(loaded))
             synchronize(self.job)
         self._each("forwarded", loaded)
         for check in AFTER_FORWARD:
@@ -259,7 +268,7 @@ class _Session:
             return
         self._each("generating")
         with self._timed("generate"):
-            tokens = self._attempt("generate", lambda: generate_workload(loaded))
+            tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded))
             synchronize(self.job)
         if tokens is not None:
             if self._keep_output:
@@ -274,7 +283,7 @@ class _Session:
             self.result.problems += reference.check(loaded)
         loaded.kept_logits = None
 
-    def _attempt(self, check: str, call: Callable[[], Any]) -> Any:
+    def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
         """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
         try:
             return call()
@@ -282,10 +291,32 @@ class _Session:
             # Any other exception of foreign code is the finding itself.
             if is_out_of_memory(error):
                 raise
-            self.result.problems.append(
-                Problem(check, f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-            )
+            from pytest_llmload.worker.applied.quantised import kernel_hint
+
+            text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            place = _innermost(error)
+            self.result.problems.append(Problem(check, f"{text} ({place})", hint=kernel_hint(loaded, place)))
             return None
+
+
+def _listed(check: Callable[[], Iterable[Problem]]) -> list[Problem]:
+    return list(check())
+
+
+def _innermost(error: Exception) -> str:
+    """The innermost place outside torch that an exception came through: ``bitsandbytes/functional.py:1696``."""
+    frames = [
+        (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
+    ]
+    places = [(_short(file), line) for file, line in frames]
+    file, line = next((place for place in reversed(places) if not place[0].startswith("torch/")), places[-1])
+    return f"{file}:{line}"
+
+
+def _short(file: str) -> str:
+    """From the package on, else with its folder: where libraries and checkouts lie is this machine's business."""
+    _, installed, rest = file.rpartition("/site-packages/")
+    return rest if installed else "/".join(Path(file).parts[-2:])
 
 
 def _weights_digest(job: Job) -> str:
@@ -304,7 +335,6 @@ def _as_loaded(job: Job, given: Any) -> Loaded:
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
     loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
-    if getattr(model, "training", False):
-        model.eval()
-        loaded.notes.append("the loader returned the model in training mode; it was measured in evaluation mode")
+    loaded.trained = tuple(name or "the model" for name, module in model.named_modules() if module.training)
+    model.eval()
     return loaded

@@ -50,6 +50,8 @@ class Weight:
 def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
     """Every weight of a Linear, a Conv1D or fused experts, minus embeddings, output head and routers.
 
+    Not those of torch's own attention either (:func:`out_of_reach`).
+
     Embeddings and heads are those that a (sub)model itself names, what is tied to them, and what a model with a head
     has beside its base model (``score``, ``cls.predictions``).
     """
@@ -68,8 +70,26 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
         kind = _kind(owner, path, held, state)
         if kind is None or id(param) in seen or id(param) in exempt or _is_router(model, owner, path, held):
             continue
+        if state is None and _is_torchs_attention(owner):
+            continue
         seen.add(id(param))
         yield Weight(held, path, owner, kind, state, parametrized)
+
+
+def out_of_reach(inventory: Inventory) -> list[Held]:
+    """Dense matrices of torch's own attention, which hands them to a function: no quantiser can take their place."""
+    return [
+        held
+        for held in inventory.parameters()
+        if len(held.shape) == 2
+        and _is_torchs_attention(inventory.modules[held.module])
+        and stored(inventory.modules[held.module], held.name) is None
+    ]
+
+
+def _is_torchs_attention(owner: Any) -> bool:
+    """``MultiheadAttention`` with its ``in_proj_weight``, or its ``out_proj``, whose class says so much."""
+    return isinstance(owner, (torch.nn.MultiheadAttention, torch.nn.modules.linear.NonDynamicallyQuantizableLinear))
 
 
 def _kind(owner: Any, path: str, held: Held, state: Stored | None) -> str | None:

@@ -18,11 +18,21 @@ from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
 _DENSE = ("float64", "float32", "float16", "bfloat16", "bool")
 
 
+#: What the sixteen codes stand for (bitsandbytes/functional.py, ``get_4bit_type``).
+_CODES = {
+    "nf4": (
+        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ),
+    "fp4": tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)),
+}
+
+
 @dataclass(frozen=True)
 class Stored:
     """A quantised weight."""
 
-    #: ``nf4``, ``fp4``, ``int8``, as the state says.
+    #: ``nf4``, ``fp4``, ``int8``: what the codes stand for.
     scheme: str
     #: The packed values.
     data: Any
@@ -38,6 +48,8 @@ class Stored:
     offset: Any = None
     #: dtype that matrix products are computed in; empty where the module does not say.
     compute: str = ""
+    #: What the state calls it, which is what kernels go by; empty where that is the scheme.
+    label: str = ""
     #: int8: activations above it are computed in 16 bit.
     threshold: float = 0.0
 
@@ -76,8 +88,11 @@ def stored(module: Any, name: str) -> Stored | None:
         return None
     state = _four_bit_state(module, name, param)
     if state is not None:
+        label = str(state.quant_type)
+        scheme = _scheme(state.code) or label
         return Stored(
-            scheme=str(state.quant_type),
+            scheme=scheme,
+            label=label if label != scheme else "",
             data=param,
             shape=tuple(state.shape),
             scales=state.absmax,
@@ -93,6 +108,17 @@ def stored(module: Any, name: str) -> Stored | None:
         threshold = float(getattr(getattr(module, "state", None), "threshold", 0.0) or 0.0)
         return Stored("int8", param, tuple(param.shape), scales, threshold=threshold)
     return None
+
+
+def _scheme(code: Any) -> str:
+    """The type whose values these are; empty for another one."""
+    if code.device.type == "meta":
+        return ""
+    values = code.detach().cpu().double()
+    for scheme, expected in _CODES.items():
+        if values.shape == (16,) and torch.allclose(values, torch.tensor(expected, dtype=values.dtype), atol=1e-3):
+            return scheme
+    return ""
 
 
 def _four_bit_state(module: Any, name: str, param: Any) -> Any:
@@ -139,7 +165,8 @@ def dequantised(weight: Stored, start: int, stop: int) -> Any:
     if weight.scheme == "int8":
         columns = weight.shape[-1]
         values = weight.data.detach().reshape(-1)[start:stop].cpu().float()
-        return values * weight.scales.detach().cpu().float()[index // columns] / 127
+        scales = weight.scales.detach().reshape(-1)[start // columns : -(-stop // columns)].cpu().float()
+        return values * scales[index // columns - start // columns] / 127
     packed = weight.data.detach().reshape(-1).view(torch.uint8)[start // 2 : (stop + 1) // 2].cpu()
     nibbles = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[start % 2 :][: stop - start]
     return (
@@ -153,6 +180,7 @@ def _block_scales(weight: Stored, start: int, stop: int) -> Any:
     scales = weight.scales.detach().reshape(-1)[first:last].cpu()
     if weight.nested is None:
         return scales.float()
-    blocks = torch.arange(first, last) // int(weight.nested.blocksize)
-    outer = weight.nested.absmax.detach().cpu().float()[blocks]
+    size = int(weight.nested.blocksize)
+    outer = weight.nested.absmax.detach()[first // size : -(-last // size)].cpu().float()
+    outer = outer[torch.arange(first, last) // size - first // size]
     return weight.nested.code.detach().cpu().float()[scales.long()] * outer + float(weight.offset)

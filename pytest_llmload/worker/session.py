@@ -139,13 +139,21 @@ class Session:
         if self.elsewhere is not None:
             return self._asked(message)
         self._enter("run")
+        # Loaded by its first use, which is now at the latest.
+        words = _words(self.loaded.tokenizer)
         try:
             reply = calls.call(message, self.loaded)
         except told() as error:
             reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
         now = fingerprint(self.loaded.model)
-        changed, self._fingerprint = now != self._fingerprint, now
+        changed = now != self._fingerprint or _words(self.loaded.tokenizer) != words
+        self._fingerprint = now
         return {**reply, "changed": changed}
+
+
+def _words(tokenizer: Any) -> int:
+    """How many tokens a tokenizer knows; -1 for one that does not say."""
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else -1
 
 
 def prepare(job: Job) -> None:

@@ -7,8 +7,10 @@ tensors claim bytes that nobody holds.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -89,6 +91,7 @@ class Inventory:
     def __init__(self, model: Any) -> None:
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.wrapping = Wrapping(self.modules)
+        self._model = model
         offloaded = _offloaded(self.modules)
         self.held: list[Held] = [
             held for path, module in self.modules.items() for held in _of_module(path, module, offloaded)
@@ -106,6 +109,23 @@ class Inventory:
         """A tensor's name in the model without the adapter that may be around it: what its checkpoint calls it."""
         module = self.wrapping.owner(held.module)
         return held.path if module is None else f"{module}.{held.name}" if module else held.name
+
+    def base_paths(self, held: Held) -> tuple[str, ...]:
+        """As :func:`base_path`, at every place where the module that owns it stands."""
+        owners = self._places.get(id(self.modules[held.module]), ())
+        return tuple(f"{owner}.{held.name}" if owner else held.name for owner in owners)
+
+    @cached_property
+    def _places(self) -> dict[int, list[str]]:
+        """Each module's paths in the model without the adapter; ``self.modules`` has the first of each."""
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        wrapping = self.wrapping if len(modules) == len(self.modules) else Wrapping(modules)
+        places: dict[int, list[str]] = defaultdict(list)
+        for path, module in modules.items():
+            owner = wrapping.owner(path)
+            if owner is not None:
+                places[id(module)].append(owner)
+        return places
 
     def storages(self) -> dict[tuple[str, int], int]:
         """Distinct live storages: (device, address) -> bytes. Meta and disk hold none."""

@@ -419,6 +419,35 @@ def test_log_sum_exp_and_margin_are_looked_at(baseline):
     assert "relative margin error" in numbers_verdict(baseline, margin)[1]
 
 
+def _small():
+    """Logits of a model that was never trained: the log-sum-exp is log(vocabulary), and the logits are next to none."""
+    return Numbers(
+        logits=[0.012345678, -0.0087654321], logsumexp=[10.3734918, 10.3735193], margin=[0.0012345678, 0.0023456789]
+    )
+
+
+FP32 = [ManifestRow("lm_head", "", "Linear", "float32", "cpu", "", 1, MIB)]
+
+
+def test_small_logits_are_stored_with_the_digits_that_they_are_judged_by():
+    recorded = record(None, [load(numbers=_small(), manifest=FP32)], update=True).baseline
+    assert recorded.numbers == _small()
+    assert numbers_verdict(recorded, _small(), manifest=FP32)[0] == "ok"
+    moved = dataclasses.replace(_small(), logsumexp=[value + 3e-6 for value in _small().logsumexp])
+    assert numbers_verdict(recorded, moved, manifest=FP32)[0] == "changed"
+
+
+def test_a_file_with_fewer_digits_is_given_its_rounding():
+    recorded = record(None, [load(numbers=_small(), manifest=FP32)], update=True).baseline
+    old = Numbers(logits=[0.0123457, -0.00876543], logsumexp=[10.3735, 10.3735], margin=[0.00123457, 0.00234568])
+    recorded = dataclasses.replace(recorded, numbers=old)
+    assert numbers_verdict(recorded, _small(), manifest=FP32)[0] == "ok"
+    again = record(recorded, [load(numbers=_small(), manifest=FP32)], update=True)
+    assert again.baseline == recorded
+    moved = dataclasses.replace(_small(), logsumexp=[value + 1e-4 for value in _small().logsumexp])
+    assert numbers_verdict(recorded, moved, manifest=FP32)[0] == "changed"
+
+
 def test_logits_that_are_not_finite(baseline):
     assert numbers_verdict(baseline, shifted(math.nan)) == ("changed", "the logits are not finite")
 

@@ -192,6 +192,15 @@ def test_what_was_not_applied():
     ]
 
 
+def test_what_does_not_run_was_applied_all_the_same():
+    raised = Problem("generate", "the model does not run: AssertionError: no kernel (bitsandbytes/functional.py:1696)")
+    subject = Subject("tiny", "nf4", "cpu-x86_64")
+    alone = not_applied_text(subject, load(outcome=NOT_APPLIED, problems=[raised]))
+    assert lines(alone) == ["does not run: tiny / nf4 on cpu-x86_64", f"  generate  {raised.message}"]
+    both = load(outcome=NOT_APPLIED, problems=[Problem("quantised", "nothing was quantised to nf4"), raised])
+    assert lines(not_applied_text(subject, both))[0] == "nf4 was not applied: tiny / nf4 on cpu-x86_64"
+
+
 def test_ceilings_and_budgets_are_one_sentence():
     assert ceiling_text(SUBJECT, "gpu.1", 9.5 * GIB, 9 * GIB, phase="generate") == (
         "memory ceiling exceeded: GPU 1 held 9.50 GiB while generating, 512.00 MiB over the ceiling of 9.00 GiB "

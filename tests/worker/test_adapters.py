@@ -241,6 +241,17 @@ def test_an_adapter_that_is_not_the_active_one(attached: Any) -> None:
     assert all(".layers.1." in name for name in problem.names)
 
 
+def test_a_second_adapter_that_is_active_beside_it(attached: Any) -> None:
+    def tamper(model: Any) -> None:
+        model.add_adapter("second", peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"]))
+        model.base_model.set_adapter(["default", "second"], inference_mode=True)
+
+    attached(tamper)
+    problem = only_problem(quick("tiny-llama", adapter="random"))
+    assert "the adapter is not alone: second is active beside it, in " in problem.message
+    assert any("q_proj" in name for name in problem.names)
+
+
 def test_an_inactive_adapter_in_all_layers_changes_nothing(attached: Any) -> None:
     def tamper(model: Any) -> None:
         for module in model.modules():

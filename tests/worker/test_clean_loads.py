@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
-from loads import STRATEGIES, load, quick
+from loads import STRATEGIES, checkpoint, load, quick
 
+from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.metrics import METRICS, lookup
 from pytest_llmload.core.results import SAMPLED_PARTS
 
@@ -97,6 +101,50 @@ def test_generate_gives_as_many_tokens_as_asked() -> None:
     assert len(told["tokens"]) == 8
     assert isinstance(told["text"], str)
     assert generate(loaded, [1, 2, 3], 4)["tokens"] == generate(loaded, [1, 2, 3], 4)["tokens"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"stop_strings": ["</s>"], "max_time": 1e-4},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "low"},
+        {"is_assistant": True, "num_assistant_tokens": 5},
+        {"cache_implementation": "quantized"},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"eos_token_id": [1, 2], "forced_eos_token_id": 5, "repetition_penalty": 5.0},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_what_a_checkpoint_says_of_generating_changes_no_token(tmp_path: Path, said: dict[str, Any]) -> None:
+    from pytest_llmload.worker.generation import generate
+
+    shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    clean, loaded = (load(files, measure=False)[1] for files in ("tiny-llama", Checkpoint(str(tmp_path), "s", "w")))
+    own = loaded.model.generation_config
+    before = own.to_dict()
+    assert generate(loaded, [70, 71, 72], 6) == generate(clean, [70, 71, 72], 6)
+    assert loaded.model.generation_config is own
+    assert own.to_dict() == before
+    missing = [note for note in loaded.notes if "whose package is missing" in note]
+    assert len(missing) == (said.get("cache_implementation") == "quantized")
+
+
+def test_the_cache_that_a_checkpoint_asks_for_is_used() -> None:
+    from pytest_llmload.worker.generation import settings
+
+    _, loaded = load("tiny-llama", measure=False)
+    loaded.model.generation_config.cache_implementation = "static"
+    loaded.model.generation_config.top_k = 3
+    assert settings(loaded, 4).cache_implementation == "static"
+    assert settings(loaded, 4).eos_token_id == loaded.model.generation_config.eos_token_id
+    loaded.model.generation_config.use_cache = False
+    assert settings(loaded, 4).use_cache is False
 
 
 def test_a_load_that_only_serves_takes_no_figure() -> None:

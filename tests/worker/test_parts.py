@@ -37,7 +37,8 @@ from pytest_llmload.worker.probes.anon_sampler import AnonSampler
 from pytest_llmload.worker.probes.manifest import starred
 from pytest_llmload.worker.probes.numbers import spread
 from pytest_llmload.worker.probes.proc import libraries
-from pytest_llmload.worker.quantstate import dequantised, stored
+from pytest_llmload.worker.quantisable import out_of_reach, quantisable
+from pytest_llmload.worker.quantstate import _scheme, dequantised, stored
 from pytest_llmload.worker.tensors import Inventory
 
 MIB = 1 << 20
@@ -98,6 +99,26 @@ class Odd(torch.nn.Module):
         self.tables = {"scales": [torch.zeros(7)], "view": self.weight.detach()[2:]}
         self.weight.extra = torch.zeros(11)  # type: ignore[attr-defined]
         self.placeholder = torch.nn.Parameter(torch.zeros(100, device="meta"))
+
+
+def test_torchs_own_attention_is_out_of_reach() -> None:
+    model = torch.nn.Module()
+    model.attention = torch.nn.MultiheadAttention(64, 4)
+    model.linear = torch.nn.Linear(64, 64)
+    inventory = Inventory(model)
+    assert [weight.name for weight in quantisable(model, inventory)] == ["linear.weight"]
+    assert [held.path for held in out_of_reach(inventory)] == [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4"])
+def test_codes_are_those_of_the_library(scheme: str) -> None:
+    from bitsandbytes.functional import get_4bit_type
+
+    assert _scheme(get_4bit_type(scheme, device="cpu")) == scheme
+    assert _scheme(get_4bit_type("af4", device="cpu")) == ""
 
 
 def test_every_place_that_holds_a_tensor_is_found_once() -> None:

@@ -5,19 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.applied import attention, devices, dtype, finite, keys, quantised, shards, tied, values
+from pytest_llmload.worker.applied import (
+    account,
+    attention,
+    devices,
+    dtype,
+    finite,
+    keys,
+    mode,
+    quantised,
+    shards,
+    tied,
+    values,
+)
 from pytest_llmload.worker.loaded import Loaded
 
 #: After the load, before any forward: a forward may repack weights.
 AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     keys.check,
+    account.check,
     devices.check,
     quantised.check,
     dtype.check,
     attention.check,
+    mode.check,
     tied.check,
     values.check,
     shards.check,
 )
-#: After the first forward.
+#: After the first forward, whose logits are still there.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
+#: After the first forward and every figure: they read all weights, or run the model again.
+AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)

@@ -192,7 +192,7 @@ def _equal(files: AdapterFiles, name: str, held: Held) -> bool:
 
 
 def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]:
-    """Active, not disabled, merged only where that was asked for, and scaled as the config says."""
+    """Active and no other is, not disabled, merged only where that was asked for, and scaled as the config says."""
     asked = loaded.job.spec.adapter_merged
     wrong: dict[str, list[str]] = defaultdict(list)
     wrapping = loaded.inventory.wrapping
@@ -201,6 +201,9 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
             wrong["disabled"].append(path)
         elif name not in _active(layer):
             wrong[f"not active (active: {', '.join(_active(layer)) or 'none'})"].append(path)
+        elif _active(layer) != [name]:
+            others = ", ".join(other for other in _active(layer) if other != name)
+            wrong[f"not alone: {others} is active beside it"].append(path)
         if path not in wrapping.tuned:
             continue
         if bool(layer.merged) != asked:

@@ -1,16 +1,35 @@
-"""The first forward gives finite logits."""
+"""Logits are finite, those of the first forward and of every generated token, and so are the stored weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.generation import can_generate, generate_workload, generating
 from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.quantstate import stored
+from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
 
 CHECK = "finite"
+#: Elements that are summed at once: what a sum takes beside them stays small.
+_CHUNK = 1 << 22
+#: dtype -> what it is summed in.
+_SUMMED = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+#: Generated tokens whose logits are looked at.
+_TOKENS = 8
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
+    """The first forward's logits."""
     if loaded.logits is None:
         return
     wrong = int((~loaded.logits.isfinite()).sum())
@@ -19,3 +38,110 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         yield Problem(
             CHECK, f"{wrong} of {loaded.logits.numel()} logits of the first forward are not finite ({nans} NaN)"
         )
+
+
+def weights(loaded: Loaded) -> Iterator[Problem]:
+    """Every floating weight in memory, and the statistics of quantised ones; what the checkpoint itself holds is noted.
+
+    Reads all of them, each on its device: called after every figure has been taken.
+    """
+    found: list[str] = []
+    size = 0
+    for held, tensor, name in _stored(loaded):
+        if _is_finite(tensor):
+            continue
+        if name == held.name and _is_so_in_file(loaded, held):
+            loaded.notes.append(f"{held.path} is not finite, as the checkpoint has it")
+            continue
+        where = f"{held.module}.{name}" if held.module else name
+        found.append(f"{where} ({format_bytes(held.nbytes)})")
+        size += held.nbytes
+    if found:
+        yield Problem(CHECK, f"{len(found)} stored weights hold NaN or infinity", tuple(found), size)
+
+
+def decoded(loaded: Loaded) -> Iterator[Problem]:
+    """The logits of some generated tokens, those after the first of which come from the cache.
+
+    Looked at on the device, in a generation of its own.
+    """
+    if not can_generate(loaded):
+        return
+    steps: list[Any] = []
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            steps.append((~logits[:, -1].isfinite()).any(dim=-1))
+
+    handle = generating(loaded.model).register_forward_hook(look)
+    try:
+        generate_workload(loaded, new_tokens=min(_TOKENS, loaded.job.spec.workload.new_tokens))
+    finally:
+        handle.remove()
+    if not steps:
+        loaded.notes.append("the logits of generated tokens were not looked at: the model's forward gives none")
+        return
+    rows = torch.stack(steps).tolist()
+    wrong = [number for number, row in enumerate(rows, 1) if any(row)]
+    # What is wrong with the first row's prompt, the first forward has told.
+    if wrong and not rows[0][0]:
+        how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
+        yield Problem(
+            CHECK,
+            f"the logits of {len(wrong)} of {len(rows)} generated tokens are not finite, from token {wrong[0]} on "
+            f"({how})",
+        )
+
+
+def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
+    """Floating tensors in memory that hold weights, each once, with the name in their module."""
+    inventory = loaded.inventory
+    seen: set[tuple[int, int]] = set()
+    for held in inventory.held:
+        weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
+        if not weight or held.tensor is None or held.device == "meta":
+            continue
+        parts = [(held.tensor, held.name)]
+        state = stored(inventory.modules[held.module], held.name) if held.role == PARAMETER else None
+        if state is not None:
+            nested = state.nested.absmax if state.nested is not None else None
+            parts = [(state.scales, f"{held.name}'s scales"), (nested, f"{held.name}'s nested scales")]
+            parts.append((state.offset, f"{held.name}'s offset"))
+        for tensor, name in parts:
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _SUMMED or not tensor.numel():
+                continue
+            place = (tensor.data_ptr(), tensor.numel())
+            if place not in seen:
+                seen.add(place)
+                yield held, tensor.detach(), name
+
+
+def _chunks(tensor: Any) -> Any:
+    """A tensor in parts, none of them a copy."""
+    if tensor.is_contiguous():
+        return tensor.reshape(-1).split(_CHUNK)
+    return tensor.split(max(1, _CHUNK // tensor[0].numel()))
+
+
+def _is_finite(tensor: Any) -> bool:
+    """A sum is not finite where one of its terms is not; a sum that overflows is looked at term by term."""
+    chunks = _chunks(tensor)
+    sums = torch.stack([chunk.sum(dtype=_SUMMED[tensor.dtype]) for chunk in chunks]).isfinite().tolist()
+    return all(fine or bool(chunk.isfinite().all()) for chunk, fine in zip(chunks, sums, strict=True))
+
+
+def _is_so_in_file(loaded: Loaded, held: Held) -> bool:
+    """Whether the checkpoint has the same where the first value is that is not finite."""
+    names = loaded.checkpoint_names
+    name = names.find(loaded.inventory.base_path(held))
+    if name is None or tuple(names.files.slice(name).get_shape()) != held.shape:
+        return False
+    start = 0
+    for chunk in _chunks(held.tensor.detach()):
+        wrong = ~chunk.isfinite()
+        if bool(wrong.any()):
+            place = start + int(wrong.reshape(-1).int().argmax())
+            return not bool(names.files.block(name, place, place + 1).isfinite().all())
+        start += chunk.numel()
+    return False

@@ -19,11 +19,12 @@ from pytest_llmload.worker.applied import prequantised
 from pytest_llmload.worker.applied.devices import planned_device
 from pytest_llmload.worker.applied.dtype import is_kept, kept_in_fp32
 from pytest_llmload.worker.applied.sized import named, size_of
+from pytest_llmload.worker.applied.values import BETWEEN, spot
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.formats import read_format
 from pytest_llmload.worker.loaded import Loaded
-from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, quantisable
-from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name
+from pytest_llmload.worker.quantisable import CONV1D, EXPERTS, LINEAR, Weight, out_of_reach, quantisable
+from pytest_llmload.worker.quantstate import Stored, dequantised, dtype_name, stored
 
 CHECK = "quantised"
 
@@ -36,6 +37,8 @@ TYPE_ERROR = {"nf4": 0.152 + 0.01, "fp4": 0.167 + 0.01, "int8": 0.5 / 127 + 0.00
 _NESTED_ERROR = 0.05
 #: Packed values that are compared with a checkpoint that is quantised already.
 _PACKED_BLOCK = 4096
+#: Weights that a scale is shared by, and what kernels for the CPU work off at once.
+_BLOCK = 64
 #: Patterns in a hint; more say that the load is wrong, not the test.
 _HINTED = 3
 
@@ -72,6 +75,23 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         yield from prequantised.check(loaded, in_file)
 
 
+def kernel_hint(loaded: Loaded, place: str) -> str:
+    """What to do about an error that bitsandbytes raised at ``place``; empty where its cause is not known."""
+    if loaded.job.device.kind != "cpu" or not place.startswith("bitsandbytes/"):
+        return ""
+    inventory = loaded.inventory
+    states = [(held.path, stored(inventory.modules[held.module], held.name)) for held in inventory.parameters()]
+    shapes = {path: state.shape for path, state in states if state is not None}
+    odd = [path for path, shape in shapes.items() if any(size % _BLOCK for size in shape)]
+    if not odd:
+        return ""
+    return (
+        f"bitsandbytes' kernels for the CPU need dimensions that are multiples of {_BLOCK}, its block; {len(odd)} of "
+        f"{len(shapes)} weights have others ({odd[0]} is {' x '.join(map(str, shapes[odd[0]]))}): leave them out with "
+        "skip_modules=, or take a GPU"
+    )
+
+
 def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
     spec = loaded.job.spec
     asked: list[Weight] = []
@@ -99,6 +119,13 @@ def _as_asked(loaded: Loaded, what: Asked) -> Iterator[Problem]:
     for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
             loaded.notes.append(f"{len(weights)} weights ({format_bytes(size_of(weights))}) are dense as {source} says")
+    unreached = out_of_reach(loaded.inventory)
+    if unreached:
+        size = format_bytes(sum(held.nbytes for held in unreached))
+        loaded.notes.append(
+            f"{len(unreached)} weights ({size}) of torch.nn.MultiheadAttention are dense: it hands them to a function, "
+            "so that no module of bitsandbytes can take their place"
+        )
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
         yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
@@ -193,8 +220,11 @@ def _differences(asked: Asked, weight: Weight) -> Iterator[str]:
     state = weight.quantised
     assert state is not None
     if state.scheme != asked.scheme:
-        yield f"{asked.scheme} was asked for, {state.scheme} is stored"
+        called = f", which its state calls {state.label}" if state.label else ""
+        yield f"{asked.scheme} was asked for, {state.scheme} is stored{called}"
         return
+    if state.label:
+        yield f"{state.scheme} is stored, but its state calls it {state.label}, and is read as that"
     expected = round(state.elements * _PACKED[state.scheme])
     if weight.held.nbytes != expected:
         yield f"{state.elements} elements of {state.scheme} take {weight.held.nbytes} bytes, not {expected}"
@@ -244,7 +274,7 @@ def _wrong_values(loaded: Loaded, scheme: str, weights: list[Weight]) -> Iterato
 
 
 def _relative_error(weight: Weight, state: Stored, names: CheckpointNames) -> float | None:
-    """Largest difference over two blocks (or rows of int8), relative to what the type allows.
+    """Largest difference over some blocks (or rows of int8), relative to what the type allows.
 
     None where the checkpoint's tensor cannot be told. Against a checkpoint that holds the packed values already, they
     must be the same.
@@ -274,18 +304,27 @@ def _begins_as(tensor: Any, name: str, names: CheckpointNames) -> bool:
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
-    """Blocks of the checkpoint's values, fp32, with the element that each starts at."""
+    """Blocks of the checkpoint's values, fp32, with the element that each starts at.
+
+    The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
+    each.
+    """
     unit = state.shape[-1] if state.scheme == "int8" else state.blocksize
-    units = state.elements // unit
     if name is not None:
-        for start in sorted({units // 3 * unit, (units - 1) * unit}):
+        units = state.elements // unit
+        for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):
             # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+            start = place * unit
             yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
         return
     fused = names.fused(weight.name)
-    if fused is not None:
-        # The first block is the first expert's first part's, the last one the last expert's last part's.
-        yield 0, names.files.block(fused.parts[0][0], 0, unit).float()
-        last = fused.parts[-1][-1]
-        size = math.prod(names.files.slice(last).get_shape())
-        yield state.elements - unit, names.files.block(last, size - unit, size).float()
+    for expert in range(state.shape[0]) if fused is not None else ():
+        begin = expert * math.prod(state.shape[1:])
+        for part in fused.parts if fused is not None else ():
+            size = math.prod(names.files.slice(part[expert]).get_shape())
+            # Whole blocks of the weight that lie within the part.
+            first, last = -(-begin // unit), (begin + size) // unit
+            if last > first:
+                start = (first + spot(part[expert], last - first)) * unit
+                yield start, names.files.block(part[expert], start - begin, start - begin + unit).float()
+            begin += size

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.tensors import Held
 
 CHECK = "tied"
+_KEY = "tie_word_embeddings"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
     """The library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
     held = {loaded.inventory.base_path(item): item for item in loaded.inventory.parameters()}
-    for target, source in _pairs(loaded):
+    for target, source in pairs(loaded):
         first, second = held.get(source), held.get(target)
         if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
             continue
@@ -27,11 +30,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         )
 
 
-def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
+def pairs(loaded: Loaded) -> list[tuple[str, str]]:
+    """(target, source) of the weights that should share their storage."""
     declared = getattr(loaded.model, "all_tied_weights_keys", None)
     if isinstance(declared, dict) and declared:
         return list(declared.items())
-    if not getattr(loaded.text_config, "tie_word_embeddings", False):
+    if not getattr(loaded.text_config, _KEY, False):
         return []
     inventory = loaded.inventory
     paths = {id(module): inventory.wrapping.base_module(path) for path, module in inventory.modules.items()}
@@ -43,6 +47,13 @@ def _pairs(loaded: Loaded) -> list[tuple[str, str]]:
         return []
     target, source = (f"{paths[id(part)]}.weight" for part in parts)
     return [(target, source)]
+
+
+def says_untied(loaded: Loaded) -> bool:
+    """Whether the checkpoint's own config says so; the live one may have been changed by the load."""
+    config = read_config(Path(loaded.job.checkpoint.path))
+    said = [part[_KEY] for part in (config, config.get("text_config")) if part and _KEY in part]
+    return bool(said) and not any(said)
 
 
 def _shared(first: Held, second: Held) -> bool:

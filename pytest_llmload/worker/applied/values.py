@@ -6,7 +6,7 @@ another's values, shows against the file itself.
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -14,50 +14,60 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.worker.applied.sized import named, size_of
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.applied.tied import pairs, says_untied
 from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
-from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held, Inventory
+from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
 
 CHECK = "values"
 #: Elements of a block; a smaller tensor is compared whole.
 BLOCK = 256
+#: Blocks of a tensor that are compared between the first and the last one.
+BETWEEN = 8
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """One block at the start, the middle and the end of every dense tensor, exactly, after the cast to its dtype.
+    """Some blocks of every dense tensor, exactly, after the cast to its dtype; see :func:`difference_from`.
 
-    Of fused experts the first and the last one are compared. Tensors that the checkpoint holds under a name that cannot
-    be told are counted in a note.
+    A tensor with several names is held against the file's under each of them, unless the config ties these. Of fused
+    experts every one is compared. Tensors whose counterpart in the checkpoint cannot be told are counted in a note;
+    whether they are in it at all is for ``keys`` to say.
     """
     names = loaded.checkpoint_names
-    found: dict[str, list[Held]] = defaultdict(list)
+    tied = set() if says_untied(loaded) else {name for pair in pairs(loaded) for name in pair}
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     compared = 0
     unknown: list[Held] = []
     for aliases in _dense(loaded):
-        told = (_against_file(held, loaded.inventory.base_path(held), names) for held in aliases)
-        difference = next((difference for difference in told if difference is not None), None)
-        if difference is None:
+        paths = {path: held for held in aliases for path in loaded.inventory.base_paths(held)}
+        told = ((path, _against_file(held, path, names)) for path, held in paths.items())
+        known = [(path, difference) for path, difference in told if difference is not None]
+        if not known:
             unknown.append(aliases[0])
             continue
         compared += 1
+        if tied.intersection(paths):
+            known = known[:1]
+        path, difference = next((each for each in known if each[1]), known[0])
         if difference:
-            found[difference].append(aliases[0])
+            held = paths[path]
+            # Where an adapter stands, the path is longer than the name in the file; elsewhere they are one.
+            shown = held.path if loaded.inventory.base_path(held) == path else path
+            found[difference].append((shown, held.nbytes))
     for difference, tensors in found.items():
         yield Problem(
             CHECK,
             f"{len(tensors)} of {compared} dense tensors do not hold the checkpoint's values: {difference}",
-            named(tensors),
-            size_of(tensors),
+            tuple(f"{path} ({format_bytes(nbytes)})" for path, nbytes in tensors),
+            sum(nbytes for _, nbytes in tensors),
         )
-    if loaded.loading_info is None:
-        yield from _missing(unknown, loaded.inventory, names.files)
     if unknown:
         loaded.notes.append(
-            f"values of {len(unknown)} dense tensors were not compared: the checkpoint holds them under other names or "
-            f"in another shape ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
+            f"values of {len(unknown)} dense tensors were not compared: the checkpoint has no tensor of their name and "
+            f"shape ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
         )
 
 
@@ -96,43 +106,78 @@ def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
     fused = names.fused(path)
     if fused is None or any(len(part) != held.shape[0] for part in fused.parts):
         return None
-    for expert in sorted({0, held.shape[0] - 1}):
-        row = 0
-        for part in fused.parts:
-            rows = names.files.slice(part[expert]).get_shape()[0]
-            difference = difference_from(held.tensor[expert, row : row + rows], names.files, part[expert])
-            if difference:
-                return difference
-            row += rows
+    row = 0
+    for part in fused.parts:
+        shapes = {tuple(names.files.slice(name).get_shape()) for name in part}
+        if len(shapes) != 1:
+            return None
+        rows = next(iter(shapes))[0]
+        difference = _experts(held.tensor[:, row : row + rows], names.files, part)
+        if difference:
+            return difference
+        row += rows
     return ""
+
+
+def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
+    """As :func:`difference_from`, by one block of every expert, which come to the CPU in one copy."""
+    size = tensor[0].numel()
+    stretches = [stretch(name, size) for name in part]
+    values = torch.stack([_block(tensor[expert], *place) for expert, place in enumerate(stretches)]).cpu()
+    every = zip(part, stretches, values, strict=True)
+    told = (_difference(files.block(name, *place), value) for name, place, value in every)
+    return next(filter(None, told), "")
 
 
 def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
-    """How a tensor differs from the file's of the same shape, by three blocks; empty where it does not."""
-    size = tensor.numel()
-    starts = sorted({0, max(0, size // 2 - BLOCK // 2), max(0, size - BLOCK)})
-    for start in starts:
-        stop = min(start + BLOCK, size)
-        original = files.block(name, start, stop)
-        value = _block(tensor, start, stop)
-        if equal(original, value):
-            continue
-        if not bool(value.isfinite().all()) and bool(original.isfinite().all()):
-            return "they hold NaN or infinity, the checkpoint does not"
-        if value.numel() > 1 and bool((value == value[0]).all()) and not bool((original == original[0]).all()):
-            return f"they are constant {float(value[0]):g}, as initialised and never loaded"
-        return "they differ"
-    return ""
+    """How a tensor differs from the file's of the same shape; empty where it does not.
+
+    By its first block, its last one, and some between them at places that depend on the name alone: another tensor has
+    others, every run has the same.
+    """
+    blocks = places(name, tensor.numel())
+    values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
+    told = (_difference(files.block(name, *place), value) for place, value in zip(blocks, values, strict=True))
+    return next(filter(None, told), "")
+
+
+def _difference(original: Any, value: Any) -> str:
+    if equal(original, value):
+        return ""
+    if not bool(value.isfinite().all()) and bool(original.isfinite().all()):
+        return "they hold NaN or infinity, the checkpoint does not"
+    if value.numel() > 1 and bool((value == value[0]).all()) and not bool((original == original[0]).all()):
+        return f"they are constant {float(value[0]):g}, as initialised and never loaded"
+    return "they differ"
+
+
+def places(name: str, size: int) -> list[tuple[int, int]]:
+    """The blocks of a tensor that are compared, as elements from and to."""
+    last = max(0, size - BLOCK)
+    starts = sorted({0, last, *(spot(name, last + 1, number) for number in range(BETWEEN))})
+    return [(start, min(start + BLOCK, size)) for start in starts]
+
+
+def stretch(name: str, size: int) -> tuple[int, int]:
+    """One block of a tensor."""
+    start = spot(name, max(0, size - BLOCK) + 1)
+    return start, min(start + BLOCK, size)
+
+
+def spot(name: str, count: int, number: int = 0) -> int:
+    """One of ``count`` places, as if at random, but always the same for a name and a number."""
+    digest = hashlib.blake2b(f"{name}#{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % count
 
 
 def _block(tensor: Any, start: int, stop: int) -> Any:
-    """Elements ``start`` to ``stop``, row by row, on the CPU, without copying the tensor where it is not contiguous."""
+    """Elements ``start`` to ``stop``, row by row, on its device, without copying what is not contiguous as a whole."""
     tensor = tensor.detach()
     if tensor.dim() == 0:
-        return tensor.reshape(1).cpu()
+        return tensor.reshape(1)
     row = tensor[0].numel()
     first, last = start // row, -(-stop // row)
-    return tensor[first:last].reshape(-1)[start - first * row : stop - first * row].cpu()
+    return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
 
 
 def equal(original: Any, value: Any) -> bool:
@@ -145,17 +190,3 @@ def equal(original: Any, value: Any) -> bool:
     ways = [original.to(value.dtype)]
     ways += [original.to(dtype).to(value.dtype) for dtype in (torch.bfloat16, torch.float16)]
     return any(bool(torch.equal(way, value)) for way in ways)
-
-
-def _missing(unknown: list[Held], inventory: Inventory, files: CheckpointFiles) -> Iterator[Problem]:
-    """Tensors that the file lacks although it has their like in another layer; for loads that give no account."""
-    patterns = {re.sub(r"\d+", "*", name) for name in files.where}
-    missing = [held for held in unknown if re.sub(r"\d+", "*", inventory.base_path(held)) in patterns]
-    missing = [held for held in missing if files.find(inventory.base_path(held)) is None]
-    if missing:
-        yield Problem(
-            CHECK,
-            f"{len(missing)} tensors are not in the checkpoint, which has their like in other layers",
-            tuple(held.path for held in missing),
-            size_of(missing),
-        )
