@@ -25,7 +25,7 @@ _SUMMED = {
     torch.float64: torch.float64,
 }
 #: Generated tokens whose logits are looked at.
-_TOKENS = 8
+_TOKENS = 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
