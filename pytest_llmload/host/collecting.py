@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.host import limits, markers, options
+from pytest_llmload.host import limits, marks, options
 from pytest_llmload.host.signatures import HARDWARE, LIMITS, LOAD_MARKERS
 from pytest_llmload.host.state import SUITE, State, state_of
 
@@ -84,9 +84,9 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
             if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
                 limits.validate(item)
                 if "llm_spec" not in names:  # where it is no axis of variants
-                    for mark in markers.nearest(item, "gpu_count"):
+                    for mark in marks.nearest(item, "gpu_count"):
                         state.marks.gpus(mark, item.nodeid)
-                for mark in markers.foreign_marks(item):
+                for mark in marks.foreign_marks(item):
                     state.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"

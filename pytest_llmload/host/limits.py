@@ -14,7 +14,7 @@ from pytest_llmload.baselines.timings import moved, recorded_timing, timings
 from pytest_llmload.core.units import format_bytes, parse_bytes, parse_seconds
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 from pytest_llmload.host.looks import until_clear
-from pytest_llmload.host.markers import limit_marks
+from pytest_llmload.host.marks import limit_marks
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:

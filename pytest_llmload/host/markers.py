@@ -7,20 +7,19 @@ variants; different markers multiply.
 from __future__ import annotations
 
 import inspect
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_llmload.core.canonical import canonical_json
 from pytest_llmload.core.nodes import nodes
 from pytest_llmload.core.registry import is_reference
 from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload
-from pytest_llmload.core.units import parse_bytes
 from pytest_llmload.host.adapters import RANDOM, parse_adapter
+from pytest_llmload.host.arguments import as_json, flag, limits, names
+from pytest_llmload.host.marks import nearest, unpacked
 from pytest_llmload.host.signatures import LOAD_MARKERS, signature_text
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pytest_llmload.host.strategies import Strategies
 
 Fields = dict[str, Any]
-_PARAMETER_SET = type(pytest.param())
 _QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
 #: Options of ``strategy`` that ``llm_load`` takes as keywords of its own.
 _STRATEGY_OPTIONS = ("max_memory", "world_size", "target")
@@ -155,8 +153,8 @@ class Marks:
             lora_options.setdefault("adapter", None if adapter is True else adapter)
             values.append(self._one("lora", (), lora_options, where))
         if "device_map" in keywords or ("max_memory" in keywords and "strategy" not in keywords):
-            limits = {"max_memory": keywords.pop("max_memory")} if "max_memory" in keywords else {}
-            values.append(self._one("device_map", (keywords.pop("device_map", "auto"),), limits, where))
+            given = {"max_memory": keywords.pop("max_memory")} if "max_memory" in keywords else {}
+            values.append(self._one("device_map", (keywords.pop("device_map", "auto"),), given, where))
         options = {**options, **{key: keywords.pop(key) for key in _STRATEGY_OPTIONS if key in keywords}}
         if options or "strategy" in keywords:
             default = "loader" if "target" in options else SINGLE
@@ -279,7 +277,7 @@ class Marks:
                 elif key == "target":
                     found[key] = self._target(name, value, where)
                 else:
-                    options[key] = _as_json(value, f"{where}: strategy: {key}")
+                    options[key] = as_json(value, f"{where}: strategy: {key}")
             if name == "loader":
                 found.setdefault("target", self._settings.loader)
                 if not isinstance(found["target"], str) or not is_reference(found["target"]):
@@ -316,8 +314,8 @@ class Marks:
         return int(value.fields["gpu_count"])
 
     def _lora(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        names = inspect.signature(LOAD_MARKERS["lora"]).parameters
-        return [Value({"adapter": "", **self._adapter({**dict(zip(names, args, strict=False)), **kwargs}, where)})]
+        parameters = inspect.signature(LOAD_MARKERS["lora"]).parameters
+        return [Value({"adapter": "", **self._adapter({**dict(zip(parameters, args, strict=False)), **kwargs}, where)})]
 
     def _adapter(self, given: Fields, where: str) -> Fields:
         """The fields of ``adapter=``, ``via=`` and ``merged=``; only those that differ from the defaults' meaning."""
@@ -333,7 +331,7 @@ class Marks:
                 raise pytest.UsageError(f"{where}: lora: unknown via {given['via']!r}: {known}")
             found["adapter_via"] = given["via"]
         if "merged" in given:
-            found["adapter_merged"] = _flag(given["merged"], f"{where}: lora: merged")
+            found["adapter_merged"] = flag(given["merged"], f"{where}: lora: merged")
         return found
 
     def _device_map(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
@@ -343,7 +341,7 @@ class Marks:
             fields = {"strategy": value}
         elif isinstance(value, (str, int, dict)):
             mapping = value if isinstance(value, dict) else {"": value}
-            fields = {"device_map": _as_json(mapping, f"{where}: device_map")}
+            fields = {"device_map": as_json(mapping, f"{where}: device_map")}
         else:
             raise pytest.UsageError(f"{where}: device_map: {value!r} is neither a name, a device nor a map of modules")
         if kwargs.get("max_memory"):
@@ -369,74 +367,6 @@ class Marks:
             raise pytest.UsageError(f"{where}: workload: {error}") from None
 
 
-def nearest(node: pytest.Item, name: str) -> list[pytest.Mark]:
-    """The marks of one name on the nearest node that has any, in the order they stand in the file."""
-    found: list[pytest.Mark] = []
-    owner = None
-    for holder, mark in node.iter_markers_with_node(name):
-        if owner is not None and holder is not owner:
-            break
-        owner = holder
-        found.append(mark)
-    inherited = _inherited(owner.obj, name) if isinstance(owner, pytest.Class) else ()
-    # Decorators apply from the bottom up.
-    return [mark for mark in reversed(found) if not any(mark is other for other in inherited)]
-
-
-def _inherited(cls: type, name: str) -> list[pytest.Mark]:
-    """Marks that a test class has from classes above the nearest one that has any; pytest puts all on one node."""
-    levels = []
-    for each in cls.__mro__:
-        written = each.__dict__.get("pytestmark", ())
-        listed = written if isinstance(written, (list, tuple)) else [written]
-        marks = [mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in listed]
-        levels.append([mark for mark in marks if mark.name == name])
-    nearest_level, *above = [level for level in levels if level] or [[]]
-    return [mark for level in above for mark in level if not any(mark is own for own in nearest_level)]
-
-
-def limit_marks(item: pytest.Item, name: str) -> list[pytest.Mark]:
-    """The marks of a limit that hold for an item: those of its parameters, else those of the nearest node."""
-    callspec = getattr(item, "callspec", None)
-    own = [mark for mark in callspec.marks if mark.name == name] if callspec is not None else []
-    return own or nearest(item, name)
-
-
-def foreign_marks(item: pytest.Item) -> Iterator[pytest.Mark]:
-    """Load markers inside somebody else's ``pytest.param(marks=…)``: applied too late to change the load."""
-    callspec = getattr(item, "callspec", None)
-    if callspec is not None:
-        yield from (mark for mark in callspec.marks if mark.name in LOAD_MARKERS)
-
-
-def unpacked(args: Iterable[Any], where: str) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
-    """Values of a marker; each may be a ``pytest.param(value, marks=…, id=…)``. Raises UsageError for more in one."""
-    for arg in args:
-        if isinstance(arg, _PARAMETER_SET):
-            if len(arg.values) != 1:
-                values = ", ".join(map(repr, arg.values))
-                raise pytest.UsageError(f"{where}: pytest.param({values}): one value in each")
-            marks = tuple(mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in arg.marks)
-            yield arg.values[0], (arg.id if isinstance(arg.id, str) else None), marks
-        else:
-            yield arg, None, ()
-
-
-def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
-    """``max_memory={0: "10GiB", "cpu": "30GiB"}`` as sorted pairs of device and bytes."""
-    if not isinstance(value, dict) or not value:
-        raise pytest.UsageError(f"{where}: {value!r} is no map such as {{0: '10GiB', 'cpu': '30GiB'}}")
-    pairs = []
-    for device, size in value.items():
-        if not (type(device) is int and device >= 0) and device not in ("cpu", "disk"):
-            raise pytest.UsageError(f"{where}: {device!r} is no device: a GPU's index, 'cpu' or 'disk'")
-        try:
-            pairs.append((str(device), size if type(size) is int else parse_bytes(size)))
-        except ValueError as error:
-            raise pytest.UsageError(f"{where}: {error}") from None
-    return tuple(sorted(pairs))
-
-
 def usage(name: str) -> str:
     return f"write {name}{signature_text(LOAD_MARKERS[name])}"
 
@@ -448,9 +378,9 @@ def _keywords(name: str) -> list[str]:
 
 def _quant_option(name: str, value: object, where: str) -> object:
     if name == "double_quant":
-        return _flag(value, f"{where}: {name}")
+        return flag(value, f"{where}: {name}")
     if name != "compute_dtype":
-        return tuple(sorted(set(_names(value, f"{where}: {name}"))))
+        return tuple(sorted(set(names(value, f"{where}: {name}"))))
     if value is not None and value not in DTYPES:
         raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
     return value
@@ -487,24 +417,3 @@ def _said_twice(spec: LoadSpec, own: set[str]) -> str:
         if option not in own and None not in (said, value) and value != said:
             return f"{option}={value!r} contradicts {marker} {said!r}: leave the option away"
     return ""
-
-
-def _flag(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise pytest.UsageError(f"{where}={value!r}: True or False")
-    return value
-
-
-def _names(value: object, where: str) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise pytest.UsageError(f"{where}: {value!r} is not a list of names")
-    return tuple(value)
-
-
-def _as_json(value: object, where: str) -> str:
-    try:
-        return canonical_json(json.loads(json.dumps(value)))
-    except (TypeError, ValueError):
-        raise pytest.UsageError(
-            f"{where}: {value!r} cannot go to the load's process: plain values only (numbers, strings, lists, maps)"
-        ) from None

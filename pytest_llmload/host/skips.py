@@ -9,7 +9,7 @@ import pytest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.host import hardware, limits
-from pytest_llmload.host.markers import limit_marks, nearest
+from pytest_llmload.host.marks import limit_marks, nearest
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
