@@ -27,9 +27,9 @@ from pytest_llmload.host.warmth import BASE
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 LOADS = 10
-#: Preset -> new tokens, with 128 of prompt. The first is so small that what a measurement costs in any case shows: a
-#: process of its own, an allocator that is pinned while it loads, reading the kernel's accounts.
-MODELS = {"moe-128m": 32, "llama-1b": 8}
+#: Preset -> new tokens, with 128 of prompt, and turns. The first is so small that what a measurement costs in any case
+#: shows: a process of its own, an allocator that is pinned while it loads, reading the kernel's accounts, the checks.
+MODELS = {"moe-128m": (32, 3), "llama-1b": (8, 1)}
 #: The entry module must not cost an unrelated run more than this, in seconds.
 ENTRY_GOAL = 0.003
 START_GOAL = 0.1
@@ -153,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, help="one of them; default: all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--turns", type=int, default=2, help="runs of the plugin, each between two bare ones")
+    parser.add_argument("--turns", type=int, help="runs of the plugin, each between two bare ones; default: by model")
     options = parser.parse_args()
     starts = start_times()
     later = statistics.median(starts[1:])
@@ -161,7 +161,8 @@ def main() -> int:
     print(f"start of an isolated load, after the first: {later * 1e3:.1f} ms ({goal}; first {starts[0] * 1e3:.1f} ms)")
     for model in [options.model] if options.model else MODELS:
         path = resolve(f"random:{model}", default_cache()).path
-        ratios = ten_loads(path, options.device, MODELS[model], options.turns)
+        tokens, turns = MODELS[model]
+        ratios = ten_loads(path, options.device, tokens, options.turns or turns)
         middle = statistics.median(ratios)
         goal = f"goal {RATIO_GOAL}, {verdict(middle <= RATIO_GOAL)}"
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.generation import can_generate, generate_workload, generating
+from pytest_llmload.worker.generation import (
+    can_generate,
+    generate_ids,
+    generating,
+    input_ids,
+    vocabulary,
+    workload_tokens,
+)
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
 from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
 
 CHECK = "finite"
-#: Elements that are summed at once: what a sum takes beside them stays small.
+#: Elements that are looked at at once.
 _CHUNK = 1 << 22
-#: dtype -> what it is summed in.
-_SUMMED = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-#: Generated tokens whose logits are looked at.
-_TOKENS = 3
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Prompt and generated tokens whose logits are looked at; of a long prompt, the first forward has told.
+_PROMPT, _TOKENS = 8, 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -76,20 +78,22 @@ def decoded(loaded: Loaded) -> Iterator[Problem]:
 
     handle = generating(loaded.model).register_forward_hook(look)
     try:
-        generate_workload(loaded, new_tokens=min(_TOKENS, loaded.job.spec.workload.new_tokens))
+        asked = loaded.job.spec.workload
+        rows = workload_tokens(replace(asked, prompt_tokens=min(_PROMPT, asked.prompt_tokens)), vocabulary(loaded))
+        generate_ids(loaded, input_ids(loaded, rows), min(_TOKENS, asked.new_tokens))
     finally:
         handle.remove()
     if not steps:
         loaded.notes.append("the logits of generated tokens were not looked at: the model's forward gives none")
         return
-    rows = torch.stack(steps).tolist()
-    wrong = [number for number, row in enumerate(rows, 1) if any(row)]
+    told = torch.stack(steps).tolist()
+    wrong = [number for number, row in enumerate(told, 1) if any(row)]
     # What is wrong with the first row's prompt, the first forward has told.
-    if wrong and not rows[0][0]:
+    if wrong and not told[0][0]:
         how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
         yield Problem(
             CHECK,
-            f"the logits of {len(wrong)} of {len(rows)} generated tokens are not finite, from token {wrong[0]} on "
+            f"the logits of {len(wrong)} of {len(told)} generated tokens are not finite, from token {wrong[0]} on "
             f"({how})",
         )
 
@@ -109,7 +113,7 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
             parts = [(state.scales, f"{held.name}'s scales"), (nested, f"{held.name}'s nested scales")]
             parts.append((state.offset, f"{held.name}'s offset"))
         for tensor, name in parts:
-            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _SUMMED or not tensor.numel():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _FLOATING or not tensor.numel():
                 continue
             place = (tensor.data_ptr(), tensor.numel())
             if place not in seen:
@@ -125,10 +129,8 @@ def _chunks(tensor: Any) -> Any:
 
 
 def _is_finite(tensor: Any) -> bool:
-    """A sum is not finite where one of its terms is not; a sum that overflows is looked at term by term."""
-    chunks = _chunks(tensor)
-    sums = torch.stack([chunk.sum(dtype=_SUMMED[tensor.dtype]) for chunk in chunks]).isfinite().tolist()
-    return all(fine or bool(chunk.isfinite().all()) for chunk, fine in zip(chunks, sums, strict=True))
+    """The smallest and the largest value are not finite where any is not: one pass, and no copy."""
+    return bool(torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)]).isfinite().all())
 
 
 def _is_so_in_file(loaded: Loaded, held: Held) -> bool:
