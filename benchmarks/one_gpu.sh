@@ -3,22 +3,9 @@
 #
 #   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory adapters offload xdist latency
 #
-# OUT gets the logs, the reports and the baselines, which begin as the committed ones; a further call goes on with them.
-set -uo pipefail
-out=$(mkdir -p "$1" && cd "$1" && pwd)
-shift
-here=$(cd "$(dirname "$0")" && pwd)
-python=${PYTHON:-python3}
+# parts.sh says what OUT gets.
+source "$(dirname "$0")/parts.sh"
 model=${MODEL:-random:llama-1b}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-[ -e "$out/baselines" ] || cp -r "$here/../baselines" "$out/baselines"
-cd "$work"
-printf '[pytest]\n' > pytest.ini
-
-gate() {
-    "$python" -m pytest -p no:cacheprovider -p no:randomly --llm-model="$model" --llm-baselines="$out/baselines" "$@"
-}
 
 paired() {
     "$python" "$here/paired_load.py" --model "$model" --device cuda --pairs "${PAIRS:-20}"
@@ -73,26 +60,18 @@ PY
     done
 }
 
-# The committed baselines, brought up to date and gated once against what was written; MODES=--llm-record-missing gates.
-again() {
-    local mode
-    for mode in ${MODES:---llm-update-baselines --llm-record-missing}; do
-        gate "$mode" --pyargs pytest_llmload.suite --llm-record-repeats=1 "$@"
-    done
-}
-
 memory() {
-    model=random:polyglot-ko-12.8b again -k test_memory \
+    model=random:polyglot-ko-12.8b again --pyargs pytest_llmload.suite -k test_memory \
         --llm-strategy=fp16 --llm-strategy=bf16 --llm-strategy=int8 --llm-strategy=nf4
 }
 
 adapters() {
-    model=random:polyglot-ko-5.8b again -k test_memory --llm-adapter=random \
+    model=random:polyglot-ko-5.8b again --pyargs pytest_llmload.suite -k test_memory --llm-adapter=random \
         --llm-strategy=bf16 --llm-strategy=nf4 --llm-strategy=lora --llm-strategy=qlora
 }
 
 offload() {
-    model=random:polyglot-ko-12.8b again --llm-workload=1x128+2 --llm-strategy=max_memory --llm-strategy=offload
+    model=random:polyglot-ko-12.8b again --pyargs pytest_llmload.suite --llm-workload=1x128+2 --llm-strategy=max_memory --llm-strategy=offload
 }
 
 xdist() {
@@ -122,10 +101,4 @@ PY
     done
 }
 
-for part in "$@"; do
-    begin=$SECONDS
-    echo "=== $part"
-    "$part" 2>&1 | tee "$out/$part.log"
-    echo "=== $part: $((SECONDS - begin)) s"
-done
-tar -C "$out" -czf "$out/baselines.tar.gz" baselines
+run_parts "${@:2}"

@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# What needs two GPUs: each part can be run alone.
+#
+#   benchmarks/two_gpus.sh OUT maps quantised limits parallel batches killed side_by_side
+#
+# parts.sh says what OUT gets. MODEL is what maps, quantised, limits, parallel and batches load.
+source "$(dirname "$0")/parts.sh"
+model=${MODEL:-random:polyglot-ko-12.8b}
+name=${model#random:}
+
+# What is recorded and gated, with a report of the last.
+told() {
+    again --llm-report="$out/$1-$name.json" -rs "${@:2}"
+}
+
+maps() {
+    cat > test_maps.py <<'PY'
+import pytest
+
+
+@pytest.mark.gpu_count(2)
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("auto", "balanced")
+def test_maps(llm, memory_baseline):
+    memory_baseline.check(llm)
+    assert all(gpu.weights_share > 0.4 for gpu in llm.memory.gpus), llm.memory.gpus
+PY
+    told maps test_maps.py
+}
+
+quantised() {
+    cat > test_quantised.py <<'PY'
+import pytest
+
+
+@pytest.mark.gpu_count(2)
+@pytest.mark.strategy("auto")
+@pytest.mark.quant("int8", "nf4")
+def test_quantised(llm, memory_baseline):
+    memory_baseline.check(llm)
+    assert all(gpu.weights_share > 0.4 for gpu in llm.memory.gpus), llm.memory.gpus
+PY
+    told quantised test_quantised.py
+}
+
+# The map of the field report that this project began with: what two GPUs of 10 GiB leave goes to the CPU.
+limits() {
+    cat > test_limits.py <<'PY'
+import pytest
+
+
+@pytest.mark.workload("1x128+2")
+@pytest.mark.gpu_count(2)
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("max_memory", max_memory={0: "10GiB", 1: "10GiB", "cpu": "30GiB"})
+def test_limits(llm, memory_baseline):
+    memory_baseline.check(llm)
+PY
+    told limits test_limits.py
+}
+
+parallel() {
+    cat > test_parallel.py <<'PY'
+import pytest
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("single", "tensor_parallel", "tp_plan")
+def test_parallel(llm, memory_baseline):
+    memory_baseline.check(llm)
+PY
+    told parallel test_parallel.py
+}
+
+# Whether splitting pays where a prompt's arithmetic is more than its launches.
+batches() {
+    cat > test_batches.py <<'PY'
+import pytest
+
+
+@pytest.mark.workload("1x128+32", "32x1024+16")
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("single", "tensor_parallel", "tp_plan")
+def test_batches(llm):
+    times = {name: round(value, 4) for name, value in llm.metrics.items() if name in ("load", "ttft", "per_token")}
+    print(f"{llm.spec.slug} {llm.spec.workload}: {times}")
+PY
+    gate -rA --llm-report="$out/batches-$name.json" test_batches.py
+}
+
+# A rank killed while it loads and while it generates; the tests after it find both GPUs free, or fail.
+killed() {
+    cat > planted.py <<'PY'
+import os
+import signal
+
+from pytest_llmload.worker.strategies.tp_plan import TpPlan
+
+
+class Killed(TpPlan):
+    name, fields = "killed", {"strategy": "killed", "world_size": 2}
+
+    def load(self, job, kwargs):
+        loaded = super().load(job, kwargs)
+        if os.environ["RANK"] == "1":
+            print("about to be killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loaded
+PY
+    cat > conftest.py <<'PY'
+def pytest_llmload_strategies(config):
+    return {"killed": "planted:Killed"}
+PY
+    cat > test_killed.py <<'PY'
+import os
+import signal
+
+import pynvml
+import pytest
+
+from pytest_llmload import LoadCrashed
+
+
+def users():
+    pynvml.nvmlInit()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return [process.pid for handle in handles for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+
+
+def plant(model, tokenizer):
+    if os.environ["RANK"] == "1":
+        model.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_killed_while_loading(llm_load):
+    with pytest.raises(LoadCrashed, match="rank 1 was killed by SIGKILL in phase 'load'"):
+        llm_load(strategy="killed")
+    assert users() == []
+
+
+@pytest.mark.strategy("tp_plan")
+def test_killed_while_generating(llm):
+    llm.run(plant)
+    with pytest.raises(LoadCrashed, match="rank 1 was killed by SIGKILL in phase 'generate'") as caught:
+        llm.generate("Hello")
+    print(caught.value)
+    assert users() == []
+
+
+@pytest.mark.strategy("tp_plan")
+def test_is_loaded_anew(llm):
+    assert len(llm.generate("Hello", max_new_tokens=4).tokens) == 4
+PY
+    model=random:llama-1b gate -v -rA test_killed.py
+    rm conftest.py
+    nvidia-smi --query-compute-apps=pid,used_memory --format=csv
+}
+
+# Two workers, a GPU each: figures as those of one after the other; and a test that wants both waits for them.
+side_by_side() {
+    cat > test_side.py <<'PY'
+import time
+
+import pytest
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.quant("none", "int8", "nf4")
+def test_one(llm, memory_baseline):
+    print(f"{llm.spec.slug} was there at {time.time():.1f}")
+    memory_baseline.check(llm)
+
+
+@pytest.mark.gpu_count(2)
+@pytest.mark.strategy("auto")
+def test_both(llm, memory_baseline):
+    print(f"{llm.spec.slug} was there at {time.time():.1f}")
+    memory_baseline.check(llm)
+PY
+    local model=${SIDE:-random:llama-7b}
+    gate -q --llm-update-baselines --llm-report="$out/alone.json" test_side.py
+    time gate -rA --llm-report="$out/serial.json" test_side.py
+    time gate -rA -n 2 --llm-report="$out/side_by_side.json" test_side.py
+}
+
+run_parts "$@"
