@@ -23,7 +23,7 @@ import pytest
 @pytest.mark.strategy("auto", "balanced")
 def test_maps(llm, memory_baseline):
     memory_baseline.check(llm)
-    assert all(gpu.weights_share > 0.4 for gpu in llm.memory.gpus), llm.memory.gpus
+    assert all(gpu.weights_share > 0.3 for gpu in llm.memory.gpus), llm.memory.gpus
 PY
     told maps test_maps.py
 }
@@ -38,7 +38,7 @@ import pytest
 @pytest.mark.quant("int8", "nf4")
 def test_quantised(llm, memory_baseline):
     memory_baseline.check(llm)
-    assert all(gpu.weights_share > 0.4 for gpu in llm.memory.gpus), llm.memory.gpus
+    assert all(gpu.weights_share > 0.3 for gpu in llm.memory.gpus), llm.memory.gpus
 PY
     told quantised test_quantised.py
 }
@@ -78,14 +78,16 @@ batches() {
 import pytest
 
 
-@pytest.mark.workload("1x128+32", "32x1024+16")
 @pytest.mark.dtype("fp16")
 @pytest.mark.strategy("single", "tensor_parallel", "tp_plan")
 def test_batches(llm):
     times = {name: round(value, 4) for name, value in llm.metrics.items() if name in ("load", "ttft", "per_token")}
     print(f"{llm.spec.slug} {llm.spec.workload}: {times}")
 PY
-    gate -rA --llm-report="$out/batches-$name.json" test_batches.py
+    local workload
+    for workload in ${WORKLOADS:-1x128+32 8x1024+16}; do
+        gate -rA --llm-workload="$workload" --llm-report="$out/batches-$name-$workload.json" test_batches.py
+    done
 }
 
 # A rank killed while it loads and while it generates; the tests after it find both GPUs free, or fail.

@@ -151,8 +151,18 @@ def _set(model: Any, config: Any) -> Iterator[None]:
             holder.generation_config = own
 
 
-def generate_ids(loaded: Loaded, ids: Any, new_tokens: int, on_token: Callable[[], None] | None = None) -> Any:
-    """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each."""
+def generate_ids(
+    loaded: Loaded,
+    ids: Any,
+    new_tokens: int,
+    on_token: Callable[[], None] | None = None,
+    on_logits: Callable[[Any], None] | None = None,
+) -> Any:
+    """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each.
+
+    ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which those of the tokens that end a
+    sequence are -inf; not where a class of the user's own generates in its own way.
+    """
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if on_token is not None:
 
@@ -169,16 +179,29 @@ def generate_ids(loaded: Loaded, ids: Any, new_tokens: int, on_token: Callable[[
             sequences = model.generate(**inputs, do_sample=False, num_beams=1, **lengths)
         else:
             config = settings(loaded, new_tokens)
+            if on_logits is not None:
+
+                def look(sequences: Any, logits: Any) -> Any:
+                    on_logits(logits)
+                    return logits
+
+                # Not a hook on the model, whose forward may be compiled with what hangs on it.
+                inputs["logits_processor"] = [look]
             with _set(model, config):
                 sequences = model.generate(**inputs, generation_config=config)
     return sequences[:, -new_tokens:]
 
 
-def generate_workload(loaded: Loaded, on_token: Callable[[], None] | None = None, new_tokens: int | None = None) -> Any:
+def generate_workload(
+    loaded: Loaded,
+    on_token: Callable[[], None] | None = None,
+    new_tokens: int | None = None,
+    on_logits: Callable[[Any], None] | None = None,
+) -> Any:
     """The workload's tokens, or so many of them, from its prompt."""
     workload = loaded.job.spec.workload
     ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
-    return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token)
+    return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token, on_logits)
 
 
 def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) -> dict[str, Any]:

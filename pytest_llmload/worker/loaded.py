@@ -15,6 +15,7 @@ from pytest_llmload.worker.checkpoint_names import CheckpointNames
 from pytest_llmload.worker.tensors import Inventory
 
 if TYPE_CHECKING:
+    from pytest_llmload.worker.applied.finite import Steps
     from pytest_llmload.worker.parallel.shards import Shards
 
 #: One of these is there where a checkpoint has a tokenizer.
@@ -46,6 +47,8 @@ class Loaded:
     tokenizer_error: str = "the checkpoint has none"
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
+    #: What the logits of the workload's tokens were; None before it was generated.
+    steps: Steps | None = None
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
     #: Loading an adapter into the model replaces what it says there.
     conversions: list[Any] | None = None

@@ -266,15 +266,25 @@ class _Session:
             names = [name for name, metric in METRICS.items() if metric.section == "work"]
             self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
+        on_logits = self._looking(loaded)
         self._each("generating")
         with self._timed("generate"):
-            tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded))
+            tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
             synchronize(self.job)
         if tokens is not None:
             if self._keep_output:
                 loaded.kept_tokens = tokens.tolist()
             del tokens
             self._each("generated", loaded)
+
+    def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
+        """What is told of the logits of each token; None where the first forward's are known to be wrong."""
+        from pytest_llmload.worker.applied.finite import CHECK, Steps
+
+        if not self.job.checks or any(problem.check == CHECK for problem in self.result.problems):
+            return None
+        loaded.steps = Steps(loaded)
+        return loaded.steps.look
 
     def _same_output(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.parallel import reference

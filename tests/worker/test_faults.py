@@ -618,6 +618,38 @@ def test_logits_that_are_not_finite_after_the_prefill(tampered: Callable[[Tamper
     assert "the logits of 1 of 3 generated tokens are not finite, from token 3 on (decoded" in problem.message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_logit_that_is_not_finite_after_the_prefill(tampered: Callable[[Tamper], None], value: float) -> None:
+    def tamper(model: Any) -> None:
+        def remember(module: Any, inputs: Any, output: Any) -> None:
+            model.decodes = inputs[0].shape[1] == 1
+
+        def spoil(module: Any, inputs: Any, output: Any) -> Any:
+            if model.decodes:
+                output[..., 700] = value
+            return output
+
+        model.model.norm.register_forward_hook(remember)
+        model.lm_head.register_forward_hook(spoil)
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama"), "finite")
+    assert "the logits of 2 of 3 generated tokens are not finite, from token 2 on (decoded" in problem.message
+
+
+def test_logits_that_are_not_finite_in_a_generations_prefill_only(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        def spoil(module: Any, inputs: Any, output: Any) -> Any:
+            # A generation asks for the logits of the last position only.
+            return output * float("nan") if output.shape[1] == 1 else output
+
+        model.lm_head.register_forward_hook(spoil)
+
+    tampered(tamper)
+    problem = only_problem(quick("tiny-llama"), "finite")
+    assert "from token 1 on (the prefill's)" in problem.message
+
+
 def test_a_weight_that_is_not_finite_where_no_token_looks(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         weight = model.model.embed_tokens.weight.data

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.generation import (
-    can_generate,
-    generate_ids,
-    generating,
-    input_ids,
-    vocabulary,
-    workload_tokens,
-)
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.quantstate import stored
 from pytest_llmload.worker.tensors import BUFFER, PARAMETER, Held
@@ -26,20 +17,15 @@ CHECK = "finite"
 #: Elements that are looked at at once.
 _CHUNK = 1 << 22
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Prompt and generated tokens whose logits are looked at; of a long prompt, the first forward has told.
-_PROMPT, _TOKENS = 8, 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
     """The first forward's logits."""
-    if loaded.logits is None:
+    if loaded.logits is None or _is_finite(loaded.logits):
         return
     wrong = int((~loaded.logits.isfinite()).sum())
-    if wrong:
-        nans = int(loaded.logits.isnan().sum())
-        yield Problem(
-            CHECK, f"{wrong} of {loaded.logits.numel()} logits of the first forward are not finite ({nans} NaN)"
-        )
+    nans = int(loaded.logits.isnan().sum())
+    yield Problem(CHECK, f"{wrong} of {loaded.logits.numel()} logits of the first forward are not finite ({nans} NaN)")
 
 
 def weights(loaded: Loaded) -> Iterator[Problem]:
@@ -62,39 +48,38 @@ def weights(loaded: Loaded) -> Iterator[Problem]:
         yield Problem(CHECK, f"{len(found)} stored weights hold NaN or infinity", tuple(found), size)
 
 
+class Steps:
+    """What the logits of a generation are, step by step: told of each while the model generates."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        ends = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+        #: Tokens whose logits are -inf because no sequence ends before its last token.
+        self._ends = len({*ends}) if isinstance(ends, list) else int(ends is not None)
+        #: Of each step and row, whether a logit is not finite.
+        self.wrong: list[list[bool]] = []
+
+    def look(self, logits: Any) -> None:
+        """Logits of one step, batch x vocabulary; looked at where they are, with nothing left there."""
+        highest = torch.amax(logits, dim=-1)
+        lowest = (logits == -torch.inf).sum(dim=-1)
+        self.wrong.append((~highest.isfinite() | (lowest > self._ends)).tolist())
+
+
 def decoded(loaded: Loaded) -> Iterator[Problem]:
-    """The logits of some generated tokens, those after the first of which come from the cache.
-
-    Looked at on the device, in a generation of its own.
-    """
-    if not can_generate(loaded):
+    """The logits of the workload's tokens, those after the first of which come from the cache."""
+    steps = loaded.steps
+    if steps is None:
         return
-    steps: list[Any] = []
-
-    def look(module: Any, inputs: Any, output: Any) -> None:
-        logits = getattr(output, "logits", None)
-        if logits is not None:
-            steps.append((~logits[:, -1].isfinite()).any(dim=-1))
-
-    handle = generating(loaded.model).register_forward_hook(look)
-    try:
-        asked = loaded.job.spec.workload
-        rows = workload_tokens(replace(asked, prompt_tokens=min(_PROMPT, asked.prompt_tokens)), vocabulary(loaded))
-        generate_ids(loaded, input_ids(loaded, rows), min(_TOKENS, asked.new_tokens))
-    finally:
-        handle.remove()
-    if not steps:
-        loaded.notes.append("the logits of generated tokens were not looked at: the model's forward gives none")
+    if not steps.wrong:
+        loaded.notes.append("the logits of generated tokens were not looked at: the model generates in its own way")
         return
-    told = torch.stack(steps).tolist()
-    wrong = [number for number, row in enumerate(told, 1) if any(row)]
-    # What is wrong with the first row's prompt, the first forward has told.
-    if wrong and not told[0][0]:
+    wrong = [number for number, row in enumerate(steps.wrong, 1) if any(row)]
+    if wrong:
         how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
         yield Problem(
             CHECK,
-            f"the logits of {len(wrong)} of {len(told)} generated tokens are not finite, from token {wrong[0]} on "
-            f"({how})",
+            f"the logits of {len(wrong)} of {len(steps.wrong)} generated tokens are not finite, from token {wrong[0]} "
+            f"on ({how})",
         )
 
 
