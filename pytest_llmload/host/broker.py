@@ -111,7 +111,7 @@ class Broker:
 
     def runs_already(self, spec: LoadSpec) -> bool:
         """Whether a load is that of ``--llm-endpoint``: it needs nothing of this machine, and no files."""
-        return self._settings.endpoint is not None and spec.strategy == "served"
+        return self._settings.endpoint is not None and bool(self._strategies[spec.strategy].takes_endpoint)
 
     def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
         if not self.runs_already(spec):

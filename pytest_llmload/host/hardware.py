@@ -157,9 +157,10 @@ def _key(gpu: Gpu) -> str:
 
 
 def holders(gpu: Gpu) -> list[str]:
-    """Who uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
+    """Who else uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
 
-    Raises MachineError where the driver does not say.
+    This process itself is nobody else: under inline isolation it has loaded before. Raises MachineError where the driver
+    does not say.
     """
     from pytest_llmload.core.units import format_bytes
 
@@ -167,11 +168,14 @@ def holders(gpu: Gpu) -> list[str]:
         if library is None:
             return []
         handle = library.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        processes = library.nvmlDeviceGetComputeRunningProcesses(handle)
         found = []
-        for process in library.nvmlDeviceGetComputeRunningProcesses(handle):
+        for process in processes:
+            if process.pid == os.getpid():
+                continue
             used = format_bytes(process.usedGpuMemory) if process.usedGpuMemory else "an unknown amount"
             found.append(f"pid {process.pid} ({_command(process.pid)}) with {used}")
-        if not found:
+        if not processes:
             used = library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
             if used > IDLE_BYTES:
                 found.append(f"a process outside this container with {format_bytes(used)}")

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.load import Load
 
-#: What the ready-made suite loads beside a strategy's plain form.
-_SUITE_EXTRAS = {"nf4": {"quant": "nf4", "double_quant": True}}
-
 #: Why a test was skipped for its load.
 SKIP_REASON = pytest.StashKey[str]()
 
@@ -149,7 +146,7 @@ class State:
         found: list[dict[str, Any]] = []
         for name in names or self.strategies.names():
             declaration = self.strategies[name]
-            asked = name == "served" and self.settings.endpoint is not None
+            asked = declaration.takes_endpoint and self.settings.endpoint is not None
             if not names and not asked and (reason := self._why_not(declaration)):
                 self.left_out[name] = reason
                 continue
@@ -161,9 +158,7 @@ class State:
                 else:
                     self.left_out[name] = f"only with {options.flag(self.config, 'loader')}"
                 continue
-            found.append(dict(declaration.fields))
-            if name in _SUITE_EXTRAS:
-                found.append(_SUITE_EXTRAS[name])
+            found += [dict(fields) for fields in (declaration.fields, *declaration.also)]
         return found
 
     def _why_not(self, declaration: Any) -> str:

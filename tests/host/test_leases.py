@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -75,6 +76,22 @@ def test_a_driver_that_refuses_an_answer_is_an_error_of_the_machine_and_locks_no
         lease(2)
     monkeypatch.setattr(hardware, "holders", lambda gpu: [])
     lease(2).release()
+
+
+def test_this_process_is_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under inline isolation, pytest itself has loaded before."""
+    running = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=9 << 30)]
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(pynvml, name, lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: running)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle, version: SimpleNamespace(used=10 << 30))
+    assert hardware.holders(GPUS[0]) == []
+    running.append(SimpleNamespace(pid=1, usedGpuMemory=1 << 30))
+    (other,) = hardware.holders(GPUS[0])
+    assert other.startswith("pid 1 (")
+    running.clear()
+    assert hardware.holders(GPUS[0]) == ["a process outside this container with 10.00 GiB"]
 
 
 def test_every_user_may_lock_whatever_the_umask(folder: Path, used_by: dict[str, list[str]]) -> None:

@@ -273,6 +273,10 @@ def test_greedy_tokens_are_compared_in_fp32(monkeypatch: pytest.MonkeyPatch) -> 
     (problem,) = parallel("tiny-llama", dtype="fp32").problems
     assert problem.check == "output"
     assert problem.message.endswith("not [[1, 2, 3]]")
+
+
+def test_in_16_bit_the_whole_model_generates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "generate_workload", lambda loaded: pytest.fail("generated"))
     assert parallel("tiny-llama", dtype="bf16").problems == []
 
 
@@ -281,6 +285,18 @@ def test_no_room_for_the_whole_model_is_said(monkeypatch: pytest.MonkeyPatch) ->
     result = parallel("tiny-llama")
     assert result.problems == []
     assert "output was not compared: no device has room for the whole model in fp32" in result.notes
+
+
+def test_a_whole_model_that_runs_out_of_memory_is_said_and_is_no_fault_of_the_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(loaded: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.34 GiB")
+
+    monkeypatch.setattr(reference, "first_forward", forward)
+    result = parallel("tiny-llama")
+    assert (result.outcome, result.problems) == ("loaded", [])
+    assert "output was not compared: the whole model ran out of memory beside this one on the host" in result.notes
 
 
 # Parts

@@ -16,6 +16,7 @@ import torch
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.device import is_out_of_memory
 from pytest_llmload.worker.generation import first_forward, generate_workload
 from pytest_llmload.worker.loaded import Loaded
 from pytest_llmload.worker.probes.proc import available
@@ -34,7 +35,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """Compare what was kept of the sharded load with the whole model, loaded here twice: as it is, and in fp32.
 
     Greedy tokens are compared in fp32 only: in 16 bit, a clean load matches half of the sequences. Where the whole
-    model has no room on one device, a note says that nothing was compared.
+    model has no room on one device, or runs out of memory there, a note says that nothing was compared.
     """
     mine = loaded.kept_logits
     if mine is None:
@@ -44,13 +45,17 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if device is None:
         loaded.notes.append("output was not compared: no device has room for the whole model in fp32")
         return
-    plain, tokens = _output(loaded, dtype, device)
-    if dtype == "float32":
-        allowed, own = _FP32_ERROR, 0.0
-    else:
-        exact, _ = _output(loaded, "float32", device)
-        own = relative_error(plain, exact)
-        allowed = max(_FACTOR * own, _FP32_ERROR)
+    try:
+        plain, tokens = _output(loaded, dtype, device, generates=dtype == "float32" and loaded.kept_tokens is not None)
+        exact = plain if dtype == "float32" else _output(loaded, "float32", device)[0]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        place = "the host" if device == "cpu" else "the first GPU"
+        loaded.notes.append(f"output was not compared: the whole model ran out of memory beside this one on {place}")
+        return
+    own = relative_error(plain, exact)
+    allowed = max(_FACTOR * own, _FP32_ERROR)
     error = relative_error(mine, plain)
     loaded.notes.append(
         f"logits are {error:.2e} off the whole model's in {dtype}; {allowed:.2e} is allowed"
@@ -62,7 +67,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             f"not the whole model's output: logits on the same tokens are {error:.2e} off the whole {dtype} model's, "
             f"{allowed:.2e} is allowed",
         )
-    elif dtype == "float32" and loaded.kept_tokens is not None and tokens is not None and tokens != loaded.kept_tokens:
+    elif tokens is not None and tokens != loaded.kept_tokens:
         yield Problem(CHECK, f"greedy tokens in float32 are not the whole model's: {loaded.kept_tokens}, not {tokens}")
 
 
@@ -74,8 +79,10 @@ def relative_error(value: Any, reference: Any) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _output(loaded: Loaded, dtype: str, device: str) -> tuple[Any, list[list[int]] | None]:
-    """The whole model's logits on the first forward's tokens, and in fp32 the workload's tokens."""
+def _output(
+    loaded: Loaded, dtype: str, device: str, *, generates: bool = False
+) -> tuple[Any, list[list[int]] | None]:
+    """The whole model's logits on the first forward's tokens, and the workload's tokens if it ``generates``."""
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}}
     attention = getattr(loaded.config, "_attn_implementation", None)
     if attention:
@@ -83,7 +90,7 @@ def _output(loaded: Loaded, dtype: str, device: str) -> tuple[Any, list[list[int
     whole = from_pretrained(_alone(loaded.job), kwargs)
     try:
         logits = first_forward(whole).detach().float().cpu()
-        tokens = generate_workload(whole).tolist() if dtype == "float32" and loaded.kept_tokens is not None else None
+        tokens = generate_workload(whole).tolist() if generates else None
     finally:
         del whole
         gc.collect()

@@ -40,6 +40,10 @@ class Strategy:
     summary: ClassVar[str]
     #: What naming it sets in a LoadSpec.
     fields: ClassVar[dict[str, Any]] = {}
+    #: What the ready-made suite loads beside its plain form, as fields of a LoadSpec.
+    also: ClassVar[tuple[dict[str, Any], ...]] = ()
+    #: Whether a server that somebody else has started (``--llm-endpoint``) may be its load.
+    takes_endpoint: ClassVar[bool] = False
     #: Its own options; others go to ``from_pretrained``.
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.

@@ -62,6 +62,7 @@ class Nf4(_FourBit):
     name = "nf4"
     summary = "Weights in NormalFloat 4, with or without double quant."
     fields: ClassVar[dict[str, Any]] = {"quant": "nf4"}
+    also = ({"quant": "nf4", "double_quant": True},)
 
 
 class Fp4(_FourBit):

@@ -37,6 +37,7 @@ class Served(Strategy):
     name = "served"
     summary = "A running or started endpoint: transformers serve, any OpenAI-compatible URL, text-generation-inference."
     fields: ClassVar[dict[str, Any]] = {"strategy": "served"}
+    takes_endpoint = True
     #: ``command``; ``model_id``: the id that the endpoint must serve; ``api``: ``openai`` or ``tgi``, else found out.
     options: ClassVar[tuple[str, ...]] = ("command", "model_id", "api")
     packages = (*Strategy.packages, *_SERVER)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.strategies.base import Strategy, from_pretrained, load_with_map
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
 
 
 class Single(Strategy):
@@ -15,6 +18,13 @@ class Single(Strategy):
     name = "single"
     summary = "Everything on one device, in the checkpoint's dtype unless another is asked for."
     fields: ClassVar[dict[str, Any]] = {"strategy": "single"}
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if not spec.max_memory:
+            return ""
+        placed = "a map of modules" if spec.device_map is not None else "a load on one device"
+        return f"{placed} would ignore max_memory: take strategy('max_memory', max_memory=...), or leave it away"
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         if job.spec.device_map is not None:
