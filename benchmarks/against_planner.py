@@ -13,28 +13,28 @@ from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host import hardware
 from pytest_llmload.host.options import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.planner import plan
+from pytest_llmload.worker.planner import PLANNED, plan
 
 
 def main(report: str) -> int:
     wrong = 0
     gpus, driver = hardware.visible_gpus()
-    device = Device("cuda", "", gpus[:1], driver) if gpus else hardware.detect("cpu")
-    figure = "gpu.settled" if gpus else "host.weights"
     for run in json.loads(Path(report).read_text())["runs"]:
-        if run["load"] != "loaded":
-            continue
         spec = LoadSpec.from_json(run["spec"])
+        if run["load"] != "loaded" or spec.strategy not in PLANNED:
+            continue
+        device = Device("cuda", "", gpus[: spec.gpu_count], driver) if gpus else hardware.detect("cpu")
         start = time.perf_counter()
         planned = plan(Job(spec=spec, device=device, checkpoint=resolve(spec.model, default_cache())))
         seconds = time.perf_counter() - start
-        measured = run["metrics"][figure]
-        off = planned[figure] / measured - 1 if measured else 0.0
-        wrong += abs(off) > 0.01
-        print(
-            f"{run['variant']:12} {figure} planned {planned[figure]:>18,.0f}  measured {measured:>18,.0f}  "
-            f"{off:+.3%}  in {seconds:.1f} s"
-        )
+        for figure in sorted(name for name in planned if name.endswith(".settled" if gpus else "host.weights")):
+            measured = run["metrics"].get(figure, 0)
+            off = planned[figure] / measured - 1 if measured else 0.0
+            wrong += abs(off) > 0.01
+            print(
+                f"{run['variant']:12} {figure:14} planned {planned[figure]:>18,.0f}  measured {measured:>18,.0f}  "
+                f"{off:+.3%}  in {seconds:.1f} s"
+            )
     return 1 if wrong else 0
 
 
