@@ -49,14 +49,13 @@ limits() {
 import pytest
 
 
-@pytest.mark.workload("1x128+2")
 @pytest.mark.gpu_count(2)
 @pytest.mark.dtype("fp16")
 @pytest.mark.strategy("max_memory", max_memory={0: "10GiB", 1: "10GiB", "cpu": "30GiB"})
 def test_limits(llm, memory_baseline):
     memory_baseline.check(llm)
 PY
-    told limits test_limits.py
+    told limits test_limits.py --llm-workload=1x128+2
 }
 
 parallel() {

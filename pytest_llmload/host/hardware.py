@@ -159,8 +159,8 @@ def _key(gpu: Gpu) -> str:
 def holders(gpu: Gpu) -> list[str]:
     """Who else uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
 
-    This process itself is nobody else: under inline isolation it has loaded before. Raises MachineError where the driver
-    does not say.
+    This process itself is nobody else: under inline isolation it has loaded before.
+    Raises MachineError where the driver does not say.
     """
     from pytest_llmload.core.units import format_bytes
 

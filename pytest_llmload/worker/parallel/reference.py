@@ -56,15 +56,15 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         return
     own = relative_error(plain, exact)
     allowed = max(_FACTOR * own, _FP32_ERROR)
-    error = relative_error(mine, plain)
+    off = relative_error(mine, plain)
     loaded.notes.append(
-        f"logits are {error:.2e} off the whole model's in {dtype}; {allowed:.2e} is allowed"
+        f"logits are {off:.2e} off the whole model's in {dtype}; {allowed:.2e} is allowed"
         + (f" ({_FACTOR:g} x its own error against float32)" if own else "")
     )
-    if not error <= allowed:
+    if not off <= allowed:
         yield Problem(
             CHECK,
-            f"not the whole model's output: logits on the same tokens are {error:.2e} off the whole {dtype} model's, "
+            f"not the whole model's output: logits on the same tokens are {off:.2e} off the whole {dtype} model's, "
             f"{allowed:.2e} is allowed",
         )
     elif tokens is not None and tokens != loaded.kept_tokens:
@@ -79,9 +79,7 @@ def relative_error(value: Any, reference: Any) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _output(
-    loaded: Loaded, dtype: str, device: str, *, generates: bool = False
-) -> tuple[Any, list[list[int]] | None]:
+def _output(loaded: Loaded, dtype: str, device: str, *, generates: bool = False) -> tuple[Any, list[list[int]] | None]:
     """The whole model's logits on the first forward's tokens, and the workload's tokens if it ``generates``."""
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}}
     attention = getattr(loaded.config, "_attn_implementation", None)
