@@ -29,21 +29,41 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+class EndedEarly(Exception):
+    """A process was over before it had come to the point that was waited for."""
+
+
+def wait_for(fifo: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when the fifo was opened and closed at its other end. Raises EndedEarly."""
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    ended = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        for descriptor in (reading, ended):
+            poll.register(descriptor, select.POLLIN)
+        if reading not in dict(poll.poll()):
+            raise EndedEarly
+    finally:
+        os.close(reading)
+        os.close(ended)
+
+
 def assert_nothing_outlives(
     pytester: pytest.Pytester, cache: Path, number: signal.Signals, check: Callable[[set[int]], None], *options: str
 ) -> None:
     """End a run by a signal once something in it has opened and closed ``started``; ``check`` sees its descendants."""
     started = pytester.path / "started"
     os.mkfifo(started)
+    log = (pytester.path / "family.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
          f"--llm-cache-dir={cache}", *options],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=log, stderr=log,
         # A shell's background jobs ignore it, and so would all that they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
-        started.read_text()  # returns when the other end was opened and closed
+        wait_for(started, process)
         family = children_of(process.pid)
         check(family)
         watched = [os.pidfd_open(pid) for pid in family]
@@ -53,6 +73,9 @@ def assert_nothing_outlives(
             readable, _, _ = select.select([descriptor], [], [], 10)
             assert readable, "a process outlives the session"
             os.close(descriptor)
+    except EndedEarly:
+        pytest.fail("the run ended before it had loaded:\n" + (pytester.path / "family.log").read_text())
     finally:
         process.kill()
         process.wait()
+        log.close()
