@@ -29,7 +29,7 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 LOADS = 10
 #: Preset -> new tokens, with 128 of prompt, and turns. The first is so small that what a measurement costs in any case
 #: shows: a process of its own, an allocator that is pinned while it loads, reading the kernel's accounts, the checks.
-MODELS = {"moe-128m": (32, 3), "llama-1b": (8, 1)}
+MODELS = {"moe-128m": (32, 3), "llama-1b": (8, 3)}
 #: The entry module must not cost an unrelated run more than this, in seconds.
 ENTRY_GOAL = 0.003
 START_GOAL = 0.1

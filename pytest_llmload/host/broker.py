@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pytest_llmload.host.strategies import Strategies
 
 _PLAN_TIMEOUT = 300.0
+#: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.
+ENDPOINT = "endpoint"
 #: Variables that pytest changes between tests and no load looks at.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
 _ERRORS: dict[str, type[LoadError]] = {
@@ -142,8 +144,12 @@ class Broker:
         in_ranks = self._strategies[spec.strategy].in_ranks
         return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
+    def _device_of(self, spec: LoadSpec) -> Device:
+        """What a load runs on; of one that runs elsewhere, this machine has the client only."""
+        return Device(kind="cpu", key=ENDPOINT) if self.runs_already(spec) else self.device()
+
     def job(self, spec: LoadSpec, scope: Scope, held: Lease | None = None) -> Job:
-        device = self.device()
+        device = self._device_of(spec)
         if device.kind == "cuda":
             gpus = held.gpus if held is not None else device.gpus[: self.gpus_needed(spec)]
             device = dataclasses.replace(device, gpus=gpus)
@@ -171,7 +177,7 @@ class Broker:
         for other in list(self._live):
             other.close()
         return lease(
-            self.device(),
+            self._device_of(load.spec),
             self.gpus_needed(load.spec),
             wait_foreign=self._settings.wait_gpu,
             wait_lock=self._settings.timeout,
@@ -227,8 +233,14 @@ class Broker:
         self._is_warm = True
 
     def _cuda(self) -> dict[str, object] | None:
-        """What the server answers to libraries that ask for a GPU while they are imported; None on a CPU."""
-        device = self.device()
+        """What the server answers to libraries that ask for a GPU while they are imported; None on a CPU.
+
+        Where the device is in doubt, each load that needs one says so.
+        """
+        try:
+            device = self.device()
+        except MachineError:
+            return None
         if device.kind != "cuda":
             return None
         return {"count": len(device.gpus), "capability": device.gpus[0].capability}

@@ -23,6 +23,8 @@ _MOST = 8
 
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
     """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
+    if spec is not None and state.broker.runs_already(spec):
+        return None
     gpus = state.device.gpus
     marks = nearest(item, "gpu_count")
     own = state.spec_of(item)
@@ -32,8 +34,6 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
     else:
         wanted = max((state.marks.gpus(mark, item.nodeid) for mark in marks), default=0)
     if spec is not None:
-        if state.broker.runs_already(spec):
-            return None
         if packages := state.strategies.missing_packages(spec):
             return f"{spec.slug} needs {', '.join(packages)}, not installed: pip install 'pytest-llmload[all]'"
         needed = state.broker.gpus_needed(spec)

@@ -17,7 +17,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device
 from pytest_llmload.core.verdicts import Run, Subject
 from pytest_llmload.host import hardware, options
-from pytest_llmload.host.broker import Broker
+from pytest_llmload.host.broker import ENDPOINT, Broker
 from pytest_llmload.host.markers import Marks
 from pytest_llmload.host.models import Model, parse_model
 from pytest_llmload.host.stash import STATE
@@ -34,9 +34,6 @@ SKIP_REASON = pytest.StashKey[str]()
 
 #: Folder of the ready-made suite.
 SUITE = Path(__file__).resolve().parents[1] / "suite"
-
-#: Folder of the baselines of a server that runs already: its machine is not this one.
-ENDPOINT = "endpoint"
 
 
 def state_of(config: pytest.Config) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_a_folder_that_is_no_model_is_a_failure_and_a_hub_without_network_an_err
     assert "Traceback" not in result.stdout.str()
 
 
+@pytest.mark.skipif(version("transformers").startswith("4."), reason="transformers 5 fuses experts")
 def test_the_experts_of_a_mixture_stay_dense_and_the_failure_says_so(pytester, project):
     """The story that this plugin was born from, with today's libraries."""
     pytester.makepyfile(

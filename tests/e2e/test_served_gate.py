@@ -121,6 +121,9 @@ def test_a_running_endpoint_is_gated_by_its_cache(pytester, project):
         assert baseline["memory"] == {"kv_cache.tokens": 1000}
         assert "127.0.0.1" not in json.dumps(baseline)
         project(*options, f"--llm-endpoint={url}", "--llm-strict", fast=False).assert_outcomes(passed=1)
+        # What this machine is matters to a server elsewhere as little as a GPU that is not here.
+        options = (*options, "--llm-device=cuda")
+        project(*options, f"--llm-endpoint={url}", fast=False).assert_outcomes(passed=1)
     for tokens, outcome, text in ((900, {"failed": 1}, "*kv_cache.tokens  1,000 -> 900*"), (1100, {"passed": 1}, "*")):
         with serving("tgi", cache_tokens=tokens) as (url, _):
             result = project(*options, f"--llm-endpoint={url}", fast=False)

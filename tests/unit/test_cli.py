@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sample_loads import load
@@ -144,7 +144,7 @@ def test_a_baseline_that_cannot_be_deleted(folder, capsys, monkeypatch):
     def denied(path, **_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "unlink", denied)
+    monkeypatch.setattr(Path, "unlink", denied)
     assert "cannot delete" in refused(capsys, "prune", report(folder, STALE))
 
 

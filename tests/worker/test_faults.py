@@ -471,7 +471,8 @@ def test_a_layer_that_stands_in_for_another(tampered: Callable[[Tamper], None]) 
         model.model.layers[1] = model.model.layers[0]
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama"), "values")
+    # With transformers 4 it does not run either: both write to one layer's cache.
+    problem = the_problem(quick("tiny-llama"), "values")
     assert all(name.startswith("model.layers.1.") for name in problem.names)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from loads import _CACHE, load, quick
 
 pytest.importorskip("tensor_parallel")
@@ -42,7 +44,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False},
     "phi3": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "rope_scaling": None, "head_dim": 32},
 }
-PRESETS = ("tiny-llama", "tiny-gpt-neox", "tiny-qwen3", "tiny-mixtral")
+PRESETS = ("tiny-llama", "tiny-gpt-neox", "tiny-qwen3")
+FIVE = int(transformers.__version__.partition(".")[0]) >= 5
+#: transformers 4 plans no split of the output head.
+OFF = 0.01 if FIVE else 0.07
+needs_fused_experts = pytest.mark.skipif(not FIVE, reason="transformers 5 fuses experts, which is what is split")
 
 
 @functools.cache
@@ -70,12 +76,12 @@ def problems(result: LoadResult, check: str) -> list[Problem]:
     return [problem for problem in result.problems if problem.check == check]
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *OTHERS])
+@pytest.mark.parametrize("name", [*PRESETS, pytest.param("tiny-mixtral", marks=needs_fused_experts), *OTHERS])
 def test_each_architecture_is_halved_and_gives_the_same_output(name: str) -> None:
     result = parallel(name)
     assert [(problem.check, problem.message) for problem in result.problems] == []
     for rank in range(2):
-        assert result.metrics[f"shard.{rank}.logical"] / result.whole_bytes == pytest.approx(0.5, abs=0.01)
+        assert result.metrics[f"shard.{rank}.logical"] / result.whole_bytes == pytest.approx(0.5, abs=OFF)
     assert any("each holds 50.0% of the sharded weights" in note for note in result.notes)
     assert any(note.startswith("logits are ") and "2 x its own error" in note for note in result.notes)
     assert not [note for note in result.notes if "not compared" in note or "imported during the load" in note]
@@ -86,7 +92,7 @@ def test_more_shards_and_each_attention(world_size: int, attn: str) -> None:
     result = parallel("tiny-llama", world_size, dtype="fp32", attn=attn)
     assert result.problems == []
     shares = [result.metrics[f"shard.{rank}.logical"] / result.whole_bytes for rank in range(world_size)]
-    assert shares == pytest.approx([1 / world_size] * world_size, abs=0.01)
+    assert shares == pytest.approx([1 / world_size] * world_size, abs=OFF)
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt-neox", "tiny-mixtral", "gemma"])
@@ -195,7 +201,7 @@ def test_every_shard_holding_the_whole_model(rules: Callable[..., None]) -> None
     result = parallel("tiny-llama")
     messages = [problem.message for problem in problems(result, "shards")]
     assert len(messages) == 2
-    assert messages[1].startswith("rank 1 holds the whole model (15.51 MiB): none of 23 weights is sharded")
+    assert re.match(r"rank 1 holds the whole model \(15.51 MiB\): none of \d+ weights is sharded", messages[1])
     assert result.metrics["shard.1.logical"] == result.whole_bytes
 
 
@@ -234,6 +240,7 @@ def test_a_rank_with_another_ranks_shard(tampered: Callable[..., None]) -> None:
     assert problems(result, "output")
 
 
+@needs_fused_experts
 def test_fused_experts_of_another_rank(tampered: Callable[..., None]) -> None:
     def copy(model: Any) -> None:
         model.rank1.model.layers[0].mlp.experts.gate_up_proj.copy_(model.rank0.model.layers[0].mlp.experts.gate_up_proj)

@@ -141,14 +141,24 @@ def _unexplained(loaded: Loaded, names: CheckpointNames, unclaimed: list[str]) -
         modules = {_bare(names, owner) for owner in owners if owner}
     for name in unclaimed:
         both = {name, names.target(name)}
-        module = _bare(names, names.target(name).rpartition(".")[0])
         if not (
             both & told
             or is_allowed(loaded, both)
             or any(re.search(pattern, key) for pattern in ignored for key in both)
-            or {module, module.rpartition(".")[0]} & modules
+            or _owners(_bare(names, names.target(name))) & modules
         ):
             yield name
+
+
+def _owners(name: str) -> set[str]:
+    """Which modules a tensor may belong to: what a quantiser stores beside a weight has that in its name, at any depth
+    (``q_proj.weight.quant_state.bitsandbytes__nf4``), and so may the name of a parameter (``experts.down_proj.absmax``).
+    """
+    module, weight, _ = name.partition(".weight.")
+    if weight:
+        return {module}
+    module = name.rpartition(".")[0]
+    return {module, module.rpartition(".")[0]}
 
 
 def _declared(loaded: Loaded, attribute: str) -> set[str]:
