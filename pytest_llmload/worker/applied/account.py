@@ -151,8 +151,9 @@ def _unexplained(loaded: Loaded, names: CheckpointNames, unclaimed: list[str]) -
 
 
 def _owners(name: str) -> set[str]:
-    """Which modules a tensor may belong to: what a quantiser stores beside a weight has that in its name, at any depth
-    (``q_proj.weight.quant_state.bitsandbytes__nf4``), and so may the name of a parameter (``experts.down_proj.absmax``).
+    """Which modules a tensor may belong to: what a quantiser stores beside a weight has that in its name, at any depth.
+
+    ``q_proj.weight.quant_state.bitsandbytes__nf4``, ``experts.down_proj.absmax``.
     """
     module, weight, _ = name.partition(".weight.")
     if weight:

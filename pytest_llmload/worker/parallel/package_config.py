@@ -17,6 +17,8 @@ from tensor_parallel.state_actions import Scale, Split, SplitInGroupedChunks
 from pytest_llmload.worker.parallel.shards import Plan, regex
 
 _GATHERED = ("colwise_gather_output", "colwise_rep")
+#: The input is whole on each rank: transformers 4's name, and 5's.
+_SPLIT_INPUT = ("rowwise_rep", "rowwise_split_input")
 _EMBEDDINGS = ("embedding_rowwise", "embedding_colwise")
 #: Modules whose output is a part of a sum although their weights are named one by one.
 _SUMMED = ("moe_tp_experts", "all_reduce", "gather")
@@ -84,10 +86,10 @@ class _Rules:
             self._split(name, 0, 0)
             if style in _GATHERED:
                 self.outputs[f"^{own.pattern}$"] = {0: "gather -1"}
-        elif style in ("rowwise", "local_rowwise", "rowwise_rep", "rowwise_split_input"):
+        elif style in ("rowwise", "local_rowwise", *_SPLIT_INPUT):
             self._split(name, 1, None)
             self.outputs[f"^{own.pattern}$"] = {0: "sum"}
-            if style == "rowwise_split_input":
+            if style in _SPLIT_INPUT:
                 self.inputs[f"^{own.pattern}$"] = {0: "split -1"}
         elif style in _EMBEDDINGS:
             self._split(name, 1, None)
