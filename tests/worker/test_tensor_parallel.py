@@ -47,7 +47,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 PRESETS = ("tiny-llama", "tiny-gpt-neox", "tiny-qwen3")
 FIVE = int(transformers.__version__.partition(".")[0]) >= 5
 #: transformers 4 plans no split of the output head.
-OFF = 0.01 if FIVE else 0.07
+OFF = 0.01 if FIVE else 0.08
 needs_fused_experts = pytest.mark.skipif(not FIVE, reason="transformers 5 fuses experts, which is what is split")
 
 
