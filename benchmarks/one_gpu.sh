@@ -71,7 +71,8 @@ adapters() {
 }
 
 offload() {
-    model=random:polyglot-ko-12.8b again --pyargs pytest_llmload.suite --llm-workload=1x128+2 --llm-strategy=max_memory --llm-strategy=offload
+    model=random:polyglot-ko-12.8b again --pyargs pytest_llmload.suite --llm-workload=1x128+2 \
+        --llm-strategy=max_memory --llm-strategy=offload
 }
 
 xdist() {
@@ -101,4 +102,4 @@ PY
     done
 }
 
-run_parts "${@:2}"
+run_parts "$@"

@@ -1,4 +1,4 @@
-# Sourced by the scripts that run part after part: OUT and the parts are the script's arguments.
+# Sourced by the scripts that run part after part: their arguments are OUT and the parts, and OUT is shifted off.
 #
 # OUT gets the logs, the reports and the baselines, which begin as the committed ones; a further call goes on with them.
 set -uo pipefail

@@ -13,34 +13,27 @@ told() {
     again --llm-report="$out/$1-$name.json" -rs "${@:2}"
 }
 
-maps() {
-    cat > test_maps.py <<'PY'
-import pytest
-
-
-@pytest.mark.gpu_count(2)
-@pytest.mark.dtype("fp16")
-@pytest.mark.strategy("auto", "balanced")
-def test_maps(llm, memory_baseline):
+# A load over both GPUs, each of which holds a part that counts; its markers are the arguments.
+shared_by_two() {
+    {
+        printf 'import pytest\n\n\n@pytest.mark.gpu_count(2)\n'
+        printf '@pytest.mark.%s\n' "$@"
+        cat <<'PY'
+def test_shared(llm, memory_baseline):
     memory_baseline.check(llm)
     assert all(gpu.weights_share > 0.3 for gpu in llm.memory.gpus), llm.memory.gpus
 PY
-    told maps test_maps.py
+    } > test_shared.py
+}
+
+maps() {
+    shared_by_two 'dtype("fp16")' 'strategy("auto", "balanced")'
+    told maps test_shared.py
 }
 
 quantised() {
-    cat > test_quantised.py <<'PY'
-import pytest
-
-
-@pytest.mark.gpu_count(2)
-@pytest.mark.strategy("auto")
-@pytest.mark.quant("int8", "nf4")
-def test_quantised(llm, memory_baseline):
-    memory_baseline.check(llm)
-    assert all(gpu.weights_share > 0.3 for gpu in llm.memory.gpus), llm.memory.gpus
-PY
-    told quantised test_quantised.py
+    shared_by_two 'strategy("auto")' 'quant("int8", "nf4")'
+    told quantised test_shared.py
 }
 
 # The map of the field report that this project began with: what two GPUs of 10 GiB leave goes to the CPU.

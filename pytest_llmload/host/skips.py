@@ -68,9 +68,8 @@ def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     planned = state.broker.plan(spec)
     for name, room in rooms.items():
         if planned.get(name, 0) > room:
-            place, beside = f"GPU {name.split('.')[1]}", " beside CUDA's context"
-            if name.startswith("host"):
-                place, beside = "the host", ""
+            gpu = (f"GPU {name.split('.')[1]}", " beside CUDA's context")
+            place, beside = ("the host", "") if name.startswith("host") else gpu
             needs = f"{spec.slug} needs {format_bytes(planned[name])} on {place} by plan"
             return f"{needs}, which has {format_bytes(room)}{beside}"
     return None

@@ -472,7 +472,8 @@ def test_a_layer_that_stands_in_for_another(tampered: Callable[[Tamper], None]) 
 
     tampered(tamper)
     # With transformers 4 it does not run either: both write to one layer's cache.
-    problem = the_problem(quick("tiny-llama"), "values")
+    found = only_problem if int(transformers.__version__.partition(".")[0]) >= 5 else the_problem
+    problem = found(quick("tiny-llama"), "values")
     assert all(name.startswith("model.layers.1.") for name in problem.names)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,7 +200,8 @@ def test_every_shard_holding_the_whole_model(rules: Callable[..., None]) -> None
     result = parallel("tiny-llama")
     messages = [problem.message for problem in problems(result, "shards")]
     assert len(messages) == 2
-    assert re.match(r"rank 1 holds the whole model \(15.51 MiB\): none of \d+ weights is sharded", messages[1])
+    planned = 23 if FIVE else 22
+    assert messages[1].startswith(f"rank 1 holds the whole model (15.51 MiB): none of {planned} weights is sharded")
     assert result.metrics["shard.1.logical"] == result.whole_bytes
 
 

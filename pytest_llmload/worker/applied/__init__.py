@@ -35,5 +35,5 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
 )
 #: After the first forward, whose logits are still there.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
-#: After the first forward and every figure: they read all weights, or run the model again.
+#: After the workload was generated and every figure taken: they read all weights, or what the logits were meanwhile.
 AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)
