@@ -88,7 +88,7 @@ killed() {
 import os
 import signal
 
-from pytest_llmload.worker.strategies.tp_plan import TpPlan
+from pytest_llmload.strategies.tp_plan import TpPlan
 
 
 class Killed(TpPlan):

@@ -11,9 +11,9 @@ from pytest_llmload.core.job import Job, Scope
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.host import hardware
-from pytest_llmload.host.processes import LoadDied, LoadProcess, Server, environment
-from pytest_llmload.host.warmth import BASE, architecture
+from pytest_llmload.host.loads import hardware
+from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 600.0

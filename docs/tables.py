@@ -20,9 +20,10 @@ from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve
 from pytest_llmload.core.verdicts import TABLE, Outcome, Row
-from pytest_llmload.host import hookspecs, signatures
-from pytest_llmload.host.options import OPTIONS, ini_name
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.host.hooks import hookspecs
+from pytest_llmload.host.markers import signatures
+from pytest_llmload.host.settings.options import OPTIONS, ini_name
+from pytest_llmload.strategies.base import Strategy
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     )
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.gates import LatencyBaseline, MemoryBaseline
-    from pytest_llmload.host.llm import LLM
+    from pytest_llmload.host.checks.baselines import LatencyBaseline, MemoryBaseline
+    from pytest_llmload.host.loads.llm import LLM
 
 _HOMES = {
-    "LLM": "host.llm",
-    "LatencyBaseline": "host.gates",
+    "LLM": "host.loads.llm",
+    "LatencyBaseline": "host.checks.baselines",
     "LoadResult": "core.results",
     "LoadSpec": "core.spec",
-    "MemoryBaseline": "host.gates",
+    "MemoryBaseline": "host.checks.baselines",
 }
 
 __all__ = [

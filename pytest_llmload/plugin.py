@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.host import options
-from pytest_llmload.host.stash import existing_state
+from pytest_llmload.host.run.stash import existing_state
+from pytest_llmload.host.settings import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from pytest_llmload.core.job import Gpu
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.gates import LatencyBaseline, MemoryBaseline
-    from pytest_llmload.host.llm import LLM
+    from pytest_llmload.host.checks.baselines import LatencyBaseline, MemoryBaseline
+    from pytest_llmload.host.loads.llm import LLM
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,13 +34,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    from pytest_llmload.host import hookspecs
+    from pytest_llmload.host.hooks import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_llmload.host import signatures
+    from pytest_llmload.host.markers import signatures
 
     for line in signatures.lines():
         config.addinivalue_line("markers", line)
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     present = config.pluginmanager.hasplugin("benchmark")
     config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
     if options.given(config) or config.getoption(options.dest("report")):
-        from pytest_llmload.host.state import state_of
+        from pytest_llmload.host.run.state import state_of
 
         state_of(config)
     elif options.any_given(config):
@@ -61,14 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    from pytest_llmload.host import header
+    from pytest_llmload.host.hooks import header
 
     return header.lines(config)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    from pytest_llmload.host.grouping import Grouping
+    from pytest_llmload.host.hooks.grouping import Grouping
 
     # Registered this late, its ordering wraps those of --ff, --lf, pytest-randomly and the rest.
     session.config.pluginmanager.register(Grouping(session.config), "llmload-grouping")
@@ -77,14 +77,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if file_path.parent.name != "suite" or not file_path.name.startswith("test_llmload_"):
         return None
-    from pytest_llmload.host import collecting
+    from pytest_llmload.host.hooks import collecting
 
     return collecting.suite_module(file_path, parent)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "llm_spec" in metafunc.fixturenames:
-        from pytest_llmload.host import collecting
+        from pytest_llmload.host.hooks import collecting
 
         collecting.generate(metafunc)
 
@@ -109,7 +109,7 @@ def pytest_make_collect_report(
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if existing_state(config) is not None:
-        from pytest_llmload.host import collecting
+        from pytest_llmload.host.hooks import collecting
 
         collecting.validate(config, items)
 
@@ -120,7 +120,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     __tracebackhide__ = True
     if not _uses_loads(item):
         return (yield)
-    from pytest_llmload.host import running
+    from pytest_llmload.host.hooks import running
 
     return (yield from running.around_setup(item))
 
@@ -130,7 +130,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     __tracebackhide__ = True
     if not _uses_loads(item):
         return (yield)
-    from pytest_llmload.host import running
+    from pytest_llmload.host.hooks import running
 
     return (yield from running.around_call(item))
 
@@ -141,7 +141,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         return (yield)
     finally:
         if _uses_loads(item):
-            from pytest_llmload.host import running
+            from pytest_llmload.host.hooks import running
 
             running.after_teardown(item)
 
@@ -152,7 +152,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if _uses_loads(item):
-        from pytest_llmload.host import running
+        from pytest_llmload.host.hooks import running
 
         running.judge_report(item, call, report)
     return report
@@ -170,14 +170,14 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if (state := existing_state(session.config)) is not None:
-        from pytest_llmload.host import finishing
+        from pytest_llmload.host.hooks import finishing
 
         finishing.finish(session, state)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if (state := existing_state(config)) is not None:
-        from pytest_llmload.host import finishing
+        from pytest_llmload.host.hooks import finishing
 
         finishing.summarise(terminalreporter, state)
 
@@ -195,7 +195,7 @@ def _uses_loads(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
     """The frozen LoadSpec of this test's load, from its markers and options; loads nothing."""
-    from pytest_llmload.host.state import state_of
+    from pytest_llmload.host.run.state import state_of
 
     if not hasattr(request, "param"):
         pytest.fail(
@@ -209,7 +209,7 @@ def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
 @pytest.fixture(scope="session")
 def llm(llm_spec: LoadSpec, request: pytest.FixtureRequest) -> LLM:
     """The model, loaded as the test's markers say: figures, .generate(text) and .run(function)."""
-    from pytest_llmload.host import running
+    from pytest_llmload.host.hooks import running
 
     return running.acquire(request.config, llm_spec)
 
@@ -217,7 +217,7 @@ def llm(llm_spec: LoadSpec, request: pytest.FixtureRequest) -> LLM:
 @pytest.fixture
 def memory_baseline(request: pytest.FixtureRequest) -> MemoryBaseline:
     """.check(llm): compare memory, manifest and numbers with the baseline in git."""
-    from pytest_llmload.host.gates import MemoryBaseline
+    from pytest_llmload.host.checks.baselines import MemoryBaseline
 
     return MemoryBaseline.of(request.config, request.node)
 
@@ -225,7 +225,7 @@ def memory_baseline(request: pytest.FixtureRequest) -> MemoryBaseline:
 @pytest.fixture
 def latency_baseline(request: pytest.FixtureRequest) -> LatencyBaseline:
     """.check(llm): compare load time, time to first token and time per token with the baseline in git."""
-    from pytest_llmload.host.gates import LatencyBaseline
+    from pytest_llmload.host.checks.baselines import LatencyBaseline
 
     return LatencyBaseline.of(request.config, request.node)
 
@@ -233,7 +233,7 @@ def latency_baseline(request: pytest.FixtureRequest) -> LatencyBaseline:
 @pytest.fixture
 def llm_load(request: pytest.FixtureRequest) -> Generator[Callable[..., LLM], None, None]:
     """A factory: llm_load(quant="nf4", …) loads at once, and closes the load at the end of the test."""
-    from pytest_llmload.host.factory import Factory
+    from pytest_llmload.host.hooks.factory import Factory
 
     factory = Factory(request.config, request.node)
     yield factory
@@ -243,6 +243,6 @@ def llm_load(request: pytest.FixtureRequest) -> Generator[Callable[..., LLM], No
 @pytest.fixture(scope="session")
 def llm_gpus(request: pytest.FixtureRequest) -> tuple[Gpu, ...]:
     """The GPUs that this run may use, as the driver describes them; empty on a CPU run."""
-    from pytest_llmload.host.state import state_of
+    from pytest_llmload.host.run.state import state_of
 
     return state_of(request.config).device.gpus

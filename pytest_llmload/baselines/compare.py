@@ -6,16 +6,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from pytest_llmload.baselines import fingerprint, manifest
+from pytest_llmload.baselines import manifest, numbers
 from pytest_llmload.baselines.environment import changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
 from pytest_llmload.core.canonical import canonical_json
+from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find, lookup, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance, format_change, format_movement
 from pytest_llmload.core.verdicts import (
     CHANGED,
@@ -272,7 +272,7 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
 
 
 def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> MetricVerdict:
-    own = fingerprint.tolerance(result.manifest)
+    own = numbers.tolerance(result.manifest)
     tolerance = allowed.of(NUMBERS, Tolerance(relative=own))
     limit = max(tolerance.relative, tolerance.absolute)
 
@@ -286,9 +286,9 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
     weights = result.digests.get("weights", "")
     if weights != baseline.weights:
         return verdict(INCOMPARABLE, f"other weights: {baseline.weights[:12]} -> {weights[:12]}")
-    if reason := differing(baseline.environment, result.environment, fingerprint.DEPENDS):
+    if reason := differing(baseline.environment, result.environment, numbers.DEPENDS):
         return verdict(INCOMPARABLE, reason)
-    difference = fingerprint.difference(baseline.numbers, result.numbers, limit)
+    difference = numbers.difference(baseline.numbers, result.numbers, limit)
     if difference.incomparable:
         return verdict(INCOMPARABLE, difference.incomparable)
     return verdict(CHANGED if difference.reason else OK, difference.reason, difference.error)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pytest_llmload.core.environment_entries import ENTRIES, UNKNOWN, VERSION
 from pytest_llmload.core.portable import scrub
-from pytest_llmload.core.surroundings import ENTRIES, UNKNOWN, VERSION
 
 
 def stored(environment: Mapping[str, str]) -> dict[str, str]:

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llmload.baselines import fingerprint
+from pytest_llmload.baselines import numbers
 from pytest_llmload.baselines.compare import compare, measured, selection
 from pytest_llmload.baselines.environment import differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.baselines.timings import timings
+from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import MANIFEST, NUMBERS, find, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import (
     INCOMPARABLE,
@@ -218,7 +218,7 @@ class _Draft:
     @staticmethod
     def _depends(name: str) -> tuple[str, ...]:
         if name == NUMBERS:
-            return fingerprint.DEPENDS
+            return numbers.DEPENDS
         metric = find(name)
         return metric.depends if metric else ()
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from pytest_llmload.baselines import fingerprint, manifest
+from pytest_llmload.baselines import manifest, numbers
 from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_value
@@ -54,9 +54,9 @@ def _other_models(results: Sequence[LoadResult]) -> Iterable[str]:
 
 def _other_numbers(results: Sequence[LoadResult]) -> Iterable[str]:
     last = results[-1]
-    allowed = fingerprint.tolerance(last.manifest)
+    allowed = numbers.tolerance(last.manifest)
     # With itself as well: a single load's numbers may not be finite.
     for other in results:
-        difference = fingerprint.difference(other.numbers, last.numbers, allowed)
+        difference = numbers.difference(other.numbers, last.numbers, allowed)
         if reason := difference.reason or difference.incomparable:
             yield f"numbers cannot be recorded: {reason}"

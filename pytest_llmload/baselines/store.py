@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.errors import BaselineError
-from pytest_llmload.core.files import replace_text
+from pytest_llmload.system.files import replace_text
 
 SUFFIX = ".json"
 #: Seconds to wait for another run that writes the same file; a write takes milliseconds.

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pytest_llmload.baselines.environment import differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
+from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import METRICS, Metric
 from pytest_llmload.core.results import LOAD_PARTS, LoadResult
-from pytest_llmload.core.surroundings import HOST
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
 #: Samples of a process as they are kept: its deciles, with the smallest and the largest.

@@ -10,7 +10,7 @@ import copy
 import json
 from typing import Any
 
-from pytest_llmload.core.files import path_of
+from pytest_llmload.core.paths import path_of
 
 PREFIX = "random:"
 

@@ -6,8 +6,8 @@ import importlib
 import re
 from typing import Any
 
-_STRATEGIES = "pytest_llmload.worker.strategies"
-_PROBES = "pytest_llmload.worker.probes"
+_STRATEGIES = "pytest_llmload.strategies"
+_PROBES = "pytest_llmload.probes"
 
 #: Strategy name -> ``module:Class``.
 BUILTIN_STRATEGIES: dict[str, str] = {
@@ -20,9 +20,9 @@ BUILTIN_STRATEGIES: dict[str, str] = {
     "sequential": f"{_STRATEGIES}.device_map:Sequential",
     "max_memory": f"{_STRATEGIES}.max_memory:MaxMemory",
     "offload": f"{_STRATEGIES}.offload:Offload",
-    "int8": f"{_STRATEGIES}.bnb:Int8",
-    "nf4": f"{_STRATEGIES}.bnb:Nf4",
-    "fp4": f"{_STRATEGIES}.bnb:Fp4",
+    "int8": f"{_STRATEGIES}.bitsandbytes:Int8",
+    "nf4": f"{_STRATEGIES}.bitsandbytes:Nf4",
+    "fp4": f"{_STRATEGIES}.bitsandbytes:Fp4",
     "lora": f"{_STRATEGIES}.lora:Lora",
     "qlora": f"{_STRATEGIES}.lora:QLora",
     "tensor_parallel": f"{_STRATEGIES}.tensor_parallel:TensorParallel",

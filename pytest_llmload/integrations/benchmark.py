@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.host.stash import existing_state
+from pytest_llmload.host.run.stash import existing_state
 
 if TYPE_CHECKING:
-    from pytest_llmload.host.llm import LLM
+    from pytest_llmload.host.loads.llm import LLM
 
 _CLOCK = pytest.StashKey["Clock"]()
 

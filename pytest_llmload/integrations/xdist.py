@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.host.stash import existing_state
+from pytest_llmload.host.run.stash import existing_state
 
 if TYPE_CHECKING:
-    from pytest_llmload.core.scratch import Scratch
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.core.verdicts import Run
-    from pytest_llmload.host.state import State
+    from pytest_llmload.host.run.state import State
+    from pytest_llmload.system.scratch import Scratch
 
 _FOLDER = "llmload_folder"
 _OUTPUT = "llmload"
@@ -31,7 +31,7 @@ class Integration:
 
     def pytest_configure_node(self, node: Any) -> None:
         if self._temporary is None:
-            from pytest_llmload.core.scratch import XDIST, Scratch
+            from pytest_llmload.system.scratch import XDIST, Scratch
 
             self._temporary = Scratch(XDIST)
         node.workerinput[_FOLDER] = str(self._temporary.files)
@@ -79,7 +79,7 @@ class Integration:
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         data = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if data is not None:
-            from pytest_llmload.host.state import state_of
+            from pytest_llmload.host.run.state import state_of
 
             _merge(state_of(self._config), **pickle.loads(data))
 

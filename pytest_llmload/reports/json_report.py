@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.core.files import replace_text
 from pytest_llmload.core.portable import portable_spec, scrub
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.verdicts import Comparison, MetricVerdict, Run
+from pytest_llmload.system.files import replace_text
 
 SCHEMA = 1
 

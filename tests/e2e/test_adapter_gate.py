@@ -47,7 +47,7 @@ def test_a_damaged_adapter_in_the_project_fails_and_is_named(
         from pathlib import Path
         import shutil
         from safetensors.torch import load_file, save_file
-        from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
+        from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
         from pytest_llmload.worker.checkpoints.resolve import resolve
         cache = Path(sys.argv[1])
         whole = resolve_adapter("random", resolve("random:tiny-llama", cache), cache)

@@ -339,7 +339,7 @@ def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(
     ):
         assert f"E   {message}" in text
     assert text.count("unknown metric 'typo'") >= 2
-    assert "pytest_llmload/host/gates.py" not in text
+    assert "pytest_llmload/host/checks/baselines.py" not in text
     notes = json.loads((pytester.path / "run.json").read_text())["notes"]
     assert "inline: loads lived in the pytest process, nothing was gated or recorded" in notes
 

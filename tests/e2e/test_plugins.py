@@ -146,12 +146,12 @@ def test_a_strange_run_is_left_alone(pytester, project):
         "pytest_llmload",
         "pytest_llmload.plugin",
         "pytest_llmload.host",
-        "pytest_llmload.host.grouping",
-        "pytest_llmload.host.header",
-        "pytest_llmload.host.hookspecs",
-        "pytest_llmload.host.options",
-        "pytest_llmload.host.signatures",
-        "pytest_llmload.host.stash",
+        "pytest_llmload.host.hooks.grouping",
+        "pytest_llmload.host.hooks.header",
+        "pytest_llmload.host.hooks.hookspecs",
+        "pytest_llmload.host.settings.options",
+        "pytest_llmload.host.markers.signatures",
+        "pytest_llmload.host.run.stash",
         "pytest_llmload.integrations",
         "pytest_llmload.integrations.benchmark",
         "pytest_llmload.integrations.xdist",
@@ -237,7 +237,7 @@ def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(pyteste
 def test_user_hooks_register_strategies_and_rename_devices(pytester, project):
     pytester.makepyfile(
         ours="""
-        from pytest_llmload.worker.strategies.base import Strategy, from_pretrained
+        from pytest_llmload.strategies.base import Strategy, from_pretrained
         class Eager(Strategy):
             name = "eager_only"
             summary = "Eager attention."

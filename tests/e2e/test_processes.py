@@ -14,9 +14,9 @@ import pytest
 from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
-from pytest_llmload.core.scratch import LOGS, Scratch
-from pytest_llmload.host import processes
-from pytest_llmload.host.processes import Server
+from pytest_llmload.host.loads import processes
+from pytest_llmload.host.loads.processes import Server
+from pytest_llmload.system.scratch import LOGS, Scratch
 
 
 def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, project):
@@ -297,7 +297,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
         textwrap.dedent(
             """
             import subprocess, sys
-            from pytest_llmload.worker.session import Session
+            from pytest_llmload.process.session import Session
             def do_leave(self, message):
                 grandchild = "block = bytearray(b'1') * (1 << 30); print(flush=True); import signal; signal.pause()"
                 code = (
@@ -362,7 +362,7 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
         textwrap.dedent(
             """
             import os, signal
-            from pytest_llmload.worker.session import Session
+            from pytest_llmload.process.session import Session
             def do_kill(self, message):
                 os.kill(os.getppid(), signal.SIGKILL)
                 signal.pause()

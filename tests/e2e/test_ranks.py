@@ -12,9 +12,9 @@ pytest.importorskip("deepspeed")
 #: Strategies of a user's own, each with something wrong on the second rank or on all.
 PLANTED = """
 import os, signal, threading
-from pytest_llmload.worker.strategies.base import from_pretrained
-from pytest_llmload.worker.strategies.deepspeed import DeepSpeed
-from pytest_llmload.worker.strategies.tp_plan import TpPlan
+from pytest_llmload.strategies.base import from_pretrained
+from pytest_llmload.strategies.deepspeed import DeepSpeed
+from pytest_llmload.strategies.tp_plan import TpPlan
 
 class Planted(TpPlan):
     fields = {"world_size": 2}
@@ -212,7 +212,7 @@ def test_no_rank_outlives_pytest(pytester, checkpoint_cache):
     pytester.makepyfile(
         planted="""
         import os, threading
-        from pytest_llmload.worker.strategies.tp_plan import TpPlan
+        from pytest_llmload.strategies.tp_plan import TpPlan
         class Waits(TpPlan):
             name, fields = "waits", {"strategy": "waits", "world_size": 2}
             def load(self, job, kwargs):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host.adapters import location, parse_adapter
-from pytest_llmload.host.strategies import Strategies
+from pytest_llmload.host.loads.strategies import Strategies
+from pytest_llmload.host.settings.adapters import location, parse_adapter
 
 
 def collected(result: pytest.RunResult) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmload import MachineError
 from pytest_llmload.core.job import Device, Gpu
-from pytest_llmload.host import hardware, leases
+from pytest_llmload.host.loads import gpu_leases, hardware
 
 GPUS = tuple(Gpu(f"GPU-{index}", "NVIDIA H100", 80 << 30, (9, 0), index) for index in range(2))
 DEVICE = Device("cuda", "nvidia-h100", GPUS)
@@ -32,8 +32,8 @@ def used_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str
     return users
 
 
-def lease(count: int = 1, wait_foreign: float = 0.0, wait_lock: float = 0.0) -> leases.Lease:
-    return leases.lease(DEVICE, count, wait_foreign=wait_foreign, wait_lock=wait_lock)
+def lease(count: int = 1, wait_foreign: float = 0.0, wait_lock: float = 0.0) -> gpu_leases.Lease:
+    return gpu_leases.lease(DEVICE, count, wait_foreign=wait_foreign, wait_lock=wait_lock)
 
 
 def test_gpus_that_nobody_uses_come_first(used_by: dict[str, list[str]]) -> None:
@@ -54,7 +54,7 @@ def test_a_gpu_that_another_process_leaves_meanwhile_is_taken(
     used_by: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used_by |= {"GPU-0": ["pid 7"], "GPU-1": ["pid 8"]}
-    monkeypatch.setattr(leases.time, "sleep", lambda seconds: used_by.pop("GPU-1"))
+    monkeypatch.setattr(gpu_leases.time, "sleep", lambda seconds: used_by.pop("GPU-1"))
     held = lease(wait_foreign=60.0)
     assert [gpu.uuid for gpu in held.gpus] == ["GPU-1"]
     held.release()

@@ -351,7 +351,7 @@ def test_each_count_of_gpus_is_skipped_by_itself(pytester, project):
     pytester.makeconftest(
         """
         from pytest_llmload.core.job import Device, Gpu
-        from pytest_llmload.host import hardware
+        from pytest_llmload.host.loads import hardware
         gpu = Gpu(uuid="GPU-0", name="one", total=8 << 30, capability=(9, 0))
         hardware.detect = lambda asked: Device("cuda", "one", (gpu,))
         """
@@ -404,8 +404,8 @@ def test_the_runs_loader_is_for_tests_that_name_no_strategy(pytester, project):
 def test_the_factory_takes_what_strategy_takes(pytester, project):
     pytester.makepyfile(
         """
-        from pytest_llmload.host.models import parse_model
-        from pytest_llmload.host.state import state_of
+        from pytest_llmload.host.settings.models import parse_model
+        from pytest_llmload.host.run.state import state_of
         def test_a(pytestconfig):
             state = state_of(pytestconfig)
             def spec(**keywords):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmload.host.options import parse_endpoint
+from pytest_llmload.host.settings.options import parse_endpoint
 
 URL = "http://127.0.0.1:9"
 

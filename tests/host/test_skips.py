@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llmload.core.job import Checkpoint, Device, Gpu
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host.skips import does_not_fit
+from pytest_llmload.host.checks.requirements import does_not_fit
 
 GIB = 1 << 30
 
@@ -17,7 +17,7 @@ GIB = 1 << 30
 def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(pytester, project):
     pytester.makeconftest(
         """
-        from pytest_llmload.host import hardware
+        from pytest_llmload.host.loads import hardware
         hardware.host_memory = lambda: 24 << 20
         """
     )
@@ -38,7 +38,7 @@ def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(pyteste
 
 @pytest.mark.parametrize(("settled", "skips"), [(9 * GIB, False), (10 * GIB, True)])
 def test_a_gpus_context_takes_its_part(settled, skips, monkeypatch):
-    monkeypatch.setattr("pytest_llmload.host.hardware.host_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("pytest_llmload.host.loads.hardware.host_memory", lambda: 64 * GIB)
     spec = LoadSpec(model="org/model", name="model", gpu_count=2)
     gpus = tuple(Gpu(f"GPU-{index}", "A GPU", 10 * GIB, (9, 0), index) for index in range(2))
     broker = SimpleNamespace(

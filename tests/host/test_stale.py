@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llmload.baselines.codec import dumps
 from pytest_llmload.baselines.model import Baseline
-from pytest_llmload.host import narrowing
+from pytest_llmload.host.run import partial_runs
 
 OWNERS = {
     "test_one": """
@@ -112,9 +112,9 @@ def test_a_file_that_is_none_owns_nothing(pytester, stale):
 
 
 def test_a_file_that_cannot_be_read_may_own_anything(tmp_path):
-    assert narrowing._may_own(tmp_path)
+    assert partial_runs._may_own(tmp_path)
     (tmp_path / "test_other.py").write_text("def test_a(): pass")
-    assert not narrowing._may_own(tmp_path / "test_other.py")
+    assert not partial_runs._may_own(tmp_path / "test_other.py")
 
 
 def test_a_run_that_ends_before_its_tests_has_one_error(pytester, project):

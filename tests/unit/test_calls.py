@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.core.errors import RemoteError
-from pytest_llmload.host.calls import decode
-from pytest_llmload.worker.calls import arguments
-from pytest_llmload.worker.session import describe
+from pytest_llmload.host.loads.calls import decode
+from pytest_llmload.process.calls import arguments
+from pytest_llmload.process.session import describe
 
 
 class Two(Exception):

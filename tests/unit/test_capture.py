@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llmload.worker.capture import mismatches
+from pytest_llmload.process.library_warnings import mismatches
 
 # As transformers 5.23 writes it.
 REPORT = """transformers: LlamaForCausalLM LOAD REPORT from: /models/m

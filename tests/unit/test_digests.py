@@ -15,9 +15,9 @@ import pytest
 
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
 from pytest_llmload.worker.checkpoints import digests, headers
 from pytest_llmload.worker.checkpoints.build import build, write_weights
+from pytest_llmload.worker.checkpoints.files import CheckpointFiles
 from pytest_llmload.worker.checkpoints.headers import Stored, Tensor, read_header, read_tensors
 from pytest_llmload.worker.checkpoints.resolve import resolve
 

@@ -11,8 +11,8 @@ import pytest
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.registry import BUILTIN_STRATEGIES
-from pytest_llmload.host.options import OPTIONS
-from pytest_llmload.host.signatures import LIMITS, LOAD_MARKERS
+from pytest_llmload.host.markers.signatures import LIMITS, LOAD_MARKERS
+from pytest_llmload.host.settings.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from pytest_llmload.core.files import replace_text
+from pytest_llmload.system.files import replace_text
 
 
 @pytest.fixture

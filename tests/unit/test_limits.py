@@ -10,7 +10,7 @@ from sample_loads import NF4, load
 from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.verdicts import Subject
-from pytest_llmload.host.limits import Budget, over_budgets
+from pytest_llmload.host.checks.limits import Budget, over_budgets
 
 #: Times of each process, in turn: what noise there is repeats.
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from sample_loads import METRICS, load
 
-from pytest_llmload.host.llm import LLM
+from pytest_llmload.host.loads.llm import LLM
 
 
 @pytest.fixture

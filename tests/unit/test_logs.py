@@ -13,12 +13,12 @@ from typing import Any, cast
 import pytest
 from sample_loads import load
 
-from pytest_llmload.core.logs import last_lines
-from pytest_llmload.core.protocol import Channel, Message
 from pytest_llmload.core.results import FAILED, ErrorInfo
-from pytest_llmload.host.processes import LoadProcess, Server
-from pytest_llmload.worker.ranks.failures import tail
-from pytest_llmload.worker.session import describe
+from pytest_llmload.host.loads.processes import LoadProcess, Server
+from pytest_llmload.process.ranks.failures import tail
+from pytest_llmload.process.session import describe
+from pytest_llmload.system.logs import last_lines
+from pytest_llmload.system.protocol import Channel, Message
 
 TOKEN = "hf_thisIsNobodysToken123"
 

@@ -15,11 +15,11 @@ import transformers
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker import planner
+from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.strategies.device_map import Auto, Balanced, Sequential
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.placement import Blocks, default_max_memory, default_offload_map, lookup
-from pytest_llmload.worker.strategies.base import Strategy
-from pytest_llmload.worker.strategies.device_map import Auto, Balanced, Sequential
+from pytest_llmload.worker.planning import planner
+from pytest_llmload.worker.planning.placement import Blocks, default_max_memory, default_offload_map, lookup
 
 MIB, GIB = 1 << 20, 1 << 30
 TINY = [name for name in PRESETS if name.startswith("tiny-")]

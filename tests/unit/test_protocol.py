@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from pytest_llmload.core.protocol import Channel, Closed
+from pytest_llmload.system.protocol import Channel, Closed
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import pytest
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.build import build
 from pytest_llmload.worker.checkpoints.hub import split_id
+from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

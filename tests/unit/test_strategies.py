@@ -13,9 +13,9 @@ import pytest
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.registry import BUILTIN_PROBES, BUILTIN_STRATEGIES, resolve
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host.warmth import own_modules
-from pytest_llmload.worker import plan
-from pytest_llmload.worker.strategies.base import Strategy
+from pytest_llmload.host.loads.preloaded_modules import own_modules
+from pytest_llmload.process import job_strategies
+from pytest_llmload.strategies.base import Strategy
 
 FIELDS = {item.name for item in dataclasses.fields(LoadSpec)}
 
@@ -63,14 +63,14 @@ def test_import_strings() -> None:
 
 
 def test_a_spec_is_served_by_the_strategies_of_its_facets() -> None:
-    names = [strategy.name for strategy in plan.strategies(job(strategy="auto", dtype="bf16", quant="nf4"))]
+    names = [strategy.name for strategy in job_strategies.strategies(job(strategy="auto", dtype="bf16", quant="nf4"))]
     assert names == ["auto", "bf16", "nf4"]
-    assert [strategy.name for strategy in plan.strategies(job())] == ["single"]
+    assert [strategy.name for strategy in job_strategies.strategies(job())] == ["single"]
 
 
 def test_an_unknown_strategy_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no strategy is called 'maqic'; known: auto, balanced"):
-        plan.strategies(job(strategy="maqic"))
+        job_strategies.strategies(job(strategy="maqic"))
 
 
 class Other(Strategy):
@@ -88,7 +88,7 @@ def test_registered_strategies_options_and_arguments_of_the_library() -> None:
     asked = dataclasses.replace(
         job(strategy="other", options=options, attn="eager"), strategies={"other": f"{__name__}:Other"}
     )
-    kwargs = plan.load_kwargs(asked, plan.strategies(asked))
+    kwargs = job_strategies.load_kwargs(asked, job_strategies.strategies(asked))
     assert kwargs == {
         "device_map": "auto",
         "mine_is": 7,
@@ -101,7 +101,7 @@ def test_registered_strategies_options_and_arguments_of_the_library() -> None:
 def test_contradictions_name_both_sides() -> None:
     asked = job(options=(("device_map", '"auto"'),))
     with pytest.raises(ValueError, match="the test's own options wants device_map='auto', but strategy 'single' wants"):
-        plan.load_kwargs(asked, plan.strategies(asked))
+        job_strategies.load_kwargs(asked, job_strategies.strategies(asked))
 
 
 @pytest.mark.parametrize("name", ["tensor_parallel", "tp_plan", "deepspeed"])

@@ -8,8 +8,8 @@ from sample_loads import ENVIRONMENT, load
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.environment import changes, stored
 from pytest_llmload.baselines.record import record
+from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.surroundings import ENTRIES
 
 
 @pytest.mark.parametrize(

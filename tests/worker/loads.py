@@ -13,11 +13,11 @@ from pytest_llmload.core.job import Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.registry import BUILTIN_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.worker.checkpoints.adapter import resolve_adapter
+from pytest_llmload.process.measurement import measure
 from pytest_llmload.worker.checkpoints.digests import adapter_digest
+from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.loaded import Loaded
-from pytest_llmload.worker.measure import measure
+from pytest_llmload.worker.model.loaded import Loaded
 
 #: Small matrices gain nothing from threads, and lose much where cores are shared.
 torch.set_num_threads(1)

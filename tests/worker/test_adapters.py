@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pytest_llmload.core.results import LoadResult, Problem
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker import planner
+from pytest_llmload.worker.planning import planner
 
 WAYS = ("peft", "load_adapter")
 V4 = transformers.__version__.startswith("4.")

@@ -94,7 +94,7 @@ def test_weights_are_counted_to_the_byte(fields: dict[str, Any], bytes_per_weigh
 
 
 def test_generate_gives_as_many_tokens_as_asked() -> None:
-    from pytest_llmload.worker.generation import generate
+    from pytest_llmload.worker.model.generation import generate
 
     _, loaded = load("tiny-llama", measure=False)
     told = generate(loaded, "Hello", 8)
@@ -121,7 +121,7 @@ def test_generate_gives_as_many_tokens_as_asked() -> None:
     ids=lambda said: next(iter(said)),
 )
 def test_what_a_checkpoint_says_of_generating_changes_no_token(tmp_path: Path, said: dict[str, Any]) -> None:
-    from pytest_llmload.worker.generation import generate
+    from pytest_llmload.worker.model.generation import generate
 
     shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
@@ -136,7 +136,7 @@ def test_what_a_checkpoint_says_of_generating_changes_no_token(tmp_path: Path, s
 
 
 def test_the_cache_that_a_checkpoint_asks_for_is_used() -> None:
-    from pytest_llmload.worker.generation import settings
+    from pytest_llmload.worker.model.generation import settings
 
     _, loaded = load("tiny-llama", measure=False)
     loaded.model.generation_config.cache_implementation = "static"

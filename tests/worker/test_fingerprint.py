@@ -11,8 +11,8 @@ import pytest
 import torch
 from loads import load
 
-from pytest_llmload.worker.fingerprint import fingerprint
-from pytest_llmload.worker.session import Session
+from pytest_llmload.process.model_changes import fingerprint
+from pytest_llmload.process.session import Session
 
 
 class _Deaf:

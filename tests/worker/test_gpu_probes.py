@@ -14,9 +14,9 @@ from loads import checkpoint
 from pytest_llmload.core.job import Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker.device import create_context, is_out_of_memory
-from pytest_llmload.worker.probes.driver import Driver
-from pytest_llmload.worker.probes.gpu_memory import GpuMemory
+from pytest_llmload.probes.driver import Driver
+from pytest_llmload.probes.gpu_memory import GpuMemory
+from pytest_llmload.worker.model.device import create_context, is_out_of_memory
 
 MIB = 1 << 20
 GPUS = tuple(Gpu(f"GPU-{letter * 8}", "H100", 80 << 30, (9, 0), index) for index, letter in enumerate("ab"))

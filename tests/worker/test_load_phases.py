@@ -18,9 +18,9 @@ from loads import job, plain_loader
 from pytest_llmload.core.registry import LOADING_PROBES
 from pytest_llmload.core.results import LOAD_PARTS, SAMPLED_PARTS, LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker.measure import measure, new_result
-from pytest_llmload.worker.probes import load_phases
-from pytest_llmload.worker.probes.load_phases import CONVERT, ENOUGH, MOVE, OTHER, READ
+from pytest_llmload.probes import load_phases
+from pytest_llmload.probes.load_phases import CONVERT, ENOUGH, MOVE, OTHER, READ
+from pytest_llmload.process.measurement import measure, new_result
 
 #: Enough for a load of some tenths of a second.
 TIMES = 60

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.core import nodes
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult, ManifestRow, Numbers, Problem
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker.ranks import world
-from pytest_llmload.worker.ranks.merge import merge
-from pytest_llmload.worker.ranks.rank import own_job
+from pytest_llmload.process.ranks.merge import merge
+from pytest_llmload.process.ranks.rank import own_job
+from pytest_llmload.system import nodes
+from pytest_llmload.worker.parallel import world
 
 SPEC = LoadSpec(model="random:tiny-llama", name="tiny-llama", strategy="tp_plan", world_size=2)
 GPUS = tuple(Gpu(f"GPU-{index}", "H100", 80 << 30, (9, 0), index) for index in range(2))

@@ -19,27 +19,27 @@ import pytest
 import torch
 from loads import checkpoint, job, load
 
+from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.scratch import LOAD, LOGS, Scratch
 from pytest_llmload.core.spec import Workload
-from pytest_llmload.core.surroundings import ENTRIES
-from pytest_llmload.worker import allocator
-from pytest_llmload.worker.capture import warnings_of_libraries
-from pytest_llmload.worker.checkpoint_files import CheckpointFiles
-from pytest_llmload.worker.checkpoint_names import CheckpointNames
-from pytest_llmload.worker.environment import environment
-from pytest_llmload.worker.generation import generate, workload_tokens
-from pytest_llmload.worker.loaded import Loaded
-from pytest_llmload.worker.page_cache import page_cache
-from pytest_llmload.worker.probes import host_memory
-from pytest_llmload.worker.probes.anon_sampler import AnonSampler
-from pytest_llmload.worker.probes.manifest import starred
-from pytest_llmload.worker.probes.numbers import spread
-from pytest_llmload.worker.probes.proc import libraries
-from pytest_llmload.worker.quantisable import out_of_reach, quantisable
-from pytest_llmload.worker.quantstate import _scheme, dequantised, stored
-from pytest_llmload.worker.tensors import Inventory
+from pytest_llmload.probes import host_memory
+from pytest_llmload.probes.anon_sampler import AnonSampler
+from pytest_llmload.probes.manifest import starred
+from pytest_llmload.probes.numbers import spread
+from pytest_llmload.process.environment import environment
+from pytest_llmload.process.library_warnings import warnings_of_libraries
+from pytest_llmload.quantisation.stored import _scheme, dequantised, stored
+from pytest_llmload.system import allocator
+from pytest_llmload.system.page_cache import page_cache
+from pytest_llmload.system.proc import libraries
+from pytest_llmload.system.scratch import LOAD, LOGS, Scratch
+from pytest_llmload.worker.checkpoints.files import CheckpointFiles
+from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.model.generation import generate, workload_tokens
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.quantisable import out_of_reach, quantisable
+from pytest_llmload.worker.model.tensors import Inventory
 
 MIB = 1 << 20
 
@@ -291,7 +291,7 @@ def test_a_helper_that_ends_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 def killed_with_a_folder(prefix: str, base: Path) -> Path:
     """The folder of a process that ended before it could remove it."""
     program = (
-        "import os, sys; from pytest_llmload.core.scratch import Scratch; "
+        "import os, sys; from pytest_llmload.system.scratch import Scratch; "
         "print(Scratch(sys.argv[1]).path, flush=True); os._exit(1)"
     )
     command = [sys.executable, "-c", program, prefix]
@@ -439,7 +439,7 @@ def test_a_workload_longer_than_the_model_is_refused() -> None:
 
 _BLOCKS = """
 import ctypes
-from pytest_llmload.worker import allocator
+from pytest_llmload.system import allocator
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usm fsm uord ford keep".split()]
@@ -471,7 +471,7 @@ allocator.unpin()
 print(stands, pinned, mapped())
 """
 _TRIMMED = """
-from pytest_llmload.worker.probes.proc import rollup
+from pytest_llmload.system.proc import rollup
 allocator.unpin()
 freed()
 before = rollup()["Anonymous"]
@@ -479,7 +479,7 @@ allocator.trim()
 print(allocator.setting(), before >> 20, rollup()["Anonymous"] >> 20)
 """
 _FORWARD = """
-from pytest_llmload.worker.probes.host_memory import HostMemory
+from pytest_llmload.probes.host_memory import HostMemory
 probe = HostMemory(None)
 probe.start()
 probe.mark()
@@ -492,7 +492,7 @@ settled = probe.settled["Anonymous"] - probe.base["Anonymous"]
 print(probe.malloc, probe.peaks["forward"] >> 20, settled >> 20)
 """
 _PROBED = """
-from pytest_llmload.worker.probes.host_memory import HostMemory
+from pytest_llmload.probes.host_memory import HostMemory
 probe = HostMemory(None)
 probe.start()
 probe.mark()
@@ -573,7 +573,7 @@ def test_a_fork_that_owns_its_pages_copies_none_while_it_is_timed(own):
             "-c",
             f"""
 import os, resource
-from pytest_llmload.worker import process
+from pytest_llmload.system import process
 block = bytearray(b"1") * (16 << 20)
 if os.fork() == 0:
     assert process.own_pages() if {own} else True

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker.formats import contradiction, read_format
-from pytest_llmload.worker.measure import measure
-from pytest_llmload.worker.probes.manifest import manifest
-from pytest_llmload.worker.tensors import Inventory
+from pytest_llmload.probes.manifest import manifest
+from pytest_llmload.process.measurement import measure
+from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
+from pytest_llmload.worker.model.tensors import Inventory
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -193,8 +193,8 @@ def test_other_formats_are_told_in_the_manifest_and_counted(tmp_path: Path, monk
     """With a stand-in for the kernels, which need a GPU; the files hold one layer dense, the others packed."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    from pytest_llmload.worker.applied import prequantised
-    from pytest_llmload.worker.loaded import Loaded
+    from pytest_llmload.worker.checks import prequantised
+    from pytest_llmload.worker.model.loaded import Loaded
 
     files = with_config(tmp_path, {"quant_method": "gptq", "bits": 4, "group_size": 128})
     monkeypatch.setattr(AutoHfQuantizer, "supports_quant_method", staticmethod(lambda config: False))

@@ -22,12 +22,12 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.worker.deaths import Died
-from pytest_llmload.worker.serving import launch, memory
-from pytest_llmload.worker.serving.api import Answer
-from pytest_llmload.worker.serving.measured import Streams
-from pytest_llmload.worker.serving.prompts import Prompts
-from pytest_llmload.worker.serving.served import KEY, Served
+from pytest_llmload.process.serving import launch, memory
+from pytest_llmload.process.serving.api import Answer
+from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.process.serving.request_rounds import Streams
+from pytest_llmload.process.serving.served_model import KEY, Served
+from pytest_llmload.system.process_exit import Died
 
 FAKE = Path(__file__).with_name("fake_server.py")
 SMALL = Workload(1, 16, 4)
@@ -98,7 +98,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         # What it generates is what the model generates.
         said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
         _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
-        from pytest_llmload.worker.generation import generate
+        from pytest_llmload.worker.model.generation import generate
 
         assert said["text"] == generate(loaded, "Hello", 8)["text"]
         assert len(said["tokens"]) == 8
@@ -148,7 +148,7 @@ def test_a_server_of_other_weights_under_the_right_name(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             wrong = dataclasses.replace(right, checkpoint=dataclasses.replace(right.checkpoint, path=str(other)))
             patch.setattr(launch, "command", lambda job, port: command(wrong, port))
-            patch.setattr("pytest_llmload.worker.serving.applied.choose", lambda job, about: (str(other), []))
+            patch.setattr("pytest_llmload.process.serving.endpoint_checks.choose", lambda job, about: (str(other), []))
             result = served.load()
     assert result.outcome == NOT_APPLIED
     ((check, text),) = problems(result)
@@ -315,7 +315,7 @@ def test_a_server_dies_with_its_owner(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     pid = os.fork()
     if pid == 0:
-        from pytest_llmload.worker.serving.server import Server
+        from pytest_llmload.process.serving.server_process import Server
 
         os.setsid()
         own = Server([sys.executable, str(FAKE), "0", "openai"], tmp_path / "log")

@@ -18,7 +18,7 @@ pytest.importorskip("tensor_parallel")
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult, Problem
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.loaded import Loaded
+from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel import package_config, reference, sharded_model
 from pytest_llmload.worker.parallel.shards import Plan, divided_axis, rows
 

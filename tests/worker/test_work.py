@@ -11,8 +11,8 @@ from loads import load
 from pytest_llmload.core.registry import TIME_PROBES, WORK_PROBES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
-from pytest_llmload.worker.page_cache import page_cache, set_page_cache
-from pytest_llmload.worker.probes.work import count
+from pytest_llmload.probes.work import count
+from pytest_llmload.system.page_cache import page_cache, set_page_cache
 
 
 def counted(model: str = "tiny-llama", **fields: Any) -> LoadResult:
@@ -88,7 +88,7 @@ def test_events_of_a_gpu_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
         _Event("Memcpy HtoD (Pageable -> Device)", gpu=True),
         _Event("Memset (Device)", gpu=True),
     ]
-    monkeypatch.setattr("pytest_llmload.worker.probes.work._events", lambda profiler: events)
+    monkeypatch.setattr("pytest_llmload.probes.work._events", lambda profiler: events)
     found = count(lambda: None, gpu=False)
     assert (found["ops"], found["syncs"], found["kernels"], found["copies"]) == (1, 2, 2, 2)
     assert found["gpu_time"] == pytest.approx(4e-6)

@@ -14,7 +14,7 @@ from typing import Any
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checkpoints import values
+from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Tensor, layout
 from pytest_llmload.worker.checkpoints.threads import workers
@@ -32,7 +32,7 @@ _SPARE_BYTES = 256 << 20
 
 def built_path(config: dict[str, Any], name: str, cache_dir: Path) -> Path:
     """Where the checkpoint of a config stands in the cache: named by its content, so a change is another directory."""
-    return cache_dir / "checkpoints" / f"{name}-{digest([VERSION, values.VERSION, config], 12)}"
+    return cache_dir / "checkpoints" / f"{name}-{digest([VERSION, random_values.VERSION, config], 12)}"
 
 
 def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
@@ -142,14 +142,14 @@ def write_file(path: Path, tensors: list[Tensor]) -> None:
 
 def _elements(tensor: Tensor) -> int:
     # Integers (counters, indices) stay zero: a file's untouched bytes.
-    return tensor.bytes // values.FLOATING[tensor.dtype] if tensor.dtype in values.FLOATING else 0
+    return tensor.bytes // random_values.FLOATING[tensor.dtype] if tensor.dtype in random_values.FLOATING else 0
 
 
 def _write_range(file: int, item: Stored, start: int) -> None:
     tensor = item.tensor
     stop = min(start + _CHUNK, _elements(tensor))
-    data = values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop).data.cast("B")
-    offset = item.offset + start * values.FLOATING[tensor.dtype]
+    data = random_values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop).data.cast("B")
+    offset = item.offset + start * random_values.FLOATING[tensor.dtype]
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written

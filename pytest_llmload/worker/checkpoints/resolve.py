@@ -8,7 +8,7 @@ from typing import Any
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
-from pytest_llmload.worker.checkpoints import values
+from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.build import build
 from pytest_llmload.worker.checkpoints.digests import (
     random_weights_digest,
@@ -49,7 +49,7 @@ def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
             f"the random checkpoint in {path} has been damaged since it was built: delete that folder, and the next "
             f"run builds it again ({error})"
         ) from None
-    return _checkpoint(path, config, tensors, random_weights_digest(values.VERSION, tensors))
+    return _checkpoint(path, config, tensors, random_weights_digest(random_values.VERSION, tensors))
 
 
 def _directory(path: Path, cache_dir: Path, revision: str = "") -> Checkpoint:

@@ -1,0 +1,1 @@
+"""What tests assert about a load: baselines, limits, requirements."""

@@ -1,0 +1,275 @@
+"""``memory_baseline`` and ``latency_baseline``: comparing a load with git, and writing what was accepted."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from pytest_llmload.baselines.compare import compare
+from pytest_llmload.baselines.model import Baseline, Timing
+from pytest_llmload.baselines.record import Recording, record
+from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import (
+    BaselineIncomparable,
+    BaselineMissing,
+    LatencyRegressed,
+    LoadError,
+    MachineError,
+    MemoryRegressed,
+)
+from pytest_llmload.core.metrics import section_of, tolerance_of
+from pytest_llmload.core.verdicts import Comparison
+from pytest_llmload.host.loads.timing_rounds import until_clear
+from pytest_llmload.host.run.state import SUITE, State, state_of
+from pytest_llmload.reports import failure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from pytest_llmload.core.results import LoadResult
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.core.units import Tolerance
+    from pytest_llmload.host.loads.llm import LLM
+    from pytest_llmload.host.loads.load import Load
+
+
+class _Gate(ABC):
+    """One section of the baselines, for one test."""
+
+    #: The name of its fixture.
+    fixture: ClassVar[str]
+    #: The first one's comparison is what ``check`` gives.
+    sections: ClassVar[tuple[str, ...]]
+    #: Sections of the file that are written with it.
+    recorded: ClassVar[tuple[str, ...]]
+    regressed: ClassVar[type[AssertionError]]
+
+    def __init__(self, state: State, item: pytest.Item) -> None:
+        self._state = state
+        self._item = item
+
+    @classmethod
+    def of(cls, config: pytest.Config, item: pytest.Item) -> Self:
+        """The gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
+        state = state_of(config)
+        gate = cls(state, item)
+        spec = state.spec_of(item)
+        if spec is not None:
+            state.store.read(state.baseline_path(spec))
+        return gate
+
+    def check(
+        self,
+        llm: LLM,
+        metrics: Sequence[str] | None = None,
+        tolerance: Mapping[str, str | Tolerance] | None = None,
+    ) -> Comparison | None:
+        """Compare a load with its baseline; None under ``--llm-isolation=inline``, which gates nothing.
+
+        ``metrics`` limits the comparison to some metrics; ``tolerance`` maps metrics to ``"1%"`` or ``"8MiB"``, over
+        ``--llm-tolerance``. Raises what the load failed with, BaselineMissing, BaselineIncomparable, and
+        MemoryRegressed or LatencyRegressed, each with the command that records or accepts; ValueError for a name or a
+        tolerance that means nothing here.
+        """
+        __tracebackhide__ = True
+        try:
+            self._check_names(metrics)
+            given = {name: tolerance_of(name, value) for name, value in (tolerance or {}).items()}
+        except (KeyError, ValueError) as wrong:
+            raise ValueError(f"{self.fixture}.check: {wrong.args[0]}") from None
+        load: Load = llm._load
+        settings, state = self._state.settings, self._state
+        path = state.baseline_path(load.spec)
+        # Also what no fixture of the test could tell before it ran: a load of llm_load, a gate from getfixturevalue.
+        state.owned.add(path)
+        if (error := load.error) is not None:
+            raise error
+        if settings.inline:
+            return None
+        tolerances = {**settings.tolerances, **given}
+        comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
+        run = state.run(load.spec)
+        run.baseline = state.display(path)
+        run.add(comparisons)
+        mode = {
+            "strict": settings.strict,
+            "update": settings.update_baselines,
+            "record_missing": settings.record_missing,
+        }
+        if any(item.outcome(**mode).writes for item in comparisons):
+            self._write(load, path, metrics, tolerances)
+        failed = [part for item in comparisons if (part := item.failing(**mode)) is not None]
+        if failed:
+            raise self._failure(load.spec, failed)
+        return comparisons[0]
+
+    def _check_names(self, metrics: Sequence[str] | None) -> None:
+        """Raises KeyError for an unknown metric, ValueError for no list of this gate's metrics."""
+        if metrics is None:
+            return
+        if isinstance(metrics, str) or not metrics:
+            raise ValueError(f"metrics={metrics!r} is no list of metrics: leave it away, or name some, as in ['load']")
+        for name in metrics:
+            section = section_of(name)
+            if section not in self.sections:
+                raise ValueError(f"{name!r} is a figure of the {section} baseline: use {_FIXTURES[section]}.check")
+
+    def _compare(
+        self,
+        load: Load,
+        baseline: Baseline | None,
+        metrics: Sequence[str] | None,
+        tolerances: Mapping[str, Tolerance],
+        times: Mapping[str, Timing] | None = None,
+    ) -> list[Comparison]:
+        """Every section of the gate; with ``metrics``, those that they are of."""
+        chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
+        if metrics is not None:
+            homes = {name: section_of(name) for name in metrics}
+            chosen = {
+                section: [name for name in metrics if homes[name] == section]
+                for section in self.sections
+                if section in homes.values()
+            }
+        return [
+            compare(baseline, load.result, metrics=names, tolerances=tolerances, section=section, times=times)
+            for section, names in chosen.items()
+        ]
+
+    @abstractmethod
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        """The load as it is recorded, ``count`` times. Raises LoadError where a repeat ends in none."""
+
+    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+        """What is recorded as times, where they are not those of these results."""
+        return None
+
+    def _write(
+        self, load: Load, path: Path, metrics: Sequence[str] | None, tolerances: Mapping[str, Tolerance]
+    ) -> None:
+        __tracebackhide__ = True
+        settings = self._state.settings
+        run = self._state.run(load.spec)
+        try:
+            results = self._results(load, settings.record_repeats)
+            times = self._times(load)
+        except LoadError as error:
+            text = "not recorded, since the load was repeated for it and did not end in a model this time"
+            run.messages += [text] if text not in run.messages else []
+            raise type(error)(f"{text}\n{error}", error.result) from None
+        done: list[Recording] = []
+
+        def change(existing: Baseline | None) -> Baseline | None:
+            done.append(
+                record(
+                    existing,
+                    results,
+                    update=settings.update_baselines,
+                    sections=self.recorded,
+                    metrics=metrics,
+                    tolerances=tolerances,
+                    times=times,
+                    suite=self._item.path.parent == SUITE,
+                )
+            )
+            return done[-1].baseline
+
+        self._state.store.update(path, change)
+        recording = done[-1]
+        if recording.refusals:
+            text = "; ".join(recording.refusals)
+            raise MachineError(f"{self._state.subject(load.spec)}: not recorded, since repeats differ: {text}")
+        run.accepted += [name for name in recording.accepted if name not in run.accepted]
+        run.recorded += [name for name in recording.recorded if name not in run.recorded]
+        run.messages += [text for text in recording.dropped if text not in run.messages]
+
+    def _failure(self, spec: LoadSpec, failed: Sequence[Comparison]) -> AssertionError:
+        state = self._state
+        text = "\n".join(
+            failure.comparison_text(
+                state.subject(spec),
+                comparison,
+                state.command(self._item, spec),
+                file=state.display(state.baseline_path(spec)),
+                elsewhere=state.store.devices(spec.name, spec.slug),
+            )
+            for comparison in failed
+        )
+        if all(comparison.verdict == verdicts.MISSING for comparison in failed):
+            return BaselineMissing(text)
+        if all(comparison.verdict == verdicts.INCOMPARABLE and comparison.whole for comparison in failed):
+            return BaselineIncomparable(text)
+        return self.regressed(text)
+
+
+class MemoryBaseline(_Gate):
+    """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
+
+    fixture = "memory_baseline"
+    sections = ("memory",)
+    recorded = ("memory",)
+    regressed = MemoryRegressed
+
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        repeats = load.repeats(count - 1)
+        for result in repeats:
+            if not result.ok:
+                raise self._state.broker.error(result)
+        return [load.result, *repeats]
+
+
+class LatencyBaseline(_Gate):
+    """``.check(llm)``: load time, time to first token and per token, and the work per token, against the baseline.
+
+    The load is timed in further processes until every time is judged, or ``--llm-latency-time`` is spent.
+    """
+
+    fixture = "latency_baseline"
+    sections = ("time", "work")
+    recorded = ("time", "work")
+    regressed = LatencyRegressed
+
+    def _compare(
+        self,
+        load: Load,
+        baseline: Baseline | None,
+        metrics: Sequence[str] | None,
+        tolerances: Mapping[str, Tolerance],
+        times: Mapping[str, Timing] | None = None,
+    ) -> list[Comparison]:
+        if metrics is None or set(metrics) - {LOAD}:
+            # Also the reason why a time has moved; the load's own are counted with the memory.
+            load.worked()
+        comparisons: list[Comparison] = []
+
+        def judge(times: Mapping[str, Timing] | None) -> dict[str, str]:
+            comparisons[:] = super(LatencyBaseline, self)._compare(load, baseline, metrics, tolerances, times)
+            return _verdicts(comparisons)
+
+        until_clear(load, self._state.settings.latency_time, judge)
+        return comparisons
+
+    def _results(self, load: Load, count: int) -> list[LoadResult]:
+        return load.worked(count)
+
+    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+        until = time.monotonic() + self._state.settings.latency_time
+        # In turn, so that neither gets all of the time.
+        for processes, loads in zip(LOOKS, LOADS, strict=True):
+            results = load.timed(processes, loads, until)
+        return timings(results)
+
+
+def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    return {item.name: item.verdict for part in comparisons if part.section == "time" for item in part.metrics}
+
+
+#: The fixture that checks each section.
+_FIXTURES = {section: gate.fixture for gate in (MemoryBaseline, LatencyBaseline) for section in gate.sections}

@@ -1,0 +1,76 @@
+"""What a load needs of the machine; where it is missing the test is skipped, or an error where that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.host.checks import limits
+from pytest_llmload.host.loads import hardware
+from pytest_llmload.host.markers.nearest import limit_marks, nearest
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.run.state import State
+
+#: GPU memory that no load gets: CUDA's context and the kernels it loads.
+_CONTEXT = 600 << 20
+#: No load needs more than this many times its checkpoint: 4-bit files that are loaded in fp32.
+_MOST = 8
+
+
+def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
+    """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
+    if spec is not None and state.broker.runs_already(spec):
+        return None
+    gpus = state.device.gpus
+    marks = nearest(item, "gpu_count")
+    own = state.spec_of(item)
+    if own is not None:
+        # Each count is a variant of the test.
+        wanted = own.gpu_count if marks else 0
+    else:
+        wanted = max((state.marks.gpus(mark, item.nodeid) for mark in marks), default=0)
+    if spec is not None:
+        if packages := state.strategies.missing_packages(spec):
+            return f"{spec.slug} needs {', '.join(packages)}, not installed: pip install 'pytest-llmload[all]'"
+        needed = state.broker.gpus_needed(spec)
+        # On the CPU a parallel strategy shards over CPU devices.
+        if state.device.kind == "cuda" or spec.world_size == 1 < needed:
+            wanted = max(wanted, needed)
+    if wanted > len(gpus):
+        return f"needs {wanted} GPU{'s' * (wanted > 1)}, this run sees {len(gpus)} ({state.device.key})"
+    for mark in limit_marks(item, "gpu_memory"):
+        size = limits.memory_of(mark, item.nodeid)
+        smallest = min((gpu.total for gpu in gpus[: max(wanted, 1)]), default=0)
+        if smallest < size:
+            return f"needs GPUs of {format_bytes(size)}, this run's have {format_bytes(smallest)} ({state.device.key})"
+    uses = "llm" in getattr(item, "fixturenames", ())
+    return does_not_fit(state, spec) if spec is not None and uses else None
+
+
+def does_not_fit(state: State, spec: LoadSpec) -> str | None:
+    """Why a model cannot fit by the planner's figures, made before any weight is read."""
+    if spec.strategy == "loader" or state.broker.load(spec).measured:
+        return None
+    device = state.device
+    try:
+        checkpoint = state.broker.checkpoint(spec.model)
+    except LoadFailed:
+        return None  # the files are no model: the load itself says so
+    count = state.broker.gpus_needed(spec)
+    rooms = {f"gpu.{gpu.index}.settled": gpu.total - _CONTEXT for gpu in device.gpus[:count]}
+    rooms["host.weights"] = hardware.host_memory()
+    if checkpoint.bytes * _MOST < min(rooms.values()):
+        return None
+    planned = state.broker.plan(spec)
+    for name, room in rooms.items():
+        if planned.get(name, 0) > room:
+            gpu = (f"GPU {name.split('.')[1]}", " beside CUDA's context")
+            place, beside = ("the host", "") if name.startswith("host") else gpu
+            needs = f"{spec.slug} needs {format_bytes(planned[name])} on {place} by plan"
+            return f"{needs}, which has {format_bytes(room)}{beside}"
+    return None

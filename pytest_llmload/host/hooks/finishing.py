@@ -1,0 +1,91 @@
+"""The end of a run: what nobody compared, what nothing measured, the reports and the summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmload.reports import json_report, terminal
+
+if TYPE_CHECKING:
+    from pytest_llmload.host.run.state import State
+
+
+def finish(session: pytest.Session, state: State) -> None:
+    """Judge the run as a whole unless it was cut short, then write the reports.
+
+    In an xdist worker, the controller does both.
+    """
+    option = session.config.option
+    if state.is_worker or option.collectonly:
+        return
+    if session.exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
+        return
+    cut_short = session.shouldstop or session.shouldfail or session.exitstatus == pytest.ExitCode.INTERRUPTED
+    # --setup-only and --setup-plan run no test.
+    if not cut_short and not option.setuponly:
+        _judge(session, state)
+    for path in state.settings.reports:
+        try:
+            stale = [state.display(path) for path in state.stale]
+            json_report.write(path, list(state.runs.values()), stale=stale, notes=_notes(state))
+        except (OSError, TypeError, ValueError) as error:
+            # Of what other plugins' hooks put into a result, not everything can be written.
+            reason = getattr(error, "strerror", None) or error
+            _session_error(session, state, "report", f"cannot write {path}: {reason}")
+
+
+def _judge(session: pytest.Session, state: State) -> None:
+    asked = [run for run in state.runs.values() if run.nodeids]
+    if state.wanted and not any(run.result is not None for run in asked):
+        reasons = dict.fromkeys(message for run in asked for message in run.messages)
+        text = "loads were asked for and none was measured"
+        _session_error(session, state, "nothing-measured", "\n".join([text, *(f"  {reason}" for reason in reasons)]))
+    state.stale = state.stale_baselines()
+    if state.stale and state.settings.strict:
+        names = "\n".join(f"  {state.display(path)}" for path in state.stale)
+        text = f"no test owns these baselines; delete them with 'llmload prune' and a report of this run:\n{names}"
+        _session_error(session, state, "baselines", text)
+
+
+def _session_error(session: pytest.Session, state: State, name: str, text: str) -> None:
+    """A verdict about the run as a whole, as red as a test's: an error of its own in summary, JUnit and exit code."""
+    nodeid = f"llmload::{name}"
+    report = pytest.TestReport(
+        nodeid=nodeid,
+        location=("llmload", None, nodeid),
+        keywords={},
+        outcome="failed",
+        longrepr=text,
+        when="teardown",
+    )
+    session.config.hook.pytest_runtest_logreport(report=report)
+    state.session_errors.add(nodeid)
+    session.testsfailed += 1
+    if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def summarise(reporter: Any, state: State) -> None:
+    """Print the table of loads and the lists under it."""
+    if state.is_worker or not (state.runs or state.stale):
+        return
+    lines = terminal.summary(
+        list(state.runs.values()),
+        width=reporter._tw.fullwidth,
+        stale=[state.display(path) for path in state.stale],
+        notes=_notes(state),
+    )
+    reporter.section("llmload", sep="=")
+    for line in lines:
+        reporter.write_line(line)
+
+
+def _notes(state: State) -> list[str]:
+    notes = [f"not loaded by the suite: {name}, {reason}" for name, reason in state.left_out.items()]
+    if state.broker.cold_reason is not None:
+        notes.append(f"loads started without the warm server: {state.broker.cold_reason}")
+    if state.settings.inline:
+        notes.append("inline: loads lived in the pytest process, nothing was gated or recorded")
+    return notes

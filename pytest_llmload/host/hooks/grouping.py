@@ -1,0 +1,40 @@
+"""Keeping the tests of one load together, whoever reorders them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from pytest_llmload.host.run.stash import existing_state
+
+
+class Grouping:
+    """Registered late, so that its ordering comes after every other plugin's."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
+        collected = len(items)
+        yield
+        state = existing_state(self._config)
+        if state is None:
+            return
+        from pytest_llmload.host.hooks import collecting
+
+        collecting.refuse_suite_without_model(state, items)
+        state.collected = True
+        state.tests_left_out |= len(items) < collected
+        groups: dict[object, list[pytest.Item]] = {}
+        for item in items:
+            # A test without a load is a group of its own and stays where it is.
+            groups.setdefault(state.spec_of(item) or id(item), []).append(item)
+        items[:] = [item for group in groups.values() for item in group]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        state = existing_state(self._config)
+        if state is not None:
+            state.expect(session.items)

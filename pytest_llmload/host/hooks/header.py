@@ -1,0 +1,32 @@
+"""The lines of pytest's header."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmload.host.settings import options
+
+
+def lines(config: pytest.Config) -> list[str]:
+    """What this run loads, and which of our options belong to somebody else."""
+    found = []
+    if taken := options.taken(config):
+        names = ", ".join(f"--llm-{name} is --llmload-{name}" for name in taken)
+        found.append(f"llmload: another plugin or conftest owns some of our options: {names}")
+    if taken := options.taken_ini(config):
+        names = ", ".join(f"{options.ini_name(name)} is {options.flag(config, name)}" for name in taken)
+        found.append(f"llmload: another plugin or conftest owns some of our ini settings: {names}")
+    if options.given(config):
+        from pytest_llmload.host.run.state import state_of
+
+        state = state_of(config)
+        models = ", ".join(f"{model.name} ({model.spec})" for model in state.models)
+        settings = state.settings
+        mode = " · updating" if settings.update_baselines else " · recording what is missing" * settings.record_missing
+        strict = " · strict" if settings.strict else ""
+        inline = " · inline: nothing is gated or recorded" if settings.inline else ""
+        where = settings.baselines
+        if where.is_relative_to(config.rootpath):
+            where = where.relative_to(config.rootpath)
+        found.append(f"llmload: {models} · workload {settings.workload} · baselines {where}{mode}{strict}{inline}")
+    return found

@@ -1,0 +1,167 @@
+"""Running a test that uses a load: skips before it, the load's error in its call phase, limits after its body."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from _pytest._code.code import ReprEntry, ReprFileLocation
+
+from pytest_llmload.core import verdicts
+from pytest_llmload.core.errors import (
+    BaselineError,
+    BudgetExceeded,
+    CeilingExceeded,
+    LoadError,
+    MachineError,
+    RemoteError,
+)
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.checks import limits, requirements
+from pytest_llmload.host.hooks.factory import ASKED_FOR
+from pytest_llmload.host.loads.llm import LLM
+from pytest_llmload.host.loads.load import Load
+from pytest_llmload.host.run.state import SKIP_REASON, State, state_of
+from pytest_llmload.reports import junit
+
+#: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.
+_LOAD_ERROR = pytest.StashKey[LoadError]()
+
+
+def around_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
+    __tracebackhide__ = True
+    _skip_if_missing(item)
+    _check_recordable(item)
+    try:
+        return (yield)
+    except LoadError as error:
+        item.stash[_LOAD_ERROR] = error
+
+
+def _skip_if_missing(item: pytest.Item) -> None:
+    """Skip a test whose load cannot run here; raise MachineError where skipping was ruled out."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    spec = state.spec_of(item)
+    names = getattr(item, "fixturenames", ())
+    if spec is None and ("llm_spec" in names or ("llm_load" in names and not state.models)):
+        return  # no model: its own skip mark says so, or llm_load, which may be given one
+    reason = requirements.missing(state, item, spec)
+    if reason is not None:
+        state.skip(item, state.loaded_by(item), reason)
+
+
+def _check_recordable(item: pytest.Item) -> None:
+    """Raise BaselineError, before anything is loaded, where the test could not write the baseline that it is to."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    settings, spec = state.settings, state.spec_of(item)
+    names = item.fixturenames  # type: ignore[attr-defined]
+    if spec is None or settings.inline or not {"memory_baseline", "latency_baseline"} & set(names):
+        return
+    path = state.baseline_path(spec)
+    if settings.update_baselines or (settings.record_missing and not path.exists()):
+        state.store.check_writable(path)
+
+
+def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
+    """The ``llm`` of a spec, measured. Raises MachineError; a load that failed is a handle that says so."""
+    state = state_of(config)
+    load = state.broker.load(spec)
+    state.run(spec).result = load.result
+    return LLM(load)
+
+
+def around_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Raise the load's error before the body, and what exceeds a limit after it."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    load = state.load_of(item)
+    if _LOAD_ERROR in item.stash:
+        raise item.stash[_LOAD_ERROR]
+    if load is not None and (error := load.error) is not None:
+        raise error
+    value = yield
+    loads = [load] if load is not None else []
+    for each in dict.fromkeys(loads + item.stash.get(ASKED_FOR, [])):
+        if each.error is None:
+            _check_limits(state, item, each)
+    return value
+
+
+def _check_limits(state: State, item: pytest.Item, load: Load) -> None:
+    __tracebackhide__ = True
+    if state.settings.inline:
+        return
+    spec = load.spec
+    over_ceiling, no_memory = limits.over_ceilings(item, load.result, state.subject(spec))
+    over_budget, no_time = limits.over_budgets(item, load, state)
+    if over_ceiling:
+        raise CeilingExceeded("\n".join(over_ceiling + over_budget))
+    if over_budget:
+        raise BudgetExceeded("\n".join(over_budget))
+    if unmeasured := no_memory + no_time:
+        text = f"{state.subject(spec)}: " + "; ".join(unmeasured)
+        if state.settings.strict:
+            raise CeilingExceeded(text) if no_memory else BudgetExceeded(text)
+        state.note(spec, item.nodeid, message=text)
+
+
+def after_teardown(item: pytest.Item) -> None:
+    state_of(item.config).finished(item)
+
+
+def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Tell failures from errors of the machine, and write down what became of the load."""
+    state = state_of(item.config)
+    error = call.excinfo.value if call.excinfo is not None else None
+    infrastructure = isinstance(error, (MachineError, BaselineError))
+    if report.failed and call.excinfo is not None and _is_ours(error):
+        # Our failures are texts for people; the frames they went through say nothing more.
+        text = call.excinfo.getrepr(style="value")
+        if text.reprcrash is not None:
+            text.reprcrash.message = str(error)
+        if isinstance(error, (LoadError, MachineError, RemoteError)):
+            # It happened in another process: say where the test was meanwhile.
+            text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
+        report.longrepr = text
+    if report.skipped and SKIP_REASON in item.stash:
+        # Where the test stands, not where this plugin decided to skip it.
+        path, line, _ = item.reportinfo()
+        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[SKIP_REASON]}")
+    if report.failed and infrastructure and report.when == "call":
+        # FAILED means that the model or the libraries moved; this was the machine or the setup.
+        report.when = "setup"
+    spec = state.loaded_by(item)
+    if not report.passed and "llm_load" in item.fixturenames:  # type: ignore[attr-defined]
+        # Nobody knows what it would have loaded and checked.
+        state.tests_left_out = True
+    if report.failed:
+        outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
+        message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
+        asked_for = [load.spec for load in item.stash.get(ASKED_FOR, [])]
+        for failed in dict.fromkeys(asked_for if spec is None else [spec, *asked_for]):
+            state.note(failed, item.nodeid, outcome, message)
+    if spec is None:
+        return
+    if not report.failed and report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
+        state.note(spec, item.nodeid)
+    if call.when == "call":
+        # JUnit reads them off the teardown's report, which takes them from the item.
+        item.user_properties += junit.properties(state.run(spec))
+
+
+def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:
+    """The lines of the test, and of what it called, that an error of ours came through; none before its body."""
+    state = state_of(item.config)
+    entries = list(excinfo.traceback)
+    begin = next((index for index, entry in enumerate(entries) if entry.path == item.path), len(entries))
+    own = [entry for entry in entries[begin:] if not entry.frame.f_globals["__name__"].startswith("pytest_llmload.")]
+    places = [(state.display(Path(entry.path)), entry.lineno + 1, f"in {entry.name}") for entry in own]
+    return [ReprEntry([], None, None, ReprFileLocation(*place), "short") for place in places]
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    return error is not None and type(error).__module__ == "pytest_llmload"

@@ -1,0 +1,1 @@
+"""Loads as the pytest process sees them: processes, GPUs, and the shared `llm`."""

@@ -1,0 +1,327 @@
+"""The broker: one shared load per spec and run, its process, and everything it needs before it can start.
+
+Tests stay ordinary pytest items; only the load leaves the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import (
+    LoadCrashed,
+    LoadError,
+    LoadFailed,
+    LoadOutOfMemory,
+    LoadTimeout,
+    MachineError,
+    StrategyNotApplied,
+)
+from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
+from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.host.loads.gpu_leases import Lease, lease
+from pytest_llmload.host.loads.inline import InlineProcess
+from pytest_llmload.host.loads.load import Load
+from pytest_llmload.host.loads.model_files import Files
+from pytest_llmload.host.loads.preloaded_modules import BASE, own_modules
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment, start_cold
+from pytest_llmload.system.nodes import local_size
+from pytest_llmload.system.scratch import LOGS, Scratch
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.loads.strategies import Strategies
+    from pytest_llmload.host.settings.options import Settings
+
+_PLAN_TIMEOUT = 300.0
+#: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.
+ENDPOINT = "endpoint"
+#: Variables that pytest changes between tests and no load looks at.
+_VOLATILE = ("PYTEST_CURRENT_TEST",)
+_ERRORS: dict[str, type[LoadError]] = {
+    results.OUT_OF_MEMORY: LoadOutOfMemory,
+    results.CRASHED: LoadCrashed,
+    results.TIMEOUT: LoadTimeout,
+    results.FAILED: LoadFailed,
+    results.NOT_APPLIED: StrategyNotApplied,
+}
+
+
+class Broker:
+    """Loads models for tests: at most one process at a time, closed after its last user."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        strategies: Strategies,
+        device: Callable[[], Device],
+        finished: Callable[[LoadResult], None],
+        describe: Callable[[LoadResult], str],
+        cwd: Path,
+    ) -> None:
+        self._settings = settings
+        self._strategies = strategies
+        self._device = device
+        self._finished = finished
+        self.describe = describe
+        self._cwd = cwd
+        self._loads: dict[LoadSpec, Load] = {}
+        #: Loads whose process is running.
+        self._live: set[Load] = set()
+        self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)))
+        self._plans: dict[LoadSpec, dict[str, float]] = {}
+        self._server: Server | None = None
+        self._server_env: dict[str, str] = {}
+        #: Whether the server was told what this run's own loads need.
+        self._is_warm = False
+        self._folder: Scratch | None = None
+        self._logs = 0
+        #: Every spec that the collected tests use: what the server imports before the first load.
+        self.expected: list[LoadSpec] = []
+        #: Why loads start with exec although they could fork; None while they fork.
+        self.cold_reason: str | None = None
+
+    def load(self, spec: LoadSpec) -> Load:
+        """The shared load of a spec; nothing starts before it is measured or used."""
+        return self._loads.setdefault(spec, Load(self, spec))
+
+    def private_load(self, spec: LoadSpec) -> Load:
+        """A load that is shared with nobody."""
+        return Load(self, spec)
+
+    def why_no_model(self, spec: LoadSpec) -> str:
+        """Why no test can have the model itself; empty where it can."""
+        return str(self._strategies[spec.strategy].no_model)
+
+    @property
+    def timeout(self) -> float:
+        return self._settings.timeout
+
+    def device(self) -> Device:
+        return self._device()
+
+    def checkpoint(self, model: str) -> Checkpoint:
+        """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
+        # Libraries are imported while the files are looked at, built or downloaded.
+        self._start_server()
+        return self._files.checkpoint(model)
+
+    def runs_already(self, spec: LoadSpec) -> bool:
+        """Whether a load is that of ``--llm-endpoint``: it needs nothing of this machine, and no files."""
+        return self._settings.endpoint is not None and bool(self._strategies[spec.strategy].takes_endpoint)
+
+    def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
+        if not self.runs_already(spec):
+            return self.checkpoint(spec.model)
+        # What the endpoint has loaded cannot be seen; a folder that is here may have its tokenizer.
+        return Checkpoint(path=spec.model if Path(spec.model).is_absolute() else "", shape="", weights="")
+
+    def plan(self, spec: LoadSpec) -> dict[str, float]:
+        """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
+        if spec not in self._plans:
+            job = self.job(spec, SERVING)
+            process = self.start(spec)
+            try:
+                reply = process.request({"kind": "plan", "job": job.to_json()}, _PLAN_TIMEOUT)
+            except LoadDied as death:
+                raise MachineError(f"planning {spec.id}: {death}\n{death.info.log}") from None
+            finally:
+                process.close()
+            if reply["kind"] == "error":
+                raise MachineError(f"planning {spec.id}: {ErrorInfo(**reply['error'])}")
+            self._plans[spec] = reply["plan"]
+        return self._plans[spec]
+
+    def gpus_needed(self, spec: LoadSpec) -> int:
+        """GPUs of this machine. Raises MachineError where ranks do not divide among several machines."""
+        if self.runs_already(spec):
+            return 0
+        in_ranks = self._strategies[spec.strategy].in_ranks
+        return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
+
+    def _device_of(self, spec: LoadSpec) -> Device:
+        """What a load runs on; of one that runs elsewhere, this machine has the client only."""
+        return Device(kind="cpu", key=ENDPOINT) if self.runs_already(spec) else self.device()
+
+    def job(self, spec: LoadSpec, scope: Scope, held: Lease | None = None) -> Job:
+        device = self._device_of(spec)
+        if device.kind == "cuda":
+            gpus = held.gpus if held is not None else device.gpus[: self.gpus_needed(spec)]
+            device = dataclasses.replace(device, gpus=gpus)
+        return Job(
+            spec=spec,
+            device=device,
+            checkpoint=self._checkpoint_of(spec),
+            adapter=self._files.adapter(spec),
+            imports=self._settings.imports,
+            strategies=self._strategies.targets,
+            probes=self._strategies.probes if scope.probes is None else scope.probes,
+            sys_path=tuple(sys.path),
+            cwd=str(self._cwd),
+            trust_remote_code=self._settings.trust_remote_code,
+            measure=scope.measure,
+            checks=scope.checks,
+            generates=scope.generates,
+            endpoint=(self._settings.endpoint or "") if self.runs_already(spec) else "",
+            timeout=self._settings.timeout,
+            page_cache=self._settings.page_cache if scope.measure else UNCONTROLLED,
+        )
+
+    def lease(self, load: Load) -> Lease:
+        """GPUs for a load, after every load of this run has given its own back; one that is used again reopens."""
+        for other in list(self._live):
+            other.close()
+        return lease(
+            self._device_of(load.spec),
+            self.gpus_needed(load.spec),
+            wait_foreign=self._settings.wait_gpu,
+            wait_lock=self._settings.timeout,
+        )
+
+    def start(self, spec: LoadSpec) -> LoadProcess | InlineProcess:
+        """A process for a load: forked from the warm server, or with exec where its environment differs."""
+        if self._settings.inline:
+            return InlineProcess()
+        env = self.environment(spec)
+        log = self._log(spec.slug)
+        self._start_server()
+        if self._server is not None and env == self._server_env:
+            if not self._is_warm:
+                self._warm_up(self._server, spec)
+            try:
+                process = self._server.fork(log)
+            except MachineError:
+                self._end_server()
+                raise
+            if isinstance(process, LoadProcess):
+                return process
+            self.cold_reason = process
+            self._end_server()
+        return start_cold(log, env)
+
+    def _start_server(self) -> None:
+        """Start the warm server, unless it runs or loads cannot be forked; it imports what every load needs."""
+        if self._server is not None and self._server.exit_status is not None:
+            # Killed while it waited, perhaps for its memory: the loads to come are forked from a new one.
+            self._end_server()
+        if self._server is not None or self.cold_reason is not None or self._settings.inline:
+            return
+        self._server_env = self.environment(None)
+        self._server, self._is_warm = Server(self._log("server"), self._server_env), False
+        self._server.warm_up(BASE, self._cuda())
+
+    def _end_server(self) -> None:
+        """End the warm server, and every load before it: one that is used again reopens."""
+        for load in list(self._live):
+            load.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _warm_up(self, server: Server, spec: LoadSpec) -> None:
+        """Have the server import what this run's loads need, the first of them among them."""
+        specs = [each for each in (*self.expected, *self._loads, spec) if not self.runs_already(each)]
+        # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
+        checkpoints = self._files.available(dict.fromkeys(each.model for each in specs))
+        model_types = [checkpoint.model_type for checkpoint in checkpoints]
+        server.warm_up(own_modules(specs, model_types, self._strategies), self._cuda())
+        self._is_warm = True
+
+    def _cuda(self) -> dict[str, object] | None:
+        """What the server answers to libraries that ask for a GPU while they are imported; None on a CPU.
+
+        Where the device is in doubt, each load that needs one says so.
+        """
+        try:
+            device = self.device()
+        except MachineError:
+            return None
+        if device.kind != "cuda":
+            return None
+        return {"count": len(device.gpus), "capability": device.gpus[0].capability}
+
+    def environment(self, spec: LoadSpec | None) -> dict[str, str]:
+        """The environment of a load's process; without a spec, the server's and the downloads'."""
+        env = environment({name: value for name, value in os.environ.items() if name not in _VOLATILE})
+        if spec is not None:
+            env.update(dict(spec.env))
+        return env
+
+    def _log(self, name: str) -> Path:
+        if self._folder is None:
+            self._folder = Scratch(LOGS)
+        self._logs += 1
+        return self._folder.files / f"{self._logs:03d}-{name}.log"
+
+    def close(self) -> None:
+        """End every process and remove the logs."""
+        self._end_server()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
+    def measure(self, load: Load, scope: Scope = EVERYTHING, *, keep: bool = False) -> LoadResult:
+        """Load once in a fresh process and take every figure, or some of a load that was measured before.
+
+        Raises MachineError; every other end is a result.
+        """
+        self._checkpoint_of(load.spec)
+        self._files.adapter(load.spec)
+        result = self._open(load, scope, keep=keep)
+        if scope is EVERYTHING:
+            self._finished(result)
+        return result
+
+    def reopen(self, load: Load) -> None:
+        """Load again only to serve tests: the figures stay those of the first time."""
+        result = self._open(load, SERVING, keep=True)
+        if not result.ok:
+            raise self.error(result)
+
+    def _open(self, load: Load, scope: Scope, *, keep: bool) -> LoadResult:
+        """Load in a fresh process; it stays with the load if it is to be kept and has a model, else it ends."""
+        held = self.lease(load)
+        process = None
+        kept = False
+        try:
+            process = self.start(load.spec)
+            job = self.job(load.spec, scope, held)
+            result = self._request(process, job)
+            if keep and result.ok:
+                load.adopt(process, held)
+                self._live.add(load)
+                kept = True
+            return result
+        finally:
+            if not kept:
+                if process is not None:
+                    process.close()
+                held.release()
+
+    def closed(self, load: Load) -> None:
+        self._live.discard(load)
+
+    def _request(self, process: LoadProcess | InlineProcess, job: Job) -> LoadResult:
+        try:
+            reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout)
+        except LoadDied as death:
+            return LoadResult(spec=job.spec.to_json(), outcome=death.outcome, error=death.info)
+        if reply["kind"] == "error":
+            info = ErrorInfo(**reply["error"])
+            info.log = process.tail()
+            if reply["outcome"] == "machine":
+                raise MachineError(info.message)
+            if "result" not in reply:
+                return LoadResult(spec=job.spec.to_json(), outcome=reply["outcome"], error=info)
+            # What was seen until then.
+            return dataclasses.replace(LoadResult.from_json(reply["result"]), outcome=reply["outcome"], error=info)
+        return LoadResult.from_json(reply["result"])
+
+    def error(self, result: LoadResult) -> LoadError:
+        """The exception that a result which is no loaded model stands for."""
+        return _ERRORS[result.outcome](self.describe(result), result)

@@ -1,0 +1,74 @@
+"""Sending a test's function to the load's process, and raising here what it raised there."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pytest_llmload.core.errors import RemoteError
+from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.results import ErrorInfo
+from pytest_llmload.system.protocol import Message
+
+
+def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+    """A function travels by value, with the module it is written in; ``"module:function"`` by name.
+
+    Raises TypeError if something the function refers to cannot travel.
+    """
+    import cloudpickle
+
+    if isinstance(function, str):
+        if function.count(":") != 1:
+            raise TypeError(f"{function!r} is neither a function nor 'module:function'")
+        return {"kind": "run", "target": function, "arguments": _text(cloudpickle.dumps((args, kwargs)))}
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    by_value = module is not None and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
+    if by_value:
+        # The load's process has not collected the tests: it could not import their modules.
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        payload = cloudpickle.dumps((function, args, kwargs))
+    except (TypeError, pickle.PicklingError, AttributeError) as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"{name} cannot go to the load's process: {error}") from error
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    return {"kind": "run", "payload": _text(payload)}
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def decode(reply: Message) -> Any:
+    """The plain value of a reply; raises what the function raised."""
+    __tracebackhide__ = True
+    if reply["kind"] == "error":
+        raise_here(reply)
+    return pickle.loads(base64.b64decode(reply["payload"]))
+
+
+def raise_here(reply: Message) -> NoReturn:
+    """Raise a remote exception: as its own class if that is known here, else as RemoteError."""
+    __tracebackhide__ = True
+    info = ErrorInfo(**reply["error"])
+    module, _, name = info.type_name.rpartition(".")
+    holder = sys.modules.get(module) if module else builtins
+    kind = getattr(holder, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        given = reply.get("arguments")
+        arguments = pickle.loads(base64.b64decode(given)) if given else (info.message,)
+        try:
+            # As printable as its message: pytest-xdist cannot send a report that no encoding can write.
+            error = kind(*(scrub(item) if isinstance(item, str) else item for item in arguments))
+        except TypeError:  # its constructor wants something else
+            pass
+        else:
+            raise error from RemoteError(info.message, info.type_name, info.traceback)
+    raise RemoteError(info.message, info.type_name, info.traceback)

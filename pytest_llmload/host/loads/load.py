@@ -1,0 +1,200 @@
+"""One shared load: its figures, frozen once taken, and its process while tests still need it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmload.baselines.statistics import PROCESSES
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
+from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
+from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.host.loads import calls
+from pytest_llmload.host.loads.inline import InlineProcess
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.loads.broker import Broker
+    from pytest_llmload.host.loads.gpu_leases import Lease
+    from pytest_llmload.system.protocol import Message
+
+_Figure = TypeVar("_Figure")
+_WORK = {name for name, metric in METRICS.items() if metric.section == "work"}
+
+
+class Load:
+    """One load of a run: its frozen figures, and its process while tests still need it."""
+
+    def __init__(self, broker: Broker, spec: LoadSpec) -> None:
+        self.spec = spec
+        self._broker = broker
+        self._result: LoadResult | None = None
+        self._machine_error: MachineError | None = None
+        self._process: LoadProcess | InlineProcess | None = None
+        self._lease: Lease | None = None
+        self._changed = False
+        self._repeats: list[LoadResult] = []
+        self._timed: list[LoadResult] = []
+        self._loaded: list[LoadResult] = []
+        self._worked: list[LoadResult] = []
+
+    @property
+    def status(self) -> str:
+        return "not loaded yet" if self._result is None else self._result.outcome
+
+    @property
+    def measured(self) -> bool:
+        return self._result is not None
+
+    @property
+    def result(self) -> LoadResult:
+        """The figures, taken when first asked for. Raises MachineError, again for every test that asks."""
+        if self._machine_error is not None:
+            raise self._machine_error
+        if self._result is None:
+            try:
+                self._result = self._broker.measure(self, keep=True)
+            except MachineError as error:
+                self._machine_error = error
+                raise
+            except LoadFailed as error:
+                # The checkpoint itself is no model: the load failed before it could start.
+                info = ErrorInfo(message=str(error), phase="resolve")
+                self._result = LoadResult(spec=self.spec.to_json(), outcome=results.FAILED, error=info)
+        return self._result
+
+    @property
+    def error(self) -> LoadError | None:
+        """What the tests of this load fail with; None if it is fine."""
+        return None if self.result.ok else self._broker.error(self.result)
+
+    def repeats(self, count: int) -> list[LoadResult]:
+        """The same load measured anew in fresh processes, alone on the device; once per run."""
+        while len(self._repeats) < count:
+            self.close()
+            self._repeats.append(self._broker.measure(self))
+        return self._repeats[:count]
+
+    def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:
+        """The same load timed anew in so many fresh ``processes``, and in further ones that only load, until there are
+        ``loads``; or in as many as start before ``until``.
+
+        ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
+        earlier calls measured counts. Raises LoadError where one of them does not load any more.
+        """
+        while len(self._timed) < processes and (len(self._timed) < PROCESSES or time.monotonic() < until):
+            self._timed.append(self._again(TIMES))
+        timed = self._timed[:processes]
+        only_loads = max(loads - len(timed), 0)
+        while len(self._loaded) < only_loads and (
+            len(timed) + len(self._loaded) < PROCESSES or time.monotonic() < until
+        ):
+            self._loaded.append(self._again(LOADING))
+        return self._loaded[:only_loads] + timed
+
+    @property
+    def timed_results(self) -> list[LoadResult]:
+        """Every process that was timed so far; the load's own while there is no other."""
+        return self._loaded + (self._timed or [self.result])
+
+    def worked(self, count: int = 1) -> list[LoadResult]:
+        """The load's figures with the work counted, each time in a process apart; the first time's are the load's own.
+
+        Raises LoadError as ``timed``.
+        """
+        if self.result.unavailable.keys() >= _WORK:
+            # No process could count it: nothing generates, or the model is a server's.
+            return [self.result] * count
+        while len(self._worked) < count:
+            counted, own = self._again(WORK), self.result
+            with_work = dataclasses.replace(
+                own,
+                metrics={**own.metrics, **_work(counted.metrics)},
+                unavailable={**own.unavailable, **_work(counted.unavailable)},
+            )
+            if not self._worked:
+                own.metrics, own.unavailable = with_work.metrics, with_work.unavailable
+            self._worked.append(with_work)
+        return self._worked[:count]
+
+    def _again(self, scope: Scope) -> LoadResult:
+        self.close()
+        result = self._broker.measure(self, scope)
+        if not result.ok:
+            raise self._broker.error(result)
+        return result
+
+    def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
+        self._process, self._lease = process, held
+        self._changed = False
+
+    def generate(self, text: str, max_new_tokens: int) -> dict[str, Any]:
+        __tracebackhide__ = True
+        reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
+        if reply["kind"] == "error":
+            calls.raise_here(reply)
+        return {name: reply[name] for name in ("tokens", "text")}
+
+    def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        __tracebackhide__ = True
+        return self.timed_run(function, args, kwargs)[0]
+
+    def timed_run(
+        self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, float]:
+        """What the function returns, and the seconds that it took where the model lives."""
+        __tracebackhide__ = True
+        reply = self._ask(calls.encode(function, args, kwargs))
+        self._changed |= reply["changed"]
+        return calls.decode(reply), reply["seconds"]
+
+    @property
+    def model(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        if reason := self._broker.why_no_model(self.spec):
+            raise RuntimeError(reason)
+        if not isinstance(self._process, InlineProcess):
+            raise RuntimeError(
+                "the model lives in a process of its own: use llm.run(function), or --llm-isolation=inline to debug"
+            )
+        return self._process.model
+
+    def _ask(self, message: Message) -> Message:
+        __tracebackhide__ = True
+        if self.error is not None:
+            raise self.error
+        if self._process is None or not self._process.alive:
+            self._broker.reopen(self)
+        assert self._process is not None
+        try:
+            return self._process.request(message, self._broker.timeout)
+        except LoadDied as death:
+            self.close()
+            # The figures were taken and stay; what died is the process that served this test.
+            result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
+            raise self._broker.error(result) from None
+
+    def after_test(self) -> None:
+        """A load that the test changed is not handed on."""
+        if self._changed:
+            self.close()
+
+    def close(self) -> None:
+        """End the process, if there is one; the figures stay."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+            self._broker.closed(self)
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+
+def _work(figures: Mapping[str, _Figure]) -> dict[str, _Figure]:
+    return {name: figures[name] for name in figures.keys() & _WORK}

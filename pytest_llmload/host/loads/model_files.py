@@ -1,0 +1,88 @@
+"""The files of a run's models and adapters: brought here once, by a process that can download and build them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.job import Adapter, Checkpoint
+from pytest_llmload.core.results import ErrorInfo
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
+from pytest_llmload.host.settings.adapters import location
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.settings.options import Settings
+    from pytest_llmload.system.protocol import Message
+
+#: Downloads and builds of checkpoints; their progress is the network's and the disk's.
+_TIMEOUT = 6 * 3600.0
+
+
+class Files:
+    """Models and adapters by their SPECs; what failed fails again, with the same error, for every test that asks."""
+
+    def __init__(self, settings: Settings, start: Callable[[], LoadProcess]) -> None:
+        self._settings = settings
+        self._start = start
+        self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
+        self._adapters: dict[tuple[str, str], Adapter | MachineError | LoadFailed] = {}
+
+    def checkpoint(self, model: str) -> Checkpoint:
+        """A model's files: downloaded or built once per run.
+
+        Raises MachineError (network, disk) or LoadFailed (the files are no model).
+        """
+        if model not in self._checkpoints:
+            reply = self._request(model, {"kind": "resolve", "spec": model})
+            self._checkpoints[model] = Checkpoint(**reply["checkpoint"]) if isinstance(reply, dict) else reply
+        found = self._checkpoints[model]
+        if isinstance(found, Checkpoint):
+            return found
+        raise found
+
+    def available(self, models: Iterable[str]) -> list[Checkpoint]:
+        """The files of those models that can be had."""
+        found = []
+        for model in models:
+            try:
+                found.append(self.checkpoint(model))
+            except (MachineError, LoadFailed):
+                continue
+        return found
+
+    def adapter(self, spec: LoadSpec) -> Adapter | None:
+        """The files of a load's adapter, downloaded or built once per run and model; None where it has none.
+
+        Raises as :func:`checkpoint`.
+        """
+        if spec.adapter is None:
+            return None
+        key = spec.model, spec.adapter
+        if key not in self._adapters:
+            where = location(spec.adapter, self._settings.root)
+            message = {"kind": "adapter", "spec": where, "checkpoint": asdict(self.checkpoint(spec.model))}
+            reply = self._request(where, message)
+            self._adapters[key] = Adapter(**reply["adapter"]) if isinstance(reply, dict) else reply
+        found = self._adapters[key]
+        if isinstance(found, Adapter):
+            return found
+        raise found
+
+    def _request(self, what: str, message: Message) -> Message | MachineError | LoadFailed:
+        process = self._start()
+        settings = {"cache_dir": str(self._settings.cache_dir), "trust_remote_code": self._settings.trust_remote_code}
+        try:
+            reply = process.request({**message, **settings}, _TIMEOUT)
+        except LoadDied as death:
+            return MachineError(f"preparing {what!r}: {death}\n{death.info.log}")
+        finally:
+            process.close()
+        if reply["kind"] != "error":
+            return reply
+        info = ErrorInfo(**reply["error"])
+        own = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
+        return own(f"preparing {what!r}: {info}" if info.type_name else info.message)

@@ -1,0 +1,41 @@
+"""What the warm server imports, so that no load has to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
+from pytest_llmload.core.registry import BUILTIN_PROBES
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.host.loads.strategies import Strategies
+
+#: What every load needs: libraries first, then what serves and measures a load there.
+BASE = (
+    *LIBRARY,
+    *PLACEMENT,
+    "cloudpickle",
+    "pytest_llmload.process.measurement",
+    "pytest_llmload.process.measuring_modules",
+    *(probe.partition(":")[0] for probe in BUILTIN_PROBES),
+)
+
+
+def own_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategies: Strategies) -> list[str]:
+    """What a run's loads need beyond that; fixed before the first load, so that all start from the same place."""
+    modules = []
+    for model_type in model_types:
+        modules += architecture(model_type)
+    for spec in specs:
+        for strategy in strategies.of(spec):
+            modules.append(strategy.__module__)
+            modules += [package for package in strategy.packages if package not in strategy.cold_packages]
+    return list(dict.fromkeys(modules))
+
+
+def architecture(model_type: str) -> list[str]:
+    """The modules of transformers that a model of this type is made with."""
+    package = model_type.replace("-", "_")
+    return [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]

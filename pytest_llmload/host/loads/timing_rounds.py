@@ -1,0 +1,40 @@
+"""Timing a load in further processes until it can be told whether its times have moved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings, undecided
+from pytest_llmload.core.verdicts import INCONCLUSIVE
+
+if TYPE_CHECKING:
+    from pytest_llmload.baselines.model import Timing
+    from pytest_llmload.host.loads.load import Load
+
+
+def until_clear(load: Load, seconds: float, judge: Callable[[Mapping[str, Timing] | None], Mapping[str, str]]) -> None:
+    """Have the times of a load judged, anew after further processes, until each verdict is clear or ``seconds`` are
+    spent.
+
+    ``judge`` gives a verdict for each time; with None for what there is to judge before any further process. Raises
+    LoadError where one of the processes does not load any more.
+    """
+    # A single process is never judged, only whether there is something to judge: if not, no other is started.
+    before: Mapping[str, str] = {}
+    now = judge(None)
+    until = time.monotonic() + seconds
+    processes = loads = 0
+    for look in zip(LOOKS, LOADS, strict=True):
+        open_ = undecided(before, now)
+        # An alarm is looked at once more, whatever the time.
+        alarm = any(now[name] != INCONCLUSIVE for name in open_)
+        if not open_ or (before and time.monotonic() > until and not alarm):
+            break
+        # What is clear is not measured on.
+        processes = look[0] if open_ - {LOAD} else processes
+        loads = look[1] if LOAD in open_ else loads
+        results = load.timed(processes, loads, math.inf if alarm else until)
+        before, now = now, judge(timings(results))

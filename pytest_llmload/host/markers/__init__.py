@@ -1,0 +1,1 @@
+"""Markers of tests, and the load specs that they stand for."""

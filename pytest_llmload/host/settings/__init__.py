@@ -1,0 +1,1 @@
+"""The run's settings: command-line options, ini values, models and adapters."""

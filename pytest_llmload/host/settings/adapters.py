@@ -1,0 +1,37 @@
+"""``--llm-adapter SPEC`` and ``lora(adapter=SPEC)``: the adapters of a run and what every machine calls them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pytest_llmload.core.paths import path_of
+
+RANDOM = "random"
+#: How a directory below the root directory begins, which tells it from a hub id.
+BELOW = "./"
+
+
+def parse_adapter(text: object, base: Path, root: Path) -> str:
+    """``random``, a hub id, ``./directory/below/root`` or an absolute directory.
+
+    Relative directories are seen from ``base``. ValueError says what is wrong and what to write.
+    """
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{text!r} is no adapter: write a directory, a hub id or 'random'")
+    if text == RANDOM:
+        return text
+    path = (base / path_of(text)).resolve()
+    if path.is_dir():
+        below = path.is_relative_to(root) and path != root
+        return f"{BELOW}{path.relative_to(root).as_posix()}" if below else str(path)
+    if text.startswith((".", "/", "~")):
+        raise ValueError(f"{text!r} is no directory on this machine (looked at {path})")
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) is None or ".." in text:
+        raise ValueError(f"{text!r} is neither a directory on this machine nor a hub id such as 'org/adapter'")
+    return text
+
+
+def location(adapter: str, root: Path) -> str:
+    """Where this machine has an adapter that :func:`parse_adapter` named."""
+    return str(root / adapter) if adapter.startswith(BELOW) else adapter

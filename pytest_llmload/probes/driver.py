@@ -1,0 +1,156 @@
+"""GPU memory as the driver counts it: this process's, its context's, and a ledger that adds up to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+
+
+@dataclass
+class _Reading:
+    """The driver's and torch's figures of one GPU at one moment, in bytes."""
+
+    #: This process, as the driver lists it; None with the reason.
+    process: int | None
+    reason: str
+    #: All that is used on the device.
+    used: int
+    allocated: int
+    reserved: int
+
+
+class Driver(Probe):
+    """``gpu.process`` and ``gpu.context`` by NVML, found by UUID, and one ledger row a GPU.
+
+    NVML numbers GPUs in its own order and does not know CUDA_VISIBLE_DEVICES. In containers it may list no process,
+    processes of another PID namespace, or the right one with 0 bytes: then the figure is unavailable, never 0. Where
+    nobody else is on the GPU, the ledger then uses the growth of the device's use since before the context.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        #: Why there is nothing at all.
+        self.missing = ""
+        self.handles: dict[str, Any] = {}
+        self.before: dict[str, tuple[int, bool]] = {}
+        self.marked: dict[int, _Reading] = {}
+        self.final: dict[int, _Reading] = {}
+
+    def start(self) -> None:
+        if self.job.device.kind != "cuda":
+            return
+        import pynvml
+
+        self.nvml = pynvml
+        try:
+            pynvml.nvmlInit()
+            for gpu in self.job.device.gpus:
+                handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+                self.handles[gpu.uuid] = handle
+                alone = not pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                self.before[gpu.uuid] = (int(pynvml.nvmlDeviceGetMemoryInfo(handle).used), alone)
+        except pynvml.NVMLError as error:
+            self.missing = f"NVML: {error}"
+        if not self.missing and not self.handles:
+            self.missing = "NVML knows none of this run's GPUs"
+
+    def mark(self) -> None:
+        self.marked = self._read()
+
+    def generated(self, loaded: Loaded) -> None:
+        self.final = self._read()
+
+    def fill(self, result: LoadResult) -> None:
+        if self.job.device.kind != "cuda":
+            return
+        self._metric(result, "gpu.process", {gpu: (row.process, row.reason) for gpu, row in self.final.items()})
+        contexts = {
+            gpu: (row.process - row.reserved if row.process is not None else None, row.reason)
+            for gpu, row in self.marked.items()
+        }
+        self._metric(result, "gpu.context", contexts)
+        for gpu, row in self.final.items():
+            self._ledger(result, gpu, row)
+
+    def _metric(self, result: LoadResult, name: str, each: dict[int, tuple[int | None, str]]) -> None:
+        """The sum and each GPU's figure; unavailable where one of them is."""
+        reasons = [reason for value, reason in each.values() if value is None]
+        if self.missing or not each or reasons:
+            result.unavailable[name] = self.missing or next(iter(reasons), "the load did not get that far")
+            return
+        short = name.removeprefix("gpu.")
+        for gpu, (value, _) in each.items():
+            result.metrics[f"gpu.{gpu}.{short}"] = value or 0
+        result.metrics[name] = sum(value or 0 for value, _ in each.values())
+
+    def _ledger(self, result: LoadResult, gpu: int, row: _Reading) -> None:
+        uuid = self._uuid(gpu)
+        used_before, alone = self.before[uuid]
+        mark = self.marked[gpu]
+        by_difference = row.process is None
+        if by_difference and not alone:
+            result.notes.append(f"no ledger for GPU {gpu}: {row.reason}, and others use it")
+            return
+        process = row.used - used_before if row.process is None else row.process
+        context = (mark.used - used_before if mark.process is None else mark.process) - mark.reserved
+        weights = int(result.metrics.get(f"gpu.{gpu}.weights", 0))
+        result.ledger.append(
+            {
+                "gpu": gpu,
+                "weights": weights,
+                "rest": row.allocated - weights,
+                "reserved": row.reserved - row.allocated,
+                "context": context,
+                "other": process - row.reserved - context,
+                "process": process,
+                "by_difference": float(by_difference),
+            }
+        )
+        if by_difference:
+            result.notes.append(f"GPU {gpu}: {format_bytes(process)} by difference of the device's use ({row.reason})")
+
+    def _read(self) -> dict[int, _Reading]:
+        if self.missing or self.job.device.kind != "cuda":
+            return {}
+        readings = {}
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(gpu)
+            handle = self.handles[self._uuid(gpu)]
+            reserved = torch.cuda.memory_reserved(gpu)
+            process, reason = self._own(handle, reserved)
+            used = int(self.nvml.nvmlDeviceGetMemoryInfo(handle).used)
+            readings[gpu] = _Reading(process, reason, used, torch.cuda.memory_allocated(gpu), reserved)
+        return readings
+
+    def _own(self, handle: Any, reserved: int) -> tuple[int | None, str]:
+        pid = os.getpid()
+        try:
+            rows = self.nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except self.nvml.NVMLError as error:
+            return None, f"NVML: {error}"
+        used = next((row.usedGpuMemory for row in rows if row.pid == pid), None)
+        if all(row.pid != pid for row in rows):
+            return None, f"the driver lists no process {pid}: another PID namespace"
+        if not used:
+            return None, "the driver gives no figure for this process"
+        if used < reserved:
+            # Some other process of the host with our number.
+            return None, "the driver's figure is smaller than what torch holds: another PID namespace"
+        return int(used), ""
+
+    def _uuid(self, gpu: int) -> str:
+        """The driver's UUID of a device as this process numbers it: torch's, without NVML's prefix; else by order."""
+        own = str(getattr(torch.cuda.get_device_properties(gpu), "uuid", "")).lower()
+        for uuid in self.handles:
+            if own and uuid.partition("-")[2].lower() == own:
+                return uuid
+        return list(self.handles)[gpu]

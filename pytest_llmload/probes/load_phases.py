@@ -1,0 +1,176 @@
+"""Where the seconds of the loading call go: reading, converting, moving, and the rest.
+
+A thread looks at the load's threads every few milliseconds and asks each stack for its innermost function that the
+table below knows. Nothing of the libraries is replaced: a function that a later release renames breaks no load; its
+seconds go to the function that calls it, and mostly to ``other``.
+
+What cannot be told apart, and counts as one:
+
+- Files of safetensors are mapped: no byte is read before it is used. The copy to the device is what reads them, so
+  ``read`` is reading with that copy and a cast on the way; where nothing is copied before a weight is quantised or
+  merged with others, ``convert`` has the reading; and a dense load to the CPU reads nothing at all.
+- A function of C has no frame: what a loader of one's own calls directly (``tensor.to``, ``safe_open``) is its own
+  function's time, which is ``other``.
+- A GPU works through what is queued for it: seconds stand where the host waits.
+- ``Module.to`` is a move, also where it casts.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import defaultdict
+from functools import cache
+from time import perf_counter
+from types import FrameType
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import SAMPLED_PARTS, LoadResult
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: Seconds between two looks. One costs the load about 0.1 ms.
+INTERVAL = 0.01
+#: Looks below which shares are noise: with so many, half of the time may show as a third of it or as two.
+ENOUGH = 20
+
+READ, CONVERT, MOVE, OTHER = SAMPLED_PARTS
+_WAITS = "waits"
+
+#: Module or package, its functions (empty: all), phase. The first row that fits a function counts. Functions are given
+#: by name, or by their qualified name where Python tells it (3.11).
+TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("safetensors.torch", ("load_file", "load_model", "load"), READ),
+    ("torch.serialization", ("load",), READ),
+    ("torch.nn.modules.module", ("Module.load_state_dict", "load_state_dict"), READ),
+    # Slices of mapped files, made real on the device; by ranks their own part of each.
+    ("transformers.core_model_loading", ("_materialize_copy",), READ),
+    ("transformers.distributed.sharding_utils", ("shard_tensor",), READ),
+    ("transformers.modeling_utils", ("load_state_dict", "_load_state_dict_into_meta_model"), READ),
+    ("transformers.integrations.tensor_parallel", ("shard_and_distribute_module",), READ),
+    ("accelerate.utils.modeling", ("load_state_dict",), READ),
+    # Waits for the reading threads and gives weights new names; its conversions have frames of their own.
+    ("transformers.core_model_loading", ("WeightRenaming.convert", "materialize_tensors"), OTHER),
+    ("transformers", ("convert",), CONVERT),
+    ("transformers.quantizers", ("create_quantized_param", "postprocess_model"), CONVERT),
+    ("bitsandbytes.nn", ("_quantize", "from_prequantized"), CONVERT),
+    # Of what is quantised already.
+    ("bitsandbytes.functional", ("QuantState.to", "to"), MOVE),
+    ("bitsandbytes.functional", (), CONVERT),
+    ("bitsandbytes.backends", (), CONVERT),
+    ("torch.nn.modules.module", ("half", "bfloat16", "float", "double", "type"), CONVERT),
+    ("torch.nn.modules.module", ("to", "cuda", "cpu"), MOVE),
+    ("transformers.integrations.accelerate", ("accelerate_dispatch", "offload_weight"), MOVE),
+    ("accelerate.big_modeling", ("dispatch_model", "cpu_offload", "disk_offload"), MOVE),
+    ("accelerate.hooks", (), MOVE),
+    ("accelerate.utils.offload", (), MOVE),
+    ("accelerate.utils.modeling", ("set_module_tensor_to_device",), MOVE),
+    # Each device's part of the weights.
+    ("deepspeed.module_inject", (), MOVE),
+    ("pytest_llmload.worker.parallel.sharded_model", ("shard",), MOVE),
+    ("threading", ("wait", "_wait_for_tstate_lock", "join"), _WAITS),
+    ("concurrent.futures.thread", ("_worker",), _WAITS),
+)
+
+
+class LoadPhases(Probe):
+    """``load.read``, ``load.convert``, ``load.move`` and ``load.other`` in ``phases``: seconds that add up to those of
+    the loading call, without what a strategy does to the loaded model (an adapter), which is timed by itself.
+
+    Of a load that was too short for :data:`ENOUGH` looks there are none. Also of a load that raised: until then.
+    """
+
+    partial = True
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loading_thread = 0
+        self._begin = self._end = 0.0
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._looks = 0
+
+    def start(self) -> None:
+        # Before the others' marks: the thread's own memory is no part of a figure.
+        self._thread = threading.Thread(target=self._watch, name="load phases", daemon=True)
+        self._thread.start()
+
+    def loading(self) -> None:
+        self._loading_thread = threading.get_ident()
+        self._begin = perf_counter()
+        self._begun.set()
+
+    def returned(self) -> None:
+        self._end = perf_counter()
+        self._ended.set()
+
+    def loaded(self, loaded: Loaded) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._begin and not self._end:
+            self.returned()
+        self._ended.set()
+        self._begun.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def fill(self, result: LoadResult) -> None:
+        self.close()
+        result.phase_samples = self._looks
+        if self._looks < ENOUGH:
+            return
+        span, watched = self._end - self._begin, sum(self._seconds.values())
+        result.phases |= {phase: span * self._seconds[phase] / watched for phase in SAMPLED_PARTS}
+
+    def _watch(self) -> None:
+        self._begun.wait()
+        last = self._begin
+        while not self._ended.wait(INTERVAL):
+            phases = _phases(self._loading_thread)
+            now = perf_counter()
+            # To what is seen now: a function that kept the interpreter to itself is seen when it lets go.
+            for phase in phases:
+                self._seconds[phase] += (now - last) / len(phases)
+            self._looks += 1
+            last = now
+
+
+def _phases(loading_thread: int) -> list[str]:
+    """What the load is at: the phase of its own thread; where that one waits, of each thread that has one."""
+    frames = sys._current_frames()
+    # This function's own frame would hold itself by what it found, and with it the tensors in the load's frames.
+    del frames[threading.get_ident()]
+    own = phase_of(frames.get(loading_thread))
+    if own != _WAITS:
+        return [own]
+    others = (phase_of(frame) for thread, frame in frames.items() if thread != loading_thread)
+    return [phase for phase in others if phase not in (_WAITS, OTHER)] or [OTHER]
+
+
+def phase_of(frame: FrameType | None) -> str:
+    """The phase of the innermost function in a stack that the table knows; ``load.other`` where it knows none."""
+    while frame is not None:
+        code = frame.f_code
+        phase = _phase(frame.f_globals.get("__name__"), code.co_name, getattr(code, "co_qualname", ""))
+        if phase:
+            return phase
+        frame = frame.f_back
+    return OTHER
+
+
+@cache
+def _phase(module: object, name: str, qualified: str) -> str:
+    if name == "<module>":
+        # Being imported, whatever its functions do.
+        return OTHER
+    return next(
+        (
+            phase
+            for place, functions, phase in TABLE
+            if f"{module}.".startswith(f"{place}.") and (not functions or name in functions or qualified in functions)
+        ),
+        "",
+    )

@@ -1,0 +1,52 @@
+"""The model's fingerprint on fixed tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult, Numbers
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import BUFFER
+
+#: Positions x ids of the logits that are kept.
+POSITIONS = 8
+IDS = 8
+
+
+class Fingerprint(Probe):
+    """Logits at fixed places, log-sum-exp, top-1 margin, and the buffers that no checkpoint holds."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.numbers = Numbers()
+
+    def loaded(self, loaded: Loaded) -> None:
+        for held in loaded.inventory.held:
+            floating = held.dtype.startswith(("float", "bfloat")) and held.tensor is not None and held.device != "meta"
+            if floating and held.role == BUFFER and not held.persistent:
+                values = held.tensor.detach().cpu().double()
+                self.numbers.buffers[held.path] = [float(values.sum()), float(values.norm())]
+
+    def forwarded(self, loaded: Loaded) -> None:
+        logits = loaded.logits
+        if logits is None or logits.dim() != 3:
+            return
+        positions = spread(logits.shape[1], POSITIONS)
+        # Few rows only: the logits of a long prompt are larger than many models.
+        rows = logits[0, torch.tensor(positions, device=logits.device)].detach().cpu().float()
+        top = rows.topk(min(2, rows.shape[1]), dim=1).values
+        self.numbers.logits = [float(value) for value in rows[:, spread(rows.shape[1], IDS)].reshape(-1)]
+        self.numbers.logsumexp = [float(value) for value in rows.double().logsumexp(dim=1)]
+        self.numbers.margin = [float(value) for value in (top[:, 0] - top[:, -1])]
+
+    def fill(self, result: LoadResult) -> None:
+        result.numbers = self.numbers
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Up to ``count`` different indices over ``range(size)``, first and last among them."""
+    if size <= count:
+        return list(range(size))
+    return [index * (size - 1) // (count - 1) for index in range(count)]

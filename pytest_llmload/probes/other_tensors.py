@@ -1,0 +1,141 @@
+"""Live tensors after the load that are no part of the model: a copy that somebody keeps."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict
+from types import CellType, FrameType, ModuleType
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import inner_tensors, local_part
+
+#: The largest that are named.
+_NAMED = 5
+#: Bytes below which a tensor is counted but not named: libraries keep code tables.
+_WORTH = 2048
+#: Items of a container that is searched for its name.
+_SANE = 1_000_000
+
+
+class OtherTensors(Probe):
+    """``gpu.other_tensors`` and ``host.other_tensors``: storages of Python's live tensors, before any forward.
+
+    Exact where no peak is: a second copy of one weight shows on the CPU too. Tensors that only C++ code holds (cuBLAS
+    workspaces) are not seen.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.earlier: list[weakref.ref[Any]] = []
+        self.bytes: dict[str, int] = defaultdict(int)
+        self.notes: list[str] = []
+
+    def mark(self) -> None:
+        # By reference, not by address: an address may be given out again.
+        self.earlier = [weakref.ref(tensor) for tensor in _live()]
+
+    def loaded(self, loaded: Loaded) -> None:
+        # What existed at the mark is frozen, and not listed again until it is unfrozen.
+        found = _live()
+        gc.unfreeze()
+        known = set(loaded.inventory.storages())
+        for reference in self.earlier:
+            tensor = reference()
+            if tensor is not None:
+                known |= {key for key, _ in _storages(tensor)}
+        others: dict[tuple[str, int], tuple[int, Any]] = {}
+        for tensor in found:
+            for key, size in _storages(tensor):
+                if key not in known and key[0] != "meta" and size:
+                    others[key] = (size, tensor)
+        for (device, _), (size, _) in others.items():
+            self.bytes[device.split(":")[0]] += size
+            if device.startswith("cuda:"):
+                self.bytes[device] += size
+        largest = sorted((item for item in others.items() if item[1][0] >= _WORTH), key=lambda item: -item[1][0])[
+            :_NAMED
+        ]
+        self.notes = [
+            f"a tensor that is no part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
+            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {_holder(tensor)}"
+            for (device, _), (size, tensor) in largest
+        ]
+
+    def fill(self, result: LoadResult) -> None:
+        result.metrics["host.other_tensors"] = self.bytes.get("cpu", 0)
+        if self.job.device.kind == "cuda":
+            result.metrics["gpu.other_tensors"] = self.bytes.get("cuda", 0)
+            for index in range(torch.cuda.device_count()):
+                result.metrics[f"gpu.{index}.other_tensors"] = self.bytes.get(f"cuda:{index}", 0)
+        result.notes += self.notes
+
+
+def _live() -> list[Any]:
+    # The type is asked, not the object: proxies answer isinstance by loading what they stand for.
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+
+
+def _storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
+    """The storages behind a tensor; none where it has none (fake and functional tensors)."""
+    part = local_part(tensor)
+    inner = inner_tensors(part)
+    if inner:
+        return [entry for _, leaf in inner for entry in _storages(leaf)]
+    if part.layout != torch.strided or part.device.type == "meta":
+        return []
+    storage = part.untyped_storage()
+    return [((str(part.device), storage.data_ptr()), storage.nbytes())]
+
+
+def _holder(tensor: Any) -> str:
+    """Who keeps a tensor alive, as far as the garbage collector tells: an attribute, a name, a container."""
+    # Plain loops: a generator expression would hold what it is asked about in a closure, and find itself.
+    for referrer in gc.get_referrers(tensor):
+        name = _name_in(referrer, tensor)
+        if name:
+            return name
+        if type(referrer) in (list, tuple, set) and len(referrer) < _SANE:
+            for holder in gc.get_referrers(referrer):
+                name = _name_in(holder, referrer)
+                if name:
+                    return f"the {type(referrer).__name__} {name}"
+    return "an object that Python does not name"
+
+
+def _name_in(holder: Any, value: Any) -> str:
+    """The name that ``holder`` has for a value; empty where it has none, or is one of this probe's own."""
+    if type(holder) is CellType:
+        return "a closure's variable"
+    if isinstance(holder, dict):
+        key = next((key for key, item in holder.items() if item is value), None)
+        if key is None or isinstance(key, tuple):
+            return ""
+        module = holder.get("__name__")
+        if isinstance(module, str):
+            return f"{module}.{key}"
+        owners = (other for other in gc.get_referrers(holder) if _attributes(other) is holder)
+        owner = next(owners, None)
+        return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"key {key!r} of a dict"
+    # Python 3.11 and later keep attributes in the object itself until somebody asks for the dict.
+    own = _attributes(holder)
+    key = next((key for key, item in own.items() if item is value), None) if own is not None else None
+    return f"attribute {key} of {type(holder).__qualname__}" if key is not None else ""
+
+
+def _attributes(holder: Any) -> dict[str, Any] | None:
+    """An object's own attributes, without running any of its code; None where it keeps none."""
+    if isinstance(holder, (dict, list, tuple, set, type, ModuleType, FrameType)):
+        return None
+    try:
+        found = object.__getattribute__(holder, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None

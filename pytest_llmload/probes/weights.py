@@ -1,0 +1,56 @@
+"""Bytes of the model's weights, exact: distinct live storages on each side, before any forward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+
+
+class Weights(Probe):
+    """``gpu.weights``, ``host.weights``; ``weights.logical`` and the part of each GPU, each shard and the adapter."""
+
+    def loaded(self, loaded: Loaded) -> None:
+        inventory = loaded.inventory
+        self.by_device: dict[str, int] = defaultdict(int)
+        for (device, _), size in inventory.storages().items():
+            self.by_device[device] += size
+        distinct = list(inventory.distinct())
+        self.logical = sum(held.nbytes for held in distinct)
+        self.adapter = sum(held.nbytes for held in distinct if inventory.is_adapter(held))
+        self.logical_by_device: dict[str, int] = defaultdict(int)
+        self.logical_by_rank: dict[int, int] = defaultdict(int)
+        shards = loaded.shards
+        for held in distinct:
+            self.logical_by_device[held.device] += held.nbytes
+            if shards is not None:
+                # Several shards of one process stand under their ranks' names.
+                rank = (
+                    shards.ranks[0] if len(shards.ranks) == 1 else int(held.path.partition(".")[0].removeprefix("rank"))
+                )
+                self.logical_by_rank[rank] += held.nbytes
+        self.whole = (shards.whole_bytes if shards else 0) or sum(held.whole_bytes for held in distinct)
+        #: What a storage holds beyond the tensors that use it: a shard that keeps the whole tensor alive.
+        self.slack = sum(self.by_device.values()) - sum(held.nbytes for held in distinct if held.device != "disk")
+
+    def fill(self, result: LoadResult) -> None:
+        metrics = result.metrics
+        metrics["host.weights"] = self.by_device.get("cpu", 0)
+        if self.job.device.kind == "cuda":
+            for index in range(len(self.job.device.gpus)):
+                metrics[f"gpu.{index}.weights"] = self.by_device.get(f"cuda:{index}", 0)
+                metrics[f"gpu.{index}.logical"] = self.logical_by_device.get(f"cuda:{index}", 0)
+            for name, sizes in (("gpu.weights", self.by_device), ("gpu.logical", self.logical_by_device)):
+                metrics[name] = sum(size for device, size in sizes.items() if device.startswith("cuda:"))
+        metrics["weights.logical"] = self.logical
+        if self.job.spec.adapter is not None:
+            metrics["weights.adapter"] = self.adapter
+        for rank, size in self.logical_by_rank.items():
+            metrics[f"shard.{rank}.logical"] = size
+        result.whole_bytes = self.whole
+        if self.slack > 0:
+            result.notes.append(
+                f"weights keep {self.slack} bytes alive beyond their elements: views of larger storages"
+            )

@@ -1,0 +1,77 @@
+"""Running a test's function next to the model, and sending plain data back."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import pickle
+import sys
+from pathlib import PurePath
+from time import perf_counter
+from typing import Any
+
+from pytest_llmload.system.protocol import Message
+from pytest_llmload.worker.model.device import synchronize
+
+#: Characters of an exception's arguments, pickled.
+_MOST = 4096
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def call(message: Message, loaded: Any) -> Message:
+    """Call ``function(model, tokenizer, *args, **kwargs)``; ``seconds`` are the call's, until the device has finished.
+
+    The function comes by value (cloudpickle) or as ``"module:function"``. Raises TypeError if it returns anything but
+    plain data: the pytest process must not import torch to unpickle it.
+    """
+    if "target" in message:
+        module, _, name = message["target"].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
+    else:
+        function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))
+    model, tokenizer = loaded.model, loaded.tokenizer
+    synchronize(loaded.job)
+    begin = perf_counter()
+    value = function(model, tokenizer, *args, **kwargs)
+    synchronize(loaded.job)
+    seconds = perf_counter() - begin
+    check_plain(value)
+    return {"kind": "value", "payload": base64.b64encode(pickle.dumps(value)).decode(), "seconds": seconds}
+
+
+def arguments(error: BaseException) -> str:
+    """What an exception of the same class can be made with in the pytest process; empty unless that is plain data.
+
+    Also empty where it is too much: the message, which is cut, then has to do.
+    """
+    # As pickle has them: the file's name of an OSError is not in its ``args``.
+    reduced = error.__reduce__()
+    if not isinstance(reduced, tuple) or reduced[0] is not type(error):
+        return ""
+    plain = tuple(str(item) if isinstance(item, PurePath) else item for item in reduced[1])
+    try:
+        check_plain(plain)
+    except TypeError:
+        return ""
+    data = base64.b64encode(pickle.dumps(plain)).decode()
+    return data if len(data) <= _MOST else ""
+
+
+def check_plain(value: Any, where: str = "the value returned") -> None:
+    """Raise TypeError unless the value is numbers, strings, bytes and containers of them."""
+    if type(value) in _SCALARS:
+        return
+    if type(value) in (list, tuple, set, frozenset):
+        for item in value:
+            check_plain(item, f"an item of {where}")
+        return
+    if type(value) is dict:
+        for key, item in value.items():
+            check_plain(key, f"a key of {where}")
+            check_plain(item, f"{where}[{key!r}]")
+        return
+    kind = type(value)
+    torch = sys.modules.get("torch")
+    hint = "return .tolist() or .item()" if torch and isinstance(value, torch.Tensor) else "return plain data"
+    raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which stays in the load's process: {hint}")

@@ -1,0 +1,60 @@
+"""What the libraries log during a load: transformers' LOAD REPORT is a log record, not a Python warning."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from pytest_llmload.system.logs import COLOURS
+
+_LOGGERS = ("transformers", "accelerate", "bitsandbytes", "peft")
+#: A row of transformers' LOAD REPORT.
+_MISMATCH = re.compile(
+    r"^(\S+) *\| *MISMATCH *\|.* ckpt: torch\.Size\((.*?)\) vs model: *torch\.Size\((.*?)\)", re.MULTILINE
+)
+
+
+class _Collector(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.name}: {COLOURS.sub('', record.getMessage()).strip()}")
+
+
+def mismatches(lines: Iterable[str]) -> list[str]:
+    """Of collected records: each tensor whose shape in the checkpoint is not the model's, with both."""
+    rows = (row for line in lines for row in _MISMATCH.findall(line))
+    return [f"{name} is {stored} in the checkpoint and {own} in the model" for name, stored, own in rows]
+
+
+@contextmanager
+def warnings_of_libraries() -> Iterator[list[str]]:
+    """Collect records at WARNING or above and Python warnings; both still go where they would have gone.
+
+    A library whose own level hides warnings is raised to WARNING meanwhile.
+    """
+    lines: list[str] = []
+    collector = _Collector(lines)
+    levels = {}
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        levels[name] = logger.level
+        if logger.getEffectiveLevel() > logging.WARNING:
+            logger.setLevel(logging.WARNING)
+        logger.addHandler(collector)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield lines
+        for warning in caught:
+            lines.append(f"{warning.category.__name__}: {warning.message}")
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    finally:
+        for name, level in levels.items():
+            logger = logging.getLogger(name)
+            logger.removeHandler(collector)
+            logger.setLevel(level)

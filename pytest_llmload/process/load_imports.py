@@ -1,0 +1,92 @@
+"""Importing all that a load needs, before its clock starts."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
+from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.worker.checkpoints.digests import read_config
+
+_BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
+#: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
+#: whatever the base is.
+_PEFT = {
+    "peft": "peft",
+    "transformers.integrations.peft": "peft",
+    "peft.tuners.lora.bnb": "bitsandbytes",
+    "peft.utils.transformers_weight_conversion": "transformers.conversion_mapping",
+}
+
+
+def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> None:
+    """The libraries, the architecture's module, the strategies' packages, and the user's own modules.
+
+    Without ``cold``, only what a process may import that is forked again before it loads.
+
+    Raises ImportError for what is not installed.
+    """
+    for path in reversed(job.sys_path):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    for package in {package: None for strategy in served_by for package in strategy.packages}:
+        if not cold and any(package in strategy.cold_packages for strategy in served_by):
+            continue
+        importlib.import_module(package)
+    if find_spec("transformers") is not None:
+        # A user's own loader will most likely use it too, whether or not it says so.
+        for name in (*LIBRARY, *PLACEMENT, *(_BITSANDBYTES if job.spec.quant != "none" else ())):
+            if find_spec(name.partition(".")[0]) is not None:
+                importlib.import_module(name)
+        _import_architecture(job)
+        fill_caches()
+    if not cold:
+        return
+    if job.adapter is not None:
+        for name, needed in _PEFT.items():
+            if find_spec(needed) is not None and find_spec(name) is not None:
+                importlib.import_module(name)
+    for name in job.imports:
+        importlib.import_module(name)
+    if job.spec.target:
+        importlib.import_module(job.spec.target.partition(":")[0])
+
+
+def fill_caches() -> None:
+    """Have transformers 5 compile every architecture's renaming of weights, which a process's first load does.
+
+    A release that has no such table, or makes it elsewhere, makes it in the load.
+    """
+    if find_spec("transformers.conversion_mapping") is None:
+        return
+    mapping = importlib.import_module("transformers.conversion_mapping")
+    make = getattr(mapping, "get_checkpoint_conversion_mapping", None)
+    if make is not None:
+        # Whatever it is asked for, it makes all.
+        make("")
+
+
+def _import_architecture(job: Job) -> None:
+    """The classes that the checkpoint names, and the modules of its model type and of those that it is composed of."""
+    import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    config = read_config(Path(job.checkpoint.path))
+    names = [*config.get("architectures", ()), job.spec.auto_class]
+    for name in names:
+        if name and hasattr(transformers, name):
+            getattr(transformers, name)
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for model_type in {str(part["model_type"]) for part in parts if part.get("model_type")}:
+        package = f"transformers.models.{model_type_to_module_name(model_type)}"
+        if find_spec(package) is None:
+            # A type of the checkpoint's own code.
+            continue
+        name = package.rpartition(".")[2]
+        for module in (f"{package}.configuration_{name}", f"{package}.modeling_{name}"):
+            if find_spec(module) is not None:
+                importlib.import_module(module)

@@ -1,0 +1,350 @@
+"""One load from start to end, in a fixed order: every figure is taken at the same moment of every load."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmload.core.canonical import digest
+from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.registry import resolve
+from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.process import job_strategies
+from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
+from pytest_llmload.process.load_imports import import_all
+from pytest_llmload.strategies.base import Refused, Strategy
+from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
+from pytest_llmload.worker.model.device import create_context, is_out_of_memory, synchronize
+from pytest_llmload.worker.parallel import world
+
+#: Checks after whose failure the model is not run again.
+_BROKEN = ("forward", "generate")
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.model.loaded import Loaded
+
+
+def new_result(job: Job) -> LoadResult:
+    """A result of which nothing is known yet."""
+    digests = {"shape": job.checkpoint.shape, "weights": _weights_digest(job)}
+    return LoadResult(spec=job.spec.to_json(), outcome=LOADED, digests=digests)
+
+
+def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded | None]:
+    """Load as the job says; what it is, what it cost, and the live model.
+
+    None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
+
+    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate.
+    Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
+    problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
+    what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
+    it is loaded and generates, and serves nobody.
+    """
+    session = _Session(job, phase, into or new_result(job))
+    try:
+        return session.run()
+    except Exception:
+        session.fill()
+        raise
+    finally:
+        for probe in session.probes:
+            probe.close()
+
+
+class _Session:
+    def __init__(self, job: Job, phase: Callable[[str], None], result: LoadResult) -> None:
+        self.job = job
+        self.tell = phase
+        self.result = result
+        self.probes: list[Any] = []
+        #: Whether the loading call has returned, so that the probes have something to tell.
+        self.is_loaded = False
+        self.is_filled = False
+
+    def run(self) -> tuple[LoadResult, Loaded | None]:
+        with self._timed("import"):
+            served_by = job_strategies.strategies(self.job)
+            for strategy in served_by:
+                strategy.prepare(self.job)
+            import_all(self.job, served_by)
+            compared = any(strategy.same_output for strategy in served_by)
+            self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
+            self._import_own()
+        contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
+        if contradicted:
+            return self._ended(Problem("quantised", contradicted))
+        self._each("start")
+        with self._timed("context"):
+            create_context(self.job)
+            for strategy in served_by:
+                strategy.context(self.job)
+        try:
+            loaded = self._load(served_by)
+        except Refused as refused:
+            return self._ended(refused.problem)
+        self._environment(loaded)
+        if self.job.measure:
+            if self.job.checks:
+                with self._timed("applied"):
+                    self._applied(served_by, loaded)
+                self._forward(loaded)
+            if self.job.generates:
+                self._generate(loaded)
+            self.fill()
+            if self.job.checks:
+                self._exercised(served_by, loaded)
+            if self._keep_output:
+                self._same_output(loaded)
+        loaded.forget()
+        self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
+        if self.result.problems:
+            self.result.outcome = NOT_APPLIED
+        return self.result, loaded
+
+    def fill(self) -> None:
+        """Have the probes write what they have seen, once; of a load that raised, those that can tell a part."""
+        if self.is_filled:
+            return
+        self.is_filled = True
+        for probe in self.probes:
+            if self.is_loaded or probe.partial:
+                probe.fill(self.result)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        begin = perf_counter()
+        yield
+        self.result.phases[name] = perf_counter() - begin
+
+    def _each(self, moment: str, *args: Any) -> None:
+        for probe in self.probes:
+            getattr(probe, moment)(*args)
+
+    def _import_own(self) -> None:
+        """The measuring code itself: it needs torch, so it is imported after the libraries."""
+        names = self.job.probes if self.job.measure else ()
+        self.probes = [resolve(name)(self.job) for name in names]
+        resolve("pytest_llmload.process.measuring_modules:__name__")
+        if self.job.measure:
+            # Before a load that may take minutes.
+            resolve("pytest_llmload.worker.model.generation:check_length")(self.job)
+
+    def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
+        """The result of a load that cannot be what was asked for, so that there is no model."""
+        from pytest_llmload.process.environment import environment
+
+        self.result.problems.append(problem)
+        self.result.outcome = NOT_APPLIED
+        self.result.environment = environment(self.job)
+        return self.result, None
+
+    def _load(self, served_by: list[Strategy]) -> Loaded:
+        with self._timed("page_cache"):
+            prepare = resolve("pytest_llmload.system.page_cache:set_page_cache")
+            self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
+            # No rank may read while another one still evicts.
+            world.agreed(self.job, True)
+        self.tell("load")
+        kwargs = job_strategies.load_kwargs(self.job, served_by)
+        modules = set(sys.modules)
+        gc.collect()
+        self._each("mark")
+        # What exists is out of the collector's sight until the load is over: a full collection of all that the
+        # libraries keep takes as long as a small load, and would fall into some loads and not into others.
+        gc.freeze()
+        try:
+            with warnings_of_libraries() as log:
+                synchronize(self.job)
+                self._each("loading")
+                begin = perf_counter()
+                loaded = _as_loaded(self.job, self._called(served_by[0], kwargs, log))
+                synchronize(self.job)
+                self._each("returned")
+                loaded = self._wrap(served_by, loaded)
+                seconds = perf_counter() - begin
+            # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
+            del kwargs
+            gc.collect()
+            self._each("loaded", loaded)
+            self.is_loaded = True
+        finally:
+            gc.unfreeze()
+        # Where the files lie is this machine's business; reports are read elsewhere.
+        loaded.log = [line.replace(self.job.checkpoint.path, self.job.spec.name) for line in log]
+        self.result.phases["load"] = seconds
+        if self.job.measure:
+            self.result.metrics["load"] = seconds
+            self.result.samples["load"] = [seconds]
+        late = sorted(set(sys.modules) - modules)
+        if late:
+            loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
+        return loaded
+
+    def _called(self, strategy: Strategy, kwargs: dict[str, Any], log: list[str]) -> Any:
+        """What the loading call returns. Raises LoadFailed where the library's error is in what it logged only."""
+        try:
+            return strategy.load(self.job, kwargs)
+        except RuntimeError as error:
+            if not (unlike := mismatches(log)):
+                raise
+            raise LoadFailed("\n".join(["the checkpoint does not fit its config.json", *unlike])) from error
+
+    def _wrap(self, served_by: list[Strategy], loaded: Loaded) -> Loaded:
+        """What strategies do to a loaded model, each with its seconds, which are part of the load's."""
+        for strategy in served_by:
+            if strategy.wrapping:
+                begin = perf_counter()
+                loaded = strategy.wrap(self.job, loaded)
+                synchronize(self.job)
+                self.result.phases[strategy.wrapping] = perf_counter() - begin
+        return loaded
+
+    def _environment(self, loaded: Loaded) -> None:
+        from pytest_llmload.process.environment import environment
+
+        self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
+        attention = getattr(loaded.config, "_attn_implementation", None)
+        if attention:
+            self.result.environment["attn"] = str(attention)
+
+    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        from pytest_llmload.worker.checks import AFTER_LOAD
+
+        for check in AFTER_LOAD:
+            self.result.problems += check(loaded)
+        for strategy in served_by:
+            self.result.problems += strategy.applied(self.job, loaded)
+
+    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        from pytest_llmload.worker.checks import AFTER_FIGURES
+
+        if any(problem.check in _BROKEN for problem in self.result.problems):
+            return
+        checks = [("generate", partial(check, loaded)) for check in AFTER_FIGURES]
+        checks += [("forward", partial(strategy.exercised, self.job, loaded)) for strategy in served_by]
+        for name, check in checks:
+            # Into a list inside the attempt: a generator would raise outside it.
+            self.result.problems += self._attempt(name, loaded, partial(_listed, check)) or []
+            loaded.forget()
+
+    def _forward(self, loaded: Loaded) -> None:
+        from pytest_llmload.worker.checks import AFTER_FORWARD
+        from pytest_llmload.worker.model.generation import check_inputs, first_forward
+
+        loaded.forget()
+        if refused := check_inputs(loaded):
+            self.result.problems.append(Problem("forward", refused))
+            return
+        self._each("forwarding")
+        with self._timed("forward"):
+            loaded.logits = self._attempt("forward", loaded, lambda: first_forward(loaded))
+            synchronize(self.job)
+        self._each("forwarded", loaded)
+        for check in AFTER_FORWARD:
+            self.result.problems += check(loaded)
+        if self._keep_output and loaded.logits is not None:
+            loaded.kept_logits = loaded.logits.detach().float().cpu()
+        loaded.logits = None
+
+    def _generate(self, loaded: Loaded) -> None:
+        from pytest_llmload.worker.model.generation import can_generate, generate_workload
+
+        if any(problem.check in _BROKEN for problem in self.result.problems):
+            return
+        if not can_generate(loaded):
+            names = [name for name, metric in METRICS.items() if metric.section == "work"]
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
+            return
+        on_logits = self._looking(loaded)
+        self._each("generating")
+        with self._timed("generate"):
+            tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
+            synchronize(self.job)
+        if tokens is not None:
+            if self._keep_output:
+                loaded.kept_tokens = tokens.tolist()
+            del tokens
+            self._each("generated", loaded)
+
+    def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
+        """What is told of the logits of each token; None where the first forward's are known to be wrong."""
+        from pytest_llmload.worker.checks.finite import CHECK, Steps
+
+        if not self.job.checks or any(problem.check == CHECK for problem in self.result.problems):
+            return None
+        loaded.steps = Steps(loaded)
+        return loaded.steps.look
+
+    def _same_output(self, loaded: Loaded) -> None:
+        from pytest_llmload.worker.parallel import reference
+
+        with self._timed("reference"):
+            self.result.problems += reference.check(loaded)
+        loaded.kept_logits = None
+
+    def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
+        """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
+        try:
+            return call()
+        except Exception as error:
+            # Any other exception of foreign code is the finding itself.
+            if is_out_of_memory(error):
+                raise
+            from pytest_llmload.worker.checks.quantised import kernel_hint
+
+            text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            place = _innermost(error)
+            self.result.problems.append(Problem(check, f"{text} ({place})", hint=kernel_hint(loaded, place)))
+            return None
+
+
+def _listed(check: Callable[[], Iterable[Problem]]) -> list[Problem]:
+    return list(check())
+
+
+def _innermost(error: Exception) -> str:
+    """The innermost place outside torch that an exception came through: ``bitsandbytes/functional.py:1696``."""
+    frames = [
+        (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
+    ]
+    places = [(_short(file), line) for file, line in frames]
+    file, line = next((place for place in reversed(places) if not place[0].startswith("torch/")), places[-1])
+    return f"{file}:{line}"
+
+
+def _short(file: str) -> str:
+    """From the package on, else with its folder: where libraries and checkouts lie is this machine's business."""
+    _, installed, rest = file.rpartition("/site-packages/")
+    return rest if installed else "/".join(Path(file).parts[-2:])
+
+
+def _weights_digest(job: Job) -> str:
+    """What the numbers depend on: the checkpoint's content, and the adapter's."""
+    weights = job.checkpoint.weights
+    return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
+
+
+def _as_loaded(job: Job, given: Any) -> Loaded:
+    """What a strategy or a user's loader returned, as a Loaded. TypeError for anything without a forward."""
+    from pytest_llmload.worker.model.loaded import Loaded
+
+    if isinstance(given, Loaded):
+        return given
+    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not hasattr(model, "named_modules"):
+        raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
+    loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
+    loaded.trained = tuple(name or "the model" for name, module in model.named_modules() if module.training)
+    model.eval()
+    return loaded

@@ -1,0 +1,76 @@
+"""Whether a test's function changed the model that other tests share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+
+from pytest_llmload.worker.model.tensors import inner_tensors, local_part
+
+_State = tuple[object, ...]
+#: Bytes of a tensor that are looked at.
+_BYTES = 32
+#: What a call may make and keep for the next one.
+_MADE_BY_CALLS = frozenset({"_compiled_call"})
+
+
+def fingerprint(model: Any) -> frozenset[_State]:
+    """What an edit of the model moves.
+
+    Of each tensor its place, type, storage, version, whether it is trained, and some of its values: torch counts
+    in-place changes in ``_version``, but not those through ``.data``. Of each module its class, mode, hooks and what
+    was put in the place of its functions. Of the whole its configs and torch's own defaults. An edit through ``.data``
+    of few values, or of a quantisation state, is not seen.
+    """
+    state: set[_State] = set()
+    for name, module in model.named_modules():
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        state.add((name, type(module).__qualname__, module.training, hooks, *_replaced(module)))
+    tensors: list[Any] = []
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            version = -1 if tensor.is_inference() else tensor._version
+            place = (str(tensor.dtype), str(tensor.device), tensor.data_ptr(), version, tensor.requires_grad)
+            state.add((kind, name, *place))
+            tensors.append(tensor.detach())
+    state |= {("values", *sample) for sample in _samples(tensors)}
+    state |= {(name, _settings(getattr(model, name, None))) for name in ("config", "generation_config")}
+    state.add(("torch", str(torch.get_default_dtype()), str(torch.get_default_device()), torch.is_grad_enabled()))
+    return frozenset(state)
+
+
+def _replaced(module: Any) -> Iterator[tuple[str, int]]:
+    """Functions that a module has of its own: ``forward`` where somebody put another one in its place."""
+    for name, value in vars(module).items():
+        # A model's method that is kept under its own name is what a wrapper's call leaves behind.
+        own = isinstance(value, MethodType) and value.__name__ == name and isinstance(value.__self__, torch.nn.Module)
+        if callable(value) and not own and name not in _MADE_BY_CALLS and not isinstance(value, torch.nn.Module):
+            yield name, id(value)
+
+
+def _samples(tensors: list[Any]) -> Iterator[tuple[str, str]]:
+    """A digest of some bytes of all tensors of a device, which come to the host in one copy."""
+    parts: dict[str, list[Any]] = defaultdict(list)
+    for tensor in tensors:
+        part = local_part(tensor)
+        for leaf in [leaf for _, leaf in inner_tensors(part)] or [part]:
+            if leaf.device.type != "meta" and leaf.numel() and leaf.is_contiguous():
+                raw = leaf.reshape(-1).view(torch.uint8)
+                step = max(1, raw.numel() // _BYTES)
+                # Views. An odd step meets all bytes of a value, and all columns of a matrix.
+                parts[str(leaf.device)].append(raw[step // 3 :: step | 1][:_BYTES])
+    for device, values in parts.items():
+        yield device, hashlib.blake2b(torch.cat(values).cpu().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _settings(config: Any) -> str:
+    """A config's content, with the attention implementation that it keeps to itself."""
+    if config is None:
+        return ""
+    content = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    return repr((content, getattr(config, "_attn_implementation", None)))

@@ -1,0 +1,87 @@
+"""torch elastic's agent, in a thread: it starts the ranks, watches them, and says how one ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.process.ranks import rank
+from pytest_llmload.process.server_imports import answering
+from pytest_llmload.system.nodes import nodes
+
+#: Seconds that ranks get to end after one of them has died.
+_SHUTDOWN = 2
+#: As torch's own; here it bounds how long a machine waits for the others to join.
+_RENDEZVOUS = 900
+
+
+class Agent:
+    """Starts the ranks of this machine by forking: they have all imported what this process has.
+
+    On one machine the rendezvous is its own; on several, torchrun's variables name it: PET_NNODES, PET_RDZV_ENDPOINT,
+    PET_RDZV_ID and PET_RDZV_BACKEND, as ``torchrun --nnodes … --rdzv-endpoint …`` reads them.
+    """
+
+    def __init__(self, size: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Path) -> None:
+        self._logs = logs
+        #: Local rank -> exit status, minus the signal's number, of the rank whose end torch elastic saw first.
+        self.failures: dict[int, int] = {}
+        #: What went wrong with the agent itself.
+        self.error: Exception | None = None
+        self._launch = self._launcher(size)
+        arguments = (os.getpid(), pairs, logs)
+        # Ranks are told to die with the thread that forked them: it lives as long as they do.
+        self._thread = threading.Thread(target=self._run, args=arguments, name="ranks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the agent's end; whether it has ended."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _launcher(self, size: int) -> Any:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        machines = nodes()
+        # A rank that ends is told by us, with its name; signals are the business of the process that started this one.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
+        # The configuration asks torch for GPUs, which would start CUDA here and spoil the forks.
+        with answering({"count": 0, "capability": (0, 0)}):
+            config = LaunchConfig(
+                min_nodes=machines,
+                max_nodes=machines,
+                nproc_per_node=size,
+                run_id=os.environ.get("PET_RDZV_ID") or uuid.uuid4().hex,
+                rdzv_backend=os.environ.get("PET_RDZV_BACKEND", "c10d"),
+                rdzv_endpoint=os.environ.get("PET_RDZV_ENDPOINT") or "127.0.0.1:0",
+                rdzv_configs={"timeout": _RENDEZVOUS},
+                local_addr=None if machines > 1 else "127.0.0.1",
+                max_restarts=0,
+                monitor_interval=0.1,
+                start_method="fork",
+                logs_specs=DefaultLogsSpecs(log_dir=str(self._logs)),
+            )
+        return elastic_launch(config, rank.main)
+
+    def _run(self, *arguments: Any) -> None:
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        try:
+            self._launch(*arguments)
+        except ChildFailedError as error:
+            self.failures = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for the ranks tells it
+            self.error = error

@@ -1,0 +1,61 @@
+"""One rank's process: a load's session of its own, over the channel to the process that started it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+from pathlib import Path
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.process.session import Session, prepare
+from pytest_llmload.system import process
+from pytest_llmload.system.protocol import Channel, Message
+from pytest_llmload.worker.parallel import world
+
+
+class RankSession(Session):
+    """Answers as a load's process does; what it loads is this rank's part."""
+
+    def do_load(self, message: Message) -> Message:
+        job = own_job(Job.from_json(message["job"]), int(os.environ["LOCAL_RANK"]))
+        prepare(job)
+        world.settle(job)
+        return self.measured(job)
+
+
+def own_job(job: Job, local_rank: int) -> Job:
+    """The job with the one GPU of a rank; as it is on a CPU run."""
+    if job.device.kind != "cuda":
+        return job
+    return dataclasses.replace(
+        job, device=dataclasses.replace(job.device, gpus=job.device.gpus[local_rank : local_rank + 1])
+    )
+
+
+def log_of(logs: Path, local_rank: int) -> Path:
+    """Where a rank's output goes."""
+    return logs / f"rank{local_rank}.log"
+
+
+def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Path) -> None:
+    """Serve until the process that started the ranks hangs up. Called by torch elastic, in a fork of that process."""
+    process.die_with_parent(parent, signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    process.log_to(str(log_of(logs, local_rank)))
+    own = pairs[local_rank][1]
+    for pair in pairs:
+        for end in pair:
+            # The end of a rank is seen by its channel's closing: nobody else may hold it open.
+            if end is not own:
+                end.close()
+    channel = Channel(own)
+    channel.send({"kind": "hello", "pid": os.getpid(), "rank": world.rank()})
+    session = RankSession(channel)
+    session.serve()
+    if session.loaded is not None:
+        session.loaded.close()

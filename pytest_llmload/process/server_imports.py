@@ -1,0 +1,60 @@
+"""Importing what loads need into the server, without CUDA noticing.
+
+Importing torch and transformers takes longer than most loads, and a fork of a process that has imported them takes
+milliseconds. CUDA works in the child as long as nothing in the parent touched it. bitsandbytes, and peft which imports
+it, ask torch for the GPU while they are imported; they are answered with what the pytest process knows from NVML.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from pytest_llmload.process.load_imports import fill_caches
+
+
+def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
+    """Import the modules that are installed.
+
+    ``cuda`` holds the answers given to whoever asks torch for a GPU meanwhile: ``count`` and ``capability``; None
+    leaves torch alone.
+    """
+    with answering(cuda) if cuda is not None else contextlib.nullcontext():
+        for name in modules:
+            if not _exists(name):
+                continue
+            importlib.import_module(name)
+        if "transformers" in sys.modules:
+            fill_caches()
+
+
+def _exists(name: str) -> bool:
+    if name in sys.modules:
+        return True
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def answering(cuda: dict[str, Any]) -> Iterator[None]:
+    import torch
+
+    answers: dict[str, Any] = {
+        "is_available": lambda: cuda["count"] > 0,
+        "device_count": lambda: cuda["count"],
+        "get_device_capability": lambda device=None: tuple(cuda["capability"]),
+    }
+    saved = {name: getattr(torch.cuda, name) for name in answers}
+    try:
+        for name, answer in answers.items():
+            setattr(torch.cuda, name, answer)
+        yield
+    finally:
+        for name, function in saved.items():
+            setattr(torch.cuda, name, function)

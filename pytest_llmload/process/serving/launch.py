@@ -1,0 +1,56 @@
+"""How a server is started: the command line that a job stands for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from pytest_llmload.core.dtypes import TORCH_NAMES
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import CHECK_OPTIONS
+from pytest_llmload.process.serving.server_process import HOST, transformers_command
+from pytest_llmload.strategies.served import Served
+
+_QUANTS = {"nf4": "bnb-4bit", "int8": "bnb-8bit"}
+
+
+def command(job: Job, port: int) -> list[str]:
+    """The user's own command with its places filled in, or ``transformers serve``'s."""
+    own = job.spec.option("command")
+    if own is None:
+        return transformers_command(_arguments(job, port))
+    parts = shlex.split(own) if isinstance(own, str) else [str(part) for part in own]
+    places = {"{model}": job.checkpoint.path, "{host}": HOST, "{port}": str(port)}
+    for place, value in places.items():
+        parts = [part.replace(place, value) for part in parts]
+    return parts
+
+
+def _arguments(job: Job, port: int) -> list[str]:
+    spec = job.spec
+    # Of one GPU by its number: "auto" would also take the CPU where the model does not fit.
+    device = "cpu" if job.device.kind == "cpu" else "cuda:0" if len(job.device.gpus) == 1 else "auto"
+    given = {
+        "host": HOST,
+        "port": str(port),
+        "device": device,
+        "dtype": TORCH_NAMES[spec.dtype] if spec.dtype else "auto",
+        "quantization": _QUANTS[spec.quant] if spec.quant != "none" else None,
+        "attn-implementation": spec.attn,
+        "trust-remote-code": job.trust_remote_code,
+    }
+    own = set(Served.options) | set(CHECK_OPTIONS)
+    given |= {name.replace("_", "-"): json.loads(value) for name, value in spec.options if name not in own}
+    arguments = [job.checkpoint.path]
+    for name, value in given.items():
+        if isinstance(value, bool):
+            arguments += [f"--{name}"] if value else []
+        elif value is not None:
+            arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return arguments
+
+
+def log_of(log: Path) -> Path:
+    """Where a server's output goes, beside the load's own log."""
+    return log.with_name(f"{log.name}.server")

@@ -1,0 +1,95 @@
+"""What a server should have said: the same model, loaded here and asked as ``transformers serve`` asks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import SINGLE, LoadSpec
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.process import job_strategies
+from pytest_llmload.process.load_imports import import_all
+from pytest_llmload.system.proc import available
+from pytest_llmload.worker.planning.planner import plan as planned
+
+#: Bytes of a dense model that is loaded a second time, beside the server.
+_LARGEST = 4 << 30
+#: What stands for bytes that are no text yet; a stream holds them back, a whole decoding does not.
+_BROKEN = "\ufffd"
+#: Characters of a text that are quoted.
+_QUOTED = 60
+
+
+@dataclass(frozen=True)
+class _Said:
+    text: str
+    #: Whether sums in another order cannot have given another token.
+    exact: bool
+
+
+def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Problem], str]:
+    """Compare a server's answer to the workload with the model's own: problems, and a note on what stays open.
+
+    In fp32 it must be the same text. Otherwise another text proves nothing, unless it is that of the dense model where
+    a quantised one was asked for.
+    """
+    spec = job.spec
+    own = dataclasses.replace(spec, strategy=SINGLE, options=(), double_quant=spec.quant == "nf4")
+    dense = dataclasses.replace(own, quant="none", double_quant=False)
+    if why := _too_large(dataclasses.replace(job, spec=dense)):
+        return [], f"the text was not compared with that of the model loaded here: {why}"
+    said = _say(job, own, tokenizer, prompt)
+    if _bare(said.text) == _bare(text):
+        return [], ""
+    both = f"the server answers {text[:_QUOTED]!r}, the same model loaded here {said.text[:_QUOTED]!r}"
+    if said.exact:
+        return [Problem("output", f"{both}, in fp32")], ""
+    if spec.quant != "none" and _bare(_say(job, dense, tokenizer, prompt).text) == _bare(text):
+        return [Problem("quantised", f"the server answers as the dense model does, not as the one in {spec.quant}")], ""
+    return [], f"{both}; in 16 bit or quantised that proves nothing"
+
+
+def _too_large(job: Job) -> str:
+    """Why a dense model is not loaded beside the server; empty where it is."""
+    size = planned(job)["weights.logical"]
+    if size > _LARGEST:
+        return f"it has {format_bytes(size)} of weights"
+    if job.device.kind == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(0)[0]
+        if free < 2 * size:
+            return f"the server leaves {format_bytes(free)} of the GPU"
+    # Files that are read, and what they become.
+    elif available() < 3 * size:
+        return f"the server leaves {format_bytes(available())} of memory"
+    return ""
+
+
+def _say(job: Job, spec: LoadSpec, tokenizer: Any, prompt: str) -> _Said:
+    """The model's own continuation, by the settings that the server was given."""
+    import torch
+    from transformers import GenerationConfig
+
+    job = dataclasses.replace(job, spec=spec)
+    served_by = job_strategies.strategies(job)
+    import_all(job, served_by)
+    model = served_by[0].load(job, job_strategies.load_kwargs(job, served_by)).model
+    exact = spec.quant == "none" and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    count = spec.workload.new_tokens
+    settings = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    with torch.no_grad():
+        ids = model.generate(**inputs, generation_config=settings)[0, inputs["input_ids"].shape[1] :]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    del model
+    gc.collect()
+    return _Said(text, exact)
+
+
+def _bare(text: str) -> str:
+    return text.replace(_BROKEN, "")

@@ -1,0 +1,210 @@
+"""One load's process: loads once, then answers ``generate`` and ``run`` until the other side hangs up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core import results
+from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.job import Job
+from pytest_llmload.system import process
+from pytest_llmload.system.process_exit import Died
+from pytest_llmload.system.protocol import Channel, Closed, Message
+from pytest_llmload.worker.model.device import is_out_of_memory
+
+
+class Session:
+    """The messages a load process understands; each returns the reply."""
+
+    def __init__(self, channel: Channel, log: str = "") -> None:
+        self._channel = channel
+        self._log = log
+        #: The processes that the load consists of, or the server that has the model; None where the model is here.
+        self.elsewhere: Any = None
+        self.loaded: Any = None
+        self._fingerprint: object = None
+        self.phase = "start"
+
+    def serve(self) -> None:
+        while True:
+            try:
+                message, _ = self._channel.receive()
+            except Closed:
+                return
+            try:
+                reply = getattr(self, f"do_{message['kind']}")(message)
+            except Died as death:
+                reply = {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
+            except told() as error:
+                reply = describe(error, self.phase)
+            self._channel.send(reply)
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self._channel.send({"kind": "phase", "phase": phase})
+
+    def do_resolve(self, message: Message) -> Message:
+        """Bring a model's files here: download or build, then the digests."""
+        from pytest_llmload.worker.checkpoints.resolve import resolve
+
+        self._enter("resolve")
+        checkpoint = resolve(
+            message["spec"], Path(message["cache_dir"]), trust_remote_code=message["trust_remote_code"]
+        )
+        return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
+
+    def do_adapter(self, message: Message) -> Message:
+        """Bring an adapter's files here: build a random one, look at a directory, or download; then their digest."""
+        from pytest_llmload.core.job import Adapter, Checkpoint
+        from pytest_llmload.worker.checkpoints.digests import adapter_digest
+        from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
+
+        self._enter("resolve")
+        cache_dir = Path(message["cache_dir"])
+        path = resolve_adapter(
+            message["spec"],
+            Checkpoint(**message["checkpoint"]),
+            cache_dir,
+            trust_remote_code=message["trust_remote_code"],
+        )
+        return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
+
+    def do_plan(self, message: Message) -> Message:
+        from pytest_llmload.worker.planning.planner import plan
+
+        self._enter("plan")
+        job = Job.from_json(message["job"])
+        prepare(job)
+        return {"kind": "plan", "plan": plan(job)}
+
+    def do_load(self, message: Message) -> Message:
+        from pytest_llmload.core.registry import resolve
+        from pytest_llmload.process.job_strategies import elsewhere
+
+        job = Job.from_json(message["job"])
+        prepare(job)
+        place = elsewhere(job)
+        if not place:
+            return self.measured(job)
+        if not self._log:
+            raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
+        self.elsewhere = resolve(place)(job, self._enter, Path(self._log))
+        return {"kind": "result", "result": self.elsewhere.load().to_json()}
+
+    def measured(self, job: Job) -> Message:
+        """Load and measure here; an error has the figures that were taken until then."""
+        from pytest_llmload.process.measurement import measure, new_result
+        from pytest_llmload.process.model_changes import fingerprint
+
+        result = new_result(job)
+        try:
+            _, self.loaded = measure(job, self._enter, result)
+        except told() as error:
+            # With what was seen until then.
+            return {**describe(error, self.phase), "result": result.to_json()}
+        if self.loaded is not None:
+            self._fingerprint = fingerprint(self.loaded.model)
+        self.phase = "idle"
+        return {"kind": "result", "result": result.to_json()}
+
+    def _asked(self, message: Message) -> Message:
+        reply: Message = self.elsewhere.ask(message)
+        return reply
+
+    def close(self) -> None:
+        """Give back what outlives this process's own end."""
+        for part in (self.loaded, self.elsewhere):
+            if part is not None:
+                part.close()
+
+    def do_generate(self, message: Message) -> Message:
+        from pytest_llmload.worker.model.generation import generate
+
+        if self.elsewhere is not None:
+            return self._asked(message)
+        self._enter("generate")
+        return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
+
+    def do_run(self, message: Message) -> Message:
+        from pytest_llmload.process import calls
+        from pytest_llmload.process.model_changes import fingerprint
+
+        if self.elsewhere is not None:
+            return self._asked(message)
+        self._enter("run")
+        # Loaded by its first use, which is now at the latest.
+        words = _words(self.loaded.tokenizer)
+        try:
+            reply = calls.call(message, self.loaded)
+        except told() as error:
+            reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
+        now = fingerprint(self.loaded.model)
+        changed = now != self._fingerprint or _words(self.loaded.tokenizer) != words
+        self._fingerprint = now
+        return {**reply, "changed": changed}
+
+
+def _words(tokenizer: Any) -> int:
+    """How many tokens a tokenizer knows; -1 for one that does not say."""
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else -1
+
+
+def prepare(job: Job) -> None:
+    """Make this process see what the job may see: GPUs, environment, import path, working directory."""
+    if job.device.kind == "cuda":
+        visible = ",".join(gpu.uuid for gpu in job.device.gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    os.environ.update(dict(job.spec.env))
+    sys.path.extend(path for path in job.sys_path if path not in sys.path)
+    if job.cwd:
+        os.chdir(job.cwd)
+
+
+def told() -> tuple[type[BaseException], ...]:
+    """What the pytest process is told of, whatever code raised it: errors, ``sys.exit``, and pytest's outcomes.
+
+    ``pytest.fail`` and ``pytest.skip`` raise what is no Exception; who raised it has imported pytest here.
+    """
+    outcomes = sys.modules.get("_pytest.outcomes")
+    return Exception, SystemExit, *((outcomes.OutcomeException,) if outcomes is not None else ())
+
+
+def describe(error: BaseException, phase: str) -> Message:
+    """An exception as a message: out of memory, the machine's fault, or simply raised."""
+    kind = type(error)
+    if isinstance(error, MachineError):
+        outcome = "machine"
+    elif is_out_of_memory(error):
+        outcome = results.OUT_OF_MEMORY
+    else:
+        outcome = results.FAILED
+    # Our own errors are whole sentences already.
+    type_name = "" if isinstance(error, (MachineError, LoadFailed)) else f"{kind.__module__}.{kind.__qualname__}"
+    info = results.ErrorInfo(
+        message=str(error) if type_name else str(error) or kind.__name__,
+        type_name=type_name.removeprefix("builtins."),
+        traceback="".join(traceback.format_exception(error)),
+        phase=phase,
+    )
+    return {"kind": "error", "outcome": outcome, "error": asdict(info)}
+
+
+def main(fd: int, log: str) -> int:
+    """Serve one channel until it closes; the process's exit status."""
+    # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
+    os.setsid()
+    process.log_to(log)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    session = Session(Channel(socket.socket(fileno=fd)), log)
+    session.serve()
+    session.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return 0

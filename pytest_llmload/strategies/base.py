@@ -1,0 +1,184 @@
+"""What every strategy is: a declaration that pytest reads, and the loading that needs torch.
+
+pytest imports a strategy's module at collection to read ``name``, ``fields`` and ``options``. Therefore torch and all
+that imports it are imported inside the methods only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.results import Problem
+from pytest_llmload.system.scratch import LOAD, Scratch
+from pytest_llmload.worker.checkpoints.digests import read_config
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.worker.model.loaded import Loaded
+
+
+class Refused(Exception):
+    """A library would not do what was asked; there is no model to look at, only the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class Strategy:
+    """One way of loading, or one facet of it: a placement, a dtype, a quantisation.
+
+    A spec is served by the strategies of its facets: its placement (``spec.strategy``), its dtype, its quantisation.
+    What they contribute to ``from_pretrained`` is merged; the placement's strategy calls it.
+    """
+
+    name: ClassVar[str]
+    #: One sentence for the documentation and ``--llm-strategy`` errors.
+    summary: ClassVar[str]
+    #: What naming it sets in a LoadSpec.
+    fields: ClassVar[dict[str, Any]] = {}
+    #: What the ready-made suite loads beside its plain form, as fields of a LoadSpec.
+    also: ClassVar[tuple[dict[str, Any], ...]] = ()
+    #: Whether a server that somebody else has started (``--llm-endpoint``) may be its load.
+    takes_endpoint: ClassVar[bool] = False
+    #: Its own options; others go to ``from_pretrained``.
+    options: ClassVar[tuple[str, ...]] = ()
+    #: Import names that it needs.
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
+    #: Of these, what the warm server must not import: it would touch the GPU, or read settings of the load's process.
+    cold_packages: ClassVar[tuple[str, ...]] = ()
+    #: Whether the load is made by ``world_size`` processes, started through torch elastic.
+    in_ranks: ClassVar[bool] = False
+    #: ``module:Class`` of what has the model in other processes than the load's: it is made from the job, a function
+    #: that is told each phase, and the load's log; it has ``load``, ``ask`` (for ``generate`` and ``run``) and
+    #: ``close``. Empty where the model is loaded here.
+    elsewhere: ClassVar[str] = ""
+    #: Why no test can have the model itself, as one sentence; empty where it can.
+    no_model: ClassVar[str] = ""
+    #: Whether its output must be that of the model loaded whole, which is then loaded too, after all figures.
+    same_output: ClassVar[bool] = False
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        """Why the ready-made suite does not load it on a device unless it is named; empty where it does.
+
+        What is split over several devices needs them.
+        """
+        world_size = cls.fields.get("world_size", 1)
+        if world_size == 1:
+            return ""
+        if device.kind != "cuda":
+            return f"on a CPU run only where --llm-strategy={cls.name} asks for it"
+        gpus = len(device.gpus)
+        return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        """Why such a load cannot be, whatever the machine; empty where it can. Asked at collection.
+
+        ``endpoint`` is the run's ``--llm-endpoint``.
+        """
+        return ""
+
+    @classmethod
+    def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
+        """Import names of the packages that a load needs."""
+        return cls.packages
+
+    def prepare(self, job: Job) -> None:
+        """What must be set in the load's process before its libraries are imported."""
+
+    def context(self, job: Job) -> None:
+        """What must be there before the clock and the figures of the load start, after the device's own context."""
+
+    #: The phase that ``wrap`` is reported as, within the load's time; empty where it does nothing.
+    wrapping: ClassVar[str] = ""
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        """Its contribution to ``from_pretrained``. Not timed: what production pays for belongs into ``load``."""
+        return {}
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        """A model, ``(model, tokenizer)``, or a Loaded; called once, on the strategy of the placement only."""
+        return from_pretrained(job, kwargs)
+
+    def wrap(self, job: Job, loaded: Loaded) -> Loaded:
+        """What it does to the model that the placement's strategy loaded; timed as part of the load.
+
+        Raises Refused where a library does not support the combination.
+        """
+        return loaded
+
+    def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
+        """Its own checks after the load, beside those that every load must pass."""
+        return ()
+
+    def exercised(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
+        """Its checks that run the model again; called after every figure has been taken."""
+        return ()
+
+
+def unheeded(spec: LoadSpec, *fields: str) -> str:
+    """Why a placement refuses fields of a spec that it would ignore; empty where none of them is set."""
+    found = " and ".join(name for name in fields if getattr(spec, name))
+    return f"strategy({spec.strategy!r}) would ignore {found}: leave one of them away" if found else ""
+
+
+def model_class(job: Job) -> Any:
+    """The class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
+
+    Raises ValueError where transformers has no such class.
+    """
+    import transformers
+
+    config = read_config(Path(job.checkpoint.path))
+    name = job.spec.auto_class
+    if name is None and job.trust_remote_code and config.get("auto_map"):
+        autos = [key for key in config["auto_map"] if key.startswith("AutoModel")]
+        name = "AutoModelForCausalLM" if "AutoModelForCausalLM" in autos or not autos else autos[0]
+    if name is None:
+        name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ValueError(
+            f"transformers {transformers.__version__} has no class {name!r}, which the checkpoint's config names; "
+            "choose one with auto_class(), or allow its own code with --llm-trust-remote-code"
+        )
+    return found
+
+
+def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
+    """The one call of ``from_pretrained`` that all built-in strategies end in."""
+    from pytest_llmload.worker.model.loaded import Loaded
+
+    if job.trust_remote_code:
+        kwargs = {"trust_remote_code": True, **kwargs}
+    model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
+    return Loaded(
+        job=job,
+        model=model,
+        loading_info={kind: _texts(keys) for kind, keys in info.items()},
+        conversions=list(getattr(model, "_weight_conversions", None) or []),
+    )
+
+
+def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
+    """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
+    scratch = Scratch(LOAD)
+    try:
+        loaded = from_pretrained(job, {"offload_folder": str(scratch.files), **kwargs})
+    except BaseException:
+        scratch.close()
+        raise
+    loaded.planned_map = kwargs["device_map"]
+    # Weights on disk are read from it at every forward.
+    loaded.scratch = scratch
+    return loaded
+
+
+def _texts(keys: Iterable[Any]) -> list[str]:
+    """Keys as text; a mismatched one is ``(name, shape in the file, shape in the model)``."""
+    return sorted(f"{key[0]}: {key[1]} -> {key[2]}" if isinstance(key, tuple) else str(key) for key in keys)

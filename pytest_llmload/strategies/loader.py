@@ -1,0 +1,34 @@
+"""The user's own loading code."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.registry import resolve
+from pytest_llmload.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Loader(Strategy):
+    """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns.
+
+    ``spec.model`` is the folder of the model's files on this machine, whatever ``--llm-model`` named them by, and
+    ``spec.adapter`` that of the adapter's.
+    """
+
+    name = "loader"
+    summary = "Production's own function: function(spec) -> model or (model, tokenizer)."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "loader"}
+    options: ClassVar[tuple[str, ...]] = ("target",)
+    packages = ("torch",)
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        if not job.spec.target:
+            raise ValueError("the loader strategy needs a target: strategy('loader', target='package.module:function')")
+        target: Callable[[Any], Any] = resolve(job.spec.target)
+        adapter = job.adapter.path if job.adapter is not None else None
+        return target(dataclasses.replace(job.spec, model=job.checkpoint.path, adapter=adapter))

@@ -1,0 +1,43 @@
+"""Part of the model on the CPU and on disk, brought in for each forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.strategies.base import Strategy, load_with_map
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.model.loaded import Loaded
+
+
+class Offload(Strategy):
+    """accelerate's hooks, by the planner's default map, or the spec's ``device_map`` or ``max_memory``.
+
+    On a CPU run only disk counts as offloaded.
+    """
+
+    name = "offload"
+    summary = "CPU and disk offload through accelerate's hooks."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "offload"}
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        from pytest_llmload.worker.planning.planner import plan_load
+
+        return {"device_map": plan_load(job).device_map}
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        return load_with_map(job, kwargs)
+
+    def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
+        """Offloaded bytes are found where accelerate keeps them; the forward and generating prove that it runs."""
+        offloaded = [held for held in loaded.inventory.held if held.offloaded]
+        size = sum(held.nbytes for held in offloaded)
+        on_disk = sum(held.nbytes for held in offloaded if held.device == "disk")
+        if not size:
+            return [Problem(self.name, "nothing is offloaded: no hook holds a weight")]
+        loaded.notes.append(f"offloaded: {format_bytes(size - on_disk)} to the CPU, {format_bytes(on_disk)} to disk")
+        return []

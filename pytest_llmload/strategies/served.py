@@ -1,0 +1,77 @@
+"""A model behind an endpoint: a server that the load starts, or one that runs already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Device
+from pytest_llmload.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+
+#: What ``transformers serve`` needs beside transformers.
+_SERVER = ("fastapi", "uvicorn", "openai", "pydantic")
+#: Fields of a spec that a server which is started here cannot be told, and what they are called.
+_UNTOLD = {
+    "adapter": "lora",
+    "device_map": "device_map",
+    "max_memory": "max_memory",
+    "skip_modules": "skip_modules",
+    "compute_dtype": "compute_dtype",
+    "auto_class": "auto_class",
+    "target": "target",
+}
+#: What a server that is started by another command, or by somebody else, was not told by us.
+_OURS_TO_TELL = {**_UNTOLD, "quant": "quant", "dtype": "dtype", "attn": "attn", "env": "env"}
+
+
+class Served(Strategy):
+    """``transformers serve`` on a free loopback port, another server by ``command=``, or ``--llm-endpoint URL``.
+
+    The load's process is the client. ``command=`` is a list, or a text that is split as a shell does, in which
+    ``{model}``, ``{host}`` and ``{port}`` are filled in. Options that are not listed here go to ``transformers serve``:
+    ``continuous_batching=True`` is ``--continuous-batching``.
+    """
+
+    name = "served"
+    summary = "A running or started endpoint: transformers serve, any OpenAI-compatible URL, text-generation-inference."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "served"}
+    takes_endpoint = True
+    #: ``command``; ``model_id``: the id that the endpoint must serve; ``api``: ``openai`` or ``tgi``, else found out.
+    options: ClassVar[tuple[str, ...]] = ("command", "model_id", "api")
+    packages = (*Strategy.packages, *_SERVER)
+    #: Only the server imports them.
+    cold_packages = _SERVER
+    elsewhere = "pytest_llmload.process.serving.served_model:Served"
+    no_model = "the model is in a server, which only answers requests: llm.generate() asks it"
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        return "only where --llm-strategy=served asks for a server, or --llm-endpoint=URL names one"
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if endpoint and spec.option("command"):
+            return "strategy('served', command=…) starts a server, and --llm-endpoint names one that runs: not both"
+        if spec.option("api") not in (None, "openai", "tgi"):
+            return f"served: unknown api={spec.option('api')!r}: 'openai' or 'tgi'"
+        if endpoint:
+            return _untold(spec, _OURS_TO_TELL, "a running endpoint (--llm-endpoint) was loaded by somebody else")
+        if spec.option("command"):
+            # Its environment is ours to give.
+            rest = {field: name for field, name in _OURS_TO_TELL.items() if field != "env"}
+            return _untold(spec, rest, "the server's own command says how it loads (command=)")
+        if spec.quant == "fp4":
+            return "served with quant('fp4'): transformers serve knows bnb-4bit (nf4) and bnb-8bit (int8) only"
+        return _untold(spec, _UNTOLD, "transformers serve has no option for it")
+
+    @classmethod
+    def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
+        return Strategy.packages if spec.option("command") else cls.packages
+
+
+def _untold(spec: LoadSpec, fields: dict[str, str], why: str) -> str:
+    identity = spec.identity()
+    told = [name for field, name in fields.items() if field in identity]
+    return f"served with {', '.join(told)}: {why}; leave {'it' if len(told) == 1 else 'them'} away" if told else ""

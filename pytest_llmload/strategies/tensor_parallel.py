@@ -1,0 +1,51 @@
+"""Weights split over several devices of one process, by the tensor_parallel package."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.strategies.base import Strategy, from_pretrained, unheeded
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+
+
+class TensorParallel(Strategy):
+    """The package itself, given a Config for today's modules: transformers' own plan for the architecture.
+
+    One process drives all shards, each with a key-value cache of its own. The whole model is read to the host first,
+    as the package does; the shards are on cuda:0, cuda:1 …, or on as many parts of the CPU.
+    """
+
+    name = "tensor_parallel"
+    summary = "The tensor_parallel package over world_size devices, by transformers' own plan for the architecture."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "tensor_parallel", "world_size": 2}
+    packages = (*Strategy.packages, "tensor_parallel")
+    same_output = True
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if spec.quant != "none":
+            return (
+                "the tensor_parallel package splits dense weights only: it would lose the state of "
+                f"{spec.quant} weights; take tensor_parallel or quant, not both"
+            )
+        return unheeded(spec, "device_map", "max_memory")
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        return {"device_map": {"": "cpu"}}
+
+    def context(self, job: Job) -> None:
+        # Imported here: what the load imports would be part of its time.
+        importlib.import_module("pytest_llmload.worker.parallel.sharded_model")
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.parallel.sharded_model import shard
+
+        loaded = from_pretrained(job, kwargs)
+        size = job.spec.world_size
+        devices = [f"cuda:{rank}" for rank in range(size)] if job.device.kind == "cuda" else ["cpu"] * size
+        loaded.model, loaded.shards = shard(loaded.model, devices)
+        return loaded

@@ -1,0 +1,50 @@
+"""transformers' own tensor parallel: one process a rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.strategies.base import Strategy, from_pretrained, unheeded
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+
+
+class TpPlan(Strategy):
+    """``from_pretrained`` in ``world_size`` processes, each of which reads its part of the checkpoint only.
+
+    By the plan that transformers keeps for the architecture; torch elastic starts the processes, over NCCL on GPUs and
+    gloo on the CPU.
+    """
+
+    name = "tp_plan"
+    summary = "transformers' own tensor parallel in world_size processes, started through torch elastic."
+    fields: ClassVar[dict[str, Any]] = {"strategy": "tp_plan", "world_size": 2}
+    in_ranks = True
+    same_output = True
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        return unheeded(spec, "device_map", "max_memory")
+
+    def context(self, job: Job) -> None:
+        from pytest_llmload.worker.parallel.world import join
+
+        join(job)
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        try:
+            from transformers.distributed import DistributedConfig
+
+            return {"distributed_config": DistributedConfig(tp_size=job.spec.world_size)}
+        except (ImportError, TypeError):
+            # Before 5.x the plan was an argument of its own.
+            return {"tp_plan": "auto"}
+
+    def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.parallel.rank_shards import rank_shards
+
+        loaded = from_pretrained(job, kwargs)
+        loaded.shards = rank_shards(job, loaded.model)
+        return loaded

@@ -1,0 +1,1 @@
+"""PEFT adapters: their files, what they add, and the modules that they wrap."""

@@ -1,0 +1,32 @@
+"""What an adapter will hold beside the weights, from its file's header."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.worker.adapters.files import PREFIX
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_WEIGHTS, read_header
+
+_FP32 = 4
+
+
+def adapter_tensors(job: Job, base_itemsize: int) -> Iterator[tuple[str, str, int]]:
+    """Module of the base, name and bytes of each tensor; none where there is no adapter or it is merged away.
+
+    ``peft`` keeps 16-bit adapters in float32 (``autocast_adapter_dtype``); ``load_adapter`` takes the dtype of the
+    layer that it tunes, ``base_itemsize`` bytes, which is float32 where that is quantised.
+    """
+    spec = job.spec
+    peft = spec.adapter_via == "peft"
+    if job.adapter is None or (peft and spec.adapter_merged):
+        return
+    size = _FP32 if peft or spec.quant != "none" else base_itemsize
+    for stored in read_header(Path(job.adapter.path) / ADAPTER_WEIGHTS):
+        name = stored.tensor.name.removeprefix(PREFIX)
+        module, lora, leaf = name.partition(".lora_")
+        if not lora:
+            module, _, leaf = name.rpartition(".")
+        yield module, f"{lora}{leaf}".lstrip("."), math.prod(stored.tensor.shape) * size

@@ -1,0 +1,39 @@
+"""What every load must pass: one file per check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.checks import (
+    attention,
+    checkpoint_coverage,
+    devices,
+    dtype,
+    eval_mode,
+    finite,
+    keys,
+    quantised,
+    shards,
+    tied,
+    values,
+)
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: After the load, before any forward: a forward may repack weights.
+AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
+    keys.check,
+    checkpoint_coverage.check,
+    devices.check,
+    quantised.check,
+    dtype.check,
+    attention.check,
+    eval_mode.check,
+    tied.check,
+    values.check,
+    shards.check,
+)
+#: After the first forward, whose logits are still there.
+AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
+#: After the workload was generated and every figure taken: they read all weights, or what the logits were meanwhile.
+AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)

@@ -1,0 +1,30 @@
+"""The attention implementation that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.model.loaded import Loaded
+
+CHECK = "attention"
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """By the configs that the modules themselves hold: each attention module dispatches on its own at every forward."""
+    asked = loaded.job.spec.attn
+    if asked is None:
+        return
+    wrong: dict[str, list[str]] = {}
+    seen = 0
+    for path, module in loaded.inventory.modules.items():
+        used = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if used is None:
+            continue
+        seen += 1
+        if used != asked:
+            wrong.setdefault(str(used), []).append(path or "the model")
+    for used, paths in wrong.items():
+        yield Problem(CHECK, f"attention {asked} was asked for, {used} is used", tuple(paths))
+    if not seen:
+        yield Problem(CHECK, f"attention {asked} was asked for, but the model does not say which it uses")

@@ -1,0 +1,134 @@
+"""Logits are finite, those of the first forward and of every generated token, and so are the stored weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.quantisation.stored import stored
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
+
+CHECK = "finite"
+#: Elements that are looked at at once.
+_CHUNK = 1 << 22
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """The first forward's logits."""
+    if loaded.logits is None or _is_finite(loaded.logits):
+        return
+    wrong = int((~loaded.logits.isfinite()).sum())
+    nans = int(loaded.logits.isnan().sum())
+    yield Problem(CHECK, f"{wrong} of {loaded.logits.numel()} logits of the first forward are not finite ({nans} NaN)")
+
+
+def weights(loaded: Loaded) -> Iterator[Problem]:
+    """Every floating weight in memory, and the statistics of quantised ones; what the checkpoint itself holds is noted.
+
+    Reads all of them, each on its device: called after every figure has been taken.
+    """
+    found: list[str] = []
+    size = 0
+    for held, tensor, name in _stored(loaded):
+        if _is_finite(tensor):
+            continue
+        if name == held.name and _is_so_in_file(loaded, held):
+            loaded.notes.append(f"{held.path} is not finite, as the checkpoint has it")
+            continue
+        where = f"{held.module}.{name}" if held.module else name
+        found.append(f"{where} ({format_bytes(held.nbytes)})")
+        size += held.nbytes
+    if found:
+        yield Problem(CHECK, f"{len(found)} stored weights hold NaN or infinity", tuple(found), size)
+
+
+class Steps:
+    """What the logits of a generation are, step by step: told of each while the model generates."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        ends = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+        #: Tokens whose logits are -inf because no sequence ends before its last token.
+        self._ends = len({*ends}) if isinstance(ends, list) else int(ends is not None)
+        #: Of each step and row, whether a logit is not finite.
+        self.wrong: list[list[bool]] = []
+
+    def look(self, logits: Any) -> None:
+        """Logits of one step, batch x vocabulary; looked at where they are, with nothing left there."""
+        highest = torch.amax(logits, dim=-1)
+        lowest = (logits == -torch.inf).sum(dim=-1)
+        self.wrong.append((~highest.isfinite() | (lowest > self._ends)).tolist())
+
+
+def decoded(loaded: Loaded) -> Iterator[Problem]:
+    """The logits of the workload's tokens, those after the first of which come from the cache."""
+    steps = loaded.steps
+    if steps is None:
+        return
+    if not steps.wrong:
+        loaded.notes.append("the logits of generated tokens were not looked at: the model generates in its own way")
+        return
+    wrong = [number for number, row in enumerate(steps.wrong, 1) if any(row)]
+    if wrong:
+        how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
+        yield Problem(
+            CHECK,
+            f"the logits of {len(wrong)} of {len(steps.wrong)} generated tokens are not finite, from token {wrong[0]} "
+            f"on ({how})",
+        )
+
+
+def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
+    """Floating tensors in memory that hold weights, each once, with the name in their module."""
+    inventory = loaded.inventory
+    seen: set[tuple[int, int]] = set()
+    for held in inventory.held:
+        weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
+        if not weight or held.tensor is None or held.device == "meta":
+            continue
+        parts = [(held.tensor, held.name)]
+        state = stored(inventory.modules[held.module], held.name) if held.role == PARAMETER else None
+        if state is not None:
+            nested = state.nested.absmax if state.nested is not None else None
+            parts = [(state.scales, f"{held.name}'s scales"), (nested, f"{held.name}'s nested scales")]
+            parts.append((state.offset, f"{held.name}'s offset"))
+        for tensor, name in parts:
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _FLOATING or not tensor.numel():
+                continue
+            place = (tensor.data_ptr(), tensor.numel())
+            if place not in seen:
+                seen.add(place)
+                yield held, tensor.detach(), name
+
+
+def _chunks(tensor: Any) -> Any:
+    """A tensor in parts, none of them a copy."""
+    if tensor.is_contiguous():
+        return tensor.reshape(-1).split(_CHUNK)
+    return tensor.split(max(1, _CHUNK // tensor[0].numel()))
+
+
+def _is_finite(tensor: Any) -> bool:
+    """The smallest and the largest value are not finite where any is not: one pass, and no copy."""
+    return bool(torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)]).isfinite().all())
+
+
+def _is_so_in_file(loaded: Loaded, held: Held) -> bool:
+    """Whether the checkpoint has the same where the first value is that is not finite."""
+    names = loaded.checkpoint_names
+    name = names.find(loaded.inventory.base_path(held))
+    if name is None or tuple(names.files.slice(name).get_shape()) != held.shape:
+        return False
+    start = 0
+    for chunk in _chunks(held.tensor.detach()):
+        wrong = ~chunk.isfinite()
+        if bool(wrong.any()):
+            place = start + int(wrong.reshape(-1).int().argmax())
+            return not bool(names.files.block(name, place, place + 1).isfinite().all())
+        start += chunk.numel()
+    return False

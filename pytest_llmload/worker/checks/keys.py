@@ -1,0 +1,55 @@
+"""No checkpoint key missing, mismatched or unexpected."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.model.loaded import Loaded
+
+CHECK = "keys"
+OPTION = "keys_ok"
+#: Keys in a hint.
+HINTED = 3
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """From the library's own account of the load; what it does not tell is for :mod:`account`.
+
+    The library has already taken out what the architecture ignores and what is tied
+    (transformers, ``_adjust_missing_and_unexpected_keys``).
+    """
+    info = loaded.loading_info
+    if info is None:
+        return
+    for kind, message in (
+        ("missing_keys", "not in the checkpoint, so their values are random"),
+        ("mismatched_keys", "in the checkpoint with another shape, so their values are random"),
+        ("unexpected_keys", "in the checkpoint, but not used by the model"),
+    ):
+        keys = sorted(key for key in info.get(kind, ()) if kind != "unexpected_keys" or not is_allowed(loaded, {key}))
+        if keys:
+            said = hint(loaded, keys) if kind == "unexpected_keys" and len(keys) <= HINTED else ""
+            yield Problem(CHECK, f"{len(keys)} tensors are {message}", tuple(keys), _bytes(loaded, keys), said)
+    if info.get("error_msgs"):
+        yield Problem(CHECK, "; ".join(info["error_msgs"]))
+    ignored = [key for key in info.get("unexpected_keys", ()) if is_allowed(loaded, {key})]
+    if ignored:
+        loaded.notes.append(f"{len(ignored)} unexpected checkpoint keys are allowed by {OPTION}")
+
+
+def is_allowed(loaded: Loaded, names: set[str]) -> bool:
+    """Whether the test allows a tensor of the checkpoint, by one of its names, not to be in the model."""
+    return any(fnmatch.fnmatchcase(name, str(each)) for name in names for each in loaded.job.spec.option(OPTION, []))
+
+
+def hint(loaded: Loaded, keys: list[str]) -> str:
+    """What to write where they are not in the model on purpose."""
+    return f"where that is as it should be: strategy({loaded.job.spec.strategy!r}, {OPTION}={keys})"
+
+
+def _bytes(loaded: Loaded, keys: list[str]) -> int:
+    wanted = set(keys)
+    inventory = loaded.inventory
+    return sum(held.nbytes for held in inventory.held if inventory.base_path(held) in wanted)

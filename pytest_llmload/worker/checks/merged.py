@@ -1,0 +1,256 @@
+"""An adapter that was merged: its weights are ``W + scaling * B @ A``, and the model says what it said unmerged.
+
+Merging rounds the sum to the dtype of the weights, and a quantised weight is quantised a second time. So "the same
+output" has a definition of its own: each weight is the sum within the error of its type; and the logits are as far
+from those with the adapter beside the weights as a merge that we make ourselves is, give or take a factor of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.quantisation.stored import Stored, dequantised
+from pytest_llmload.worker.adapters.files import AdapterFiles
+from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.checks.quantised import TYPE_ERROR
+from pytest_llmload.worker.model.generation import first_forward
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.quantisable import CONV1D, LINEAR, Weight, quantisable
+
+CHECK = "merged"
+EMBEDDING = "embedding"
+#: Rows of a weight that are compared, first and last among them.
+_ROWS = 16
+
+#: How much further than our own merge's the logits may be from those with the adapter beside the weights.
+_FACTOR = 2.0
+#: Relative difference of logits below which sums in another order are to blame.
+_FLOOR = 1e-5
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Some rows of every merged weight, against the checkpoint's and the adapter's files."""
+    files = loaded.adapter
+    if files is None or not loaded.job.spec.adapter_merged:
+        return
+    targets = _targets(loaded)
+    missing = sorted(loaded.merged - set(targets))
+    if missing:
+        yield Problem(CHECK, f"{len(missing)} weights that the adapter changes are not in the model", tuple(missing))
+    if not files.is_plain_lora:
+        loaded.notes.append("merged weights were not compared: the adapter is no plain LoRA")
+        return
+    names = loaded.checkpoint_names
+    wrong: list[Weight] = []
+    worst, unknown = 0.0, 0
+    for path, weight in targets.items():
+        if path in files.whole:
+            same = torch.equal(files.tensor(path).to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
+            wrong += [] if same else [weight]
+            continue
+        name = names.find(path)
+        if name is None or not names.files.slice(name).get_dtype().startswith(("F", "BF")):
+            unknown += 1
+            continue
+        error = _error(weight, _Sum(files, names, path, name, weight))
+        if error > 1:
+            wrong.append(weight)
+            worst = max(worst, error)
+    if unknown:
+        loaded.notes.append(f"{unknown} merged weights were not compared: the checkpoint holds them in another form")
+    if wrong:
+        yield Problem(
+            CHECK,
+            f"{len(wrong)} of {len(targets)} weights are not the checkpoint's with the adapter merged in"
+            + (f": off by {worst:.1f} times what their type allows" if worst else ""),
+            tuple(weight.name for weight in wrong),
+            sum(weight.held.nbytes for weight in wrong),
+        )
+
+
+def output(loaded: Loaded) -> Iterator[Problem]:
+    """The logits against those of the same model with the adapter beside its weights, and of our own merge of it.
+
+    No second model is in memory: each merged layer's output is replaced by what the checkpoint's weight and the adapter
+    give, one layer at a time.
+    """
+    files = loaded.adapter
+    if files is None or not loaded.job.spec.adapter_merged or not files.is_plain_lora:
+        return
+    logits = first_forward(loaded).detach().float().cpu()
+    with _instead(loaded, files, merged=False):
+        beside = first_forward(loaded).detach().float().cpu()
+    with _instead(loaded, files, merged=True):
+        own = first_forward(loaded).detach().float().cpu()
+    loaded.forget()
+    size = float(beside.norm())
+    moved, clean = float((logits - beside).norm()) / size, float((own - beside).norm()) / size
+    kinds = "/".join(sorted({_kind(weight) for weight in _targets(loaded).values()}))
+    text = f"merging moved the logits by {moved:.2g} (relative); rounding the sums to {kinds} explains {clean:.2g}"
+    if moved <= max(_FACTOR * clean, _FLOOR):
+        loaded.notes.append(text)
+    else:
+        yield Problem(CHECK, text)
+
+
+def _targets(loaded: Loaded) -> dict[str, Weight]:
+    """The model's tensors that the merged adapter changed, by name."""
+    inventory = loaded.inventory
+    found = {weight.name: weight for weight in quantisable(loaded.model, inventory)}
+    for held in inventory.parameters():
+        name = inventory.base_path(held)
+        if name in loaded.merged and name not in found:
+            # Embeddings and heads, which no quantiser touches.
+            module = inventory.modules[held.module]
+            kind = EMBEDDING if isinstance(module, torch.nn.Embedding) else LINEAR
+            found[name] = Weight(held, name.rpartition(".")[0], module, kind, None)
+    return {name: found[name] for name in sorted(loaded.merged) if name in found}
+
+
+def _kind(weight: Weight) -> str:
+    return weight.quantised.scheme if weight.quantised is not None else weight.held.dtype
+
+
+class _Sum:
+    """What a merged weight should hold, row by row (an output's inputs, or an embedding's vector), in float32."""
+
+    def __init__(self, files: AdapterFiles, names: CheckpointNames, path: str, name: str, weight: Weight) -> None:
+        self._original = names.files.slice(name)
+        self._weight = weight
+        module = path.removesuffix(".weight")
+        a, b = (factor.float() for factor in files.factors(module))
+        b = b * files.scaling(module, a.shape[0])
+        # An embedding has a row for each of its inputs.
+        self._left, self._right = (a.T, b.T) if weight.kind == EMBEDDING else (b, a)
+        self.rows = int(self._left.shape[0])
+
+    def original(self, row: int) -> Any:
+        """The checkpoint's; a Conv1D keeps its matrix as inputs x outputs."""
+        part = self._original[:, row : row + 1] if self._weight.kind == CONV1D else self._original[row : row + 1]
+        return part.float().reshape(-1)
+
+    def delta(self, row: int) -> Any:
+        """What the adapter adds."""
+        return self._left[row] @ self._right
+
+    def size(self, row: int) -> Any:
+        """A bound of the summands' size, which rounding errors are relative to."""
+        return self.original(row).abs() + self._left[row].abs() @ self._right.abs()
+
+    def actual(self, row: int) -> Any:
+        """The model's."""
+        state = self._weight.quantised
+        if state is not None:
+            columns = state.shape[-1]
+            return dequantised(state, row * columns, (row + 1) * columns)
+        tensor = self._weight.held.tensor.detach()
+        return (tensor[:, row] if self._weight.kind == CONV1D else tensor[row]).cpu().float()
+
+
+def _error(weight: Weight, total: _Sum) -> float:
+    """How far a merged weight is off, relative to what its type allows."""
+    rows = sorted({index * (total.rows - 1) // (_ROWS - 1) for index in range(_ROWS)})
+    state = weight.quantised
+    if state is not None:
+        return max(_widest(state, total, rows), _share(total, rows))
+    worst = 0.0
+    for row in rows:
+        # Rounded once as a sum, and once or twice as a product where the adapter itself is in 16 bit.
+        allowed = 2 * torch.finfo(weight.held.tensor.dtype).eps * total.size(row) + 1e-9
+        worst = max(worst, _largest((total.actual(row) - total.original(row) - total.delta(row)) / allowed))
+    return worst
+
+
+def _widest(state: Stored, total: _Sum, rows: list[int]) -> float:
+    """Quantised, merged, and quantised again: the error of the type twice, of the larger scale."""
+    worst = 0.0
+    for row in rows:
+        original, wanted = total.original(row), total.original(row) + total.delta(row)
+        scale = torch.maximum(original.abs(), wanted.abs()).max()
+        allowed = 2 * TYPE_ERROR[state.scheme] * scale * (1.1 if state.nested is not None else 1.0)
+        worst = max(worst, _largest((total.actual(row) - wanted) / allowed))
+    return worst
+
+
+def _share(total: _Sum, rows: list[int]) -> float:
+    """How much of the adapter a quantised weight carries, by least squares: 1, or 0 where it was lost.
+
+    The error of a 4-bit type is larger than what an adapter adds to a single element; over thousands it averages out.
+    The distance from 1 relative to what is allowed: a quarter, and four standard errors.
+    """
+    added = torch.cat([total.delta(row) for row in rows])
+    change = torch.cat([total.actual(row) - total.original(row) for row in rows])
+    power = float(added @ added)
+    if not power:
+        return 0.0
+    share = float(change @ added) / power
+    deviation = float((change - share * added).norm()) / len(added) ** 0.5
+    return float(abs(share - 1) / (0.25 + 4 * deviation / power**0.5))
+
+
+def _largest(ratios: Any) -> float:
+    worst = float(ratios.abs().max())
+    return worst if worst == worst else 1e9
+
+
+@contextmanager
+def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[None]:
+    """Merged layers answer from the files: with the adapter beside their weights, or merged into them by us."""
+    names = loaded.checkpoint_names
+    handles = []
+    for path, weight in _targets(loaded).items():
+        name = names.find(path) if path not in files.whole else None
+        if name is not None and names.files.slice(name).get_dtype().startswith(("F", "BF")):
+            handles.append(weight.module.register_forward_hook(_answer(files, names, path, name, weight, merged)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, weight: Weight, merged: bool) -> Any:
+    module = path.removesuffix(".weight")
+    a, b = (factor.float() for factor in files.factors(module))
+    b = b * files.scaling(module, a.shape[0])
+    kind, state = _kind(weight), weight.quantised
+    nested, blocksize = (state.nested is not None, state.blocksize) if state is not None else (False, 0)
+    linear, embedding = torch.nn.functional.linear, torch.nn.functional.embedding
+
+    def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        values, dtype = inputs[0], output.dtype
+        matrix = names.files.slice(name)[:].to(output.device)
+        left, right = b.to(output.device), a.to(output.device)
+        if weight.kind == EMBEDDING:
+            table = _as_stored(matrix, kind, nested, blocksize)
+            if merged:
+                return embedding(values, _as_stored(table.float() + (left @ right).T, kind, nested, blocksize))
+            return (embedding(values, table).float() + linear(embedding(values, right.T), left)).to(dtype)
+        matrix = _as_stored(matrix.T if weight.kind == CONV1D else matrix, kind, nested, blocksize)
+        if merged:
+            matrix = _as_stored((matrix.float() + left @ right).to(matrix.dtype), kind, nested, blocksize)
+        bias = getattr(layer, "bias", None)
+        plain = linear(values.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype))
+        return plain if merged else (plain.float() + linear(linear(values.float(), right), left)).to(dtype)
+
+    return hook
+
+
+def _as_stored(matrix: Any, kind: str, nested: bool, blocksize: int) -> Any:
+    """A matrix as a load of the base alone would hold it: rounded to its type, and back."""
+    if kind in ("nf4", "fp4"):
+        from bitsandbytes import functional
+
+        packed, state = functional.quantize_4bit(
+            matrix.contiguous(), blocksize=blocksize, compress_statistics=nested, quant_type=kind
+        )
+        return functional.dequantize_4bit(packed, state)
+    if kind == "int8":
+        scale = matrix.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        return (matrix.float() / scale).round() * scale
+    return matrix.to(getattr(torch, kind))

@@ -1,0 +1,72 @@
+"""Weights that the config ties share their storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import Held
+
+CHECK = "tied"
+_KEY = "tie_word_embeddings"
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """The library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
+    held = {loaded.inventory.base_path(item): item for item in loaded.inventory.parameters()}
+    for target, source in pairs(loaded):
+        first, second = held.get(source), held.get(target)
+        if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
+            continue
+        yield Problem(
+            CHECK,
+            f"the config ties {target} to {source}, but each has its own storage ({format_bytes(second.nbytes)} twice)",
+            (target, source),
+            second.nbytes,
+        )
+
+
+def pairs(loaded: Loaded) -> list[tuple[str, str]]:
+    """(target, source) of the weights that should share their storage."""
+    declared = getattr(loaded.model, "all_tied_weights_keys", None)
+    if isinstance(declared, dict) and declared:
+        return list(declared.items())
+    if not getattr(loaded.text_config, _KEY, False):
+        return []
+    inventory = loaded.inventory
+    paths = {id(module): inventory.wrapping.base_module(path) for path, module in inventory.modules.items()}
+    parts = [
+        getattr(loaded.model, getter)() if hasattr(loaded.model, getter) else None
+        for getter in ("get_output_embeddings", "get_input_embeddings")
+    ]
+    if any(part is None or id(part) not in paths for part in parts):
+        return []
+    target, source = (f"{paths[id(part)]}.weight" for part in parts)
+    return [(target, source)]
+
+
+def says_untied(loaded: Loaded) -> bool:
+    """Whether the checkpoint's own config says so; the live one may have been changed by the load."""
+    config = read_config(Path(loaded.job.checkpoint.path))
+    said = [part[_KEY] for part in (config, config.get("text_config")) if part and _KEY in part]
+    return bool(said) and not any(said)
+
+
+def _shared(first: Held, second: Held) -> bool:
+    if first.source or second.source or "meta" in (first.device, second.device):
+        # On disk, or held by nobody: no memory is spent twice.
+        return first.device == second.device
+    return first.storage == second.storage
+
+
+def _own_values(loaded: Loaded, first: str, second: str) -> bool:
+    """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
+    names = [loaded.checkpoint_names.find(name) for name in (first, second)]
+    if None in names:
+        return False
+    blocks = [loaded.checkpoint_names.files.block(str(name), 0, 4096) for name in names]
+    return not bool((blocks[0] == blocks[1]).all())

@@ -1,0 +1,192 @@
+"""The dense tensors hold what the checkpoint holds.
+
+This needs no baseline and no account by the library: a norm that was initialised instead of loaded, or a layer that got
+another's values, shows against the file itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.quantisation.stored import stored
+from pytest_llmload.worker.checkpoints.files import CheckpointFiles
+from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.checks.tied import pairs, says_untied
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
+
+CHECK = "values"
+#: Elements of a block; a smaller tensor is compared whole.
+BLOCK = 256
+#: Blocks of a tensor that are compared between the first and the last one.
+BETWEEN = 8
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Some blocks of every dense tensor, exactly, after the cast to its dtype; see :func:`difference_from`.
+
+    A tensor with several names is held against the file's under each of them, unless the config ties these. Of fused
+    experts every one is compared. Tensors whose counterpart in the checkpoint cannot be told are counted in a note;
+    whether they are in it at all is for ``keys`` to say.
+    """
+    names = loaded.checkpoint_names
+    tied = set() if says_untied(loaded) else {name for pair in pairs(loaded) for name in pair}
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    compared = 0
+    unknown: list[Held] = []
+    for aliases in _dense(loaded):
+        paths = {path: held for held in aliases for path in loaded.inventory.base_paths(held)}
+        told = ((path, _against_file(held, path, names)) for path, held in paths.items())
+        known = [(path, difference) for path, difference in told if difference is not None]
+        if not known:
+            unknown.append(aliases[0])
+            continue
+        compared += 1
+        if tied.intersection(paths):
+            known = known[:1]
+        path, difference = next((each for each in known if each[1]), known[0])
+        if difference:
+            held = paths[path]
+            # Where an adapter stands, the path is longer than the name in the file; elsewhere they are one.
+            shown = held.path if loaded.inventory.base_path(held) == path else path
+            found[difference].append((shown, held.nbytes))
+    for difference, tensors in found.items():
+        yield Problem(
+            CHECK,
+            f"{len(tensors)} of {compared} dense tensors do not hold the checkpoint's values: {difference}",
+            tuple(f"{path} ({format_bytes(nbytes)})" for path, nbytes in tensors),
+            sum(nbytes for _, nbytes in tensors),
+        )
+    if unknown:
+        loaded.notes.append(
+            f"values of {len(unknown)} dense tensors were not compared: the checkpoint has no tensor of their name and "
+            f"shape ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
+        )
+
+
+def _dense(loaded: Loaded) -> Iterator[list[Held]]:
+    """Dense tensors of the model's own state dict that are in memory, each with all its names.
+
+    Those that an adapter is merged into are judged with the adapter.
+    """
+    inventory = loaded.inventory
+    names: dict[Any, list[Held]] = defaultdict(list)
+    for held in inventory.held:
+        dense = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
+        if not dense or held.tensor is None or held.device == "meta" or not held.nbytes:
+            continue
+        if inventory.is_adapter(held) or inventory.base_path(held) in loaded.merged:
+            continue
+        if loaded.shards is not None and held.path in loaded.shards.pieces:
+            # Part of a whole: compared by the check of shards, which knows which part.
+            continue
+        if held.role == PARAMETER and stored(inventory.modules[held.module], held.name) is not None:
+            continue
+        names[held.device, held.tensor.data_ptr(), held.shape].append(held)
+    yield from names.values()
+
+
+def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
+    """How a tensor differs from the file's: empty where it does not, None where the file's cannot be told.
+
+    ``path`` is its name in the model without an adapter.
+    """
+    name = names.find(path)
+    if name is not None:
+        if tuple(names.files.slice(name).get_shape()) != held.shape:
+            return None
+        return difference_from(held.tensor, names.files, name)
+    fused = names.fused(path)
+    if fused is None or any(len(part) != held.shape[0] for part in fused.parts):
+        return None
+    row = 0
+    for part in fused.parts:
+        shapes = {tuple(names.files.slice(name).get_shape()) for name in part}
+        if len(shapes) != 1:
+            return None
+        rows = next(iter(shapes))[0]
+        difference = _experts(held.tensor[:, row : row + rows], names.files, part)
+        if difference:
+            return difference
+        row += rows
+    return ""
+
+
+def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
+    """As :func:`difference_from`, by one block of every expert, which come to the CPU in one copy."""
+    size = tensor[0].numel()
+    stretches = [stretch(name, size) for name in part]
+    values = torch.stack([_block(tensor[expert], *place) for expert, place in enumerate(stretches)]).cpu()
+    every = zip(part, stretches, values, strict=True)
+    told = (_difference(files.block(name, *place), value) for name, place, value in every)
+    return next(filter(None, told), "")
+
+
+def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
+    """How a tensor differs from the file's of the same shape; empty where it does not.
+
+    By its first block, its last one, and some between them at places that depend on the name alone: another tensor has
+    others, every run has the same.
+    """
+    blocks = places(name, tensor.numel())
+    values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
+    told = (_difference(files.block(name, *place), value) for place, value in zip(blocks, values, strict=True))
+    return next(filter(None, told), "")
+
+
+def _difference(original: Any, value: Any) -> str:
+    if equal(original, value):
+        return ""
+    if not bool(value.isfinite().all()) and bool(original.isfinite().all()):
+        return "they hold NaN or infinity, the checkpoint does not"
+    if value.numel() > 1 and bool((value == value[0]).all()) and not bool((original == original[0]).all()):
+        return f"they are constant {float(value[0]):g}, as initialised and never loaded"
+    return "they differ"
+
+
+def places(name: str, size: int) -> list[tuple[int, int]]:
+    """The blocks of a tensor that are compared, as elements from and to."""
+    last = max(0, size - BLOCK)
+    starts = sorted({0, last, *(spot(name, last + 1, number) for number in range(BETWEEN))})
+    return [(start, min(start + BLOCK, size)) for start in starts]
+
+
+def stretch(name: str, size: int) -> tuple[int, int]:
+    """One block of a tensor."""
+    start = spot(name, max(0, size - BLOCK) + 1)
+    return start, min(start + BLOCK, size)
+
+
+def spot(name: str, count: int, number: int = 0) -> int:
+    """One of ``count`` places, as if at random, but always the same for a name and a number."""
+    digest = hashlib.blake2b(f"{name}#{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % count
+
+
+def _block(tensor: Any, start: int, stop: int) -> Any:
+    """Elements ``start`` to ``stop``, row by row, on its device, without copying what is not contiguous as a whole."""
+    tensor = tensor.detach()
+    if tensor.dim() == 0:
+        return tensor.reshape(1)
+    row = tensor[0].numel()
+    first, last = start // row, -(-stop // row)
+    return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
+
+
+def equal(original: Any, value: Any) -> bool:
+    """Whether the values are the file's, cast to the tensor's dtype, or cast there by way of a 16-bit dtype.
+
+    The latter is what a load in 16 bit leaves whose norms or head are then kept in 32 bit.
+    """
+    if not (original.dtype.is_floating_point and value.dtype.is_floating_point):
+        return bool(torch.equal(original.to(value.dtype), value))
+    ways = [original.to(value.dtype)]
+    ways += [original.to(dtype).to(value.dtype) for dtype in (torch.bfloat16, torch.float16)]
+    return any(bool(torch.equal(way, value)) for way in ways)

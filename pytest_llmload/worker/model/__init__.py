@@ -1,0 +1,1 @@
+"""The loaded model: its tensors, and how it is run."""

@@ -1,0 +1,221 @@
+"""Fixed tokens, the first forward, and generating: the same in every load."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: Constants of a 32-bit linear congruential generator (Numerical Recipes).
+_FACTOR, _SUMMAND, _MODULUS = 1664525, 1013904223, 1 << 32
+
+#: Of a model's generation config, what is taken over.
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+_CACHE = ("use_cache", "cache_implementation", "cache_config")
+
+
+def workload_tokens(workload: Workload, vocabulary: int) -> list[list[int]]:
+    """Token ids of a workload: the same on every machine, for the same vocabulary size.
+
+    The lowest ids are left out where there are enough others: tokenizers keep their special tokens there.
+    """
+    lowest = 64 if vocabulary > 256 else 0
+    rows = []
+    for row in range(workload.batch):
+        state = row + 1
+        ids = []
+        for _ in range(workload.prompt_tokens):
+            state = (state * _FACTOR + _SUMMAND) % _MODULUS
+            ids.append(lowest + (state >> 8) % (vocabulary - lowest))
+        rows.append(ids)
+    return rows
+
+
+def input_ids(loaded: Loaded, rows: list[list[int]]) -> Any:
+    """Token ids where the model takes its inputs: with its first weights; hooks move them on from there."""
+    return torch.tensor(rows, dtype=torch.long, device=input_device(loaded))
+
+
+def input_device(loaded: Loaded) -> Any:
+    embeddings = loaded.model.get_input_embeddings() if hasattr(loaded.model, "get_input_embeddings") else None
+    for part in (embeddings, loaded.model):
+        for param in part.parameters() if part is not None else ():
+            if param.device.type != "meta":
+                return param.device
+    return torch.device("cuda:0" if loaded.job.device.kind == "cuda" else "cpu")
+
+
+def vocabulary(loaded: Loaded) -> int:
+    """Rows of the input embedding, as the config says it. ValueError where it says nothing."""
+    size = getattr(loaded.text_config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise ValueError(f"{type(loaded.model).__name__} has no vocab_size in its config: no token ids can be made")
+    return size
+
+
+def check_length(job: Job) -> None:
+    """ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
+    workload, config = job.spec.workload, read_config(Path(job.checkpoint.path))
+    length = workload.prompt_tokens + workload.new_tokens
+    for part in (config, config.get("text_config") or {}):
+        for name in ("max_position_embeddings", "n_positions"):
+            limit = part.get(name)
+            if isinstance(limit, int) and 0 < limit < length:
+                raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
+
+
+def check_inputs(loaded: Loaded) -> str:
+    """Why token ids are no input for the model; empty where they are."""
+    needed = getattr(loaded.model, "main_input_name", "input_ids")
+    if needed == "input_ids" or "input_ids" in inspect.signature(loaded.model.forward).parameters:
+        return ""
+    return (
+        f"{type(loaded.model).__name__} takes {needed}, not token ids: pytest-llmload runs models that read text; "
+        "measure the language model in it, or take auto_class()"
+    )
+
+
+def first_forward(loaded: Loaded) -> Any:
+    """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without."""
+    workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
+    ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(loaded.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
+    # tensors that a test's own code cannot use.
+    with torch.no_grad():
+        output = loaded.model(**inputs)
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]
+
+
+def can_generate(loaded: Loaded) -> bool:
+    model = loaded.model
+    return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
+
+
+def generating(model: Any) -> Any:
+    """The module whose forward a generation calls: below what an adapter library put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def settings(loaded: Loaded, new_tokens: int) -> Any:
+    """transformers' settings for exactly ``new_tokens``, greedy: of the model's own only special tokens and the cache.
+
+    What a checkpoint's generation_config.json says beside them changes what is computed (beams, penalties, assistants)
+    or returned. A quantised cache whose package is missing is left out, with a note.
+    """
+    from transformers import GenerationConfig
+
+    own = loaded.model.generation_config
+    kept = {name: getattr(own, name, None) for name in (*_TOKENS, *_CACHE)}
+    if kept["cache_implementation"] == "quantized" and not _can_quantise_cache(kept["cache_config"]):
+        kept |= dict.fromkeys(("cache_implementation", "cache_config"))
+        note = "its generation_config.json asks for a quantised cache, whose package is missing: the usual one is used"
+        loaded.notes += [note] if note not in loaded.notes else []
+    kept = {name: value for name, value in kept.items() if value is not None}
+    return GenerationConfig(**kept, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+
+
+def _can_quantise_cache(config: Any) -> bool:
+    from transformers.utils import import_utils
+
+    backend = config.get("backend", "quanto") if isinstance(config, dict) else "quanto"
+    return bool(import_utils.is_hqq_available() if backend == "hqq" else import_utils.is_optimum_quanto_available())
+
+
+@contextmanager
+def _set(model: Any, config: Any) -> Iterator[None]:
+    """The model generates with a config only: what is missing in one that is passed, generate() takes from the model's.
+
+    The model's own object is not changed, and is back in its place afterwards.
+    """
+    holders = [model] if generating(model) is model else [model, generating(model)]
+    before = [(holder, vars(holder)["generation_config"]) for holder in holders if "generation_config" in vars(holder)]
+    for holder, _ in before:
+        holder.generation_config = config
+    try:
+        yield
+    finally:
+        for holder, own in before:
+            holder.generation_config = own
+
+
+def generate_ids(
+    loaded: Loaded,
+    ids: Any,
+    new_tokens: int,
+    on_token: Callable[[], None] | None = None,
+    on_logits: Callable[[Any], None] | None = None,
+) -> Any:
+    """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each.
+
+    ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which those of the tokens that end a
+    sequence are -inf; not where a class of the user's own generates in its own way.
+    """
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if on_token is not None:
+
+        def tell(sequences: Any, scores: Any, **rest: Any) -> Any:
+            on_token()
+            return torch.zeros(sequences.shape[0], dtype=torch.bool, device=sequences.device)
+
+        inputs["stopping_criteria"] = [tell]
+    model = loaded.model
+    with torch.no_grad():
+        if getattr(model, "generation_config", None) is None:
+            # A class of the user's own that generates in its own way.
+            lengths = dict.fromkeys(("min_new_tokens", "max_new_tokens"), new_tokens)
+            sequences = model.generate(**inputs, do_sample=False, num_beams=1, **lengths)
+        else:
+            config = settings(loaded, new_tokens)
+            if on_logits is not None:
+
+                def look(sequences: Any, logits: Any) -> Any:
+                    on_logits(logits)
+                    return logits
+
+                # Not a hook on the model, whose forward may be compiled with what hangs on it.
+                inputs["logits_processor"] = [look]
+            with _set(model, config):
+                sequences = model.generate(**inputs, generation_config=config)
+    return sequences[:, -new_tokens:]
+
+
+def generate_workload(
+    loaded: Loaded,
+    on_token: Callable[[], None] | None = None,
+    new_tokens: int | None = None,
+    on_logits: Callable[[Any], None] | None = None,
+) -> Any:
+    """The workload's tokens, or so many of them, from its prompt."""
+    workload = loaded.job.spec.workload
+    ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
+    return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token, on_logits)
+
+
+def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) -> dict[str, Any]:
+    """What ``llm.generate`` gives: exactly ``max_new_tokens`` new ``tokens`` and their ``text``.
+
+    Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
+    Raises ValueError for text where there is no tokenizer; ``text`` is then empty for token ids.
+    """
+    if isinstance(prompt, str):
+        if loaded.tokenizer is None:
+            raise ValueError(f"no tokenizer for the text ({loaded.tokenizer_error}); give token ids instead")
+        rows = [loaded.tokenizer(prompt)["input_ids"]]
+    else:
+        rows = [[int(token) for token in prompt]]
+    tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
+    text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
+    return {"tokens": tokens, "text": text}

@@ -1,0 +1,128 @@
+"""What a load gave, as the checks and probes see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.system.scratch import Scratch
+from pytest_llmload.worker.adapters.files import AdapterFiles
+from pytest_llmload.worker.checkpoints.files import CheckpointFiles
+from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.model.tensors import Inventory
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.checks.finite import Steps
+    from pytest_llmload.worker.parallel.shards import Shards
+
+#: One of these is there where a checkpoint has a tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass
+class Loaded:
+    """A live model in its process."""
+
+    job: Job
+    model: Any
+    #: The one that the loading code gave with the model.
+    given_tokenizer: Any = None
+    #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
+    #: None where the loading code does not say (a user's own loader).
+    loading_info: dict[str, list[str]] | None = None
+    #: Modules that a user's own loader returned in training mode; they were measured in evaluation mode.
+    trained: tuple[str, ...] = ()
+    #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
+    planned_map: dict[str, Any] | None = None
+    #: What each tensor is of the whole model, where the load is split over ranks.
+    shards: Shards | None = None
+    #: What the libraries logged at WARNING or above during the load.
+    log: list[str] = field(default_factory=list)
+    #: Facts worth telling that are no failure.
+    notes: list[str] = field(default_factory=list)
+    #: Why there is no tokenizer.
+    tokenizer_error: str = "the checkpoint has none"
+    #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
+    logits: Any = None
+    #: What the logits of the workload's tokens were; None before it was generated.
+    steps: Steps | None = None
+    #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
+    #: Loading an adapter into the model replaces what it says there.
+    conversions: list[Any] | None = None
+    #: First forward's logits and the tokens of the workload, on the host; kept where they are compared with those of
+    #: the model loaded whole.
+    kept_logits: Any = None
+    kept_tokens: Any = None
+    #: What the model needs besides itself: an engine that it was taken out of.
+    engine: Any = None
+    #: The folder of weights on disk, where the load made one.
+    scratch: Scratch | None = None
+    _inventory: Inventory | None = field(default=None, repr=False)
+    _names: CheckpointNames | None = field(default=None, repr=False)
+
+    @property
+    def inventory(self) -> Inventory:
+        """Every tensor of the model, taken at the first use after the load or a forward."""
+        if self._inventory is None:
+            self._inventory = Inventory(self.model)
+        return self._inventory
+
+    @property
+    def checkpoint_names(self) -> CheckpointNames:
+        """Where the checkpoint has the model's tensors, with its files open."""
+        if self._names is None:
+            files = CheckpointFiles(self.job.checkpoint.path)
+            self._names = CheckpointNames(self.model, files, self.conversions)
+        return self._names
+
+    def forget(self) -> None:
+        """Before a forward: the inventory keeps states alive that it may replace, open files keep pages mapped."""
+        self._inventory = self._names = None
+
+    def close(self) -> None:
+        """Remove what lives outside the process; the model is of no use afterwards."""
+        if self.scratch is not None:
+            self.scratch.close()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The one that came with the model, else the checkpoint's; None where there is none or it does not load.
+
+        Loaded at its first use: its memory is in no figure, and a large vocabulary takes as long as a small model.
+        """
+        path = Path(self.job.checkpoint.path)
+        if self.given_tokenizer is not None or not any((path / file).exists() for file in _TOKENIZER_FILES):
+            return self.given_tokenizer
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(str(path), trust_remote_code=self.job.trust_remote_code)
+        except Exception as error:  # noqa: BLE001 - no load fails for its tokenizer; who asks for text is told
+            self.tokenizer_error = f"{type(error).__name__}: {error}"
+            return None
+
+    @cached_property
+    def adapter(self) -> AdapterFiles | None:
+        """The files of the adapter that was asked for."""
+        return AdapterFiles(self.job.adapter.path) if self.job.adapter is not None else None
+
+    @cached_property
+    def merged(self) -> frozenset[str]:
+        """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
+        if self.adapter is None or not self.job.spec.adapter_merged:
+            return frozenset()
+        return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration; None for a module that has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the language part, which a composite model nests."""
+        config = self.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -1,0 +1,150 @@
+"""Which of a model's weights a quantiser should have quantised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_llmload.quantisation.stored import Stored, stored
+from pytest_llmload.worker.model.tensors import Held, Inventory
+
+LINEAR, CONV1D, EXPERTS = "linear", "Conv1D", "experts"
+
+_ROUTER_NAMES = {"gate", "router", "wg"}
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that a matrix product consumes, and that is neither embedding, output head nor router."""
+
+    held: Held
+    #: Path of the module as the model's code knows it: parametrizations and adapters are looked through.
+    module_path: str
+    module: Any
+    kind: str
+    quantised: Stored | None
+    parametrized: bool = False
+
+    @property
+    def name(self) -> str:
+        """The weight's name as the model's code knows it."""
+        leaf = self.held.module.rsplit(".", 1)[-1] if self.parametrized else self.held.name
+        return f"{self.module_path}.{leaf}" if self.module_path else leaf
+
+    @property
+    def nbytes(self) -> int:
+        return self.held.nbytes
+
+    @property
+    def elements(self) -> int:
+        if self.quantised is not None:
+            return self.quantised.elements
+        return math.prod(self.held.shape)
+
+
+def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
+    """Every weight of a Linear, a Conv1D or fused experts, minus embeddings, output head and routers.
+
+    Not those of torch's own attention either (:func:`out_of_reach`).
+
+    Embeddings and heads are those that a (sub)model itself names, what is tied to them, and what a model with a head
+    has beside its base model (``score``, ``cls.predictions``).
+    """
+    exempt = _embeddings(inventory) | _head(model)
+    seen: set[int] = set()
+    for held in inventory.parameters():
+        module = inventory.modules[held.module]
+        param = module._parameters[held.name]
+        path = held.module
+        parametrized = ".parametrizations." in f".{path}"
+        if parametrized:
+            path = path.rsplit("parametrizations.", 1)[0].removesuffix(".")
+        owner = inventory.modules[path]
+        path = inventory.wrapping.base_module(path) or ""
+        state = stored(module, held.name)
+        kind = _kind(owner, path, held, state)
+        if kind is None or id(param) in seen or id(param) in exempt or _is_router(model, owner, path, held):
+            continue
+        if state is None and _is_torchs_attention(owner):
+            continue
+        seen.add(id(param))
+        yield Weight(held, path, owner, kind, state, parametrized)
+
+
+def out_of_reach(inventory: Inventory) -> list[Held]:
+    """Dense matrices of torch's own attention, which hands them to a function: no quantiser can take their place."""
+    return [
+        held
+        for held in inventory.parameters()
+        if len(held.shape) == 2
+        and _is_torchs_attention(inventory.modules[held.module])
+        and stored(inventory.modules[held.module], held.name) is None
+    ]
+
+
+def _is_torchs_attention(owner: Any) -> bool:
+    """``MultiheadAttention`` with its ``in_proj_weight``, or its ``out_proj``, whose class says so much."""
+    return isinstance(owner, (torch.nn.MultiheadAttention, torch.nn.modules.linear.NonDynamicallyQuantizableLinear))
+
+
+def _kind(owner: Any, path: str, held: Held, state: Stored | None) -> str | None:
+    name = type(owner).__name__
+    if held.name.endswith("bias") or isinstance(owner, torch.nn.Embedding):
+        return None
+    fused = len(held.shape) >= 3 or state is not None or (len(held.shape) == 2 and not _linear_like(owner))
+    if fused and ("Experts" in name or "experts" in path.split(".")):
+        # A list of expert modules has its Linears below; what such a path owns itself is the fused weight.
+        return EXPERTS
+    if name == "Conv1D" or getattr(getattr(owner, "source_cls", None), "__name__", "") == "Conv1D":
+        return CONV1D if len(held.shape) == 2 or state is not None else None
+    if state is not None or (len(held.shape) == 2 and held.name == "weight" and _linear_like(owner)):
+        return LINEAR
+    return None
+
+
+def _linear_like(owner: Any) -> bool:
+    """A Linear, one of its subclasses, or another library's class with a Linear's geometry."""
+    return isinstance(owner, torch.nn.Linear) or (hasattr(owner, "in_features") and hasattr(owner, "out_features"))
+
+
+def _embeddings(inventory: Inventory) -> set[int]:
+    """Ids of the parameters that are embeddings or output heads."""
+    found: set[int] = set()
+    for module in inventory.modules.values():
+        for getter in ("get_input_embeddings", "get_output_embeddings"):
+            if hasattr(module, getter):
+                try:
+                    part = getattr(module, getter)()
+                except (NotImplementedError, AttributeError):
+                    # A submodel that has no such part says so by raising.
+                    continue
+                if part is not None:
+                    found |= {id(param) for param in part.parameters()}
+        if isinstance(module, torch.nn.Embedding):
+            found |= {id(param) for param in module.parameters()}
+    return found
+
+
+def _head(model: Any) -> set[int]:
+    """Ids of the parameters beside the base model, where there is one."""
+    base = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
+    if not isinstance(base, torch.nn.Module):
+        return set()
+    return {id(param) for param in model.parameters()} - {id(param) for param in base.parameters()}
+
+
+def _is_router(model: Any, owner: Any, path: str, held: Held) -> bool:
+    if "Router" in type(owner).__name__ or "TopKGate" in type(owner).__name__:
+        return True
+    if path.rsplit(".", 1)[-1] not in _ROUTER_NAMES:
+        return False
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    counts = {getattr(config, name, None) for name in _EXPERT_COUNTS}
+    return getattr(owner, "out_features", held.shape[0]) in counts

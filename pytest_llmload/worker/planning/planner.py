@@ -1,0 +1,301 @@
+"""What a load will hold where, from the architecture alone: on the meta device, before any weight is read.
+
+transformers itself builds the model, replaces the modules that its quantiser would replace, and infers device maps;
+what is left to know here is how many bytes bitsandbytes makes of a weight and how CUDA's allocator rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.dtypes import TORCH_NAMES
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import SINGLE
+from pytest_llmload.strategies.bitsandbytes import offload_setting
+from pytest_llmload.worker.adapters.plan import adapter_tensors
+from pytest_llmload.worker.checkpoints.architecture import meta_model
+from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.checkpoints.headers import read_tensors
+from pytest_llmload.worker.planning.placement import (
+    Blocks,
+    default_max_memory,
+    default_offload_map,
+    device_limits,
+    lookup,
+)
+
+#: Strategies whose figures are predicted; the others place weights by rules of their own.
+PLANNED = (SINGLE, "auto", "balanced", "sequential", "max_memory", "offload")
+#: CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, ``kMinBlockSize``).
+ROUNDING = 512
+
+#: Entries of the code tables: 4-bit types, and the dynamic 8-bit type of nested statistics.
+_CODE_4BIT, _CODE_8BIT = 16, 256
+_NESTED_BLOCK = 256
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One storage that the loaded model will hold."""
+
+    module: str
+    name: str
+    bytes: int
+    #: Buffers stay where their module computes even when its weights are offloaded.
+    buffer: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A load before it happens."""
+
+    pieces: tuple[Piece, ...]
+    #: Module -> GPU number, ``cpu`` or ``disk``; ``""`` is the whole model.
+    device_map: dict[str, int | str]
+    #: Limits in bytes that the map was inferred under; empty where there are none.
+    max_memory: dict[int | str, int]
+
+    def metrics(self, job: Job) -> dict[str, float]:
+        """``gpu.settled``, ``gpu.0.settled`` …, ``gpu.weights``, ``host.weights``, ``weights.logical``, ``disk``."""
+        held: Counter[int | str] = Counter()
+        settled: Counter[int | str] = Counter()
+        main = next((device for device in self.device_map.values() if isinstance(device, int)), "cpu")
+        for piece in self.pieces:
+            device = lookup(self.device_map, piece.module, "cpu")
+            if piece.buffer and not isinstance(device, int):
+                device = main
+            held[device] += piece.bytes
+            settled[device] += -(-piece.bytes // ROUNDING) * ROUNDING
+        found: dict[str, float] = {
+            "host.weights": held["cpu"],
+            "weights.logical": sum(held.values()),
+            "disk": held["disk"],
+        }
+        if job.device.kind == "cuda":
+            gpus = range(max(job.spec.gpu_count, 1))
+            found |= {f"gpu.{gpu}.weights": held[gpu] for gpu in gpus}
+            found |= {f"gpu.{gpu}.settled": settled[gpu] for gpu in gpus}
+            found |= {"gpu.weights": sum(held[gpu] for gpu in gpus), "gpu.settled": sum(settled[gpu] for gpu in gpus)}
+        return found
+
+
+def plan(job: Job) -> dict[str, float]:
+    """Predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files.
+
+    Empty for a strategy that places weights by rules of its own (tensor parallel, the user's loader …). Raises as
+    :func:`plan_load`.
+    """
+    if job.spec.strategy not in PLANNED:
+        return {}
+    planned = plan_load(job)
+    size = load_dtype(job).itemsize
+    adapter = tuple(Piece(module, name, count) for module, name, count in adapter_tensors(job, size))
+    found = dataclasses.replace(planned, pieces=planned.pieces + adapter).metrics(job)
+    return found if job.adapter is None else {**found, "weights.adapter": sum(piece.bytes for piece in adapter)}
+
+
+def plan_load(job: Job) -> Plan:
+    """Pieces, device map and limits of a load by one of the :data:`PLANNED` strategies; the defaults of ``offload`` and
+    ``max_memory`` are decided here, so that the load and its check use the same ones.
+
+    Raises ValueError where the installed transformers does not know the architecture or refuses the map, ImportError
+    where a quantiser is not installed.
+    """
+    directory, spec = Path(job.checkpoint.path), job.spec
+    dtype = load_dtype(job)
+    model = meta_model(directory, trust_remote_code=job.trust_remote_code, dtype=dtype, auto_class=spec.auto_class)
+    pinned = _pinned(model, dtype)
+    given = json.loads(spec.device_map) if spec.device_map is not None else None
+    device_map: dict[str, int | str] | None = None
+    if isinstance(given, dict):
+        device_map = {module: _device(value) for module, value in given.items()}
+    if device_map is None and spec.strategy == "offload":
+        device_map = default_offload_map(job, blocks(model, _pieces(model, pinned)))
+    elif given is None and spec.strategy == SINGLE:
+        device_map = {"": 0 if job.device.kind == "cuda" else "cpu"}
+    quantiser = _quantise(model, job, device_map, dtype)
+    pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned))
+    if device_map is not None:
+        return Plan(pieces, device_map, {})
+    limits = _limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
+    kind = given or ("auto" if spec.strategy == "max_memory" else spec.strategy)
+    return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits)
+
+
+def _device(value: int | str) -> int | str:
+    """``cuda:1`` is GPU 1; ``cpu`` and ``disk`` are themselves."""
+    kind, _, number = str(value).partition(":")
+    return int(number or 0) if kind == "cuda" else value
+
+
+def load_dtype(job: Job) -> Any:
+    """The torch dtype that ``from_pretrained(dtype="auto")``, or the spec's dtype, gives the model's parameters."""
+    import torch
+
+    if job.spec.dtype:
+        return getattr(torch, TORCH_NAMES[job.spec.dtype])
+    directory = Path(job.checkpoint.path)
+    config = read_config(directory)
+    texts = [config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))]
+    for part in texts:
+        name = part.get("dtype") or part.get("torch_dtype")
+        if isinstance(name, str):
+            return getattr(torch, name.removeprefix("torch."))
+    floating = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return next(
+        (floating[tensor.dtype] for tensor in read_tensors(directory) if tensor.dtype in floating), torch.float32
+    )
+
+
+def _pinned(model: Any, dtype: Any) -> tuple[str, ...]:
+    """Names of modules whose parameters the class keeps in fp32 (transformers, ``_keep_in_fp32_modules``)."""
+    import torch
+
+    names: list[str] = []
+    if dtype == torch.float16:
+        names += model._keep_in_fp32_modules or ()
+    if dtype in (torch.float16, torch.bfloat16):
+        names += model._keep_in_fp32_modules_strict or ()
+    return tuple(names)
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dtype: Any) -> Any:
+    """Replaces modules as bitsandbytes' quantiser in transformers would; the quantiser, or None."""
+    if job.spec.quant == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers import AutoHfQuantizer
+
+    known = ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight", "bnb_4bit_quant_storage")
+    settings = offload_setting(job) | {name: value for name in known if (value := job.spec.option(name)) is not None}
+    if job.spec.quant == "int8":
+        settings["load_in_8bit"] = True
+    else:
+        settings |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": job.spec.quant,
+            "bnb_4bit_use_double_quant": job.spec.double_quant,
+        }
+    quantiser = AutoHfQuantizer.from_config(BitsAndBytesConfig(**settings), pre_quantized=False)
+    if job.spec.skip_modules:
+        # Named modules replace the library's defaults; a load passes the union of both.
+        defaults = quantiser.get_modules_to_not_convert(model)
+        quantiser.quantization_config.llm_int8_skip_modules = [*defaults, *job.spec.skip_modules]
+    with _default_dtype(dtype):
+        quantiser.preprocess_model(
+            model=model, device_map=device_map, dtype=dtype, keep_in_fp32_modules=model._keep_in_fp32_modules
+        )
+    return quantiser
+
+
+def _pieces(model: Any, pinned: tuple[str, ...]) -> Iterator[Piece]:
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        fp32 = any(name in path.split(".") or f".{name}." in f".{path}." for name in pinned)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            buffer = name in module._buffers
+            size = tensor.element_size()
+            if not buffer and tensor.is_floating_point() and (fp32 or name in pinned):
+                size = _FP32
+            made = _quantised(module, tensor) if name == "weight" else None
+            for suffix, count in (made or {"": tensor.numel() * size}).items():
+                yield Piece(path, name + suffix, count, buffer)
+
+
+def _quantised(module: Any, weight: Any) -> dict[str, int] | None:
+    """Storages that bitsandbytes makes of a weight, in bytes; None for a dense one.
+
+    4-bit: ``quantize_4bit`` of bitsandbytes/functional.py. int8: ``int8_vectorwise_quant``.
+    """
+    elements, kind = weight.numel(), type(weight).__name__
+    if kind == "Params4bit":
+        blocks_ = -(-elements // weight.blocksize)
+        parts = {"": -(-elements // 2), ".code": _CODE_4BIT * _FP32}
+        if not weight.compress_statistics:
+            return {**parts, ".absmax": blocks_ * _FP32}
+        return {
+            **parts,
+            ".absmax": blocks_,
+            ".offset": _FP32,
+            ".state2.absmax": -(-blocks_ // _NESTED_BLOCK) * _FP32,
+            ".state2.code": _CODE_8BIT * _FP32,
+        }
+    if kind == "Int8Params" and not weight.has_fp16_weights:
+        return {"": elements, ".SCB": module.out_features * _FP32}
+    return None
+
+
+def _prequantised(directory: Path) -> bool:
+    return bool(read_config(directory).get("quantization_config"))
+
+
+def _stored_pieces(directory: Path) -> Iterator[Piece]:
+    """Of a checkpoint that is quantised already: the tensors of its files, each as it is."""
+    for tensor in read_tensors(directory):
+        module, _, name = tensor.name.rpartition(".")
+        yield Piece(module, name, tensor.bytes)
+
+
+def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
+    """The modules that a device map places as a whole, in the order of the forward pass, with their bytes."""
+    whole = set(getattr(model, "_no_split_modules", None) or ())
+    sizes: Counter[str] = Counter()
+
+    def visit(path: str, module: Any) -> None:
+        children = list(module.named_children())
+        if type(module).__name__ in whole or not children:
+            sizes[path] = 0
+        for name, child in children if path not in sizes else ():
+            visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    for piece in pieces:
+        owner = piece.module
+        while owner not in sizes and owner:
+            owner = owner.rpartition(".")[0]
+        sizes[owner] += piece.bytes
+    return Blocks(dict(sizes))
+
+
+def _limits(job: Job, planned_bytes: int, largest_block: int) -> dict[int | str, int]:
+    """Bytes that each device may take: the default of ``max_memory``, or what every map is inferred under."""
+    if job.spec.strategy == "max_memory" and not job.spec.max_memory:
+        return default_max_memory(job, planned_bytes, largest_block)
+    return device_limits(job)
+
+
+def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:
+    """The map that transformers infers for ``auto``, ``balanced`` … under ``limits``."""
+    found: dict[str, int | str]
+    try:
+        from transformers.integrations.accelerate import _get_device_map
+    except ImportError:  # transformers 4
+        from transformers.modeling_utils import _get_device_map
+
+        found = _get_device_map(model, kind, dict(limits), quantiser, dtype, None)
+    else:
+        found = _get_device_map(model, kind, dict(limits), quantiser)
+    return found
