@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from pytest_llmload.core.job import Job, Scope
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import hardware
@@ -43,7 +42,6 @@ class Workers:
             spec=LoadSpec(model=model, name=name, workload=Workload.parse(workload)),
             device=found,
             checkpoint=resolve(model, cache_dir),
-            strategies=dict(BUILTIN_STRATEGIES),
             imports=imports,
             sys_path=tuple(sys.path),
             page_cache=page_cache,

@@ -18,12 +18,12 @@ import pytest_llmload
 from pytest_llmload.core import errors
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve
 from pytest_llmload.core.verdicts import TABLE, Outcome, Row
 from pytest_llmload.host.hooks import hookspecs
 from pytest_llmload.host.markers import signatures
 from pytest_llmload.host.settings.options import OPTIONS, ini_name
-from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.strategies import Strategy
+from pytest_llmload.strategies.builtin import BUILTIN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -178,8 +178,7 @@ def extras() -> str:
 def strategies() -> str:
     """Every strategy: what it is, and which packages it needs beyond those of the extra ``hf``."""
     rows = []
-    for name, target in BUILTIN_STRATEGIES.items():
-        strategy = resolve(target)
+    for name, strategy in BUILTIN.items():
         needs = [package for package in strategy.packages if package not in Strategy.packages]
         rows.append((f"`{name}`", strategy.summary, ", ".join(f"`{package}`" for package in needs) or "-"))
     return _table(("strategy", "is", "needs"), rows)

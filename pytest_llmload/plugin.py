@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     present = config.pluginmanager.hasplugin("benchmark")
     config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
     if options.given(config) or config.getoption(options.dest("report")):
-        from pytest_llmload.host.run.state import state_of
+        from pytest_llmload.host.run.stash import state_of
 
         state_of(config)
     elif options.any_given(config):
@@ -195,7 +195,7 @@ def _uses_loads(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
     """The frozen LoadSpec of this test's load, from its markers and options; loads nothing."""
-    from pytest_llmload.host.run.state import state_of
+    from pytest_llmload.host.run.stash import state_of
 
     if not hasattr(request, "param"):
         pytest.fail(
@@ -243,6 +243,6 @@ def llm_load(request: pytest.FixtureRequest) -> Generator[Callable[..., LLM], No
 @pytest.fixture(scope="session")
 def llm_gpus(request: pytest.FixtureRequest) -> tuple[Gpu, ...]:
     """The GPUs that this run may use, as the driver describes them; empty on a CPU run."""
-    from pytest_llmload.host.run.state import state_of
+    from pytest_llmload.host.run.stash import state_of
 
     return state_of(request.config).device.gpus

@@ -11,7 +11,6 @@ from typing import Any
 
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Checkpoint, Device, Job
-from pytest_llmload.core.registry import BUILTIN_PROBES, BUILTIN_STRATEGIES
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 
@@ -55,8 +54,8 @@ def load_once(
                 device=Device(kind="cpu", key=f"cpu-{platform.machine()}"),
                 checkpoint=checkpoint,
                 imports=tuple(imports),
-                strategies={**BUILTIN_STRATEGIES, **(strategies or {})},
-                probes=(*BUILTIN_PROBES, *probes),
+                strategies=dict(strategies or {}),
+                probes=tuple(probes),
                 sys_path=tuple(sys.path),
             )
             request = {"kind": "load", "job": job.to_json()}

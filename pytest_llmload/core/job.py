@@ -6,11 +6,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES, TIME_PROBES, WORK_PROBES
 from pytest_llmload.core.spec import LoadSpec
 
 #: Whether a checkpoint's pages are in memory before it is loaded.
 WARM, COLD, UNCONTROLLED = "warm", "cold", "uncontrolled"
+
+#: Which process has the model: the load's own, ranks that it starts, or a model server that it asks.
+HERE, RANKS, SERVER = "here", "ranks", "server"
+
+#: Groups of figures that a load can take; ``probes/builtin.py`` lists the probes of each. ``MEMORY``: memory, manifest
+#: and logits; ``TIMING``: a few rounds for the report; ``LOAD_TIME`` and ``GENERATION_TIME``: repeated in turn with a
+#: control, to judge whether a time has moved; ``WORK``: counts under the profiler.
+MEMORY, TIMING = "memory", "timing"
+LOAD_TIME, GENERATION_TIME, WORK = "load_time", "generation_time", "work"
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,17 @@ class Scope:
     checks: bool = True
     #: Whether it generates; one of which only its own time is wanted does not.
     generates: bool = True
-    #: ``module:Class`` of each probe, in the order they run; None: those of the run.
-    probes: tuple[str, ...] | None = None
+    #: The groups of figures that it takes.
+    figures: tuple[str, ...] = (MEMORY, TIMING)
+    #: Whether the user's own probes run too.
+    own_probes: bool = True
 
 
 EVERYTHING = Scope()
 SERVING = Scope(measure=False)
-TIMES = Scope(checks=False, probes=TIME_PROBES)
-WORK = Scope(checks=False, probes=WORK_PROBES)
-LOADING = Scope(checks=False, generates=False, probes=LOADING_PROBES)
+TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=False)
+COUNTING = Scope(checks=False, figures=(WORK,), own_probes=False)
+LOADING = Scope(checks=False, generates=False, figures=(LOAD_TIME,), own_probes=False)
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,12 @@ class Job:
     adapter: Adapter | None = None
     #: Modules imported before loading (``--llm-import``).
     imports: tuple[str, ...] = ()
-    #: Strategy name -> ``module:Class``.
+    #: Strategies that hooks registered: name -> ``module:Class``.
     strategies: dict[str, str] = field(default_factory=dict)
-    #: ``module:Class`` of each probe, in the order they run.
-    probes: tuple[str, ...] = BUILTIN_PROBES
+    #: The groups of figures to take, as in :class:`Scope`.
+    figures: tuple[str, ...] = (MEMORY, TIMING)
+    #: ``module:Class`` of each probe that a hook registered; they run after the built-in ones.
+    probes: tuple[str, ...] = ()
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
     trust_remote_code: bool = False
@@ -132,6 +144,6 @@ class Job:
                 "device": Device(**{**device, "gpus": gpus}),
                 "checkpoint": Checkpoint(**data["checkpoint"]),
                 "adapter": Adapter(**data["adapter"]) if data.get("adapter") else None,
-                **{name: tuple(data[name]) for name in ("imports", "probes", "sys_path")},
+                **{name: tuple(data[name]) for name in ("imports", "figures", "probes", "sys_path")},
             }
         )

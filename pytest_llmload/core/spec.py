@@ -100,6 +100,12 @@ class LoadSpec:
     #: Whether the workload is the test's own; the run's (``--llm-workload``) is not part of the slug.
     own_workload: bool = False
 
+    def facets(self) -> list[str]:
+        """Return the names of the strategies that serve it: its placement, dtype, quantisation, adapter."""
+        names = [self.strategy, self.dtype, self.quant if self.quant != "none" else None]
+        names.append("lora" if self.adapter is not None else None)
+        return [name for name in names if name is not None]
+
     @property
     def slug(self) -> str:
         """The variant's name in ids and baseline files.

@@ -79,7 +79,7 @@ class Integration:
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         data = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if data is not None:
-            from pytest_llmload.host.run.state import state_of
+            from pytest_llmload.host.run.stash import state_of
 
             _merge(state_of(self._config), **pickle.loads(data))
 

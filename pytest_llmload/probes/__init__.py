@@ -1,1 +1,5 @@
-"""One file per thing measured."""
+"""One file per thing that is measured. ``from pytest_llmload.probes import Probe`` to write one of your own."""
+
+from pytest_llmload.probes.base import Probe
+
+__all__ = ["Probe"]

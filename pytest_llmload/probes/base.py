@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.worker.model.loaded import Loaded
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.model.loaded import Loaded
 
 
 class Probe:

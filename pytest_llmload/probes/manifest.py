@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pytest_llmload.core.results import LoadResult, ManifestRow
 from pytest_llmload.core.units import format_change, format_ranges
 from pytest_llmload.probes.base import Probe
-from pytest_llmload.quantisation.stored import is_packed, stored
+from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.model.loaded import Loaded
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory
+from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory, is_packed
 
 
 class Manifest(Probe):

@@ -5,33 +5,34 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_llmload.core.job import Job
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES, resolve
+from pytest_llmload.core.job import HERE, Job
+from pytest_llmload.core.references import resolve
 from pytest_llmload.core.spec import CHECK_OPTIONS
-from pytest_llmload.strategies.base import Strategy
-
-_RANKS = "pytest_llmload.process.ranks.launcher:Ranks"
+from pytest_llmload.strategies import Strategy
+from pytest_llmload.strategies.builtin import BUILTIN
 
 
 def strategies(job: Job) -> list[Strategy]:
-    """The strategy of the placement first, then those of dtype, quantisation and adapter.
+    """Return the strategy of the placement, then those of dtype, quantisation and adapter.
 
-    Raises ValueError for a name that nobody registered.
+    Raises ValueError for a name that is neither built in nor registered.
     """
-    spec = job.spec
-    names = [spec.strategy, *([spec.dtype] if spec.dtype else []), *([spec.quant] if spec.quant != "none" else [])]
-    names += ["lora"] if spec.adapter is not None else []
-    known = {**BUILTIN_STRATEGIES, **job.strategies}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no strategy is called {name!r}; known: {', '.join(sorted(known))}")
-    return [resolve(known[name])() for name in names]
+    return [_strategy(job, name)() for name in job.spec.facets()]
 
 
-def elsewhere(job: Job) -> str:
-    """``module:Class`` of what has the model in other processes; empty where it is loaded in this one."""
-    places = (_RANKS if strategy.in_ranks else strategy.elsewhere for strategy in strategies(job))
-    return next((place for place in places if place), "")
+def _strategy(job: Job, name: str) -> type[Strategy]:
+    if name in BUILTIN:
+        return BUILTIN[name]
+    if name not in job.strategies:
+        known = ", ".join(sorted((*BUILTIN, *job.strategies)))
+        raise ValueError(f"no strategy is called {name!r}; known: {known}")
+    found: type[Strategy] = resolve(job.strategies[name])
+    return found
+
+
+def runs_in(job: Job) -> str:
+    """Return which process has the model: ``HERE``, ``RANKS`` or ``SERVER``."""
+    return next((strategy.runs_in for strategy in strategies(job) if strategy.runs_in != HERE), HERE)
 
 
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.registry import resolve
+from pytest_llmload.core.references import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
-from pytest_llmload.strategies.base import Refused, Strategy
+from pytest_llmload.strategies import Refused, Strategy
+from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
 from pytest_llmload.worker.model.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.parallel import world
@@ -30,6 +31,7 @@ from pytest_llmload.worker.parallel import world
 _BROKEN = ("forward", "generate")
 
 if TYPE_CHECKING:
+    from pytest_llmload.probes import Probe
     from pytest_llmload.worker.model.loaded import Loaded
 
 
@@ -66,7 +68,7 @@ class _Session:
         self.job = job
         self.tell = phase
         self.result = result
-        self.probes: list[Any] = []
+        self.probes: list[Probe] = []
         #: Whether the loading call has returned, so that the probes have something to tell.
         self.is_loaded = False
         self.is_filled = False
@@ -133,12 +135,13 @@ class _Session:
 
     def _import_own(self) -> None:
         """The measuring code itself: it needs torch, so it is imported after the libraries."""
-        names = self.job.probes if self.job.measure else ()
-        self.probes = [resolve(name)(self.job) for name in names]
-        resolve("pytest_llmload.process.measuring_modules:__name__")
+        from pytest_llmload.process.measuring_modules import generation, probes_for
+
         if self.job.measure:
+            own: list[type[Probe]] = [resolve(name) for name in self.job.probes]
+            self.probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *own)]
             # Before a load that may take minutes.
-            resolve("pytest_llmload.worker.model.generation:check_length")(self.job)
+            generation.check_length(self.job)
 
     def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
         """The result of a load that cannot be what was asked for, so that there is no model."""
@@ -151,8 +154,7 @@ class _Session:
 
     def _load(self, served_by: list[Strategy]) -> Loaded:
         with self._timed("page_cache"):
-            prepare = resolve("pytest_llmload.system.page_cache:set_page_cache")
-            self.page_cache = prepare(self.job.checkpoint.path, self.job.page_cache)
+            self.page_cache = set_page_cache(self.job.checkpoint.path, self.job.page_cache)
             # No rank may read while another one still evicts.
             world.agreed(self.job, True)
         self.tell("load")
@@ -279,12 +281,13 @@ class _Session:
 
     def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
         """What is told of the logits of each token; None where the first forward's are known to be wrong."""
-        from pytest_llmload.worker.checks.finite import CHECK, Steps
+        from pytest_llmload.worker.checks.finite import CHECK
+        from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
 
         if not self.job.checks or any(problem.check == CHECK for problem in self.result.problems):
             return None
-        loaded.steps = Steps(loaded)
-        return loaded.steps.look
+        loaded.logits_monitor = LogitsMonitor(loaded.model)
+        return loaded.logits_monitor.look
 
     def _same_output(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.parallel import reference

@@ -7,17 +7,31 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
-from pytest_llmload.core.job import Job
+from pytest_llmload.core.job import HERE, RANKS, SERVER, Job
 from pytest_llmload.system import process
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Message
 from pytest_llmload.worker.model.device import is_out_of_memory
+
+
+class Runner(Protocol):
+    """A load whose model is in other processes than the one that serves the session."""
+
+    def load(self) -> results.LoadResult:
+        """Load and measure; the result."""
+
+    def ask(self, message: Message) -> Message:
+        """Answer ``generate`` or ``run``."""
+
+    def close(self) -> None:
+        """End the processes that have the model."""
 
 
 class Session:
@@ -26,8 +40,8 @@ class Session:
     def __init__(self, channel: Channel, log: str = "") -> None:
         self._channel = channel
         self._log = log
-        #: The processes that the load consists of, or the server that has the model; None where the model is here.
-        self.elsewhere: Any = None
+        #: What has the model in other processes; None where the model is here.
+        self.runner: Runner | None = None
         self.loaded: Any = None
         self._fingerprint: object = None
         self.phase = "start"
@@ -85,18 +99,17 @@ class Session:
         return {"kind": "plan", "plan": plan(job)}
 
     def do_load(self, message: Message) -> Message:
-        from pytest_llmload.core.registry import resolve
-        from pytest_llmload.process.job_strategies import elsewhere
+        from pytest_llmload.process.job_strategies import runs_in
 
         job = Job.from_json(message["job"])
         prepare(job)
-        place = elsewhere(job)
-        if not place:
+        place = runs_in(job)
+        if place == HERE:
             return self.measured(job)
         if not self._log:
             raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
-        self.elsewhere = resolve(place)(job, self._enter, Path(self._log))
-        return {"kind": "result", "result": self.elsewhere.load().to_json()}
+        self.runner = _runner(place)(job, self._enter, Path(self._log))
+        return {"kind": "result", "result": self.runner.load().to_json()}
 
     def measured(self, job: Job) -> Message:
         """Load and measure here; an error has the figures that were taken until then."""
@@ -115,19 +128,20 @@ class Session:
         return {"kind": "result", "result": result.to_json()}
 
     def _asked(self, message: Message) -> Message:
-        reply: Message = self.elsewhere.ask(message)
+        assert self.runner is not None
+        reply: Message = self.runner.ask(message)
         return reply
 
     def close(self) -> None:
         """Give back what outlives this process's own end."""
-        for part in (self.loaded, self.elsewhere):
+        for part in (self.loaded, self.runner):
             if part is not None:
                 part.close()
 
     def do_generate(self, message: Message) -> Message:
         from pytest_llmload.worker.model.generation import generate
 
-        if self.elsewhere is not None:
+        if self.runner is not None:
             return self._asked(message)
         self._enter("generate")
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
@@ -136,7 +150,7 @@ class Session:
         from pytest_llmload.process import calls
         from pytest_llmload.process.model_changes import fingerprint
 
-        if self.elsewhere is not None:
+        if self.runner is not None:
             return self._asked(message)
         self._enter("run")
         # Loaded by its first use, which is now at the latest.
@@ -149,6 +163,19 @@ class Session:
         changed = now != self._fingerprint or _words(self.loaded.tokenizer) != words
         self._fingerprint = now
         return {**reply, "changed": changed}
+
+
+def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
+    """Return what loads in other processes, made from the job, a function that is told each phase, and the log."""
+    if place == RANKS:
+        from pytest_llmload.process.ranks.launcher import Ranks
+
+        return Ranks
+    if place == SERVER:
+        from pytest_llmload.process.serving.served_model import Served
+
+        return Served
+    raise ValueError(f"a strategy says runs_in={place!r}; known are {HERE!r}, {RANKS!r} and {SERVER!r}")
 
 
 def _words(tokenizer: Any) -> int:

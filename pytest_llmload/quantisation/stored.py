@@ -6,17 +6,10 @@ Nothing here imports bitsandbytes: what counts is the stored bytes and the state
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
-
-#: Dtypes of weights that nothing was done to, and of masks.
-_DENSE = ("float64", "float32", "float16", "bfloat16", "bool")
-
 
 #: What the sixteen codes stand for (bitsandbytes/functional.py, ``get_4bit_type``).
 _CODES = {
@@ -68,13 +61,6 @@ class Stored:
         parts += [f"block={self.blocksize}"]
         parts += [f"compute={self.compute}"] if self.compute else []
         return " ".join(parts)
-
-
-def is_packed(tensors: Iterable[Held]) -> bool:
-    """Whether a module's own tensors hold a weight in a quantised form: a matrix of integers or of narrow floats."""
-    return any(
-        held.role in (PARAMETER, BUFFER) and len(held.shape) >= 2 and held.dtype not in _DENSE for held in tensors
-    )
 
 
 def dtype_name(tensor: Any) -> str:

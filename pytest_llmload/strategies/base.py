@@ -7,13 +7,10 @@ that imports it are imported inside the methods only.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.job import HERE, Device, Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.system.scratch import LOAD, Scratch
-from pytest_llmload.worker.checkpoints.digests import read_config
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -50,12 +47,9 @@ class Strategy:
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
     #: Of these, what the warm server must not import: it would touch the GPU, or read settings of the load's process.
     cold_packages: ClassVar[tuple[str, ...]] = ()
-    #: Whether the load is made by ``world_size`` processes, started through torch elastic.
-    in_ranks: ClassVar[bool] = False
-    #: ``module:Class`` of what has the model in other processes than the load's: it is made from the job, a function
-    #: that is told each phase, and the load's log; it has ``load``, ``ask`` (for ``generate`` and ``run``) and
-    #: ``close``. Empty where the model is loaded here.
-    elsewhere: ClassVar[str] = ""
+    #: Which process has the model: ``HERE`` (the load's own), ``RANKS`` (``world_size`` processes, started through
+    #: torch elastic) or ``SERVER`` (a model server, of which the load's process is a client).
+    runs_in: ClassVar[str] = HERE
     #: Why no test can have the model itself, as one sentence; empty where it can.
     no_model: ClassVar[str] = ""
     #: Whether its output must be that of the model loaded whole, which is then loaded too, after all figures.
@@ -103,6 +97,8 @@ class Strategy:
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
         """A model, ``(model, tokenizer)``, or a Loaded; called once, on the strategy of the placement only."""
+        from pytest_llmload.worker.model.loading import from_pretrained
+
         return from_pretrained(job, kwargs)
 
     def wrap(self, job: Job, loaded: Loaded) -> Loaded:
@@ -125,60 +121,3 @@ def unheeded(spec: LoadSpec, *fields: str) -> str:
     """Why a placement refuses fields of a spec that it would ignore; empty where none of them is set."""
     found = " and ".join(name for name in fields if getattr(spec, name))
     return f"strategy({spec.strategy!r}) would ignore {found}: leave one of them away" if found else ""
-
-
-def model_class(job: Job) -> Any:
-    """The class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
-
-    Raises ValueError where transformers has no such class.
-    """
-    import transformers
-
-    config = read_config(Path(job.checkpoint.path))
-    name = job.spec.auto_class
-    if name is None and job.trust_remote_code and config.get("auto_map"):
-        autos = [key for key in config["auto_map"] if key.startswith("AutoModel")]
-        name = "AutoModelForCausalLM" if "AutoModelForCausalLM" in autos or not autos else autos[0]
-    if name is None:
-        name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise ValueError(
-            f"transformers {transformers.__version__} has no class {name!r}, which the checkpoint's config names; "
-            "choose one with auto_class(), or allow its own code with --llm-trust-remote-code"
-        )
-    return found
-
-
-def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
-    """The one call of ``from_pretrained`` that all built-in strategies end in."""
-    from pytest_llmload.worker.model.loaded import Loaded
-
-    if job.trust_remote_code:
-        kwargs = {"trust_remote_code": True, **kwargs}
-    model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
-    return Loaded(
-        job=job,
-        model=model,
-        loading_info={kind: _texts(keys) for kind, keys in info.items()},
-        conversions=list(getattr(model, "_weight_conversions", None) or []),
-    )
-
-
-def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
-    """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
-    scratch = Scratch(LOAD)
-    try:
-        loaded = from_pretrained(job, {"offload_folder": str(scratch.files), **kwargs})
-    except BaseException:
-        scratch.close()
-        raise
-    loaded.planned_map = kwargs["device_map"]
-    # Weights on disk are read from it at every forward.
-    loaded.scratch = scratch
-    return loaded
-
-
-def _texts(keys: Iterable[Any]) -> list[str]:
-    """Keys as text; a mismatched one is ``(name, shape in the file, shape in the model)``."""
-    return sorted(f"{key[0]}: {key[1]} -> {key[2]}" if isinstance(key, tuple) else str(key) for key in keys)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
+from pytest_llmload.quantisation.bitsandbytes import offload_setting
 from pytest_llmload.strategies.base import Strategy
 
 _PACKAGES = (*Strategy.packages, "bitsandbytes")
@@ -69,18 +69,6 @@ class Fp4(_FourBit):
     name = "fp4"
     summary = "Weights in 4-bit floating point."
     fields: ClassVar[dict[str, Any]] = {"quant": "fp4"}
-
-
-def offload_setting(job: Job) -> dict[str, Any]:
-    """What bitsandbytes must be told where part of the model is meant for the CPU or the disk: to keep that part dense.
-
-    Without it transformers refuses the load.
-    """
-    spec = job.spec
-    mapped = set(json.loads(spec.device_map).values()) if spec.device_map is not None else set()
-    if spec.strategy in ("offload", "max_memory") or (len(mapped) > 1 and mapped & {"cpu", "disk"}):
-        return {"llm_int8_enable_fp32_cpu_offload": True}
-    return {}
 
 
 def default_skips(job: Job) -> list[str]:

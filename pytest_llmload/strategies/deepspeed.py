@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Job
+from pytest_llmload.core.job import RANKS, Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.strategies.base import Strategy, from_pretrained, unheeded
+from pytest_llmload.strategies.base import Strategy, unheeded
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -40,7 +40,7 @@ class DeepSpeed(Strategy):
     packages = (*Strategy.packages, "deepspeed")
     #: Importing it asks for the accelerator.
     cold_packages = ("deepspeed",)
-    in_ranks = True
+    runs_in = RANKS
     same_output = True
 
     @classmethod
@@ -61,8 +61,10 @@ class DeepSpeed(Strategy):
     def context(self, job: Job) -> None:
         import deepspeed
 
-        from pytest_llmload.worker.parallel import world
+        # rank_shards too: what the load imports would be part of its time.
+        from pytest_llmload.worker.parallel import rank_shards, world
 
+        assert rank_shards
         for name in (*_LATE, *(_COMPILER if job.spec.option(KERNELS) else ())):
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
@@ -83,6 +85,7 @@ class DeepSpeed(Strategy):
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
         import deepspeed
 
+        from pytest_llmload.worker.model.loading import from_pretrained
         from pytest_llmload.worker.model.tensors import Inventory
         from pytest_llmload.worker.parallel.rank_shards import split_shards, whole_shapes
 

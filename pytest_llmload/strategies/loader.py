@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.registry import resolve
+from pytest_llmload.core.references import resolve
 from pytest_llmload.strategies.base import Strategy
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.strategies.base import Strategy, load_with_map
+from pytest_llmload.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.model.loaded import Loaded
@@ -30,6 +30,8 @@ class Offload(Strategy):
         return {"device_map": plan_load(job).device_map}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.model.loading import load_with_map
+
         return load_with_map(job, kwargs)
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:

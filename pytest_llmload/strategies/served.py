@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Device
+from pytest_llmload.core.job import SERVER, Device
 from pytest_llmload.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Served(Strategy):
     packages = (*Strategy.packages, *_SERVER)
     #: Only the server imports them.
     cold_packages = _SERVER
-    elsewhere = "pytest_llmload.process.serving.served_model:Served"
+    runs_in = SERVER
     no_model = "the model is in a server, which only answers requests: llm.generate() asks it"
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.strategies.base import Strategy, from_pretrained, load_with_map
+from pytest_llmload.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -32,4 +32,6 @@ class Single(Strategy):
         return {"device_map": {"": 0 if job.device.kind == "cuda" else "cpu"}}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.model.loading import from_pretrained, load_with_map
+
         return from_pretrained(job, kwargs) if job.spec.device_map is None else load_with_map(job, kwargs)

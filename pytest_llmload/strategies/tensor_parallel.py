@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.strategies.base import Strategy, from_pretrained, unheeded
+from pytest_llmload.strategies.base import Strategy, unheeded
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -38,10 +37,13 @@ class TensorParallel(Strategy):
         return {"device_map": {"": "cpu"}}
 
     def context(self, job: Job) -> None:
-        # Imported here: what the load imports would be part of its time.
-        importlib.import_module("pytest_llmload.worker.parallel.sharded_model")
+        # What the load imports would be part of its time.
+        from pytest_llmload.worker.parallel import sharded_model
+
+        assert sharded_model
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.model.loading import from_pretrained
         from pytest_llmload.worker.parallel.sharded_model import shard
 
         loaded = from_pretrained(job, kwargs)

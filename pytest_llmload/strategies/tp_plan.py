@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmload.core.job import Job
-from pytest_llmload.strategies.base import Strategy, from_pretrained, unheeded
+from pytest_llmload.core.job import RANKS, Job
+from pytest_llmload.strategies.base import Strategy, unheeded
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -21,7 +21,7 @@ class TpPlan(Strategy):
     name = "tp_plan"
     summary = "transformers' own tensor parallel in world_size processes, started through torch elastic."
     fields: ClassVar[dict[str, Any]] = {"strategy": "tp_plan", "world_size": 2}
-    in_ranks = True
+    runs_in = RANKS
     same_output = True
 
     @classmethod
@@ -29,9 +29,11 @@ class TpPlan(Strategy):
         return unheeded(spec, "device_map", "max_memory")
 
     def context(self, job: Job) -> None:
-        from pytest_llmload.worker.parallel.world import join
+        # rank_shards too: what the load imports would be part of its time.
+        from pytest_llmload.worker.parallel import rank_shards, world
 
-        join(job)
+        assert rank_shards
+        world.join(job)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         try:
@@ -43,6 +45,7 @@ class TpPlan(Strategy):
             return {"tp_plan": "auto"}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
+        from pytest_llmload.worker.model.loading import from_pretrained
         from pytest_llmload.worker.parallel.rank_shards import rank_shards
 
         loaded = from_pretrained(job, kwargs)

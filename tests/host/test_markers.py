@@ -405,7 +405,7 @@ def test_the_factory_takes_what_strategy_takes(pytester, project):
     pytester.makepyfile(
         """
         from pytest_llmload.host.settings.models import parse_model
-        from pytest_llmload.host.run.state import state_of
+        from pytest_llmload.host.run.stash import state_of
         def test_a(pytestconfig):
             state = state_of(pytestconfig)
             def spec(**keywords):

@@ -80,7 +80,7 @@ def test_the_ini_file_alone_is_enough(pytester, project):
 #: Writes the command of every test of a run, also of one in workers.
 COMMANDS = """
     import pathlib
-    from pytest_llmload.host.run.state import state_of
+    from pytest_llmload.host.run.stash import state_of
     def pytest_collection_finish(session):
         state = state_of(session.config)
         lines = [state.command(item, state.spec_of(item)) for item in session.items]

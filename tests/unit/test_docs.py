@@ -10,9 +10,9 @@ import pytest
 
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.core.registry import BUILTIN_STRATEGIES
 from pytest_llmload.host.markers.signatures import LIMITS, LOAD_MARKERS
 from pytest_llmload.host.settings.options import OPTIONS
+from pytest_llmload.strategies.builtin import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,13 +43,13 @@ def test_what_users_can_name_is_in_the_reference():
         *("`llm`", "`llm_spec`", "`llm_load`", "`llm_gpus`", "`memory_baseline`", "`latency_baseline`"),
         *("`llm_benchmark`", "load_once", "import Strategy", "import Probe", "llmload prune", "llmload show"),
         *(f"`{name}`" for name in tables.pytest_llmload.__all__),
-        *(f"`{name}`" for name in BUILTIN_STRATEGIES),
+        *(f"`{name}`" for name in BUILTIN),
         *(name for name in vars(tables.hookspecs) if name.startswith("pytest_llmload_")),
     }
     assert {name for name in names if name not in REFERENCE} == set()
     strategies = (DOCS / "strategies.md").read_text(encoding="utf-8")
     described = strategies[strategies.index("## The strategies") : strategies.index("## Known failures")]
-    assert {name for name in BUILTIN_STRATEGIES if f"`{name}`" not in described} == set()
+    assert {name for name in BUILTIN if f"`{name}`" not in described} == set()
     assert {name for name in PRESETS if f"`random:{name}`" not in strategies} == set()
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.core.job import Adapter, Checkpoint, Device, Job
-from pytest_llmload.core.registry import BUILTIN_PROBES
+from pytest_llmload.core.job import MEMORY, Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process.measurement import measure
@@ -54,7 +53,7 @@ def checkpoint(preset: str) -> Checkpoint:
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
     files = checkpoint(preset) if isinstance(preset, str) else preset
-    extra = {name: fields.pop(name) for name in ("measure", "imports", "probes", "checks") if name in fields}
+    extra = {name: fields.pop(name) for name in ("measure", "imports", "figures", "probes", "checks") if name in fields}
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
     if spec.adapter is not None:
         extra["adapter"] = adapter_files(spec.adapter, files)
@@ -72,7 +71,7 @@ def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
 
 def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
     """All but the timing, which takes five rounds of generating."""
-    return load(preset, probes=tuple(probe for probe in BUILTIN_PROBES if "timing" not in probe), **fields)[0]
+    return load(preset, figures=(MEMORY,), **fields)[0]
 
 
 def double_quant_loader(spec: LoadSpec) -> Any:

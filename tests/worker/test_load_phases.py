@@ -15,7 +15,7 @@ import pytest
 import torch
 from loads import job, plain_loader
 
-from pytest_llmload.core.registry import LOADING_PROBES
+from pytest_llmload.core.job import LOAD_TIME
 from pytest_llmload.core.results import LOAD_PARTS, SAMPLED_PARTS, LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.probes import load_phases
@@ -38,7 +38,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 
 def loaded(**fields: Any) -> LoadResult:
-    result = measure(job("tiny-llama", probes=LOADING_PROBES, checks=False, **fields), lambda phase: None)[0]
+    result = measure(job("tiny-llama", figures=(LOAD_TIME,), checks=False, **fields), lambda phase: None)[0]
     assert result.ok
     return result
 
@@ -141,7 +141,7 @@ def test_a_load_that_is_too_short_has_no_parts(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_load_that_runs_out_of_memory_has_the_parts_until_then() -> None:
-    asked = job("tiny-llama", probes=LOADING_PROBES, checks=False, **by(runs_out_of_memory))
+    asked = job("tiny-llama", figures=(LOAD_TIME,), checks=False, **by(runs_out_of_memory))
     result = new_result(asked)
     with pytest.raises(MemoryError, match="no more"):
         measure(asked, lambda phase: None, result)

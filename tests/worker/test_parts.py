@@ -20,11 +20,13 @@ import torch
 from loads import checkpoint, job, load
 
 from pytest_llmload.core.environment_entries import ENTRIES
-from pytest_llmload.core.registry import BUILTIN_PROBES, LOADING_PROBES
+from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes import host_memory
 from pytest_llmload.probes.anon_sampler import AnonSampler
+from pytest_llmload.probes.builtin import probes_for
+from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.manifest import starred
 from pytest_llmload.probes.numbers import spread
 from pytest_llmload.process.environment import environment
@@ -595,7 +597,7 @@ os.wait()
 
 
 def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it():
-    result = load("tiny-llama", probes=LOADING_PROBES, checks=False)[0]
+    result = load("tiny-llama", figures=(LOAD_TIME,), checks=False)[0]
     (before, after), (ratio,) = result.samples["load.control"], result.samples["load.relative"]
     assert ratio == pytest.approx(result.metrics["load"] / ((before + after) / 2))
-    assert not any("load_control" in probe for probe in BUILTIN_PROBES), "its memory would be in the figures"
+    assert LoadControl not in probes_for((MEMORY, TIMING)), "its memory would be in the figures"

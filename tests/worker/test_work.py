@@ -8,7 +8,7 @@ import pytest
 import torch
 from loads import load
 
-from pytest_llmload.core.registry import TIME_PROBES, WORK_PROBES
+from pytest_llmload.core.job import GENERATION_TIME, LOAD_TIME, WORK
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes.work import count
@@ -16,7 +16,7 @@ from pytest_llmload.system.page_cache import page_cache, set_page_cache
 
 
 def counted(model: str = "tiny-llama", **fields: Any) -> LoadResult:
-    return load(model, probes=WORK_PROBES, checks=False, **fields)[0]
+    return load(model, figures=(WORK,), checks=False, **fields)[0]
 
 
 def work(model: str = "tiny-llama", **fields: Any) -> dict[str, float]:
@@ -95,7 +95,7 @@ def test_events_of_a_gpu_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_load_that_is_only_timed_has_its_times_and_nothing_else() -> None:
-    result, _ = load("tiny-llama", probes=TIME_PROBES, checks=False)
+    result, _ = load("tiny-llama", figures=(LOAD_TIME, GENERATION_TIME), checks=False)
     assert result.ok
     assert set(result.metrics) == {"load", "ttft", "per_token"}
     assert len(result.samples["control"]) == len(result.samples["ttft"])

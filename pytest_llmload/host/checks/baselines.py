@@ -25,7 +25,8 @@ from pytest_llmload.core.errors import (
 from pytest_llmload.core.metrics import section_of, tolerance_of
 from pytest_llmload.core.verdicts import Comparison
 from pytest_llmload.host.loads.timing_rounds import until_clear
-from pytest_llmload.host.run.state import SUITE, State, state_of
+from pytest_llmload.host.run.stash import state_of
+from pytest_llmload.host.run.state import SUITE, State
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pytest
 from pytest_llmload.host.checks import limits
 from pytest_llmload.host.markers import nearest
 from pytest_llmload.host.markers.signatures import HARDWARE, LIMITS, LOAD_MARKERS
-from pytest_llmload.host.run.state import SUITE, State, state_of
+from pytest_llmload.host.run.stash import state_of
+from pytest_llmload.host.run.state import SUITE, State
 from pytest_llmload.host.settings import options
 
 

@@ -11,7 +11,7 @@ from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.host.checks import requirements
 from pytest_llmload.host.loads.llm import LLM
-from pytest_llmload.host.run.state import state_of
+from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.settings import options
 from pytest_llmload.host.settings.models import parse_model
 

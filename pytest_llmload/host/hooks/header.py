@@ -17,7 +17,7 @@ def lines(config: pytest.Config) -> list[str]:
         names = ", ".join(f"{options.ini_name(name)} is {options.flag(config, name)}" for name in taken)
         found.append(f"llmload: another plugin or conftest owns some of our ini settings: {names}")
     if options.given(config):
-        from pytest_llmload.host.run.state import state_of
+        from pytest_llmload.host.run.stash import state_of
 
         state = state_of(config)
         models = ", ".join(f"{model.name} ({model.spec})" for model in state.models)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.hookspec
 def pytest_llmload_strategies(config: pytest.Config) -> dict[str, str]:  # type: ignore[empty-body]
-    """Register strategies: name -> ``"module:Class"``, a subclass of ``worker.strategies.base.Strategy``.
+    """Register strategies: name -> ``"module:Class"``, a subclass of ``pytest_llmload.strategies.Strategy``.
 
     The module is imported at collection too: it must not import torch at its top level. ::
 
@@ -24,7 +24,7 @@ def pytest_llmload_strategies(config: pytest.Config) -> dict[str, str]:  # type:
 
 @pytest.hookspec
 def pytest_llmload_probes(config: pytest.Config) -> list[str]:  # type: ignore[empty-body]
-    """Register probes: ``"module:Class"``, subclasses of ``worker.probes.base.Probe``, in the order they run. ::
+    """Register probes: ``"module:Class"``, subclasses of ``pytest_llmload.probes.Probe``, in the order they run. ::
 
     def pytest_llmload_probes(config):
         return ["ourapp.probes:Power"]

@@ -22,7 +22,8 @@ from pytest_llmload.host.checks import limits, requirements
 from pytest_llmload.host.hooks.factory import ASKED_FOR
 from pytest_llmload.host.loads.llm import LLM
 from pytest_llmload.host.loads.load import Load
-from pytest_llmload.host.run.state import SKIP_REASON, State, state_of
+from pytest_llmload.host.run.stash import state_of
+from pytest_llmload.host.run.state import SKIP_REASON, State
 from pytest_llmload.reports import junit
 
 #: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.

@@ -22,7 +22,7 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import EVERYTHING, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
+from pytest_llmload.core.job import EVERYTHING, RANKS, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
@@ -141,7 +141,7 @@ class Broker:
         """GPUs of this machine. Raises MachineError where ranks do not divide among several machines."""
         if self.runs_already(spec):
             return 0
-        in_ranks = self._strategies[spec.strategy].in_ranks
+        in_ranks = self._strategies[spec.strategy].runs_in == RANKS
         return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
     def _device_of(self, spec: LoadSpec) -> Device:
@@ -159,8 +159,9 @@ class Broker:
             checkpoint=self._checkpoint_of(spec),
             adapter=self._files.adapter(spec),
             imports=self._settings.imports,
-            strategies=self._strategies.targets,
-            probes=self._strategies.probes if scope.probes is None else scope.probes,
+            strategies=self._strategies.registered,
+            figures=scope.figures,
+            probes=self._strategies.probes if scope.own_probes else (),
             sys_path=tuple(sys.path),
             cwd=str(self._cwd),
             trust_remote_code=self._settings.trust_remote_code,

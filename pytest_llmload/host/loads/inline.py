@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_llmload.system.protocol import Message
+
+if TYPE_CHECKING:
+    from pytest_llmload.system.protocol import Channel
 
 
 class _Nowhere:
@@ -19,9 +21,11 @@ class InlineProcess:
     """Answers what a load process answers, without one."""
 
     def __init__(self) -> None:
-        # By name: this is the one place where the pytest process runs a worker's code.
-        self._worker = importlib.import_module("pytest_llmload.process.session")
-        self._session = self._worker.Session(_Nowhere())
+        # This is the one place where the pytest process runs the code of a load's process.
+        from pytest_llmload.process import session
+
+        self._worker = session
+        self._session = session.Session(cast("Channel", _Nowhere()))
         self.alive = True
 
     def request(self, message: Message, timeout: float) -> Message:

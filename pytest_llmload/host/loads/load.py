@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
-from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
+from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads import calls
@@ -111,7 +111,7 @@ class Load:
             # No process could count it: nothing generates, or the model is a server's.
             return [self.result] * count
         while len(self._worked) < count:
-            counted, own = self._again(WORK), self.result
+            counted, own = self._again(COUNTING), self.result
             with_work = dataclasses.replace(
                 own,
                 metrics={**own.metrics, **_work(counted.metrics)},

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
-from pytest_llmload.core.registry import BUILTIN_PROBES
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -19,7 +18,6 @@ BASE = (
     "cloudpickle",
     "pytest_llmload.process.measurement",
     "pytest_llmload.process.measuring_modules",
-    *(probe.partition(":")[0] for probe in BUILTIN_PROBES),
 )
 
 

@@ -1,55 +1,60 @@
-"""What strategies exist, as pytest sees them: their declarations, read without importing torch."""
+"""The strategies of a run, as pytest sees them: their declarations, read without importing torch."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmload.core.registry import BUILTIN_PROBES, BUILTIN_STRATEGIES
+from pytest_llmload.core.references import resolve
+from pytest_llmload.strategies.builtin import BUILTIN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.strategies import Strategy
 
 
 class Strategies:
     """Built-in strategies and those that hooks register, by name; a name given twice is a UsageError."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.targets: dict[str, str] = dict(BUILTIN_STRATEGIES)
-        self.probes: tuple[str, ...] = BUILTIN_PROBES
+        #: Name -> ``module:Class`` of those that hooks register.
+        self.registered: dict[str, str] = {}
         for registered in config.hook.pytest_llmload_strategies(config=config):
             for name, target in registered.items():
-                if self.targets.setdefault(name, target) != target:
-                    raise pytest.UsageError(f"strategy {name!r} is registered twice: {self.targets[name]} and {target}")
-        for probes in config.hook.pytest_llmload_probes(config=config):
-            self.probes += tuple(probes)
-        self._declarations: dict[str, Any] = {}
+                if name in BUILTIN:
+                    raise pytest.UsageError(f"strategy {name!r} is built in; register {target} under a different name")
+                if self.registered.setdefault(name, target) != target:
+                    raise pytest.UsageError(
+                        f"strategy {name!r} is registered twice: {self.registered[name]} and {target}"
+                    )
+        #: ``module:Class`` of each probe that hooks register.
+        self.probes: tuple[str, ...] = tuple(
+            probe for probes in config.hook.pytest_llmload_probes(config=config) for probe in probes
+        )
+        self._declarations: dict[str, type[Strategy]] = dict(BUILTIN)
 
-    def __getitem__(self, name: str) -> Any:
-        """The declaration (class) of a strategy. Raises KeyError for an unknown name."""
+    def __getitem__(self, name: str) -> type[Strategy]:
+        """Return the declaration of a strategy. Raises KeyError for an unknown name."""
         if name not in self._declarations:
-            module, _, attribute = self.targets[name].partition(":")
-            self._declarations[name] = getattr(importlib.import_module(module), attribute)
+            self._declarations[name] = resolve(self.registered[name])
         return self._declarations[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.targets
+        return name in BUILTIN or name in self.registered
 
-    def names(self) -> list[str]:
-        return list(self.targets)
+    def __iter__(self) -> Iterator[str]:
+        return iter([*BUILTIN, *self.registered])
 
-    def of(self, spec: LoadSpec) -> list[Any]:
-        """The strategies that take part in a load: its placement, dtype, quantisation and adapter."""
-        names = [spec.strategy, spec.dtype, spec.quant if spec.quant != "none" else None]
-        names += ["lora" if spec.adapter is not None else None]
-        return [self[name] for name in names if name is not None]
+    def of(self, spec: LoadSpec) -> list[type[Strategy]]:
+        """Return the strategies that take part in a load: of its placement, dtype, quantisation and adapter."""
+        return [self[name] for name in spec.facets()]
 
     def missing_packages(self, spec: LoadSpec) -> list[str]:
-        """Packages that a load needs and that are not installed, found without importing them."""
-        from importlib.util import find_spec
-
+        """Return the packages that a load needs and that are not installed, found without importing them."""
         needed = ["torch", "transformers"]
         for strategy in self.of(spec):
             needed += strategy.needs(spec)

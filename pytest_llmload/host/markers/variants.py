@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_llmload.core.registry import is_reference
+from pytest_llmload.core.job import RANKS
+from pytest_llmload.core.references import is_reference
 from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload
 from pytest_llmload.host.markers.arguments import as_json, flag, limits, names
 from pytest_llmload.host.markers.nearest import nearest, unpacked
@@ -107,7 +108,7 @@ class Marks:
         declaration = self._strategies[spec.strategy]
         if spec.gpu_count == 1 or "world_size" not in declaration.fields:
             return ""
-        if spec.world_size == spec.gpu_count * (nodes() if declaration.in_ranks else 1):
+        if spec.world_size == spec.gpu_count * (nodes() if declaration.runs_in == RANKS else 1):
             return ""
         return (
             f"gpu_count({spec.gpu_count}) contradicts world_size={spec.world_size} of strategy({spec.strategy!r}), "
@@ -288,7 +289,7 @@ class Marks:
                 found["options"] = tuple(sorted(options.items()))
             return found
 
-        return self._choices("strategy", args, self._strategies.names(), fields, where)
+        return self._choices("strategy", args, list(self._strategies), fields, where)
 
     def _target(self, name: str, value: object, where: str) -> object:
         if "target" not in self._strategies[name].options:

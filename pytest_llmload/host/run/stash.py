@@ -9,9 +9,18 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llmload.host.run.state import State
 
-STATE = pytest.StashKey["State"]()
+_STATE = pytest.StashKey["State"]()
+
+
+def state_of(config: pytest.Config) -> State:
+    """Return the run's state, made at the first call. Raises UsageError if an option is wrong."""
+    from pytest_llmload.host.run.state import State
+
+    if _STATE not in config.stash:
+        config.stash[_STATE] = State(config)
+    return config.stash[_STATE]
 
 
 def existing_state(config: pytest.Config) -> State | None:
-    """The run's state, or None in a run that has nothing to do with loads."""
-    return config.stash.get(STATE, None)
+    """Return the run's state, or None in a run that has nothing to do with loads."""
+    return config.stash.get(_STATE, None)

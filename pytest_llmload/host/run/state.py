@@ -20,7 +20,6 @@ from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.broker import ENDPOINT, Broker
 from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.markers.variants import Marks
-from pytest_llmload.host.run.stash import STATE
 from pytest_llmload.host.settings import options
 from pytest_llmload.host.settings.models import Model, parse_model
 
@@ -35,13 +34,6 @@ SKIP_REASON = pytest.StashKey[str]()
 
 #: Folder of the ready-made suite.
 SUITE = Path(__file__).resolve().parents[2] / "suite"
-
-
-def state_of(config: pytest.Config) -> State:
-    """The run's state. Raises UsageError where an option is wrong."""
-    if STATE not in config.stash:
-        config.stash[STATE] = State(config)
-    return config.stash[STATE]
 
 
 class State:
@@ -139,10 +131,10 @@ class State:
         """
         names = self.settings.strategies
         if unknown := [name for name in names if name not in self.strategies]:
-            known = ", ".join(self.strategies.names())
+            known = ", ".join(self.strategies)
             raise pytest.UsageError(f"{options.flag(self.config, 'strategy')}: unknown {unknown[0]!r}: one of {known}")
         found: list[dict[str, Any]] = []
-        for name in names or self.strategies.names():
+        for name in names or self.strategies:
             declaration = self.strategies[name]
             asked = declaration.takes_endpoint and self.settings.endpoint is not None
             if not names and not asked and (reason := self._why_not(declaration)):

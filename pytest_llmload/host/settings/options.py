@@ -274,7 +274,7 @@ def resolve(config: pytest.Config) -> Settings:
     from pytest_llmload.baselines.store import Store
     from pytest_llmload.core.metrics import tolerance_of
     from pytest_llmload.core.paths import path_of
-    from pytest_llmload.core.registry import is_reference
+    from pytest_llmload.core.references import is_reference
     from pytest_llmload.core.spec import Workload
 
     values: dict[str, Any] = {}

@@ -48,38 +48,21 @@ def weights(loaded: Loaded) -> Iterator[Problem]:
         yield Problem(CHECK, f"{len(found)} stored weights hold NaN or infinity", tuple(found), size)
 
 
-class Steps:
-    """What the logits of a generation are, step by step: told of each while the model generates."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        ends = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-        #: Tokens whose logits are -inf because no sequence ends before its last token.
-        self._ends = len({*ends}) if isinstance(ends, list) else int(ends is not None)
-        #: Of each step and row, whether a logit is not finite.
-        self.wrong: list[list[bool]] = []
-
-    def look(self, logits: Any) -> None:
-        """Logits of one step, batch x vocabulary; looked at where they are, with nothing left there."""
-        highest = torch.amax(logits, dim=-1)
-        lowest = (logits == -torch.inf).sum(dim=-1)
-        self.wrong.append((~highest.isfinite() | (lowest > self._ends)).tolist())
-
-
 def decoded(loaded: Loaded) -> Iterator[Problem]:
     """The logits of the workload's tokens, those after the first of which come from the cache."""
-    steps = loaded.steps
-    if steps is None:
+    monitor = loaded.logits_monitor
+    if monitor is None:
         return
-    if not steps.wrong:
+    if not monitor.wrong:
         loaded.notes.append("the logits of generated tokens were not looked at: the model generates in its own way")
         return
-    wrong = [number for number, row in enumerate(steps.wrong, 1) if any(row)]
+    wrong = [number for number, row in enumerate(monitor.wrong, 1) if any(row)]
     if wrong:
         how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
         yield Problem(
             CHECK,
-            f"the logits of {len(wrong)} of {len(steps.wrong)} generated tokens are not finite, from token {wrong[0]} "
-            f"on ({how})",
+            f"the logits of {len(wrong)} of {len(monitor.wrong)} generated tokens are not finite, "
+            f"from token {wrong[0]} on ({how})",
         )
 
 

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.quantisation.stored import is_packed
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import FileFormat, known_method
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import Weight, quantisable
-from pytest_llmload.worker.model.tensors import Held
+from pytest_llmload.worker.model.tensors import Held, is_packed
 
 CHECK = "quantised"
 

@@ -15,7 +15,7 @@ from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.model.tensors import Inventory
 
 if TYPE_CHECKING:
-    from pytest_llmload.worker.checks.finite import Steps
+    from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
     from pytest_llmload.worker.parallel.shards import Shards
 
 #: One of these is there where a checkpoint has a tokenizer.
@@ -48,7 +48,7 @@ class Loaded:
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
     #: What the logits of the workload's tokens were; None before it was generated.
-    steps: Steps | None = None
+    logits_monitor: LogitsMonitor | None = None
     #: How the library renamed and fused tensors while it loaded the model (transformers 5); None: ask the model.
     #: Loading an adapter into the model replaces what it says there.
     conversions: list[Any] | None = None

@@ -8,7 +8,7 @@ tensors claim bytes that nobody holds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -19,6 +19,8 @@ import torch
 from pytest_llmload.worker.adapters.wrapping import Wrapping
 
 PARAMETER, BUFFER, STATE = "parameter", "buffer", "state"
+#: Dtypes of weights that nothing was done to, and of masks.
+_DENSE = ("float64", "float32", "float16", "bfloat16", "bool")
 
 #: Attributes that every module has, and those that lead out of the model (the map of ranks); what else it holds is its
 #: own.
@@ -153,6 +155,13 @@ class Inventory:
             if key not in seen:
                 seen.add(key)
                 yield held
+
+
+def is_packed(tensors: Iterable[Held]) -> bool:
+    """Whether a module's own tensors hold a weight in a quantised form: a matrix of integers or of narrow floats."""
+    return any(
+        held.role in (PARAMETER, BUFFER) and len(held.shape) >= 2 and held.dtype not in _DENSE for held in tensors
+    )
 
 
 def local_part(tensor: Any) -> Any:

@@ -16,11 +16,11 @@ import torch
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.strategies.base import from_pretrained
 from pytest_llmload.system.proc import available
 from pytest_llmload.worker.model.device import is_out_of_memory
 from pytest_llmload.worker.model.generation import first_forward, generate_workload
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.loading import from_pretrained
 
 CHECK = "output"
 #: Of the dtype's own error.

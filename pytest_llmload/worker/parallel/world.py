@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from datetime import timedelta
 
@@ -55,12 +54,11 @@ def agreed(job: Job, wish: bool) -> bool:
 
 
 def join(job: Job) -> None:
-    """Meet the other ranks: connections are made, and what is needed is imported, before the clock starts."""
+    """Meet the other ranks: connections are made before the clock starts."""
     import torch
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend(job), timeout=_PATIENCE)
-    importlib.import_module("pytest_llmload.worker.parallel.rank_shards")
     torch.distributed.all_reduce(torch.ones(1, device=_device(job)))
 
 

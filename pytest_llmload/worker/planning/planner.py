@@ -18,7 +18,7 @@ from typing import Any
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import SINGLE
-from pytest_llmload.strategies.bitsandbytes import offload_setting
+from pytest_llmload.quantisation.bitsandbytes import offload_setting
 from pytest_llmload.worker.adapters.plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
