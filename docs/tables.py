@@ -21,7 +21,8 @@ from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.verdicts import TABLE, Outcome, Row
 from pytest_llmload.host.hooks import hookspecs
 from pytest_llmload.host.markers import signatures
-from pytest_llmload.host.settings.options import OPTIONS, ini_name
+from pytest_llmload.host.settings.options import OPTIONS, help_text, ini_name
+from pytest_llmload.reports.formats import WRITERS
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
 
@@ -94,7 +95,7 @@ def options() -> str:
         return f"`--llm-{name} {value}".rstrip() + "`"
 
     rows = [
-        (written(name, attributes), f"`{ini_name(name)}`" if ini_type else "none", attributes["help"])
+        (written(name, attributes), f"`{ini_name(name)}`" if ini_type else "none", help_text(name))
         for name, (ini_type, _, attributes) in OPTIONS.items()
     ]
     return _table(("option", "ini", "meaning"), rows)
@@ -141,6 +142,12 @@ def hooks() -> str:
         if name.startswith("pytest_llmload_")
     ]
     return _table(("hook", "for"), rows)
+
+
+def reports() -> str:
+    """Every report format: its suffix and what it holds."""
+    rows = [(f"`{suffix}`", _first_line(writer.__doc__)) for suffix, writer in WRITERS.items()]
+    return _table(("suffix", "report"), rows)
 
 
 def presets() -> str:
@@ -204,6 +211,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "fixtures": ("reference.md", fixtures),
     "errors": ("reference.md", public_errors),
     "hooks": ("reference.md", hooks),
+    "reports": ("reference.md", reports),
     "strategies": ("reference.md", strategies),
     "presets": ("strategies.md", presets),
 }

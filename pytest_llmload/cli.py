@@ -101,7 +101,7 @@ def _prune(report: Path, folder: Path, dry_run: bool) -> None:
 
 def _stale(report: Path) -> list[str]:
     """The files that a report names; it may have come from another machine, and is believed in nothing."""
-    from pytest_llmload.reports.json_report import SCHEMA
+    from pytest_llmload.reports.document import SCHEMA
 
     try:
         data = json.loads(report.read_text(encoding="utf-8"))

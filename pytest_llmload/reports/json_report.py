@@ -1,108 +1,11 @@
-"""``--llm-report x.json``: everything that was measured and said, for other programs. ``docs/report-schema.md``."""
+"""``--llm-report x.json``: the report document itself, for other programs."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pytest_llmload.core.portable import portable_spec, scrub
-from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.verdicts import Comparison, MetricVerdict, Run
-from pytest_llmload.system.files import replace_text
 
-SCHEMA = 1
-
-
-def write(path: Path, runs: Sequence[Run], *, stale: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
-    """Write the report. Raises OSError; an older report is then as it was."""
-    text = json.dumps(document(runs, stale=stale, notes=notes), indent=1, sort_keys=True, ensure_ascii=False)
-    replace_text(path, text + "\n")
-
-
-def document(runs: Sequence[Run], *, stale: Sequence[str] = (), notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The report as plain data, without secrets and without numbers that JSON cannot hold."""
-    report = {
-        "schema": SCHEMA,
-        "runs": [_run(run) for run in runs],
-        "stale": list(stale),
-        "notes": list(notes),
-    }
-    cleaned: dict[str, Any] = _clean(report)
-    return cleaned
-
-
-def _run(run: Run) -> dict[str, Any]:
-    result = run.result or LoadResult(spec={}, outcome="")
-    return {
-        "id": run.spec.id,
-        "model": run.spec.name,
-        "variant": run.spec.slug,
-        "spec": {**portable_spec(run.spec.to_json()), "model": run.spec.model},
-        "device": run.device_key,
-        "outcome": run.outcome,
-        "verdict": run.verdict,
-        "verdicts": {comparison.section: _comparison(comparison) for comparison in run.comparisons},
-        "messages": run.messages,
-        "tests": run.nodeids,
-        "page_cache": result.environment.get("page_cache", ""),
-        "baseline": run.baseline,
-        "accepted": run.accepted,
-        "recorded": run.recorded,
-        "load": result.outcome,
-        "error": dataclasses.asdict(result.error) if result.error else None,
-        "problems": [dataclasses.asdict(problem) for problem in result.problems],
-        "metrics": result.metrics,
-        "unavailable": result.unavailable,
-        "samples": result.samples,
-        "phase_peaks": result.phase_peaks,
-        "phases": result.phases,
-        "phase_samples": result.phase_samples,
-        "ledger": result.ledger,
-        "numbers": dataclasses.asdict(result.numbers),
-        "manifest": [dataclasses.asdict(row) for row in result.manifest],
-        "environment": result.environment,
-        "digests": result.digests,
-        "whole_bytes": result.whole_bytes,
-        "notes": result.notes,
-    }
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "verdict": comparison.verdict,
-        "whole": comparison.whole,
-        "reason": comparison.reason,
-        "metrics": {item.name: _metric(item) for item in comparison.metrics},
-        "manifest": [dataclasses.asdict(change) for change in comparison.manifest],
-        "because": list(comparison.because),
-        "changed": list(comparison.changed),
-    }
-
-
-def _metric(item: MetricVerdict) -> dict[str, Any]:
-    return {
-        "verdict": item.verdict,
-        "baseline": item.baseline,
-        "current": item.current,
-        "unit": item.unit,
-        "tolerance": {"relative": item.tolerance.relative, "absolute": item.tolerance.absolute},
-        "reason": item.reason,
-        "informative": item.informative,
-    }
-
-
-def _clean(value: Any) -> Any:
-    """Texts without secrets and as UTF-8 has them, and None for what is not finite: strict readers refuse NaN."""
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {scrub(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
-    return value
+def text(document: dict[str, Any]) -> str:
+    """Everything that was measured and concluded, for other programs."""
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

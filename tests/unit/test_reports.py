@@ -17,7 +17,8 @@ from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, M
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict, Run, Subject
-from pytest_llmload.reports import json_report
+from pytest_llmload.reports import formats
+from pytest_llmload.reports.document import document
 from pytest_llmload.reports.failure import (
     budget_text,
     ceiling_text,
@@ -365,7 +366,7 @@ def full_run(baseline):
 def test_the_report_holds_what_was_measured_and_said(baseline, tmp_path):
     path = tmp_path / "out" / "x.json"
     runs = [full_run(baseline), Run(NF4, DEVICE, outcome=SKIP, messages=["2 GPUs"])]
-    json_report.write(path, runs, stale=["s"], notes=["n"])
+    formats.write(path, document(runs, stale=["s"], notes=["n"]))
     data = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     first, second = data["runs"]
     assert (data["schema"], data["stale"], data["notes"]) == (1, ["s"], ["n"])
@@ -385,7 +386,7 @@ def test_the_report_holds_what_was_measured_and_said(baseline, tmp_path):
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(baseline, tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    json_report.write(path, [])
+    formats.write(path, document([]))
     before = path.read_bytes()
 
     def full(self, target):
@@ -393,7 +394,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(baseline, tmp_path, 
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        json_report.write(path, [full_run(baseline)])
+        formats.write(path, document([full_run(baseline)]))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -412,7 +413,7 @@ def keys(value):
 def test_every_entry_of_the_report_is_documented(baseline):
     text = (DOCS / "report-schema.md").read_text()
     documented = set(re.findall(r"`([a-z_]+)`", text))
-    names = set(keys(json_report.document([full_run(baseline)])))
+    names = set(keys(document([full_run(baseline)])))
     # What stands in the ledger and which buffers there are is the probes' affair.
     assert {name for name in names - documented if "." not in name} - {"weights"} == set()
     assert {"because", "tolerance", "absolute", "hint", "logsumexp", "traceback"} <= names

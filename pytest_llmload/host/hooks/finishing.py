@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.reports import json_report, terminal
+from pytest_llmload.reports import formats, terminal
+from pytest_llmload.reports.document import document
 
 if TYPE_CHECKING:
     from pytest_llmload.host.run.state import State
@@ -29,9 +30,9 @@ def finish(session: pytest.Session, state: State) -> None:
     for path in state.settings.reports:
         try:
             stale = [state.display(path) for path in state.stale]
-            json_report.write(path, list(state.runs.values()), stale=stale, notes=_notes(state))
+            formats.write(path, document(list(state.runs.values()), stale=stale, notes=_notes(state)))
         except (OSError, TypeError, ValueError) as error:
-            # Of what other plugins' hooks put into a result, not everything can be written.
+            # Another plugin's hook may have put a value into a result that the format cannot hold.
             reason = getattr(error, "strerror", None) or error
             _session_error(session, state, "report", f"cannot write {path}: {reason}")
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 #: Type of ini settings that take a number too: TOML has numbers, and before pytest 9.2 a setting has one type only.
 _NUMBER: Any = str | int | float if pytest.version_tuple >= (9, 2) else "string"
 
-#: name -> (ini type or None for "no ini twin", default, argparse attributes).
+
+def _report_help() -> str:
+    from pytest_llmload.reports.formats import known_suffixes
+
+    return f"Write a report; the suffix chooses the format: {known_suffixes()}. Repeatable."
+
+
+#: name -> (ini type or None for "no ini twin", default, argparse attributes). A help that is a function is called when
+#: help is printed, so that a pytest start does not import what it reads.
 OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "model": ("linelist", [], {
         "action": "append", "metavar": "[NAME=]SPEC",
@@ -75,7 +83,7 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "help": "'inline' loads in the pytest process, for debugging: never gates, never records (default: process)",
     }),
     "report": (None, [], {
-        "action": "append", "metavar": "FILE", "help": "Write a report; the suffix says which: .json. Repeatable.",
+        "action": "append", "metavar": "FILE", "help": _report_help,
     }),
     "timeout": (_NUMBER, "30min", {
         "metavar": "TIME", "help": "Deadline of one load, download apart (default: 30min)",
@@ -152,6 +160,12 @@ def ini_name(name: str) -> str:
     return "llm_" + name.replace("-", "_")
 
 
+def help_text(name: str) -> str:
+    """Return the help of an option."""
+    help_ = OPTIONS[name][2]["help"]
+    return str(help_() if callable(help_) else help_)
+
+
 def register(parser: pytest.Parser) -> None:
     """Add ``--llmload-*``."""
     group = parser.getgroup("llmload", "model-loading regression tests")
@@ -175,11 +189,11 @@ def register_short(config: pytest.Config, parser: pytest.Parser, arguments: list
         if not (all_free or _is_free(parser, [f"--llm-{name}"])):
             config.stash[_TAKEN].append(name)
         elif known.help or asked & {f"--llm-{name}", f"--no-llm-{name}"}:
-            group.addoption(f"--llm-{name}", dest=dest(name), default=None, **attributes)
+            group.addoption(f"--llm-{name}", dest=dest(name), default=None, **{**attributes, "help": help_text(name)})
         if ini_type is None:
             continue
         if _is_free_ini(config, ini_name(name)):
-            parser.addini(ini_name(name), attributes["help"], type=ini_type, default=None)
+            parser.addini(ini_name(name), help_text(name), type=ini_type, default=None)
         else:
             config.stash[_TAKEN_INI].append(name)
 
@@ -269,7 +283,6 @@ def _ini(config: pytest.Config, name: str) -> Any:
 
 def resolve(config: pytest.Config) -> Settings:
     """Every option as one value. Raises UsageError naming the option and what to write."""
-    from pathlib import Path
 
     from pytest_llmload.baselines.store import Store
     from pytest_llmload.core.metrics import tolerance_of
@@ -344,9 +357,10 @@ def resolve(config: pytest.Config) -> Settings:
         return str(parsed(name, check))
 
     def suffix(files: list[str]) -> list[Path]:
+        from pytest_llmload.reports.formats import check_suffix
+
         for file in files:
-            if Path(file).suffix != ".json":
-                raise ValueError(f"{file!r}: reports are written as .json")
+            check_suffix(file)
         return [config.invocation_params.dir / file for file in files]
 
     def adapter(text: str) -> str | None:

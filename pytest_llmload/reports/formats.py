@@ -1,0 +1,47 @@
+"""The formats of ``--llm-report FILE``. The file's suffix chooses the format.
+
+A writer is a function from the report document (:func:`pytest_llmload.reports.document.document`) to the text of the
+file. The first line of its docstring is its row in the documentation. A format is added by one entry in
+:data:`WRITERS`: the option's help, the check of the option and the end of the run all read this table.
+
+A writer imports what it needs beyond the standard library inside the function, so that a run without its format does
+not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.reports import json_report
+from pytest_llmload.system.files import replace_text
+
+Writer = Callable[[dict[str, Any]], str]
+
+#: Suffix -> writer, in the order in which help and documentation list them.
+WRITERS: dict[str, Writer] = {
+    ".json": json_report.text,
+}
+
+
+def known_suffixes() -> str:
+    """Return the suffixes as one text: ``.json, .md``."""
+    return ", ".join(WRITERS)
+
+
+def check_suffix(file: str) -> None:
+    """Raise ValueError if no writer is registered for the suffix of ``file``."""
+    suffix = Path(file).suffix
+    if suffix not in WRITERS:
+        found = f"its suffix {suffix!r} is not the suffix of a report format" if suffix else "it has no suffix"
+        raise ValueError(f"{file!r}: {found}; use one of {known_suffixes()}")
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write the report document to ``path`` in the format of its suffix, as a whole: a reader sees the old or new file.
+
+    Raises OSError if the file cannot be written; an older report is then unchanged. Raises TypeError or ValueError if
+    another plugin put a value into the document that the format cannot hold.
+    """
+    replace_text(path, WRITERS[path.suffix](document))
