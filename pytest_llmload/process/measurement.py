@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +20,7 @@ from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
+from pytest_llmload.process.phases import Phases
 from pytest_llmload.strategies import Refused, Strategy
 from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
@@ -46,7 +46,8 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
 
     None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
-    ``phase`` is told before each of import, context, page_cache, load, applied, forward, generate.
+    ``phase`` is told before each of import, context, page_cache, prepare, load, settle, applied, forward, logits,
+    generate, timing, fill, exercised and reference; their seconds add up to the load's.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
     problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
     what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
@@ -66,30 +67,30 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
 class _Session:
     def __init__(self, job: Job, phase: Callable[[str], None], result: LoadResult) -> None:
         self.job = job
-        self.tell = phase
         self.result = result
+        self.phases = Phases(phase, result.phases)
         self.probes: list[Probe] = []
         #: Whether the loading call has returned, so that the probes have something to tell.
         self.is_loaded = False
         self.is_filled = False
 
     def run(self) -> tuple[LoadResult, Loaded | None]:
-        with self._timed("import"):
-            served_by = job_strategies.strategies(self.job)
-            for strategy in served_by:
-                strategy.prepare(self.job)
-            import_all(self.job, served_by)
-            compared = any(strategy.same_output for strategy in served_by)
-            self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
-            self._import_own()
+        self.phases.enter("import")
+        served_by = job_strategies.strategies(self.job)
+        for strategy in served_by:
+            strategy.prepare(self.job)
+        import_all(self.job, served_by)
+        compared = any(strategy.same_output for strategy in served_by)
+        self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
+        self._import_own()
         contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
         if contradicted:
             return self._ended(Problem("quantised", contradicted))
         self._each("start")
-        with self._timed("context"):
-            create_context(self.job)
-            for strategy in served_by:
-                strategy.context(self.job)
+        self.phases.enter("context")
+        create_context(self.job)
+        for strategy in served_by:
+            strategy.context(self.job)
         try:
             loaded = self._load(served_by)
         except Refused as refused:
@@ -97,16 +98,19 @@ class _Session:
         self._environment(loaded)
         if self.job.measure:
             if self.job.checks:
-                with self._timed("applied"):
-                    self._applied(served_by, loaded)
+                self.phases.enter("applied")
+                self._applied(served_by, loaded)
                 self._forward(loaded)
             if self.job.generates:
                 self._generate(loaded)
+            self.phases.enter("fill")
             self.fill()
             if self.job.checks:
+                self.phases.enter("exercised")
                 self._exercised(served_by, loaded)
             if self._keep_output:
                 self._same_output(loaded)
+        self.phases.leave()
         loaded.forget()
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
         if self.result.problems:
@@ -121,13 +125,6 @@ class _Session:
         for probe in self.probes:
             if self.is_loaded or probe.partial:
                 probe.fill(self.result)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        self.tell(name)
-        begin = perf_counter()
-        yield
-        self.result.phases[name] = perf_counter() - begin
 
     def _each(self, moment: str, *args: Any) -> None:
         for probe in self.probes:
@@ -153,11 +150,11 @@ class _Session:
         return self.result, None
 
     def _load(self, served_by: list[Strategy]) -> Loaded:
-        with self._timed("page_cache"):
-            self.page_cache = set_page_cache(self.job.checkpoint.path, self.job.page_cache)
-            # No rank may read while another one still evicts.
-            world.agreed(self.job, True)
-        self.tell("load")
+        self.phases.enter("page_cache")
+        self.page_cache = set_page_cache(self.job.checkpoint.path, self.job.page_cache)
+        # No rank may read while another one still evicts.
+        world.agreed(self.job, True)
+        self.phases.enter("prepare")
         kwargs = job_strategies.load_kwargs(self.job, served_by)
         modules = set(sys.modules)
         gc.collect()
@@ -165,6 +162,7 @@ class _Session:
         # What exists is out of the collector's sight until the load is over: a full collection of all that the
         # libraries keep takes as long as a small load, and would fall into some loads and not into others.
         gc.freeze()
+        self.phases.enter("load")
         try:
             with warnings_of_libraries() as log:
                 synchronize(self.job)
@@ -175,6 +173,7 @@ class _Session:
                 self._each("returned")
                 loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
+            self.phases.enter("settle")
             # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
             del kwargs
             gc.collect()
@@ -249,9 +248,10 @@ class _Session:
             self.result.problems.append(Problem("forward", refused))
             return
         self._each("forwarding")
-        with self._timed("forward"):
-            loaded.logits = self._attempt("forward", loaded, lambda: first_forward(loaded))
-            synchronize(self.job)
+        self.phases.enter("forward")
+        loaded.logits = self._attempt("forward", loaded, lambda: first_forward(loaded))
+        synchronize(self.job)
+        self.phases.enter("logits")
         self._each("forwarded", loaded)
         for check in AFTER_FORWARD:
             self.result.problems += check(loaded)
@@ -270,9 +270,10 @@ class _Session:
             return
         on_logits = self._looking(loaded)
         self._each("generating")
-        with self._timed("generate"):
-            tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
-            synchronize(self.job)
+        self.phases.enter("generate")
+        tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
+        synchronize(self.job)
+        self.phases.enter("timing")
         if tokens is not None:
             if self._keep_output:
                 loaded.kept_tokens = tokens.tolist()
@@ -292,8 +293,8 @@ class _Session:
     def _same_output(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.parallel import reference
 
-        with self._timed("reference"):
-            self.result.problems += reference.check(loaded)
+        self.phases.enter("reference")
+        self.result.problems += reference.check(loaded)
         loaded.kept_logits = None
 
     def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:

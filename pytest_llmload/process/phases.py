@@ -1,0 +1,32 @@
+"""Keep account of where a load's seconds go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+
+class Phases:
+    """The consecutive phases of one load: each begins where the one before ends, so that they add up to its time.
+
+    ``tell`` is called with the name of each phase before it begins, ``seconds`` receives what each one took.
+    """
+
+    def __init__(self, tell: Callable[[str], None], seconds: dict[str, float]) -> None:
+        self._tell = tell
+        self._seconds = seconds
+        self._name = ""
+        self._since = 0.0
+
+    def enter(self, name: str) -> None:
+        """Begin a phase; the one before ends here."""
+        self.leave()
+        self._tell(name)
+        self._name = name
+
+    def leave(self) -> None:
+        """End the phase that is under way, if there is one."""
+        now = perf_counter()
+        if self._name:
+            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = "", now
