@@ -1,7 +1,8 @@
 """Every error a test or a run can end with.
 
 FAILED means that the model or the libraries moved: :class:`LoadError` and the assertion errors.
-ERROR means that the machine or the setup did: :class:`MachineError` and :class:`BaselineError`.
+ERROR means that the machine, the setup or this plugin did: :class:`MachineError`, :class:`BaselineError` and
+:class:`CheckRaised`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class BudgetExceeded(AssertionError):
 
 class MachineError(Exception):
     """The machine cannot do what was asked: GPU held, download failed, disk full, driver mismatch."""
+
+
+class CheckRaised(Exception):
+    """A check or a probe of pytest-llmload raised: its own fault, which says nothing about the load."""
 
 
 class BaselineError(Exception):

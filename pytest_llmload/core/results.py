@@ -58,6 +58,17 @@ class Problem:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A check or a probe that raised: a fault of pytest-llmload (or of a hook's probe), not of the load."""
+
+    #: ``check 'values'``, ``probe 'Manifest'``.
+    who: str
+    #: One sentence: who raised what, and where.
+    message: str
+    traceback: str = ""
+
+
 @dataclass
 class ErrorInfo:
     """An exception or a death, as text."""
@@ -98,6 +109,8 @@ class LoadResult:
     outcome: str
     error: ErrorInfo | None = None
     problems: list[Problem] = field(default_factory=list)
+    #: Checks and probes that raised; the load's other checks and figures are not concerned.
+    faults: list[Fault] = field(default_factory=list)
     #: Flat: ``gpu.settled`` (sum), ``gpu.0.settled`` (each), ``load`` … in the metric's unit.
     metrics: dict[str, float] = field(default_factory=dict)
     #: Metric -> why it could not be measured.
@@ -135,6 +148,7 @@ class LoadResult:
         values = dict(data)
         values["error"] = ErrorInfo(**data["error"]) if data.get("error") else None
         values["problems"] = [Problem(**{**row, "names": tuple(row["names"])}) for row in data.get("problems", ())]
+        values["faults"] = [Fault(**row) for row in data.get("faults", ())]
         values["numbers"] = Numbers(**data.get("numbers", {}))
         values["manifest"] = [ManifestRow(**row) for row in data.get("manifest", ())]
         return cls(**values)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from pytest_llmload.process import job_strategies
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.phases import Phases
+from pytest_llmload.process.raised import fault, innermost, is_own
 from pytest_llmload.strategies import Refused, Strategy
 from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
@@ -122,13 +121,26 @@ class _Session:
         if self.is_filled:
             return
         self.is_filled = True
-        for probe in self.probes:
+        for probe in list(self.probes):
             if self.is_loaded or probe.partial:
-                probe.fill(self.result)
+                self._probed(probe, "fill", self.result)
 
     def _each(self, moment: str, *args: Any) -> None:
-        for probe in self.probes:
+        for probe in list(self.probes):
+            self._probed(probe, moment, *args)
+
+    def _probed(self, probe: Probe, moment: str, *args: Any) -> None:
+        """Call one method of a probe; one that raises is a fault of its own and measures nothing more."""
+        try:
             getattr(probe, moment)(*args)
+        except Exception as error:
+            own = is_own(error) or type(probe).__module__.partition(".")[0] != "pytest_llmload"
+            if is_out_of_memory(error) or not own:
+                # The model's own code raised while the probe ran it.
+                raise
+            self.result.faults.append(fault(f"probe {type(probe).__name__!r}", error))
+            self.probes.remove(probe)
+            probe.close()
 
     def _import_own(self) -> None:
         """The measuring code itself: it needs torch, so it is imported after the libraries."""
@@ -220,27 +232,48 @@ class _Session:
             self.result.environment["attn"] = str(attention)
 
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_LOAD
+        from pytest_llmload.worker.checks import AFTER_LOAD, check_name
 
         for check in AFTER_LOAD:
-            self.result.problems += check(loaded)
+            self._checked(check_name(check), partial(check, loaded))
         for strategy in served_by:
-            self.result.problems += strategy.applied(self.job, loaded)
+            self._checked(strategy.name, partial(strategy.applied, self.job, loaded))
+
+    def _checked(self, name: str, check: Callable[[], Iterable[Problem]]) -> None:
+        """Take a check's problems; one that raises is a fault of this package, and the load is not to blame."""
+        try:
+            for problem in check():
+                self.result.problems.append(problem)
+        except Exception as error:  # noqa: BLE001 - a check may fail on anything; the other checks and figures go on
+            self.result.faults.append(fault(f"check {name!r} of pytest-llmload", error))
 
     def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_FIGURES
+        from pytest_llmload.worker.checks import AFTER_FIGURES, check_name
 
         if any(problem.check in _BROKEN for problem in self.result.problems):
             return
-        checks = [("generate", partial(check, loaded)) for check in AFTER_FIGURES]
-        checks += [("forward", partial(strategy.exercised, self.job, loaded)) for strategy in served_by]
-        for name, check in checks:
-            # Into a list inside the attempt: a generator would raise outside it.
-            self.result.problems += self._attempt(name, loaded, partial(_listed, check)) or []
+        for check in AFTER_FIGURES:
+            self._checked(check_name(check), partial(check, loaded))
+            loaded.forget()
+        for strategy in served_by:
+            self._rerun(strategy, loaded)
             loaded.forget()
 
+    def _rerun(self, strategy: Strategy, loaded: Loaded) -> None:
+        """Take the problems of a check that runs the model again, and tell its own exceptions from the model's."""
+        try:
+            for problem in strategy.exercised(self.job, loaded):
+                self.result.problems.append(problem)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if is_own(error):
+                self.result.faults.append(fault(f"check {strategy.name!r} of pytest-llmload", error))
+            else:
+                self.result.problems.append(self._does_not_run("forward", loaded, error))
+
     def _forward(self, loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_FORWARD
+        from pytest_llmload.worker.checks import AFTER_FORWARD, check_name
         from pytest_llmload.worker.model.generation import check_inputs, first_forward
 
         loaded.forget()
@@ -254,7 +287,7 @@ class _Session:
         self.phases.enter("logits")
         self._each("forwarded", loaded)
         for check in AFTER_FORWARD:
-            self.result.problems += check(loaded)
+            self._checked(check_name(check), partial(check, loaded))
         if self._keep_output and loaded.logits is not None:
             loaded.kept_logits = loaded.logits.detach().float().cpu()
         loaded.logits = None
@@ -294,7 +327,7 @@ class _Session:
         from pytest_llmload.worker.parallel import reference
 
         self.phases.enter("reference")
-        self.result.problems += reference.check(loaded)
+        self._checked("same output", partial(reference.check, loaded))
         loaded.kept_logits = None
 
     def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
@@ -305,32 +338,16 @@ class _Session:
             # Any other exception of foreign code is the finding itself.
             if is_out_of_memory(error):
                 raise
-            from pytest_llmload.worker.checks.quantised import kernel_hint
-
-            text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-            place = _innermost(error)
-            self.result.problems.append(Problem(check, f"{text} ({place})", hint=kernel_hint(loaded, place)))
+            self.result.problems.append(self._does_not_run(check, loaded, error))
             return None
 
+    def _does_not_run(self, check: str, loaded: Loaded, error: Exception) -> Problem:
+        """Return the problem of a model whose own code raised."""
+        from pytest_llmload.worker.checks.quantised import kernel_hint
 
-def _listed(check: Callable[[], Iterable[Problem]]) -> list[Problem]:
-    return list(check())
-
-
-def _innermost(error: Exception) -> str:
-    """The innermost place outside torch that an exception came through: ``bitsandbytes/functional.py:1696``."""
-    frames = [
-        (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
-    ]
-    places = [(_short(file), line) for file, line in frames]
-    file, line = next((place for place in reversed(places) if not place[0].startswith("torch/")), places[-1])
-    return f"{file}:{line}"
-
-
-def _short(file: str) -> str:
-    """From the package on, else with its folder: where libraries and checkouts lie is this machine's business."""
-    _, installed, rest = file.rpartition("/site-packages/")
-    return rest if installed else "/".join(Path(file).parts[-2:])
+        text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        place = innermost(error)
+        return Problem(check, f"{text} ({place})", hint=kernel_hint(loaded, place))
 
 
 def _weights_digest(job: Job) -> str:

@@ -56,6 +56,7 @@ def _run(run: Run) -> dict[str, Any]:
         "load": result.outcome,
         "error": dataclasses.asdict(result.error) if result.error else None,
         "problems": [dataclasses.asdict(problem) for problem in result.problems],
+        "faults": [dataclasses.asdict(fault) for fault in result.faults],
         "metrics": result.metrics,
         "unavailable": result.unavailable,
         "samples": result.samples,

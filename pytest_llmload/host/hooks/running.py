@@ -13,6 +13,7 @@ from pytest_llmload.core.errors import (
     BaselineError,
     BudgetExceeded,
     CeilingExceeded,
+    CheckRaised,
     LoadError,
     MachineError,
     RemoteError,
@@ -111,7 +112,15 @@ def _check_limits(state: State, item: pytest.Item, load: Load) -> None:
 
 
 def after_teardown(item: pytest.Item) -> None:
-    state_of(item.config).finished(item)
+    """Close what no other test needs, and raise CheckRaised once for each load of which a check of ours raised."""
+    __tracebackhide__ = True
+    state = state_of(item.config)
+    load = state.load_of(item)
+    loads = dict.fromkeys([*([load] if load is not None else []), *item.stash.get(ASKED_FOR, [])])
+    state.finished(item)
+    faults = [(each.spec, found) for each in loads for found in each.untold_faults()]
+    if faults:
+        raise CheckRaised("\n".join(f"{state.subject(spec)}: {found.message}" for spec, found in faults))
 
 
 def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:

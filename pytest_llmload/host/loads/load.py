@@ -12,7 +12,7 @@ from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
 from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls
 from pytest_llmload.host.loads.inline import InlineProcess
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
@@ -42,6 +42,7 @@ class Load:
         self._timed: list[LoadResult] = []
         self._loaded: list[LoadResult] = []
         self._worked: list[LoadResult] = []
+        self._told_faults: set[str] = set()
 
     @property
     def status(self) -> str:
@@ -67,6 +68,14 @@ class Load:
                 info = ErrorInfo(message=str(error), phase="resolve")
                 self._result = LoadResult(spec=self.spec.to_json(), outcome=results.FAILED, error=info)
         return self._result
+
+    def untold_faults(self) -> list[Fault]:
+        """Return the checks and probes that raised, each once in the life of the load; of one not measured, none."""
+        measured = [result for result in (self._result, *self._repeats, *self._timed, *self._worked) if result]
+        found = {fault.message: fault for result in measured for fault in result.faults}
+        untold = [fault for message, fault in found.items() if message not in self._told_faults]
+        self._told_faults |= found.keys()
+        return untold
 
     @property
     def error(self) -> LoadError | None:

@@ -28,6 +28,7 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
         first,
         outcome=NOT_APPLIED if problems else LOADED,
         problems=problems,
+        faults=list({fault.message: fault for result in results.values() for fault in result.faults}.values()),
         metrics=_metrics(results),
         unavailable={name: why for result in results.values() for name, why in result.unavailable.items()},
         phase_peaks=_phase_peaks(results),

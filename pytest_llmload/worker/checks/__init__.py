@@ -37,3 +37,9 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
 #: After the workload was generated and every figure taken: they read all weights, or what the logits were meanwhile.
 AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)
+
+
+def check_name(check: Callable[[Loaded], Iterable[Problem]]) -> str:
+    """Return the name of a check: that of its module, and of the function where the module has several."""
+    module = check.__module__.rpartition(".")[2]
+    return module if check.__name__ == "check" else f"{module}.{check.__name__}"

@@ -1,0 +1,44 @@
+"""Exceptions of a load's checks and probes: told from those of the model, and put into words."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from pytest_llmload.core.results import Fault
+
+#: Packages whose frames say where an exception came through, not who is at fault.
+_PASSED_THROUGH = ("torch/",)
+_OWN = "pytest_llmload/"
+
+
+def fault(who: str, error: Exception) -> Fault:
+    """Return the record of a check or probe that raised; ``who`` is ``check 'values'`` or ``probe 'Manifest'``."""
+    text = " ".join(str(error).split())[:500]
+    what = ": ".join(part for part in (type(error).__name__, text) if part)
+    message = f"{who} raised {what} ({innermost(error)}); this says nothing about the model"
+    return Fault(who, message, "".join(traceback.format_exception(error)))
+
+
+def is_own(error: Exception) -> bool:
+    """Return whether the code that raised is this package's: its innermost frame outside torch is."""
+    return innermost(error).startswith(_OWN)
+
+
+def innermost(error: Exception) -> str:
+    """Return the innermost place outside torch that an exception came through: ``bitsandbytes/functional.py:1696``."""
+    frames = [
+        (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
+    ]
+    places = [(_short(file), line) for file, line in frames]
+    file, line = next((place for place in reversed(places) if not place[0].startswith(_PASSED_THROUGH)), places[-1])
+    return f"{file}:{line}"
+
+
+def _short(file: str) -> str:
+    """Return a path from its package on, else with its folder: where checkouts lie is this machine's business."""
+    _, installed, rest = file.rpartition("/site-packages/")
+    if installed:
+        return rest
+    _, own, rest = file.rpartition(f"/{_OWN}")
+    return f"{_OWN}{rest}" if own else "/".join(Path(file).parts[-2:])
