@@ -542,7 +542,15 @@ def test_what_the_heap_keeps_of_a_forward_is_in_its_peak_and_not_in_what_is_sett
     assert settled <= 4
 
 
-@pytest.mark.parametrize("end", ["loaded(None)", "close()"])
+def test_the_allocator_stays_pinned_for_every_figure_of_memory() -> None:
+    """Else temporaries come from a heap that fragments differently in each process, and clean loads are called red."""
+    for moment in ("loaded(None)", "forwarding()", "forwarded(None)", "generating()"):
+        _, pinned, after = blocks(_PROBED.format(end=moment), {})
+        assert pinned >= 12, moment
+        assert after >= 12, moment
+
+
+@pytest.mark.parametrize("end", ["generated(None)", "close()"])
 def test_the_allocator_is_let_go_when_the_load_ends_however_it_does(end: str) -> None:
     """Else what is run on the model afterwards would be slower than without us."""
     said, pinned, after = blocks(_PROBED.format(end=end), {})
