@@ -8,28 +8,28 @@ only there, every other name ends in ``.json``: it can collide with no model, de
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.system.files import replace_text
+from pytest_llmload.system.locks import folder_lock
 
 SUFFIX = ".json"
 #: Seconds to wait for another run that writes the same file; a write takes milliseconds.
 LOCK_TIMEOUT = 60.0
-_POLL = 0.01
 #: Longest file name that common file systems take, in bytes.
 _LONGEST = 255
 #: Bytes that a disk must have left for a baseline; most are smaller.
 _ROOM = 1 << 16
+#: Bytes of the largest file that is read: the largest of ours has some hundred kilobytes.
+_LARGEST = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,14 @@ class Entry:
 class Store:
     """The baselines under one root folder, at one variant's level."""
 
-    def __init__(self, root: Path, variant_level: str | None = None, *, locks: Path | None = None) -> None:
-        """``locks`` is the folder of the lock files, by default one in the user's temporary folder.
-
-        Raises ValueError for a variant's name that is no plain folder name.
-        """
+    def __init__(self, root: Path, variant_level: str | None = None) -> None:
+        """Raise ValueError for a variant's name that is not a plain folder name."""
         if variant_level is not None:
             component(variant_level, "baseline variant")
             if variant_level.endswith(SUFFIX):
                 raise ValueError(f"the baseline variant {variant_level!r} must not end in {SUFFIX}")
         self.root = root
         self.variant_level = variant_level
-        self._locks = locks
 
     def path_for(self, model: str, device: str, slug: str) -> Path:
         """Where the baseline of a load stands. Raises ValueError for a name that would lead elsewhere."""
@@ -64,9 +60,9 @@ class Store:
         return folder / component(f"{component(slug, 'variant')}{SUFFIX}", "variant")
 
     def read(self, path: Path) -> Baseline | None:
-        """The baseline in a file, None where there is no file. Raises BaselineError."""
+        """Return the baseline in a file, None where there is no file. Raises BaselineError."""
         try:
-            return loads(path.read_text(encoding="utf-8"), str(path))
+            return loads(_read(path), str(path))
         except FileNotFoundError:
             return None
         except UnicodeDecodeError:
@@ -127,29 +123,33 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        # Not beside the baseline: the folder is committed and holds nothing but baselines.
-        folder = self._locks or own_lock_folder()
-        name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
-        lock = FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT)
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock.acquire(poll_interval=_POLL)
-        except Timeout:
-            raise BaselineError(
-                f"cannot write {path}: another run has been writing it for {LOCK_TIMEOUT:g} s ({lock.lock_file})"
-            ) from None
-        except OSError as error:
-            raise BaselineError(f"cannot lock {path} with {lock.lock_file}: {error.strerror or error}") from None
-        try:
+        """Hold the folder of a baseline, that of the file itself where the path is a link."""
+        folder = Path(os.path.realpath(path)).parent
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(folder_lock(folder, LOCK_TIMEOUT))
+            except TimeoutError:
+                raise BaselineError(
+                    f"cannot write {path}: other runs have been writing in {folder} for {LOCK_TIMEOUT:g} s"
+                ) from None
+            except OSError as error:
+                raise BaselineError(f"cannot lock {folder} to write {path}: {error.strerror or error}") from None
             yield
-        finally:
-            lock.release()
 
 
-def own_lock_folder() -> Path:
-    """This user's folder for lock files: every run of the user on this machine finds the same."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"pytest-llmload-{user}" / "locks"
+def _read(path: Path) -> str:
+    """Return a file's text. Raises OSError, and BaselineError for what is not a regular file of a baseline's size."""
+    # A FIFO would be waited for until something writes to it.
+    with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise BaselineError(f"{path} is not a regular file: delete it, and record the baseline again")
+        if found.st_size > _LARGEST:
+            raise BaselineError(
+                f"{path} has {found.st_size} bytes, and no baseline has more than {_LARGEST}: restore it from version "
+                "control, or delete it and record it again"
+            )
+        return file.read()
 
 
 def component(name: str, what: str) -> str:

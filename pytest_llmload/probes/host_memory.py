@@ -20,7 +20,7 @@ class HostMemory(Probe):
     machines with many cores.
 
     The allocator stays pinned until the workload was generated: unpinned, temporaries of forward and generate come from
-    a heap that fragments differently in each process, and one of eight clean nf4 loads of 31 MiB had a peak of 38 to 53.
+    a heap that fragments differently in each process, and one of eight clean nf4 loads of 31 MiB peaked at 38 to 53.
     """
 
     def __init__(self, job: Job) -> None:

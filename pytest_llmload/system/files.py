@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from pathlib import Path
 
 
@@ -15,10 +16,11 @@ def replace_text(path: Path, text: str) -> None:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden and with a suffix of its own: what a killed process leaves behind is never read as a result.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Hidden and with a suffix of its own: what a killed process leaves behind is never read as a result. By chance and
+    # not by pid, which writers of one volume in two containers share; and short, since the target's name may not be.
+    temporary = target.with_name(f".llmload-{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +21,14 @@ GPUS = tuple(Gpu(f"GPU-{index}", "NVIDIA H100", 80 << 30, (9, 0), index) for ind
 DEVICE = Device("cuda", "nvidia-h100", GPUS)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path / "pytest-llmload-gpus"
+@pytest.fixture(autouse=True)
+def _own_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart from those of other runs of these tests on this machine."""
+    monkeypatch.setattr(gpu_leases, "_NAME", f"llmload-tests-{os.getpid()}")
 
 
 @pytest.fixture
-def used_by(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+def used_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """GPU -> who else uses it, as the driver says."""
     users: dict[str, list[str]] = {}
     monkeypatch.setattr(hardware, "holders", lambda gpu: users.get(gpu.uuid, []))
@@ -61,7 +64,7 @@ def test_a_gpu_that_another_process_leaves_meanwhile_is_taken(
 
 
 def test_a_driver_that_refuses_an_answer_is_an_error_of_the_machine_and_locks_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lost(*_: Any) -> Any:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
@@ -94,23 +97,33 @@ def test_this_process_is_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.holders(GPUS[0]) == ["a process outside this container with 10.00 GiB"]
 
 
-def test_every_user_may_lock_whatever_the_umask(folder: Path, used_by: dict[str, list[str]]) -> None:
-    before = os.umask(0o027)
-    try:
-        lease().release()
-    finally:
-        os.umask(before)
-    assert folder.stat().st_mode & 0o7777 == 0o1777
-    assert (folder / "GPU-0.lock").stat().st_mode & 0o777 == 0o666
+def test_a_lease_ends_with_its_holder_and_leaves_no_file(used_by: dict[str, list[str]], tmp_path: Path) -> None:
+    """Killed, and with a TMPDIR of its own: the kernel frees what it held."""
+    code = (
+        "import sys; from pytest_llmload.core.job import Gpu; from pytest_llmload.host.loads import gpu_leases; "
+        "gpu_leases._NAME = sys.argv[1]; held = gpu_leases._taken(Gpu('GPU-0', 'NVIDIA H100', 80 << 30, (9, 0))); "
+        "print(held is not None, flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, gpu_leases._NAME],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "True\n"
+    held = lease()
+    assert [gpu.uuid for gpu in held.gpus] == ["GPU-1"]
+    held.release()
+    holder.kill()
+    holder.wait()
+    holder.communicate()
+    lease(2).release()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_locks_that_cannot_be_written_are_an_error_of_the_machine(folder: Path, used_by: dict[str, list[str]]) -> None:
-    folder.mkdir()
-    (folder / "GPU-0.lock").mkdir()
-    with pytest.raises(MachineError, match=r"cannot be locked .*-gpus: Is a directory; every user .* \(mode 1777\)$"):
-        lease()
-    (folder / "GPU-0.lock").rmdir()
-    folder.rmdir()
-    folder.parent.rmdir()
-    with pytest.raises(MachineError, match="No such file or directory"):
-        lease()
+def test_a_lock_that_the_kernel_refuses_is_an_error_of_the_machine(used_by: dict[str, list[str]]) -> None:
+    endless = dataclasses.replace(GPUS[0], uuid="GPU-" + "0" * 200)
+    with pytest.raises(MachineError, match=r"NVIDIA H100 \(GPU-0+\) cannot be locked: "):
+        gpu_leases._taken(endless)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import multiprocessing
 import os
 import stat
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_loads import load
 
 from pytest_llmload.baselines.model import Timing
 from pytest_llmload.baselines.record import record
-from pytest_llmload.baselines.store import Entry, Store, own_lock_folder
+from pytest_llmload.baselines.store import Entry, Store
 from pytest_llmload.core.errors import BaselineError
 
 DEVICE = "nvidia-h100-80gb-hbm3"
@@ -28,7 +31,7 @@ def baseline():
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "baselines", locks=tmp_path / "locks")
+    return Store(tmp_path / "baselines")
 
 
 @pytest.fixture
@@ -158,14 +161,9 @@ def test_a_read_only_folder_is_one_sentence_and_loses_nothing(baseline):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
-        (root / "locks").mkdir()
-        (root / "locks").chmod(0o777)
-        store = Store(root / "baselines", locks=root / "locks")
+        store = Store(root / "baselines")
         path = store.path_for("m", DEVICE, "nf4")
         store.update(path, lambda old: baseline)
-        # The lock file is the first run's: as on a runner that has a user of its own, there is none yet.
-        for lock in (root / "locks").iterdir():
-            lock.unlink()
         before = path.read_bytes()
         path.parent.chmod(0o555)
         message = in_child(update_as_nobody, store, path, baseline)
@@ -248,20 +246,85 @@ def test_a_reader_never_sees_half_a_file(store, path, baseline):
     assert seen <= {0, len(baseline.memory)}
 
 
-def test_locks_are_this_users_and_outside_the_project():
-    assert str(own_lock_folder()).startswith(tempfile.gettempdir())
-    assert str(os.getuid()) in str(own_lock_folder())
+def record_apart(store: Store, path: Path, host: str, start: Any, folder: str) -> None:
+    """Record as a container does: with a TMPDIR of its own, and with a pid that others have too."""
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    os.getpid = lambda: 7
+    for number in range(60):
+        if not number:
+            start.wait()
+        entry = {f"{host}-{number}": {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}}
+        store.update(path, lambda old, entry=entry: dataclasses.replace(old, time={**old.time, **entry}))
 
 
-def test_a_lock_folder_that_cannot_be_made_is_named(tmp_path, path, baseline):
+def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
+    """Have six processes write sixty updates each, and return their exit statuses."""
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(6)
+    runs = []
+    for host in "abcdef":
+        (tmp_path / host).mkdir()
+        runs.append(context.Process(target=record_apart, args=(store, path, host, start, str(tmp_path / host))))
+        runs[-1].start()
+    for run in runs:
+        run.join(120)
+    return [run.exitcode for run in runs]
+
+
+def test_six_writers_that_share_nothing_but_the_folder_lose_nothing(store, path, baseline, tmp_path) -> None:
+    store.update(path, lambda old: dataclasses.replace(baseline, time={}))
+    assert six_writers(store, path, tmp_path) == [0] * 6
+    assert set(store.read(path).time) == {f"{host}-{number}" for host in "abcdef" for number in range(60)}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nor_on_a_volume_that_locks_files_only(store, path, baseline, tmp_path, monkeypatch) -> None:
+    """NFS locks what is open for writing, which no folder is."""
+
+    def flock(handle: int, how: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        original(handle, how)
+
+    original = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    store.update(path, lambda old: dataclasses.replace(baseline, time={}))
+    assert six_writers(store, path, tmp_path) == [0] * 6
+    assert len(store.read(path).time) == 360
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_volume_that_locks_nothing_is_one_sentence(store, path, baseline, monkeypatch) -> None:
+    def refuses(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(BaselineError, match=r"cannot lock .* to write .*nf4-dq.json: No locks available"):
+        store.update(path, lambda old: baseline)
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, baseline):
     (tmp_path / "file").touch()
-    store = Store(tmp_path / "baselines", locks=tmp_path / "file" / "locks")
-    with pytest.raises(BaselineError, match=r"cannot lock .*nf4-dq.json with .*: Not a directory"):
+    store = Store(tmp_path / "file")
+    with pytest.raises(BaselineError, match=r"cannot lock .* to write .*nf4-dq.json: Not a directory"):
+        store.update(store.path_for("model", DEVICE, "nf4-dq"), lambda old: baseline)
+
+
+def test_a_fifo_and_a_huge_file_are_sentences(store, path, baseline) -> None:
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(BaselineError, match="is not a regular file: delete it"):
+        store.read(path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 34)
+    with pytest.raises(BaselineError, match="has 17179869184 bytes, and no baseline has more"):
         store.update(path, lambda old: baseline)
 
 
 def test_entries_of_a_device_and_of_a_variant(tmp_path, baseline):
-    plain, nightly = Store(tmp_path, locks=tmp_path / "l"), Store(tmp_path, "nightly", locks=tmp_path / "l")
+    plain, nightly = Store(tmp_path), Store(tmp_path, "nightly")
     for store, model, device, slug in (
         (plain, "a", DEVICE, "nf4"),
         (plain, "b", DEVICE, "int8"),

@@ -1,11 +1,11 @@
-"""Who may use which GPU: one load at a time, across xdist workers and runs on the same machine."""
+"""Lease GPUs to loads: one load at a time, across xdist workers and runs of all users on the same machine."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import errno
+import socket
 import time
-from pathlib import Path
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device, Gpu
@@ -13,6 +13,8 @@ from pytest_llmload.host.loads import hardware
 
 #: Seconds between two looks.
 _POLL = 0.5
+#: What the names of all locks begin with.
+_NAME = "pytest-llmload"
 
 
 class Lease:
@@ -34,11 +36,10 @@ def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) 
     """
     if device.kind == "cpu":
         return Lease((), contextlib.ExitStack())
-    folder = _folder()
     lock_deadline = time.monotonic() + wait_lock
     foreign_deadline: float | None = None
     while True:
-        held, foreign = _free(device, count, folder)
+        held, foreign = _free(device, count)
         if held is not None:
             return held
         now = time.monotonic()
@@ -51,56 +52,46 @@ def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) 
             if now >= foreign_deadline:
                 used = "; ".join(f"{gpu.name} ({gpu.uuid}) is in use by {'; '.join(foreign[gpu])}" for gpu in foreign)
                 raise MachineError(
-                    f"{used}: figures taken beside it would not hold; --llm-wait-gpu SECONDS waits for it"
+                    f"{used}: measurements taken while it runs would be invalid; --llm-wait-gpu SECONDS waits for it"
                 )
         time.sleep(_POLL)
 
 
-def _folder() -> Path:
-    """Where runs of all users on this machine keep their locks. Raises MachineError."""
-    folder = Path(tempfile.gettempdir()) / "pytest-llmload-gpus"
+def _taken(gpu: Gpu) -> socket.socket | None:
+    """Return the lock of a GPU, taken for this process; None where another process of this machine has it.
+
+    A name among the kernel's abstract sockets (unix(7)) rather than a file in a folder that all users share: every user
+    can take it and none can prepare it, it is the same whatever TMPDIR is, and it is free once its holder is gone.
+    """
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        folder.mkdir()
-        # In a call of its own: the umask takes bits off what mkdir is given.
-        folder.chmod(0o1777)
-    except FileExistsError:
-        pass
+        lock.bind(f"\0{_NAME}/{gpu.uuid}")
     except OSError as error:
-        raise _cannot_lock(folder, error) from error
-    return folder
+        lock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise MachineError(f"{gpu.name} ({gpu.uuid}) cannot be locked: {error.strerror or error}") from error
+    return lock
 
 
-def _cannot_lock(path: Path, error: OSError) -> MachineError:
-    return MachineError(
-        f"GPUs cannot be locked for this run's loads in {path}: {error.strerror or error}; every user of the GPUs must "
-        "be able to write there (mode 1777)"
-    )
-
-
-def _free(device: Device, count: int, folder: Path) -> tuple[Lease | None, dict[Gpu, list[str]]]:
-    """The first ``count`` GPUs that neither a load of ours nor anybody else uses, or None; and who uses the others.
+def _free(device: Device, count: int) -> tuple[Lease | None, dict[Gpu, list[str]]]:
+    """Return the first ``count`` GPUs that no load and no other process uses, or None; and who uses the others.
 
     Raises MachineError where there can be no lock or the driver does not answer; nothing is locked then.
     """
-    from filelock import FileLock, Timeout
-
     gpus: list[Gpu] = []
     foreign: dict[Gpu, list[str]] = {}
     with contextlib.ExitStack() as locks:
         for gpu in device.gpus:
             if len(gpus) == count:
                 break
-            lock = FileLock(folder / f"{gpu.uuid}.lock", mode=0o666)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            lock = _taken(gpu)
+            if lock is None:
                 continue
-            except OSError as error:
-                raise _cannot_lock(folder, error) from error
-            locks.callback(lock.release)
+            locks.callback(lock.close)
             if users := hardware.holders(gpu):
                 foreign[gpu] = users
-                lock.release()
+                lock.close()
             else:
                 gpus.append(gpu)
         if len(gpus) == count:
