@@ -43,7 +43,7 @@ def dumps(baseline: Baseline) -> str:
         "work": _object(_lines(baseline.work)),
         "time": _object(
             {
-                host: _object({name: _line(_timing(timing)) for name, timing in timings.items()}, 2)
+                host: _object({name: _line(timing_entry(timing)) for name, timing in timings.items()}, 2)
                 for host, timings in baseline.time.items()
             }
         ),
@@ -84,8 +84,9 @@ def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
     return f"{brackets[0]}\n{body}\n{'  ' * depth}{brackets[1]}" if body else brackets
 
 
-def _timing(timing: Timing) -> dict[str, object]:
-    own: dict[str, object] = {name: getattr(timing, name) for name in _TIMING}
+def timing_entry(timing: Timing) -> dict[str, Any]:
+    """Return a time as its entry in a file: ``median``, ``samples`` and the conditions, what is empty left out."""
+    own: dict[str, Any] = {name: getattr(timing, name) for name in _TIMING}
     # A load has no control, and only a load has parts.
     return {name: value for name, value in own.items() if value not in ((), {})} | timing.conditions
 
@@ -139,6 +140,14 @@ def _whole(digits: str) -> int:
     if len(digits) > _DIGITS:
         raise _Bad(f"holds a number of {len(digits)} digits, {digits[:12]}…, which is no measured value")
     return int(digits)
+
+
+def read_timing(value: object, where: str) -> Timing:
+    """Return the time that an entry stands for; ``where`` names its place. Raises BaselineError."""
+    try:
+        return _read_timing(value, where)
+    except _Bad as error:
+        raise BaselineError(f"it {error}") from None
 
 
 def _baseline(data: object) -> Baseline:

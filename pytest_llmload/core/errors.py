@@ -77,6 +77,10 @@ class BaselineError(Exception):
     """A baseline file that cannot be read or written: truncated, of a newer schema, read-only."""
 
 
+class ReportError(Exception):
+    """A report that cannot be read: damaged, of a newer schema, or not a report."""
+
+
 class RemoteError(Exception):
     """An exception from the load's process whose class is not known in the pytest process.
 

@@ -119,6 +119,8 @@ class LoadResult:
     samples: dict[str, list[float]] = field(default_factory=dict)
     #: Highest figure per phase (load, forward, generate): ``gpu.0`` … and ``host`` -> bytes.
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Memory while loading, for the report: ``gpu.0`` … and ``host`` -> pairs of seconds and bytes, in order of time.
+    timeline: dict[str, list[list[float]]] = field(default_factory=dict)
     #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
     ledger: list[dict[str, float]] = field(default_factory=list)
     #: Seconds of each phase: import, context, load, forward, generate; and of the load its LOAD_PARTS.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pytest_llmload.core.results import CRASHED, FAILED, LOADED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec
@@ -263,6 +264,14 @@ class Run:
     #: Entries written that were there before, and entries that were not.
     accepted: list[str] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
+    #: The command that records or accepts what its last test found; empty where no baseline was asked for.
+    command: str = ""
+    #: Test -> ``file:line``, relative to the root directory; tests outside of it have none.
+    locations: dict[str, str] = field(default_factory=dict)
+    #: Times of all processes that were timed, as a baseline keeps them: metric -> the entry of a baseline file.
+    times: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Whether the installed ready-made suite checked it.
+    suite: bool = False
 
     def add(self, comparisons: Iterable[Comparison]) -> None:
         """Take what a check of the load said, beside what earlier checks of the same sections did."""
@@ -308,6 +317,10 @@ class Run:
         self.add(other.comparisons)
         self.device_key = self.device_key or other.device_key
         self.baseline = self.baseline or other.baseline
+        self.command = self.command or other.command
+        self.locations = {**other.locations, **self.locations}
+        self.times = {**other.times, **self.times}
+        self.suite = self.suite or other.suite
         for name in ("nodeids", "messages", "accepted", "recorded"):
             own: list[str] = getattr(self, name)
             own += [text for text in getattr(other, name) if text not in own]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.reports import json_report
+from pytest_llmload.reports import html, json_report, markdown
 from pytest_llmload.system.files import replace_text
 
 Writer = Callable[[dict[str, Any]], str]
@@ -22,6 +22,8 @@ Writer = Callable[[dict[str, Any]], str]
 #: Suffix -> writer, in the order in which help and documentation list them.
 WRITERS: dict[str, Writer] = {
     ".json": json_report.text,
+    ".md": markdown.text,
+    ".html": html.text,
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from pytest_llmload.baselines.codec import timing_entry
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.record import Recording, record
@@ -98,6 +99,8 @@ class _Gate(ABC):
         comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
         run = state.run(load.spec)
         run.baseline = state.display(path)
+        run.command = state.command(self._item, load.spec)
+        run.suite = run.suite or self._item.path.parent == SUITE
         run.add(comparisons)
         mode = {
             "strict": settings.strict,
@@ -255,6 +258,8 @@ class LatencyBaseline(_Gate):
             return _verdicts(comparisons)
 
         until_clear(load, self._state.settings.latency_time, judge)
+        times_now = timings(load.timed_results)
+        self._state.run(load.spec).times = {name: timing_entry(timing) for name, timing in times_now.items()}
         return comparisons
 
     def _results(self, load: Load, count: int) -> list[LoadResult]:

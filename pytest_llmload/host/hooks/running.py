@@ -158,6 +158,9 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         return
     if not report.failed and report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
         state.note(spec, item.nodeid)
+    if item.path.is_relative_to(item.config.rootpath):
+        _, line, _ = item.reportinfo()
+        state.run(spec).locations[item.nodeid] = f"{state.display(item.path)}:{(line or 0) + 1}"
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.
         item.user_properties += junit.properties(state.run(spec))

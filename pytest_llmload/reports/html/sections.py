@@ -1,0 +1,220 @@
+"""The sections about all loads: what needs attention, the table, and the charts that set loads side by side."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.core.verdicts import Run
+from pytest_llmload.reports import figures
+from pytest_llmload.reports.html.charts import Part, stacked, strip
+from pytest_llmload.reports.html.elements import cells, chip, el, figure, group, legend, row, table, tone
+from pytest_llmload.reports.layout import allowance, change, movement
+from pytest_llmload.reports.terminal import tokens_per_second
+
+Numbered = Sequence[tuple[int, Run]]
+_COLUMNS = (
+    ("weights", ("gpu.weights", "host.weights"), format_bytes),
+    ("settled", ("gpu.settled", "host.settled"), format_bytes),
+    ("load peak", ("gpu.load_peak", "host.peak"), format_bytes),
+    ("load", ("load",), format_seconds),
+    ("first token", ("ttft",), format_seconds),
+)
+_PHASE_NAMES = {"load": "loading", "forward": "first forward", "generate": "generating"}
+
+
+def link(number: int, run: Run) -> ET.Element:
+    """Return the load's name, leading to its details."""
+    return el("a", run.spec.id, href=f"#load-{number}")
+
+
+def marks(number: int) -> dict[str, object]:
+    """Return the attribute by which the filter finds what belongs to a load."""
+    return {"data_load": number}
+
+
+def attention(runs: Numbered) -> ET.Element:
+    """Return one card for each load that failed: what moved, why, and how to accept it."""
+    numbers = {id(run): number for number, run in runs}
+    cards = [_card(numbers[id(run)], run) for run in figures.failed(run for _, run in runs)]
+    if not cards:
+        return el("section", el("h2", "What moved"), el("p", "Nothing failed."), id="moved")
+    return el("section", el("h2", "What moved"), *cards, id="moved")
+
+
+def _card(number: int, run: Run) -> ET.Element:
+    head = el("h3", chip(run.verdict), " ", link(number, run), el("small", f" on {run.device_key or 'no device'}"))
+    parts: list[ET.Element] = []
+    for comparison in figures.failing_parts(run):
+        moved = [item for item in comparison.metrics if item.change is not None and item.verdict != "ok"]
+        if moved:
+            rows = [
+                row(item.name, figure(movement(item)), figure(change(item)), allowance(item), chip(item.verdict))
+                for item in moved
+            ]
+            parts.append(table("Figures that moved", ("figure", "baseline → now", "change", "allowed", ""), rows))
+        parts += _texts("because", comparison.because or tuple(item.text for item in comparison.manifest))
+        parts += _texts("changed around it", comparison.changed)
+    whole = el("details", el("summary", "As the test said it"), el("pre", figures.cause(run), tabindex="0"))
+    if not parts:
+        parts, whole = [el("pre", figures.cause(run), tabindex="0")], None  # type: ignore[assignment]
+    accept = None
+    if run.command and run.result is not None and run.result.ok and figures.failing_parts(run):
+        accept = el("p", "Accept it: ", el("code", run.command))
+    return el("article", head, *parts, accept, whole, class_=f"card {tone(run.verdict)}", **marks(number))
+
+
+def _texts(title: str, texts: Sequence[str]) -> list[ET.Element]:
+    return [el("h4", title), el("ul", *(el("li", text) for text in texts))] if texts else []
+
+
+def loads(runs: Numbered) -> ET.Element:
+    """Return the table of all loads."""
+    rows = []
+    for number, run in runs:
+        sizes = [figure(_first(run, names, form)) for _, names, form in _COLUMNS]
+        speed = tokens_per_second(run)
+        sizes.append(figure("–" if speed is None else f"{speed:.1f}"))
+        rows.append(row(link(number, run), el("td", chip(run.verdict)), run.device_key, *sizes, **marks(number)))
+    titles = [title for title, *_ in _COLUMNS]
+    return el(
+        "section",
+        el("h2", "Loads"),
+        table("Every load of the run", ("load", "verdict", "device", *titles, "tokens/s"), rows, class_="loads"),
+        id="loads",
+    )
+
+
+def _first(run: Run, names: Sequence[str], form: object) -> str:
+    metrics = run.result.metrics if run.result else {}
+    value = next((metrics[name] for name in names if metrics.get(name) is not None), None)
+    return "–" if value is None or not callable(form) else str(form(value))
+
+
+def memory(runs: Numbered) -> ET.Element | None:
+    """Return stacked bars: the memory of each load by phase, on one scale for each side."""
+    sides = {number: figures.memory(run) for number, run in runs}
+    tables = []
+    for side, title in (("gpu", "GPU memory"), ("host", "Host memory: growth over the state before the load")):
+        having = [(number, run, sides[number][side]) for number, run in runs if side in sides[number]]
+        if not having:
+            continue
+        most = max(max(phase.peak, phase.baseline or 0) for *_, phases in having for phase in phases)
+        rows = []
+        for number, run, phases in having:
+            own = []
+            for phase in phases:
+                parts = [
+                    Part("weights", "weights", phase.weights),
+                    Part("settled", "held beside the weights", phase.settled),
+                    Part("transient", "only for a moment", phase.transient),
+                ]
+                moved = "–"
+                if phase.baseline:
+                    moved = f"{100 * (phase.peak / phase.baseline - 1):+.1f} %"
+                own.append(
+                    cells(
+                        _PHASE_NAMES.get(phase.phase, phase.phase),
+                        el("td", stacked(parts, most, format_bytes, baseline=phase.baseline), class_="wide"),
+                        figure(format_bytes(phase.peak)),
+                        figure("–" if phase.baseline is None else format_bytes(phase.baseline)),
+                        figure(moved),
+                    )
+                )
+            rows.append(group(link(number, run), own, **marks(number)))
+        head = ("load", "phase", "memory", "peak", "baseline", "change")
+        tables.append(table(title, head, rows, class_="bars"))
+    if not tables:
+        return None
+    keys = legend(
+        ("weights", "weights"),
+        ("settled", "held beside the weights"),
+        ("transient", "only for a moment"),
+        ("ticked", "baseline"),
+    )
+    return el("section", el("h2", "Memory by load and phase"), keys, *tables, id="memory")
+
+
+def latency(runs: Numbered) -> ET.Element | None:
+    """Return the samples of each time as dots, with the median and the baseline's."""
+    titles = {"load": "Time of the load", "ttft": "Time to first token", "per_token": "Time per further token"}
+    found = {number: figures.distributions(run) for number, run in runs}
+    tables = []
+    for name, title in titles.items():
+        having = [(number, run, found[number][name]) for number, run in runs if name in found[number]]
+        rows = []
+        bounds = [value for *_, samples in having for value in samples]
+        bounds += [value for _, run, _ in having if (value := figures.recorded(run, name)) is not None]
+        low, high = (min(bounds), max(bounds)) if bounds else (0.0, 1.0)
+        room = 0.04 * (high - low) or 0.04 * high
+        for number, run, samples in having:
+            verdict, baseline = figures.verdict_of(run, name), figures.recorded(run, name)
+            ordered = sorted(samples)
+            rows.append(
+                row(
+                    link(number, run),
+                    el("td", strip(samples, low - room, high + room, baseline=baseline), class_="wide"),
+                    figure(format_seconds(ordered[len(ordered) // 2])),
+                    figure("–" if baseline is None else format_seconds(baseline)),
+                    figure(str(len(samples))),
+                    el("td", chip(verdict.verdict) if verdict else "–"),
+                    **marks(number),
+                )
+            )
+        if rows:
+            tables.append(table(title, ("load", "samples", "median", "baseline", "n", "verdict"), rows, class_="bars"))
+    if not tables:
+        return None
+    keys = legend(("dotted", "sample"), ("medianed", "median"), ("ticked", "baseline"))
+    return el("section", el("h2", "Latency"), keys, *tables, id="latency")
+
+
+def work(runs: Numbered) -> ET.Element | None:
+    """Return the counts of work against the baseline."""
+    rows = []
+    for number, run in runs:
+        own = [
+            cells(
+                item.name,
+                figure(movement(item) if item.baseline is not None else movement(item).partition(" -> ")[2]),
+                figure(change(item) or "–"),
+                el("td", chip(item.verdict)),
+            )
+            for item in figures.work(run)
+        ]
+        if own:
+            rows.append(group(link(number, run), own, **marks(number)))
+    if not rows:
+        return None
+    return el(
+        "section",
+        el("h2", "Work"),
+        table("Counts per prefill and per token", ("load", "count", "baseline → now", "change", "verdict"), rows),
+        id="work",
+    )
+
+
+def surroundings(runs: Numbered) -> ET.Element:
+    """Return what the loads ran in, what of it differs from the baselines' first."""
+    everything = [run for _, run in runs]
+    differing = figures.changed(everything)
+    common, own = figures.environments(everything)
+    parts: list[ET.Element] = []
+    if differing:
+        rows = [row(text, figure(str(count))) for text, count in differing.items()]
+        parts.append(table("Differs from the baselines", ("what", "loads"), rows, class_="changed"))
+    else:
+        parts.append(el("p", "Nothing differs from what the compared baselines were recorded in."))
+    if common:
+        rows = [row(name, value) for name, value in sorted(common.items())]
+        parts.append(table("The same for all loads", ("entry", "value"), rows))
+    if own:
+        numbers = {run.spec.id: (number, run) for number, run in runs}
+        rows = [
+            row(link(*numbers[load]), name, value, **marks(numbers[load][0]))
+            for load, entries in own.items()
+            for name, value in sorted(entries.items())
+        ]
+        parts.append(table("Different between loads", ("load", "entry", "value"), rows))
+    return el("section", el("h2", "Environment"), *parts, id="environment")

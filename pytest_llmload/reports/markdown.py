@@ -1,0 +1,116 @@
+"""The Markdown report: fit for a pull request's comment or a job's summary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.core.verdicts import Run
+from pytest_llmload.reports import figures
+from pytest_llmload.reports.headline import headline
+from pytest_llmload.reports.layout import change, limited, movement, shortened
+from pytest_llmload.reports.reading import Report, parse
+from pytest_llmload.reports.terminal import tokens_per_second
+
+#: Characters that a comment may have; GitHub takes 65,536.
+MOST = 60_000
+#: Failures in full, rows of the table, lines of a list: the first that fit are taken.
+_LEVELS = ((200, 400, 200), (40, 200, 40), (12, 80, 12), (4, 20, 4), (1, 0, 0))
+#: Characters of one failure's text.
+_TEXT = 6_000
+
+
+def text(document: dict[str, Any]) -> str:
+    """What moved, by how much and why, in fewer than 60,000 characters: a comment on a pull request."""
+    return render(parse(document, "the report"))
+
+
+def render(report: Report) -> str:
+    """Return the report as Markdown of fewer than :data:`MOST` characters."""
+    texts = (_text(report, *level) for level in _LEVELS)
+    return next((text for text in texts if len(text) < MOST), _text(report, 0, 0, 0))
+
+
+def _text(report: Report, failures: int, rows: int, entries: int) -> str:
+    failed = figures.failed(report.runs)
+    parts = [f"### {plain(headline(report.runs))}"]
+    parts += [_failure(run) for run in failed[:failures]]
+    if len(failed) > failures:
+        parts.append(f"… and {len(failed) - failures} more that failed.")
+    accept = list(dict.fromkeys(run.command for run in failed if run.command and figures.failing_parts(run)))
+    if accept and failures:
+        parts += ["To accept what moved, run where the baselines are recorded, and commit the result:"]
+        parts += [_block("\n".join(limited(accept, 6)))]
+        parts += ["Or, from this run's JSON report, on any machine: `llmload accept run.json`"]
+    if report.runs and rows:
+        parts.append(_table(report.runs, rows))
+    slack = [
+        f"{run.spec.id}: {item.name} {movement(item)} ({change(item)})" for run, item in figures.improved(report.runs)
+    ]
+    differing = [f"{text} ({count} load{'s' * (count > 1)})" for text, count in figures.changed(report.runs).items()]
+    for title, lines in (
+        ("Differs from what the baselines were recorded in", differing),
+        ("Improved, not accepted", slack),
+        ("Stale baselines: `llmload prune run.json` deletes them", report.stale),
+        ("Notes", report.notes),
+    ):
+        if lines and entries:
+            parts.append("\n".join([f"**{title}**", "", *(f"- {code(line)}" for line in limited(lines, entries))]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _failure(run: Run) -> str:
+    head = f"#### {run.verdict.replace('_', ' ')}: {code(run.spec.id)}"
+    return f"{head}\n\n{_block(shortened(figures.cause(run) or 'no reason was given', _TEXT))}"
+
+
+def _table(runs: Sequence[Run], most: int) -> str:
+    head = ["| load | device | verdict | weights | settled | peak | load | tokens/s |", "| --- " * 8 + "|"]
+    lines = [_row(run) for run in sorted(runs, key=lambda run: run.outcome not in ("fail", "error"))[:most]]
+    rest = len(runs) - most
+    text = "\n".join([*head, *lines])
+    more = f"\n\n… and {rest} more loads." if rest > 0 else ""
+    return f"<details><summary>{len(runs)} loads</summary>\n\n{text}{more}\n\n</details>"
+
+
+def _row(run: Run) -> str:
+    metrics = run.result.metrics if run.result else {}
+    side = "gpu" if "gpu.settled" in metrics else "host"
+    peak = "gpu.load_peak" if side == "gpu" else "host.peak"
+    sizes = [metrics.get(name) for name in (f"{side}.weights", f"{side}.settled", peak)]
+    speed = tokens_per_second(run)
+    cells = [
+        code(run.spec.id),
+        code(run.device_key or "-"),
+        f"**{run.verdict.replace('_', ' ')}**" if run.outcome in ("fail", "error") else run.verdict.replace("_", " "),
+        *("–" if size is None else format_bytes(size) for size in sizes),
+        "–" if (load := metrics.get("load")) is None else format_seconds(load),
+        "–" if speed is None else f"{speed:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def code(text: str) -> str:
+    """Return a text as inline code, in which nothing is markup, a mention or a link; fit for a table's cell."""
+    flat = " ".join(text.split()) or "-"
+    fence = "`" * (_longest_run(flat) + 1)
+    pad = " " if flat[0] == "`" or flat[-1] == "`" else ""
+    # A table splits at each | even in code; the backslash is not shown there.
+    escaped = flat.replace("|", "\\|")
+    return f"{fence}{pad}{escaped}{pad}{fence}"
+
+
+def plain(text: str) -> str:
+    """Return a text of our own words with whatever Markdown could read in it escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~@&])", r"\\\1", text)
+
+
+def _block(text: str) -> str:
+    fence = "`" * max(_longest_run(text) + 1, 3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
