@@ -13,22 +13,38 @@ import sys
 #: Milliseconds between two samples. A transient shorter than that can be missed.
 PERIOD_MS = 5
 
+#: Points that a series has at most: when it is full, each two become one, the higher, and time runs twice as coarse.
+POINTS = 256
+
 #: Resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). Ends with its parent: its input closes.
+#: Answers each byte with the peak and the series since the byte before.
 _PROGRAM = f"""
-import os, select, sys
-page, peak = os.sysconf("SC_PAGESIZE"), 0
+import os, select, sys, time
+page = os.sysconf("SC_PAGESIZE")
 statm = os.open(f"/proc/{{sys.argv[1]}}/statm", os.O_RDONLY)
 poll = select.poll()
 poll.register(0, select.POLLIN)
+peak, points, every, looks = 0, [], 1, 0
 while True:
     fields = os.pread(statm, 256, 0).split()
-    peak = max(peak, (int(fields[1]) - int(fields[2])) * page)
+    size = (int(fields[1]) - int(fields[2])) * page
+    peak = max(peak, size)
+    if looks % every:
+        points[-1] = (points[-1][0], max(points[-1][1], size))
+    else:
+        points.append((time.monotonic(), size))
+    looks += 1
+    if len(points) == {POINTS} and looks % every == 0:
+        points = [max(points[i:i + 2], key=lambda point: point[1]) for i in range(0, {POINTS}, 2)]
+        every *= 2
+        looks = 0
     if poll.poll({PERIOD_MS}):
         order = os.read(0, 1)
         if not order:
             break
-        os.write(1, b"%d\\n" % peak)
-        peak = 0
+        told = " ".join(f"{{moment:.4f}},{{size}}" for moment, size in points)
+        os.write(1, f"{{peak}} {{told}}\\n".encode())
+        peak, points, every, looks = 0, [], 1, 0
 """
 
 
@@ -45,16 +61,21 @@ class AnonSampler:
             bufsize=0,
         )
 
+    #: Moments of ``time.monotonic`` and bytes between the last two times that the peak was taken.
+    series: tuple[tuple[float, int], ...] = ()
+
     def take(self) -> int | None:
-        """The peak in bytes since the last time it was taken; None where the helper has ended."""
+        """Return the peak in bytes since the last time it was taken; None where the helper has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(b"?")
         except BrokenPipeError:
             return None
-        line = self._process.stdout.readline()
-        return int(line) if line else None
+        peak, *points = self._process.stdout.readline().decode().split() or [""]
+        pairs = (point.split(",") for point in points)
+        self.series = tuple((float(moment), int(size)) for moment, size in pairs)
+        return int(peak) if peak else None
 
     def close(self) -> str:
         """End the helper; what it complained about, empty where all went well."""

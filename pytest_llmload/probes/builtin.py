@@ -11,6 +11,7 @@ from pytest_llmload.core.job import GENERATION_TIME, LOAD_TIME, MEMORY, TIMING, 
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.driver import Driver
 from pytest_llmload.probes.gpu_memory import GpuMemory
+from pytest_llmload.probes.gpu_timeline import GpuTimeline
 from pytest_llmload.probes.host_memory import HostMemory
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.load_phases import LoadPhases
@@ -25,7 +26,7 @@ from pytest_llmload.probes.work import Work
 #: Group of figures -> its probes in the order they run. Those that read the allocators come first, so that what the
 #: others allocate is never part of a figure; the control's memory is in no group that reads memory.
 GROUPS: dict[str, tuple[type[Probe], ...]] = {
-    MEMORY: (GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases),
+    MEMORY: (GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),
     TIMING: (Timing,),
     LOAD_TIME: (LoadPhases, LoadControl),
     GENERATION_TIME: (Rounds,),

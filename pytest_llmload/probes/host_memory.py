@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.anon_sampler import AnonSampler
@@ -32,6 +34,9 @@ class HostMemory(Probe):
         self.complaint = ""
         self.unavailable = ""
         self.settled: dict[str, int] | None = None
+        #: When the loading call began, and anonymous growth from then on.
+        self.began = 0.0
+        self.timeline: list[list[float]] = []
 
     def start(self) -> None:
         self.sampler = AnonSampler()
@@ -46,8 +51,17 @@ class HostMemory(Probe):
         self.base = rollup()
         self._reset()
 
+    def loading(self) -> None:
+        self.began = time.monotonic()
+
     def loaded(self, loaded: Loaded) -> None:
         self._end("load")
+        if self.sampler is not None:
+            self.timeline = [
+                [moment - self.began, max(0, size - self.base["Anonymous"])]
+                for moment, size in self.sampler.series
+                if moment >= self.began
+            ]
 
     def forwarding(self) -> None:
         self._begin()
@@ -74,6 +88,8 @@ class HostMemory(Probe):
     def fill(self, result: LoadResult) -> None:
         self.close()
         result.environment["malloc"] = self.malloc
+        if self.timeline:
+            result.timeline["host"] = self.timeline
         if self.unavailable:
             result.unavailable["host.peak"] = self.unavailable
         elif self.peaks:

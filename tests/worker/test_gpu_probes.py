@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from loads import checkpoint
 from pytest_llmload.core.job import Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.probes import gpu_timeline
 from pytest_llmload.probes.driver import Driver
 from pytest_llmload.probes.gpu_memory import GpuMemory
 from pytest_llmload.worker.model.device import create_context, is_out_of_memory
@@ -267,3 +269,44 @@ def test_a_gpu_that_torch_does_not_see_is_an_error() -> None:
 )
 def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_memory_over_time_is_taken_while_the_load_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(2)
+    allocator.install(monkeypatch)
+    looks = threading.Semaphore(0)
+
+    def nested(gpu: int) -> dict[str, Any]:
+        looks.release()
+        return {"allocated_bytes": {"all": {"current": allocator.now[gpu]}}}
+
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", nested)
+    monkeypatch.setattr(gpu_timeline, "INTERVAL", 0.001)
+    monkeypatch.setattr(gpu_timeline, "POINTS", 8)
+    probe = gpu_timeline.GpuTimeline(gpu_job())
+    probe.start()
+    probe.mark()
+    probe.loading()
+    allocator.allocate(1, 7 * MIB)
+    for _ in range(40):
+        assert looks.acquire(timeout=10)
+    allocator.allocate(0, 5 * MIB)
+    probe.loaded(None)  # type: ignore[arg-type]
+    assert threading.active_count() == 1 or probe._thread is None
+    result = LoadResult({}, "loaded")
+    probe.fill(result)
+    one, two = result.timeline["gpu.0"], result.timeline["gpu.1"]
+    assert one[-1][1] == 5 * MIB
+    assert max(size for _, size in two) == 7 * MIB
+    assert 2 <= len(one) < 8
+    assert [moment for moment, _ in one] == sorted(moment for moment, _ in one)
+
+
+def test_a_load_that_never_began_has_no_memory_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    Allocator(1).install(monkeypatch)
+    probe = gpu_timeline.GpuTimeline(gpu_job(1))
+    probe.start()
+    probe.mark()
+    result = LoadResult({}, "failed")
+    probe.fill(result)
+    assert result.timeline == {}

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes import host_memory
-from pytest_llmload.probes.anon_sampler import AnonSampler
+from pytest_llmload.probes.anon_sampler import PERIOD_MS, POINTS, AnonSampler
 from pytest_llmload.probes.builtin import probes_for
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.manifest import starred
@@ -239,6 +240,26 @@ def test_a_transient_allocation_is_sampled() -> None:
     assert resting is not None
     assert seen is not None
     assert seen - resting > 60 * MIB
+
+
+def test_samples_over_time_are_bounded_and_keep_the_highest() -> None:
+    sampler = AnonSampler()
+    sampler.take()
+    begun = time.monotonic()
+    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)
+    held.write(bytes(64 * MIB))
+    time.sleep(0.05)
+    held.close()
+    # Long enough for more looks than there are points.
+    time.sleep(2 * POINTS * PERIOD_MS / 1000)
+    peak = sampler.take()
+    series = sampler.series
+    assert sampler.close() == ""
+    assert POINTS / 4 < len(series) <= POINTS
+    assert [moment for moment, _ in series] == sorted(moment for moment, _ in series)
+    assert series[-1][0] - begun > POINTS * PERIOD_MS / 1000
+    assert max(size for _, size in series) == peak
+    assert max(size for _, size in series) - series[-1][1] > 60 * MIB
 
 
 def test_resident_libraries_are_those_that_the_kernel_lists() -> None:

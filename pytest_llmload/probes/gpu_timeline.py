@@ -1,0 +1,79 @@
+"""GPU memory over time while a load runs, for the report.
+
+A thread asks torch's allocator every few milliseconds. It allocates nothing on a GPU, so that no figure of memory or
+of allocations knows of it; one look takes the interpreter for some ten microseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from time import perf_counter
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.probes.anon_sampler import POINTS
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: Seconds between two looks.
+INTERVAL = 0.02
+
+
+class GpuTimeline(Probe):
+    """``timeline`` of each visible GPU: seconds since the loading call began, and allocated bytes. Also of a load that
+    raised: until then. Nothing on a CPU run.
+    """
+
+    partial = True
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._began = 0.0
+        self.timeline: dict[str, list[list[float]]] = {}
+
+    def start(self) -> None:
+        if self.job.device.kind == "cuda":
+            # Before the others' marks: the thread's own memory is no part of a figure.
+            self._thread = threading.Thread(target=self._watch, name="memory over time", daemon=True)
+            self._thread.start()
+
+    def mark(self) -> None:
+        if self._thread is not None:
+            self.timeline = {f"gpu.{gpu}": [] for gpu in range(torch.cuda.device_count())}
+
+    def loading(self) -> None:
+        self._began = perf_counter()
+        self._begun.set()
+
+    def loaded(self, loaded: Loaded) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._begun.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def fill(self, result: LoadResult) -> None:
+        self.close()
+        result.timeline.update({place: points for place, points in self.timeline.items() if points})
+
+    def _watch(self) -> None:
+        self._begun.wait()
+        interval = INTERVAL
+        # Asked of last once the load is over, so that the line ends where the load did.
+        is_last = not self._began
+        while not is_last:
+            is_last = self._ended.wait(interval)
+            now = perf_counter() - self._began
+            for gpu, points in enumerate(self.timeline.values()):
+                allocated = torch.cuda.memory_stats_as_nested_dict(gpu)["allocated_bytes"]["all"]["current"]
+                points.append([now, allocated])
+                if len(points) == POINTS:
+                    points[:] = [max(points[at : at + 2], key=lambda point: point[1]) for at in range(0, POINTS, 2)]
+                    interval *= 2 if gpu == 0 else 1
