@@ -57,7 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
         state_of(config)
     elif options.any_given(config):
         # What is wrong is said at once, and not when the first test asks for a load.
-        options.resolve(config)
+        from pytest_llmload.host.settings.probes import OwnProbes
+
+        options.resolve(config, OwnProbes(config).table)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -12,7 +12,7 @@ from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
 from pytest_llmload.core.canonical import canonical_json
 from pytest_llmload.core.environment_entries import HOST
-from pytest_llmload.core.metrics import MANIFEST, METRICS, NUMBERS, Metric, find, lookup, section_of
+from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, lookup, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
@@ -57,8 +57,8 @@ def compare(
     """
     if not result.ok:
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
-    chosen = selection(metrics, section)
-    allowed = _Tolerances(tolerances or {})
+    chosen = selection(metrics, section, result.table)
+    allowed = _Tolerances(tolerances or {}, result.table)
     now = timings([result]) if times is None else times
     is_measured = any(map(chosen, measured(result, section, now)))
     if baseline is None:
@@ -72,15 +72,15 @@ def compare(
     differences = ()
     if section == "time":
         recorded = bool(baseline.time)
-        names = [name for name, metric in METRICS.items() if metric.section == "time" and chosen(name)]
+        names = [name for name, metric in result.table.items() if metric.section == "time" and chosen(name)]
         found = (_time(name, baseline, result, now.get(name), allowed) for name in names)
         verdicts = [item for item in found if item is not None]
     else:
         recorded = bool(baseline.figures(section))
         names = [name for name in _names(baseline, result, section) if chosen(name)]
-        # What was asked for by name is answered, be it only that nobody has a figure.
+        # Report every metric that was asked for by name, even if neither side has a value.
         answered = {*names, *map(_sum, names)}
-        names += [name for name in metrics or () if find(name) and name not in answered]
+        names += [name for name in metrics or () if find(name, result.table) and name not in answered]
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
         recorded = recorded or bool(baseline.manifest) or has_numbers(baseline.numbers)
@@ -111,25 +111,25 @@ def _sum(name: str) -> str:
 class _Tolerances:
     """Tolerances by metric: those given for this comparison before those declared."""
 
-    def __init__(self, given: Mapping[str, Tolerance]) -> None:
+    def __init__(self, given: Mapping[str, Tolerance], table: Mapping[str, Metric]) -> None:
         for name in given:
             if name != NUMBERS:
-                lookup(name)
+                lookup(name, table)
         self._given = given
 
     def of(self, name: str, declared: Tolerance) -> Tolerance:
         return self._given.get(name) or self._given.get(_sum(name)) or declared
 
 
-def selection(metrics: Sequence[str] | None, section: str) -> Callable[[str], bool]:
-    """Whether a name of a section is among ``metrics``, where a sum stands for each GPU's figure too; None is all.
+def selection(metrics: Sequence[str] | None, section: str, table: Mapping[str, Metric]) -> Callable[[str], bool]:
+    """Return the predicate that a name is among ``metrics``, where a sum stands for each GPU's figure too; None is all.
 
     Raises KeyError for an unknown metric, and ValueError for one of another section.
     """
     if metrics is None:
         return lambda name: True
     for name in metrics:
-        if (own := section_of(name)) != section:
+        if (own := section_of(name, table)) != section:
             raise ValueError(f"{name!r} is a figure of the {own} baseline, not of the {section} baseline")
     return lambda name: name in metrics or _sum(name) in metrics
 
@@ -175,15 +175,15 @@ def _context(baseline: Baseline, result: LoadResult) -> tuple[str, ...]:
 
 def _names(baseline: Baseline, result: LoadResult, section: str) -> list[str]:
     """Metrics on either side, in the order of their table."""
-    order = {name: place for place, name in enumerate(METRICS)}
-    names = {*baseline.figures(section), *stored_names(result.metrics, section)}
+    order = {name: place for place, name in enumerate(result.table)}
+    names = {*baseline.figures(section), *stored_names(result.metrics, section, result.table)}
     return sorted(names, key=lambda name: (order.get(_sum(name), len(order)), name))
 
 
-def stored_names(metrics: Mapping[str, float], section: str) -> list[str]:
-    """The declared metrics of a section among those measured; of a single GPU, the sum says all."""
+def stored_names(metrics: Mapping[str, float], section: str, table: Mapping[str, Metric]) -> list[str]:
+    """Return the metrics of a section among those measured; of a single GPU, the sum says all."""
     gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
-    declared = ((name, find(name)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
+    declared = ((name, find(name, table)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
     return [name for name, metric in declared if metric is not None and metric.section == section]
 
 
@@ -191,7 +191,7 @@ def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> l
     """Everything that a load has for a section; ``times`` are its times."""
     if section == "time":
         return list(times)
-    names = stored_names(result.metrics, section)
+    names = stored_names(result.metrics, section, result.table)
     if section == "memory":
         names += [MANIFEST] if result.manifest else []
         names += [NUMBERS] if has_numbers(result.numbers) else []
@@ -200,9 +200,9 @@ def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> l
 
 def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, allowed: _Tolerances) -> MetricVerdict:
     old, new = baseline.figures(section).get(name), result.metrics.get(name)
-    declared = find(name)
+    declared = find(name, result.table)
     if declared is None:
-        return MetricVerdict(name, UNAVAILABLE, old, reason="this pytest-llmload does not know the metric")
+        return MetricVerdict(name, UNAVAILABLE, old, reason="no probe of this run declares the metric")
     tolerance = allowed.of(name, declared.tolerance)
     verdict, reason = _judge(name, declared, old, new, tolerance, baseline, result)
     return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
@@ -233,7 +233,7 @@ def _judge(
 def _time(
     name: str, baseline: Baseline, result: LoadResult, now: Timing | None, allowed: _Tolerances
 ) -> MetricVerdict | None:
-    declared = METRICS[name]
+    declared = lookup(name, result.table)
     tolerance = allowed.of(name, declared.tolerance)
     host = entry(result.environment, HOST)
     recorded = baseline.time.get(host, {}).get(name)
@@ -345,9 +345,10 @@ def _causes(
     for name in causes:
         old, new = baseline.memory.get(name), result.metrics.get(name)
         if old is not None and new is not None and old != new:
-            reasons.append(f"{name} {format_change(new - old, METRICS[name].unit)}")
+            reasons.append(f"{name} {format_change(new - old, lookup(name).unit)}")
     settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
-    if settled == OK and any(lookup(item.name).kind == "loading_work" for item in moved if item.verdict == REGRESSED):
+    worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
+    if settled == OK and any(metric.kind == "loading_work" for metric in worse):
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
     # Other values in the same shapes take the same memory.
     if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
@@ -358,9 +359,9 @@ def _causes(
 def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> list[str]:
     """The counted work that moved, which no noise does; named even where it is not comparable."""
     reasons = []
-    for name in stored_names({**baseline.work, **result.metrics}, "work"):
+    for name in stored_names({**baseline.work, **result.metrics}, "work", result.table):
         old, new = baseline.work.get(name), result.metrics.get(name)
-        declared = lookup(name)
+        declared = lookup(name, result.table)
         if old is not None and new is not None and not declared.tolerance.allows(old, new):
             figures = format_movement(old, new, declared.unit)
             reasons.append(f"{name} {figures} ({format_change(new - old, declared.unit)})")

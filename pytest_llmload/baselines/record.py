@@ -14,7 +14,7 @@ from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.environment_entries import HOST
-from pytest_llmload.core.metrics import MANIFEST, NUMBERS, find, section_of
+from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, section_of
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
@@ -72,7 +72,7 @@ def record(
         return Recording(existing, refusals=tuple(refusals))
     if times is None:
         times = timings(results)
-    chosen = {section: _of_section(metrics, section) for section in sections}
+    chosen = {section: _of_section(metrics, section, load.table) for section in sections}
     comparisons = [
         compare(existing, load, section=section, metrics=names, tolerances=tolerances, times=times)
         for section, names in chosen.items()
@@ -94,15 +94,15 @@ def record(
     return Recording(draft.baseline() if changed else existing, (), accepted, recorded, tuple(draft.dropped))
 
 
-def _of_section(metrics: Sequence[str] | None, section: str) -> list[str] | None:
+def _of_section(metrics: Sequence[str] | None, section: str, table: Mapping[str, Metric]) -> list[str] | None:
     if metrics is None:
         return None
-    return [name for name in metrics if section_of(name) == section]
+    return [name for name in metrics if section_of(name, table) == section]
 
 
 def _fill(draft: _Draft, comparison: Comparison, metrics: Sequence[str] | None, *, update: bool) -> None:
     if comparison.whole:
-        for name in filter(selection(metrics, comparison.section), draft.measured(comparison.section)):
+        for name in filter(selection(metrics, comparison.section, draft.table), draft.measured(comparison.section)):
             draft.write(comparison.section, name)
         return
     items = comparison.metrics
@@ -131,6 +131,7 @@ class _Draft:
     def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing], *, suite: bool) -> None:
         spec = LoadSpec.from_json(load.spec)
         self._load = load
+        self.table = load.table
         self._suite = suite
         self._times = times
         self._host = entry(load.environment, HOST)
@@ -215,11 +216,10 @@ class _Draft:
         numbers = [NUMBERS] if has_numbers(self._numbers) else []
         return [*self._figures["memory"], *self._figures["work"], *numbers]
 
-    @staticmethod
-    def _depends(name: str) -> tuple[str, ...]:
+    def _depends(self, name: str) -> tuple[str, ...]:
         if name == NUMBERS:
             return numbers.DEPENDS
-        metric = find(name)
+        metric = find(name, self.table)
         return metric.depends if metric else ()
 
     @staticmethod

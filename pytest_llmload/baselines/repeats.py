@@ -28,7 +28,7 @@ def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
     refusals = [*_other_models(results), *_other_numbers(results)]
     for name in dict.fromkeys(name for result in results for name in result.metrics):
         values = [result.metrics[name] for result in results if name in result.metrics]
-        declared = find(name)
+        declared = find(name, last.table)
         if not all(map(math.isfinite, values)):
             refusals.append(f"{name} is not a finite number")
         elif declared and declared.exact and len({*values}) > 1:

@@ -11,7 +11,7 @@ from pytest_llmload.baselines.environment import differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
 from pytest_llmload.core.environment_entries import HOST
-from pytest_llmload.core.metrics import METRICS, Metric
+from pytest_llmload.core.metrics import Metric, lookup
 from pytest_llmload.core.results import LOAD_PARTS, LoadResult
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
@@ -42,21 +42,22 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
     is taken.
     """
     found = {}
-    for name, metric in METRICS.items():
+    for name, metric in (results[-1].table if results else {}).items():
         having = [result for result in results if _samples(result, name)]
         if metric.section != "time" or not having:
             continue
         last = having[-1]
         names = (HOST, *conditions(metric))
         alike = [result for result in having if not differing(result.environment, last.environment, names)]
+        control = _CONTROLS.get(name, "")
         relative = [samples for result in alike if (samples := result.samples.get(f"{name}.relative"))]
-        complete = len(relative) == len(alike)
+        complete = bool(control) and len(relative) == len(alike)
         found[name] = Timing(
             significant(statistics.median(statistics.median(_samples(result, name)) for result in alike)),
             tuple(_quantiles(_samples(result, name)) for result in alike),
             {condition: entry(last.environment, condition) for condition in conditions(metric)},
             tuple(map(_quantiles, relative)) if complete else (),
-            tuple(_median(result.samples[_CONTROLS[name]]) for result in alike) if complete else (),
+            tuple(_median(result.samples[control]) for result in alike) if complete else (),
             _parts(alike) if name == LOAD else {},
         )
     return found
@@ -137,7 +138,7 @@ def recorded_timing(baseline: Baseline, result: LoadResult, name: str, now: Timi
     if recorded is None:
         hosts = sorted(other for other, times in baseline.time.items() if name in times)
         return None, other_hosts(hosts, host) if hosts else f"the baseline has no {name}"
-    why = differing(recorded.conditions, now.conditions, conditions(METRICS[name]))
+    why = differing(recorded.conditions, now.conditions, conditions(lookup(name, result.table)))
     return (None, why) if why else (recorded, "")
 
 

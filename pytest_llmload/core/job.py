@@ -88,15 +88,15 @@ class Scope:
     generates: bool = True
     #: The groups of figures that it takes.
     figures: tuple[str, ...] = (MEMORY, TIMING)
-    #: Whether the user's own probes run too.
-    own_probes: bool = True
+    #: The sections of a baseline for which the user's probes run: those with a metric in one of them; None for all.
+    own_probes: tuple[str, ...] | None = None
 
 
 EVERYTHING = Scope()
 SERVING = Scope(measure=False)
-TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=False)
-COUNTING = Scope(checks=False, figures=(WORK,), own_probes=False)
-LOADING = Scope(checks=False, generates=False, figures=(LOAD_TIME,), own_probes=False)
+TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=("time",))
+COUNTING = Scope(checks=False, figures=(WORK,), own_probes=("work",))
+LOADING = Scope(checks=False, generates=False, figures=(LOAD_TIME,), own_probes=())
 
 
 @dataclass(frozen=True)

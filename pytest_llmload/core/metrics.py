@@ -1,11 +1,15 @@
 """Every metric, declared once: the table that drives comparison, reports, docs, JUnit and JSON.
 
-Adding a metric is one row here and one probe that fills it.
+A metric of ours is one row of :data:`METRICS`, and the probe that takes it names it in ``Probe.metrics``. A probe of
+the user's declares its own :class:`Metric` there. The functions take the table to look in: :func:`table_with` adds
+the user's metrics to ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pytest_llmload.core.units import Tolerance, parse_tolerance
@@ -15,27 +19,82 @@ MANIFEST = "manifest"
 NUMBERS = "numbers"
 
 MIB = 1 << 20
+_EXACT = Tolerance()
+
+#: Class of a metric -> what it means for its figures.
+KINDS = {
+    "exact": "equal in every load",
+    "loading_work": "equal in every load under the same library versions",
+    "allocator": "as torch's caching allocator counts",
+    "driver": "as the GPU's driver counts",
+    "host": "as the operating system counts",
+    "work": "counted per token and for the prefill",
+    "time": "seconds, judged over several processes",
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*", re.ASCII)
+_UNIT = re.compile(r"1|[^\W\d_][\w/]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Metric:
-    """One measured figure."""
+    """One measured figure: what it is called, what it is counted in, and what a change of it means.
+
+    Args:
+        name: Words in lower case joined by dots: ``gpu.settled``. The figures of each GPU, ``gpu.0.settled`` and so
+            on, belong to the metric without the number.
+        unit: ``B`` (bytes), ``s`` (seconds), ``1`` (a count), or any other unit, such as ``J``.
+        kind: The class, one of :data:`KINDS`. It decides in which section of a baseline the figure stands.
+        tolerance: How far the figure may move before a test fails, in ``unit`` or relative; or text: ``"1%|8MiB"``.
+        description: One sentence for the documentation.
+        depends: Environment entries that must be equal, else the figures are not compared.
+        informative: True for a figure that is reported and never gated.
+        more_is_better: True if a larger figure is an improvement; by default a smaller one is.
+
+    Raises ValueError if one of them is invalid.
+    """
 
     name: str
-    #: ``B`` (bytes), ``s`` (seconds), ``1`` (a count).
     unit: str
-    #: exact, loading_work, allocator, driver, host, work, time
     kind: str
-    #: Where it stands in a baseline: memory, work or time.
-    section: str
     tolerance: Tolerance
     description: str
-    #: Environment entries that must be equal, else the metric is only a reason.
-    depends: tuple[str, ...] = ()
-    #: Reported, never gated.
-    informative: bool = False
-    #: Whether more is better; of nearly every metric less is.
-    more_is_better: bool = False
+    depends: tuple[str, ...]
+    informative: bool
+    more_is_better: bool
+
+    def __init__(
+        self,
+        name: str,
+        unit: str,
+        kind: str,
+        tolerance: Tolerance | str = _EXACT,
+        description: str = "",
+        depends: Iterable[str] = (),
+        informative: bool = False,
+        more_is_better: bool = False,
+    ) -> None:
+        if not _NAME.fullmatch(name) or name in (MANIFEST, NUMBERS):
+            raise ValueError(f"{name!r} is not a metric's name; write lower-case words joined by dots: 'power.joules'")
+        if not _UNIT.fullmatch(unit):
+            raise ValueError(
+                f"metric {name!r}: {unit!r} is not a unit; write 'B', 's', '1' or another word such as 'J'"
+            )
+        if kind not in KINDS:
+            raise ValueError(f"metric {name!r}: unknown class {kind!r}; use one of {', '.join(KINDS)}")
+        try:
+            allowed = parse_tolerance(tolerance, unit) if isinstance(tolerance, str) else tolerance
+        except ValueError as error:
+            raise ValueError(f"metric {name!r}: {error}") from None
+        if kind == "time" and (unit != "s" or allowed == _EXACT):
+            raise ValueError(f"metric {name!r}: class 'time' needs the unit 's' and a tolerance above 0: times vary")
+        values = (name, unit, kind, allowed, description, tuple(depends), informative, more_is_better)
+        for item, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, item.name, value)
+
+    @property
+    def section(self) -> str:
+        """The section of a baseline in which it stands: ``memory``, ``work`` or ``time``."""
+        return self.kind if self.kind in ("work", "time") else "memory"
 
     @property
     def exact(self) -> bool:
@@ -43,7 +102,6 @@ class Metric:
         return self.kind in ("exact", "loading_work")
 
 
-_EXACT = Tolerance()
 _ALLOCATOR = Tolerance(absolute=2 * MIB)
 _HOST = Tolerance(relative=0.05, absolute=8 * MIB)
 _DRIVER = Tolerance(absolute=64 * MIB)
@@ -59,37 +117,35 @@ def _work(prefix: str, where: str) -> tuple[Metric, ...]:
         ("gpu_time", "s", Tolerance(relative=0.01), "Time that GPU kernels take"),
     )
     return tuple(
-        Metric(f"{prefix}.{name}", unit, "work", "work", tolerance, f"{what} {where}", ("torch.minor",))
+        Metric(f"{prefix}.{name}", unit, "work", tolerance, f"{what} {where}", ("torch.minor",))
         for name, unit, tolerance, what in rows
     )
 
 
 def _served(*rows: tuple[str, str]) -> tuple[Metric, ...]:
     return tuple(
-        Metric(f"served.{name}", "s", "time", "time", Tolerance(relative=0.10), what, ("host",)) for name, what in rows
+        Metric(f"served.{name}", "s", "time", Tolerance(relative=0.10), what, ("host",)) for name, what in rows
     )
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("gpu.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the GPUs after the load"),
-        Metric("host.weights", "B", "exact", "memory", _EXACT, "Live weight storages on the host after the load"),
+        Metric("gpu.weights", "B", "exact", _EXACT, "Live weight storages on the GPUs after the load"),
+        Metric("host.weights", "B", "exact", _EXACT, "Live weight storages on the host after the load"),
         Metric(
             "gpu.logical",
             "B",
             "exact",
-            "memory",
             _EXACT,
             "Weights on the GPUs by elements",
             informative=True,
         ),
-        Metric("weights.logical", "B", "exact", "memory", _EXACT, "Weights by elements, wherever they live"),
+        Metric("weights.logical", "B", "exact", _EXACT, "Weights by elements, wherever they live"),
         Metric(
             "weights.adapter",
             "B",
             "exact",
-            "memory",
             _EXACT,
             "The adapter's part of weights.logical; loads with an adapter only",
         ),
@@ -97,7 +153,6 @@ METRICS: dict[str, Metric] = {
             "gpu.other_tensors",
             "B",
             "exact",
-            "memory",
             _EXACT,
             "Live GPU tensors after the load that are no part of the model",
         ),
@@ -105,7 +160,6 @@ METRICS: dict[str, Metric] = {
             "host.other_tensors",
             "B",
             "exact",
-            "memory",
             _EXACT,
             "Live host tensors after the load that are no part of the model",
         ),
@@ -113,7 +167,6 @@ METRICS: dict[str, Metric] = {
             "gpu.load_allocated",
             "B",
             "loading_work",
-            "memory",
             _EXACT,
             "Bytes ever asked of the GPUs' allocators during the load",
             _LOADING,
@@ -122,17 +175,15 @@ METRICS: dict[str, Metric] = {
             "gpu.load_allocations",
             "1",
             "loading_work",
-            "memory",
             _EXACT,
             "Allocations on the GPUs during the load",
             _LOADING,
         ),
-        Metric("gpu.settled", "B", "allocator", "memory", _ALLOCATOR, "Allocated on the GPUs after the load"),
+        Metric("gpu.settled", "B", "allocator", _ALLOCATOR, "Allocated on the GPUs after the load"),
         Metric(
             "gpu.load_peak",
             "B",
             "allocator",
-            "memory",
             Tolerance(relative=0.01),
             "Highest allocation on the GPUs during the load",
         ),
@@ -140,7 +191,6 @@ METRICS: dict[str, Metric] = {
             "gpu.forward_peak",
             "B",
             "allocator",
-            "memory",
             _ALLOCATOR,
             "Highest allocation on the GPUs during the first forward",
             informative=True,
@@ -149,7 +199,6 @@ METRICS: dict[str, Metric] = {
             "gpu.generate_peak",
             "B",
             "allocator",
-            "memory",
             _ALLOCATOR,
             "Highest allocation on the GPUs while generating the workload",
         ),
@@ -157,7 +206,6 @@ METRICS: dict[str, Metric] = {
             "gpu.reserved_peak",
             "B",
             "allocator",
-            "memory",
             Tolerance(relative=0.05),
             "Highest reservation of the caching allocator over all phases",
         ),
@@ -165,7 +213,6 @@ METRICS: dict[str, Metric] = {
             "gpu.process",
             "B",
             "driver",
-            "memory",
             _DRIVER,
             "The process's GPU memory as the driver counts it, after generating",
             ("driver",),
@@ -174,7 +221,6 @@ METRICS: dict[str, Metric] = {
             "gpu.context",
             "B",
             "driver",
-            "memory",
             _DRIVER,
             "GPU memory of the CUDA context, before any tensor",
             ("driver",),
@@ -183,7 +229,6 @@ METRICS: dict[str, Metric] = {
             "host.peak",
             "B",
             "host",
-            "memory",
             _HOST,
             "Growth of the process's peak resident memory, mapped libraries apart, since the mark after imports",
             ("malloc",),
@@ -192,7 +237,6 @@ METRICS: dict[str, Metric] = {
             "host.settled",
             "B",
             "host",
-            "memory",
             _HOST,
             "Growth of anonymous resident memory after load and one forward",
             ("malloc",),
@@ -201,7 +245,6 @@ METRICS: dict[str, Metric] = {
             "host.anon_peak",
             "B",
             "host",
-            "memory",
             _HOST,
             "Peak of anonymous resident memory, sampled",
             ("malloc",),
@@ -211,7 +254,6 @@ METRICS: dict[str, Metric] = {
             "host.file",
             "B",
             "host",
-            "memory",
             _HOST,
             "Growth of file-backed resident memory (mapped checkpoint pages)",
             ("malloc",),
@@ -223,7 +265,6 @@ METRICS: dict[str, Metric] = {
             "shard.logical",
             "B",
             "exact",
-            "memory",
             _EXACT,
             "Weights of one rank by elements, of a load that is split over ranks",
             informative=True,
@@ -232,7 +273,6 @@ METRICS: dict[str, Metric] = {
             "shard.peak",
             "B",
             "host",
-            "memory",
             _HOST,
             "Growth of one rank's peak resident memory",
             ("malloc",),
@@ -242,7 +282,6 @@ METRICS: dict[str, Metric] = {
             "shard.settled",
             "B",
             "host",
-            "memory",
             _HOST,
             "Growth of one rank's anonymous resident memory after load and one forward",
             ("malloc",),
@@ -252,7 +291,6 @@ METRICS: dict[str, Metric] = {
             "server.settled",
             "B",
             "host",
-            "memory",
             _HOST,
             "Anonymous memory of a started server's processes once it has answered, libraries and all",
             ("malloc",),
@@ -261,7 +299,6 @@ METRICS: dict[str, Metric] = {
             "server.peak",
             "B",
             "host",
-            "memory",
             _HOST,
             "Peak resident memory of a started server's processes, files that are still mapped apart, summed",
             ("malloc",),
@@ -270,7 +307,6 @@ METRICS: dict[str, Metric] = {
             "kv_cache.tokens",
             "1",
             "exact",
-            "memory",
             _EXACT,
             "Tokens that an endpoint's key-value cache holds, as it reports it; more is better",
             more_is_better=True,
@@ -278,7 +314,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "load",
             "s",
-            "time",
             "time",
             Tolerance(relative=0.10),
             "The loading call alone: no download, import, context or tokenizer; of a started server, from its start "
@@ -289,7 +324,6 @@ METRICS: dict[str, Metric] = {
             "ttft",
             "s",
             "time",
-            "time",
             Tolerance(relative=0.10),
             "Time to first token: prefill of the workload and one token",
             ("host",),
@@ -297,7 +331,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "per_token",
             "s",
-            "time",
             "time",
             Tolerance(relative=0.10),
             "Time per further token of the workload, at its batch size",
@@ -314,38 +347,56 @@ METRICS: dict[str, Metric] = {
 _NUMBERED = re.compile(r"^(gpu|shard)\.\d+\.")
 
 
-def find(name: str) -> Metric | None:
-    """The declaration of a metric, None where there is none; ``gpu.0.settled`` is declared by ``gpu.settled``,
-    ``shard.1.logical`` by ``shard.logical``.
-    """
-    return METRICS.get(_NUMBERED.sub(r"\1.", name))
+def named(*names: str) -> tuple[Metric, ...]:
+    """Return our own metrics of these names, for the declaration of the code that takes them."""
+    return tuple(METRICS[name] for name in names)
 
 
-def lookup(name: str) -> Metric:
-    """The declaration of a metric, as :func:`find`. Raises KeyError with the known names."""
-    metric = find(name)
+def of_gpu(name: str, gpu: int) -> str:
+    """Return the name of one GPU's figure: ``gpu.0.settled`` of ``gpu.settled``."""
+    return name.replace("gpu.", f"gpu.{gpu}.", 1)
+
+
+def table_with(own: Iterable[Metric]) -> Mapping[str, Metric]:
+    """Return our table with the user's metrics after it. Raises ValueError for a name that stands in it already."""
+    table = dict(METRICS)
+    for metric in own:
+        if table.setdefault(metric.name, metric) != metric:
+            owner = "is built in" if metric.name in METRICS else "is declared twice, with different contents"
+            raise ValueError(f"metric {metric.name!r} {owner}; give yours a different name")
+    return table
+
+
+def find(name: str, table: Mapping[str, Metric] = METRICS) -> Metric | None:
+    """Return the declaration of a metric, or None. ``gpu.settled`` declares ``gpu.0.settled`` too."""
+    return table.get(name) or table.get(_NUMBERED.sub(r"\1.", name))
+
+
+def lookup(name: str, table: Mapping[str, Metric] = METRICS) -> Metric:
+    """Return the declaration of a metric, as :func:`find`. Raises KeyError with the known names."""
+    metric = find(name, table)
     if metric is None:
-        raise KeyError(f"unknown metric {name!r}; known: {', '.join((*METRICS, MANIFEST, NUMBERS))}")
+        raise KeyError(f"unknown metric {name!r}; known: {', '.join((*table, MANIFEST, NUMBERS))}")
     return metric
 
 
-def section_of(name: str) -> str:
-    """The section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for another name."""
-    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name).section
+def section_of(name: str, table: Mapping[str, Metric] = METRICS) -> str:
+    """Return the section of a metric, of ``manifest`` or of ``numbers``. Raises KeyError for any other name."""
+    return "memory" if name in (MANIFEST, NUMBERS) else lookup(name, table).section
 
 
-def tolerance_of(name: str, given: str | Tolerance) -> Tolerance:
-    """The tolerance of a metric, or of ``numbers`` (the relative error), as somebody gave it.
+def tolerance_of(name: str, given: str | Tolerance, table: Mapping[str, Metric] = METRICS) -> Tolerance:
+    """Return the tolerance that the user gave a metric, or ``numbers`` (their relative error).
 
-    Raises KeyError for another name, and ValueError for what means nothing for this one.
+    Raises KeyError for an unknown metric, and ValueError for a tolerance that has no meaning for this one.
     """
     if name == MANIFEST:
-        raise ValueError(f"{name}: modules are compared exactly, there is no tolerance to give")
-    unit = "1" if name == NUMBERS else lookup(name).unit
+        raise ValueError(f"{name}: modules are compared exactly, they have no tolerance")
+    unit = "1" if name == NUMBERS else lookup(name, table).unit
     try:
         tolerance = given if isinstance(given, Tolerance) else parse_tolerance(given, unit)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    if section_of(name) == "time" and tolerance == Tolerance():
-        raise ValueError(f"{name}: no two times are equal: its tolerance has to be more than 0")
+    if section_of(name, table) == "time" and tolerance == _EXACT:
+        raise ValueError(f"{name}: two times are never equal; its tolerance must be more than 0")
     return tolerance

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pytest_llmload.core.metrics import METRICS, Metric, find, table_with
+from pytest_llmload.core.units import Tolerance
 
 #: How a load can end.
 LOADED = "loaded"
@@ -113,6 +117,8 @@ class LoadResult:
     faults: list[Fault] = field(default_factory=list)
     #: Flat: ``gpu.settled`` (sum), ``gpu.0.settled`` (each), ``load`` … in the metric's unit.
     metrics: dict[str, float] = field(default_factory=dict)
+    #: The metrics that the user's probes declare; ours are in :data:`pytest_llmload.core.metrics.METRICS`.
+    declared: tuple[Metric, ...] = ()
     #: Metric -> why it could not be measured.
     unavailable: dict[str, str] = field(default_factory=dict)
     #: Time metric -> samples in seconds, in the order taken.
@@ -140,14 +146,31 @@ class LoadResult:
 
     @property
     def ok(self) -> bool:
+        """True if the load ended in the model that was asked for."""
         return self.outcome == LOADED
 
+    @property
+    def table(self) -> Mapping[str, Metric]:
+        """Every metric that this load may have, by name: ours, then those of the user's probes."""
+        return table_with(self.declared) if self.declared else METRICS
+
+    def in_section(self, section: str) -> set[str]:
+        """Return the names among ``metrics`` and ``unavailable`` that belong to ``memory``, ``work`` or ``time``."""
+        names = self.metrics.keys() | self.unavailable.keys()
+        declared = ((name, find(name, self.table)) for name in names)
+        return {name for name, metric in declared if metric is not None and metric.section == section}
+
     def to_json(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold; :meth:`from_json` reads it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LoadResult:
+        """Return the result that :meth:`to_json` wrote. Raises TypeError or KeyError for anything else."""
         values = dict(data)
+        values["declared"] = tuple(
+            Metric(**{**row, "tolerance": Tolerance(*row["tolerance"])}) for row in data.get("declared", ())
+        )
         values["error"] = ErrorInfo(**data["error"]) if data.get("error") else None
         values["problems"] = [Problem(**{**row, "names": tuple(row["names"])}) for row in data.get("problems", ())]
         values["faults"] = [Fault(**row) for row in data.get("faults", ())]

@@ -58,12 +58,16 @@ def format_seconds(value: float, more: int = 0) -> str:
 
 
 def format_value(value: float, unit: str, more: int = 0) -> str:
-    """A metric's value with its unit: ``B`` (bytes), ``s`` (seconds) or anything countable; with ``more`` digits."""
+    """Return a metric's value with its unit: ``B`` (bytes), ``s`` (seconds), ``1`` (a count) or another word.
+
+    ``more`` digits are added to the usual ones.
+    """
     if unit == "B":
         return format_bytes(value, more)
     if unit == "s":
         return format_seconds(value, more)
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.{4 + more}g}"
+    number = f"{value:,.0f}" if float(value).is_integer() else f"{value:.{4 + more}g}"
+    return number if unit == "1" else f"{number} {unit}"
 
 
 def format_movement(old: float, new: float, unit: str) -> str:
@@ -112,22 +116,23 @@ class Tolerance(NamedTuple):
         return " or ".join(parts) or "exact"
 
 
-#: What an absolute tolerance of a metric may be written in, by the metric's unit, and an example.
+#: Units in which an absolute tolerance may be written, by the unit of the metric, and an example. In any other unit
+#: than these it is written as a number with that unit, or alone.
 _ABSOLUTE: dict[str, tuple[dict[str, float] | dict[str, int], str]] = {
     "B": (_BYTES, "8MiB"),
     "s": (_SECONDS, "5ms"),
     "1": ({"": 1}, "3"),
 }
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[A-Za-z]*)\s*")
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[^\W\d_][\w/]*|)\s*")
 
 
 def parse_tolerance(text: object, unit: str) -> Tolerance:
-    """Of a metric in ``unit``: ``"1%"``, or ``"8MiB"`` (``B``), ``"5ms"`` (``s``), ``"3"`` (``1``), or both, as in
-    ``"1%|8MiB"``, for the larger; ``"0"`` is nothing in every unit.
+    """Return the tolerance of a metric in ``unit``: ``"1%"``, ``"8MiB"`` (``B``), ``"5ms"`` (``s``), ``"3"`` (``1``).
 
-    ValueError says what to write.
+    Both kinds together, as in ``"1%|8MiB"``, allow the larger of the two. ``"0"`` means exact in every unit. Raises
+    ValueError that says what to write.
     """
-    units, example = _ABSOLUTE[unit]
+    units, example = _ABSOLUTE.get(unit, ({"": 1, unit: 1}, f"3{unit}"))
     wrong = ValueError(
         f"{text!r} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of both"
     )

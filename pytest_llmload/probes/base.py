@@ -1,10 +1,11 @@
-"""What every probe is: something that looks at the process at fixed moments of a load."""
+"""The base class of probes: a probe looks at the load's process at fixed moments and writes figures."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.results import LoadResult
 
 if TYPE_CHECKING:
@@ -14,11 +15,22 @@ if TYPE_CHECKING:
 class Probe:
     """One thing measured. The methods are called in this order; each may do nothing.
 
-    Between ``loaded`` and ``forwarding`` the checks run, and between ``forwarded`` and ``generating`` others read the
-    logits; figures of a phase are therefore taken between its two methods.
+    Between ``loaded`` and ``forwarding`` the checks run, and between ``forwarded`` and ``generating`` other code reads
+    the logits; take the figures of a phase between its two methods. The module of your own probe is imported by pytest
+    too, to read ``metrics``: import torch inside the methods. ::
+
+        class Power(Probe):
+            metrics = (Metric("power.joules", "J", "driver", "5%", "Energy of generating the workload"),)
+
+            def generating(self): self.before = energy()
+            def generated(self, loaded): self.joules = energy() - self.before
+            def fill(self, result): result.metrics["power.joules"] = self.joules
     """
 
-    #: Whether ``fill`` is asked for also where the load raised.
+    #: Every figure that ``fill`` may write into ``result.metrics`` or ``result.unavailable``. A name that is not
+    #: declared here is refused: it is dropped, and the test ends with an error that names the probe and the metric.
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    #: If true, ``fill`` is also called when loading raised.
     partial: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
@@ -52,7 +64,7 @@ class Probe:
         """The workload was generated."""
 
     def fill(self, result: LoadResult) -> None:
-        """Write figures, or why there are none."""
+        """Write each figure into ``result.metrics``, or the reason why there is none into ``result.unavailable``."""
 
     def close(self) -> None:
         """The load is over, however it ended: give back what outlives a method. May be called twice."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
@@ -35,6 +36,8 @@ class Driver(Probe):
     processes of another PID namespace, or the right one with 0 bytes: then the figure is unavailable, never 0. Where
     nobody else is on the GPU, the ledger then uses the growth of the device's use since before the context.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = named("gpu.process", "gpu.context")
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -87,9 +90,8 @@ class Driver(Probe):
         if self.missing or not each or reasons:
             result.unavailable[name] = self.missing or next(iter(reasons), "the load did not get that far")
             return
-        short = name.removeprefix("gpu.")
         for gpu, (value, _) in each.items():
-            result.metrics[f"gpu.{gpu}.{short}"] = value or 0
+            result.metrics[of_gpu(name, gpu)] = value or 0
         result.metrics[name] = sum(value or 0 for value, _ in each.values())
 
     def _ledger(self, result: LoadResult, gpu: int, row: _Reading) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import ClassVar
 
 import torch
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
@@ -24,6 +26,16 @@ class GpuMemory(Probe):
     A sum of peaks is the sum of each GPU's own, which need not fall together. Nothing is measured on a CPU run.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = named(
+        "gpu.load_allocated",
+        "gpu.load_allocations",
+        "gpu.settled",
+        "gpu.load_peak",
+        "gpu.forward_peak",
+        "gpu.generate_peak",
+        "gpu.reserved_peak",
+    )
+
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.gpus: list[int] = []
@@ -39,37 +51,37 @@ class GpuMemory(Probe):
         self.before = {gpu: self._ever(gpu) for gpu in self.gpus}
 
     def loaded(self, loaded: Loaded) -> None:
-        self._peaks("load")
+        self._peaks("load", "gpu.load_peak")
         for gpu in self.gpus:
             size, count = self._ever(gpu)
-            self.figures["load_allocated"][gpu] = size - self.before[gpu][0]
-            self.figures["load_allocations"][gpu] = count - self.before[gpu][1]
-            self.figures["settled"][gpu] = torch.cuda.memory_allocated(gpu)
+            self.figures["gpu.load_allocated"][gpu] = size - self.before[gpu][0]
+            self.figures["gpu.load_allocations"][gpu] = count - self.before[gpu][1]
+            self.figures["gpu.settled"][gpu] = torch.cuda.memory_allocated(gpu)
 
     def forwarding(self) -> None:
         self._reset()
 
     def forwarded(self, loaded: Loaded) -> None:
-        self._peaks("forward")
+        self._peaks("forward", "gpu.forward_peak")
 
     def generating(self) -> None:
         self._reset()
 
     def generated(self, loaded: Loaded) -> None:
-        self._peaks("generate")
+        self._peaks("generate", "gpu.generate_peak")
 
     def fill(self, result: LoadResult) -> None:
         if not self.gpus:
             return
         for phase, peaks in self.reserved.items():
             result.phase_peaks.setdefault(phase, {}).update({f"gpu.{gpu}": peak for gpu, peak in peaks.items()})
-        self.figures["reserved_peak"] = {
+        self.figures["gpu.reserved_peak"] = {
             gpu: max(peaks[gpu] for peaks in self.reserved.values()) for gpu in self.gpus if self.reserved
         }
         for name, each in self.figures.items():
             if each:
-                result.metrics[f"gpu.{name}"] = sum(each.values())
-                result.metrics.update({f"gpu.{gpu}.{name}": value for gpu, value in each.items()})
+                result.metrics[name] = sum(each.values())
+                result.metrics.update({of_gpu(name, gpu): value for gpu, value in each.items()})
 
     def _ever(self, gpu: int) -> tuple[int, int]:
         stats = torch.cuda.memory_stats(gpu)
@@ -81,9 +93,9 @@ class GpuMemory(Probe):
             torch.cuda.synchronize(gpu)
             torch.cuda.reset_peak_memory_stats(gpu)
 
-    def _peaks(self, phase: str) -> None:
+    def _peaks(self, phase: str, metric: str) -> None:
         for gpu in self.gpus:
             torch.cuda.synchronize(gpu)
-            self.figures[f"{phase}_peak"][gpu] = torch.cuda.max_memory_allocated(gpu)
+            self.figures[metric][gpu] = torch.cuda.max_memory_allocated(gpu)
         if self.gpus:
             self.reserved[phase] = {gpu: torch.cuda.max_memory_reserved(gpu) for gpu in self.gpus}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.anon_sampler import AnonSampler
 from pytest_llmload.probes.base import Probe
@@ -24,6 +26,8 @@ class HostMemory(Probe):
     The allocator stays pinned until the workload was generated: unpinned, temporaries of forward and generate come from
     a heap that fragments differently in each process, and one of eight clean nf4 loads of 31 MiB peaked at 38 to 53.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = named("host.peak", "host.settled", "host.anon_peak", "host.file")
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -6,11 +6,12 @@ import gc
 import weakref
 from collections import defaultdict
 from types import CellType, FrameType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
@@ -31,6 +32,8 @@ class OtherTensors(Probe):
     Exact where no peak is: a second copy of one weight shows on the CPU too. Tensors that only C++ code holds (cuBLAS
     workspaces) are not seen.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = named("gpu.other_tensors", "host.other_tensors")
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -74,7 +77,7 @@ class OtherTensors(Probe):
         if self.job.device.kind == "cuda":
             result.metrics["gpu.other_tensors"] = self.bytes.get("cuda", 0)
             for index in range(torch.cuda.device_count()):
-                result.metrics[f"gpu.{index}.other_tensors"] = self.bytes.get(f"cuda:{index}", 0)
+                result.metrics[of_gpu("gpu.other_tensors", index)] = self.bytes.get(f"cuda:{index}", 0)
         result.notes += self.notes
 
 

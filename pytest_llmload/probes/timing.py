@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import ClassVar
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.device import synchronize
@@ -26,6 +27,7 @@ class Timing(Probe):
     after all probes that read memory.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = named("ttft", "per_token")
     #: Rounds of generating the workload, after the one that the memory probes looked at and that warmed everything up.
     rounds: ClassVar[int] = 3
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import ClassVar
 
+from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
@@ -11,6 +13,10 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 class Weights(Probe):
     """``gpu.weights``, ``host.weights``; ``weights.logical`` and the part of each GPU, each shard and the adapter."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = named(
+        "host.weights", "gpu.weights", "gpu.logical", "weights.logical", "weights.adapter", "shard.logical"
+    )
 
     def loaded(self, loaded: Loaded) -> None:
         inventory = loaded.inventory
@@ -40,8 +46,8 @@ class Weights(Probe):
         metrics["host.weights"] = self.by_device.get("cpu", 0)
         if self.job.device.kind == "cuda":
             for index in range(len(self.job.device.gpus)):
-                metrics[f"gpu.{index}.weights"] = self.by_device.get(f"cuda:{index}", 0)
-                metrics[f"gpu.{index}.logical"] = self.logical_by_device.get(f"cuda:{index}", 0)
+                metrics[of_gpu("gpu.weights", index)] = self.by_device.get(f"cuda:{index}", 0)
+                metrics[of_gpu("gpu.logical", index)] = self.logical_by_device.get(f"cuda:{index}", 0)
             for name, sizes in (("gpu.weights", self.by_device), ("gpu.logical", self.logical_by_device)):
                 metrics[name] = sum(size for device, size in sizes.items() if device.startswith("cuda:"))
         metrics["weights.logical"] = self.logical

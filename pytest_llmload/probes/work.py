@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes.base import Probe
@@ -24,6 +25,7 @@ from pytest_llmload.worker.model.loaded import Loaded
 #: Further tokens over which the figures of one are taken, where the workload has as many.
 FURTHER = 16
 _ON_GPU = ("kernels", "gpu_time", "copies", "syncs")
+_NAMES = ("ops", *_ON_GPU)
 #: The runtime's calls that wait for the GPU: cudaStreamSynchronize, hipDeviceSynchronize, cuCtxSynchronize …
 _WAITS = re.compile(r"(?:cu|cuda|hip)[A-Z]\w*Synchronize\w*")
 
@@ -34,6 +36,10 @@ class Work(Probe):
     A token's figure is the difference between generating 1 + k tokens and generating one, divided by k: what a
     generation costs once is in neither. Runs last, after the timing.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = named(
+        *(f"prefill.{name}" for name in _NAMES), *(f"token.{name}" for name in _NAMES)
+    )
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -53,7 +59,7 @@ class Work(Probe):
             self.figures |= {f"token.{name}": (longer[name] - prefill[name]) / further for name in self._names()}
 
     def _names(self) -> tuple[str, ...]:
-        return ("ops", *_ON_GPU) if self.job.device.kind == "cuda" else ("ops",)
+        return _NAMES if self.job.device.kind == "cuda" else ("ops",)
 
     def _count(self, loaded: Loaded, workload: Workload, new_tokens: int) -> Counter[str]:
         ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.core.references import resolve
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.probes.own import declared_by, fill, own_probes
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
@@ -123,16 +122,16 @@ class _Session:
         self.is_filled = True
         for probe in list(self.probes):
             if self.is_loaded or probe.partial:
-                self._probed(probe, "fill", self.result)
+                self._probed(probe, partial(fill, probe, self.result))
 
     def _each(self, moment: str, *args: Any) -> None:
         for probe in list(self.probes):
-            self._probed(probe, moment, *args)
+            self._probed(probe, partial(getattr(probe, moment), *args))
 
-    def _probed(self, probe: Probe, moment: str, *args: Any) -> None:
+    def _probed(self, probe: Probe, call: Callable[[], None]) -> None:
         """Call one method of a probe; one that raises is a fault of its own and measures nothing more."""
         try:
-            getattr(probe, moment)(*args)
+            call()
         except Exception as error:
             own = is_own(error) or type(probe).__module__.partition(".")[0] != "pytest_llmload"
             if is_out_of_memory(error) or not own:
@@ -147,8 +146,9 @@ class _Session:
         from pytest_llmload.process.measuring_modules import generation, probes_for
 
         if self.job.measure:
-            own: list[type[Probe]] = [resolve(name) for name in self.job.probes]
-            self.probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *own)]
+            users = own_probes(self.job)
+            self.result.declared = declared_by(users)
+            self.probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *users)]
             # Before a load that may take minutes.
             generation.check_length(self.job)
 
@@ -298,7 +298,7 @@ class _Session:
         if any(problem.check in _BROKEN for problem in self.result.problems):
             return
         if not can_generate(loaded):
-            names = [name for name, metric in METRICS.items() if metric.section == "work"]
+            names = [name for name, metric in self.result.table.items() if metric.section == "work"]
             self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
         on_logits = self._looking(loaded)

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.portable import portable_spec, scrub
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import Comparison, MetricVerdict, Run
 
 #: Version of the document; a report with a newer one is refused by the commands that read reports.
@@ -62,6 +64,7 @@ def _run(run: Run) -> dict[str, Any]:
         "problems": [dataclasses.asdict(problem) for problem in result.problems],
         "faults": [dataclasses.asdict(fault) for fault in result.faults],
         "metrics": result.metrics,
+        "declared": {metric.name: _declared(metric) for metric in result.declared},
         "unavailable": result.unavailable,
         "samples": result.samples,
         "phase_peaks": result.phase_peaks,
@@ -76,6 +79,14 @@ def _run(run: Run) -> dict[str, Any]:
         "whole_bytes": result.whole_bytes,
         "notes": result.notes,
     }
+
+
+def _declared(metric: Metric) -> dict[str, Any]:
+    return {**dataclasses.asdict(metric), "tolerance": _tolerance(metric.tolerance)}
+
+
+def _tolerance(tolerance: Tolerance) -> dict[str, float]:
+    return {"relative": tolerance.relative, "absolute": tolerance.absolute}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def _metric(item: MetricVerdict) -> dict[str, Any]:
         "baseline": item.baseline,
         "current": item.current,
         "unit": item.unit,
-        "tolerance": {"relative": item.tolerance.relative, "absolute": item.tolerance.absolute},
+        "tolerance": _tolerance(item.tolerance),
         "reason": item.reason,
         "informative": item.informative,
     }

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
 from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict, Run
 from pytest_llmload.reports.layout import joined, limited, movement, shortened
@@ -69,6 +70,10 @@ def _seconds(name: str) -> Callable[[Run], str]:
     return lambda run: _shown(_figure(run, name), format_seconds)
 
 
+def _value(metric: Metric) -> Callable[[Run], str]:
+    return lambda run: _shown(_figure(run, metric.name), lambda value: format_value(value, metric.unit))
+
+
 def _shown(value: float | None, form: Callable[[float], str]) -> str:
     return "-" if value is None else form(value)
 
@@ -76,6 +81,13 @@ def _shown(value: float | None, form: Callable[[float], str]) -> str:
 def _columns(runs: Sequence[Run]) -> list[_Column]:
     on_gpu = any(name.startswith("gpu.") for run in runs if run.result for name in run.result.metrics)
     served = any("server.peak" in run.result.metrics for run in runs if run.result)
+    # The figures of the user's own probes stand in the table if they are gated.
+    declared = {
+        metric.name: metric
+        for run in runs
+        for metric in (run.result.declared if run.result else ())
+        if not metric.informative
+    }
     side = "gpu" if on_gpu else "host"
     if on_gpu:
         peaks = [
@@ -89,6 +101,7 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
         _Column("settled", "settled", _bytes(f"{side}.settled")),
         *peaks,
         *([_Column("server peak", "srv pk", _bytes("server.peak"), 2)] if served else []),
+        *(_Column(metric.name, metric.name, _value(metric), 7) for metric in declared.values()),
         _Column("load", "load", _seconds("load"), 4),
         _Column("ttft", "ttft", _seconds("ttft"), 6),
         _Column("tokens/s", "tok/s", lambda run: _shown(tokens_per_second(run), lambda value: f"{value:.1f}"), 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,97 @@ REPORT_FORMAT = """
 
     WRITERS[".csv"] = verdict_lines
 """
+
+PROBE = """
+    from pathlib import Path
+    from pytest_llmload.probes import Metric, Probe
+
+    class Power(Probe):
+        metrics = (
+            Metric("power.joules", "J", "driver", "2%", "Energy of generating the workload"),
+            Metric("power.switches", "1", "work", description="Changes of the clock"),
+        )
+
+        def generating(self):
+            self.joules = float(Path("joules").read_text())
+
+        def fill(self, result):
+            result.metrics["power.joules"] = self.joules
+            result.metrics["power.switches"] = 3
+
+    class Careless(Power):
+        def fill(self, result):
+            super().fill(result)
+            result.metrics["power.watts"] = 7
+"""
+GATED = """
+    def test_a(llm, memory_baseline):
+        assert llm.metrics["power.switches"] == llm.work["power.switches"] == 3
+        memory_baseline.check(llm, metrics=["power.joules"])
+"""
+
+
+def _hook(probe: str) -> str:
+    return f"def pytest_llmload_probes(config): return ['ours:{probe}']"
+
+
+def test_a_probe_with_a_metric_is_gated_and_reported_like_ours(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(GATED, ours=PROBE)
+    pytester.makeconftest(_hook("Power"))
+    energy = pytester.path / "joules"
+    energy.write_text("100")
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    (baseline,) = pytester.path.glob("baselines/tiny-llama/*/none.json")
+    assert json.loads(baseline.read_text())["memory"] == {"power.joules": 100}
+
+    energy.write_text("103.5")
+    red = project("--llm-report=run.json", "--junitxml=junit.xml")
+    red.assert_outcomes(failed=1)
+    red.stdout.fnmatch_lines(
+        [
+            "*power.joules  100 J -> 103.5 J  (+3.5 %, tolerance 2 %)",
+            "*variant*settled*power.joules*verdict",
+            "*none*103.5 J*regressed",
+        ]
+    )
+    run = json.loads((pytester.path / "run.json").read_text())["runs"][0]
+    assert run["metrics"]["power.joules"] == 103.5
+    assert run["verdicts"]["memory"]["metrics"]["power.joules"]["unit"] == "J"
+    assert run["declared"]["power.joules"]["tolerance"] == {"relative": 0.02, "absolute": 0.0}
+    assert 'name="llmload.power.joules" value="103.5"' in (pytester.path / "junit.xml").read_text()
+    project("--llm-tolerance=power.joules=4J").assert_outcomes(passed=1)
+
+
+def test_a_figure_that_no_probe_declares_is_refused(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile("def test_a(llm): llm.generate('a')", ours=PROBE)
+    pytester.makeconftest(_hook("Careless"))
+    (pytester.path / "joules").write_text("100")
+    result = project()
+    result.assert_outcomes(passed=1, errors=1)
+    text = " ".join(result.stdout.str().split())
+    assert (
+        "probe ours.Careless wrote the figure 'power.watts', and its 'metrics' declare power.joules, power.switches; "
+        "add a Metric('power.watts', unit, kind) to them, or correct the name"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (_hook("Absent"), "*pytest_llmload_probes: 'ours:Absent' cannot be imported: *no attribute 'Absent'*"),
+        (_hook("Path"), "*pytest_llmload_probes: 'ours:Path' is not a subclass of pytest_llmload.probes.Probe*"),
+        (_hook("Thief"), "*pytest_llmload_probes: metric 'gpu.settled' is built in; give yours a different name*"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_at_start(
+    pytester: pytest.Pytester, project: Run, hook: str, message: str
+) -> None:
+    thief = "    class Thief(Probe):\n        metrics = (Metric('gpu.settled', 'B', 'host'),)\n"
+    pytester.makepyfile("def test_a(llm): pass", ours=PROBE + thief)
+    pytester.makeconftest(hook)
+    result = project()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
 
 
 def test_a_report_format_is_one_entry_of_a_table(pytester: pytest.Pytester, project: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmload.core.metrics import section_of, tolerance_of
+from pytest_llmload.core.metrics import METRICS, Metric, find, section_of, table_with, tolerance_of
 from pytest_llmload.core.units import Tolerance
 
 
@@ -31,8 +31,8 @@ def test_a_tolerance_is_read_in_the_unit_of_its_metric(name, given, tolerance):
         ("load", "8MiB", ValueError, "load: '8MiB' is not a tolerance here: write '1%', '5ms'"),
         ("gpu.settled", "5ms", ValueError, "gpu.settled: '5ms' is not a tolerance here: write '1%', '8MiB'"),
         ("gpu.settled", "1%|50%", ValueError, "gpu.settled: '1%|50%' is not a tolerance here"),
-        ("load", "0%", ValueError, "load: no two times are equal: its tolerance has to be more than 0"),
-        ("ttft", Tolerance(), ValueError, "ttft: no two times are equal"),
+        ("load", "0%", ValueError, "load: two times are never equal; its tolerance must be more than 0"),
+        ("ttft", Tolerance(), ValueError, "ttft: two times are never equal"),
         ("manifest", "1%", ValueError, "manifest: modules are compared exactly"),
         ("gpu.setled", "1%", KeyError, "unknown metric 'gpu.setled'; known: gpu.weights"),
     ],
@@ -49,3 +49,61 @@ def test_every_name_has_a_section():
         "work",
         "time",
     ]
+
+
+def test_a_users_metric_is_looked_up_beside_ours_and_by_gpu() -> None:
+    watts = Metric("gpu.watts", "W", "driver", "5%|3W", "Power draw")
+    table = table_with([watts, watts])
+    assert find("gpu.1.watts", table) is watts
+    assert section_of("gpu.watts", table) == "memory"
+    assert watts.tolerance == Tolerance(relative=0.05, absolute=3)
+    assert tolerance_of("gpu.watts", "0.5W", table) == Tolerance(absolute=0.5)
+    assert list(table)[: len(METRICS)] == list(METRICS)
+    assert find("gpu.watts") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Power", "J", "driver"), "'Power' is not a metric's name; write lower-case words joined by dots"),
+        (("power.joules", "%", "driver"), "metric 'power.joules': '%' is not a unit"),
+        (("power.joules", "J", "drivers"), "metric 'power.joules': unknown class 'drivers'; use one of exact, "),
+        (
+            ("power.joules", "J", "driver", "5W"),
+            "metric 'power.joules': '5W' is not a tolerance here: write '1%', '3J'",
+        ),
+        (("boot", "s", "time"), "metric 'boot': class 'time' needs the unit 's' and a tolerance above 0"),
+        (("boot", "J", "time", "5%"), "metric 'boot': class 'time' needs the unit 's'"),
+        (("manifest", "B", "exact"), "'manifest' is not a metric's name"),
+    ],
+)
+def test_a_metric_that_cannot_be_says_why(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Metric(*arguments)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([Metric("gpu.settled", "B", "exact")], "metric 'gpu.settled' is built in; give yours a different name"),
+        (
+            [Metric("power.joules", "J", "driver"), Metric("power.joules", "J", "host")],
+            "metric 'power.joules' is declared twice, with different contents; give yours a different name",
+        ),
+    ],
+)
+def test_a_name_belongs_to_one_metric(own: list[Metric], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        table_with(own)
+    assert str(caught.value) == message
+
+
+def test_each_metric_of_ours_is_declared_by_the_code_that_takes_it() -> None:
+    from pytest_llmload.probes.builtin import GROUPS
+
+    probes = {metric.name for group in GROUPS.values() for probe in group for metric in probe.metrics}
+    #: The load's own time, one rank's figures out of all ranks', and what an endpoint's client takes.
+    others = {name for name in METRICS if name == "load" or name.startswith(("shard.", "served.", "server.", "kv_"))}
+    assert probes | others == set(METRICS)
+    assert probes & others == {"shard.logical"}

@@ -83,7 +83,9 @@ class _Gate(ABC):
         __tracebackhide__ = True
         try:
             self._check_names(metrics)
-            given = {name: tolerance_of(name, value) for name, value in (tolerance or {}).items()}
+            given = {
+                name: tolerance_of(name, value, self._state.probes.table) for name, value in (tolerance or {}).items()
+            }
         except (KeyError, ValueError) as wrong:
             raise ValueError(f"{self.fixture}.check: {wrong.args[0]}") from None
         load: Load = llm._load
@@ -121,7 +123,7 @@ class _Gate(ABC):
         if isinstance(metrics, str) or not metrics:
             raise ValueError(f"metrics={metrics!r} is no list of metrics: leave it away, or name some, as in ['load']")
         for name in metrics:
-            section = section_of(name)
+            section = section_of(name, self._state.probes.table)
             if section not in self.sections:
                 raise ValueError(f"{name!r} is a figure of the {section} baseline: use {_FIXTURES[section]}.check")
 
@@ -136,7 +138,7 @@ class _Gate(ABC):
         """Every section of the gate; with ``metrics``, those that they are of."""
         chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
         if metrics is not None:
-            homes = {name: section_of(name) for name in metrics}
+            homes = {name: section_of(name, load.result.table) for name in metrics}
             chosen = {
                 section: [name for name in metrics if homes[name] == section]
                 for section in self.sections

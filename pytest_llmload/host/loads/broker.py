@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.loads.strategies import Strategies
     from pytest_llmload.host.settings.options import Settings
+    from pytest_llmload.host.settings.probes import OwnProbes
 
 _PLAN_TIMEOUT = 300.0
 #: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.
@@ -59,6 +60,7 @@ class Broker:
         self,
         settings: Settings,
         strategies: Strategies,
+        probes: OwnProbes,
         device: Callable[[], Device],
         finished: Callable[[LoadResult], None],
         describe: Callable[[LoadResult], str],
@@ -66,6 +68,7 @@ class Broker:
     ) -> None:
         self._settings = settings
         self._strategies = strategies
+        self._probes = probes
         self._device = device
         self._finished = finished
         self.describe = describe
@@ -161,7 +164,7 @@ class Broker:
             imports=self._settings.imports,
             strategies=self._strategies.registered,
             figures=scope.figures,
-            probes=self._strategies.probes if scope.own_probes else (),
+            probes=self._probes.of(scope),
             sys_path=tuple(sys.path),
             cwd=str(self._cwd),
             trust_remote_code=self._settings.trust_remote_code,

@@ -178,14 +178,13 @@ class LLM:
     def work(self) -> Mapping[str, float]:
         """Kernels, copies, synchronisations and operators per token and of the prefill: counted when first asked for,
         in a process apart. Raises the load's error."""
-        from pytest_llmload.core.metrics import lookup
-
         __tracebackhide__ = True
         if (error := self._load.error) is not None:
             raise error
         self._load.worked()
-        found = {name: value for name, value in self.metrics.items() if lookup(name).section == "work"}
-        return MappingProxyType(found)
+        result = self._load.result
+        names = result.in_section("work")
+        return MappingProxyType({name: value for name, value in result.metrics.items() if name in names})
 
     @property
     def numbers(self) -> Numbers:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
 from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
-from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls
 from pytest_llmload.host.loads.inline import InlineProcess
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from pytest_llmload.system.protocol import Message
 
 _Figure = TypeVar("_Figure")
-_WORK = {name for name, metric in METRICS.items() if metric.section == "work"}
 
 
 class Load:
@@ -116,15 +114,17 @@ class Load:
 
         Raises LoadError as ``timed``.
         """
-        if self.result.unavailable.keys() >= _WORK:
+        work = [name for name, metric in self.result.table.items() if metric.section == "work"]
+        if self.result.unavailable.keys() >= set(work):
             # No process could count it: nothing generates, or the model is a server's.
             return [self.result] * count
         while len(self._worked) < count:
             counted, own = self._again(COUNTING), self.result
+            names = counted.in_section("work")
             with_work = dataclasses.replace(
                 own,
-                metrics={**own.metrics, **_work(counted.metrics)},
-                unavailable={**own.unavailable, **_work(counted.unavailable)},
+                metrics={**own.metrics, **_only(names, counted.metrics)},
+                unavailable={**own.unavailable, **_only(names, counted.unavailable)},
             )
             if not self._worked:
                 own.metrics, own.unavailable = with_work.metrics, with_work.unavailable
@@ -205,5 +205,5 @@ class Load:
             self._lease = None
 
 
-def _work(figures: Mapping[str, _Figure]) -> dict[str, _Figure]:
-    return {name: figures[name] for name in figures.keys() & _WORK}
+def _only(names: Set[str], figures: Mapping[str, _Figure]) -> dict[str, _Figure]:
+    return {name: figures[name] for name in figures.keys() & names}

@@ -31,10 +31,6 @@ class Strategies:
                     raise pytest.UsageError(
                         f"strategy {name!r} is registered twice: {self.registered[name]} and {target}"
                     )
-        #: ``module:Class`` of each probe that hooks register.
-        self.probes: tuple[str, ...] = tuple(
-            probe for probes in config.hook.pytest_llmload_probes(config=config) for probe in probes
-        )
         self._declarations: dict[str, type[Strategy]] = dict(BUILTIN)
 
     def __getitem__(self, name: str) -> type[Strategy]:

@@ -22,6 +22,7 @@ from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.markers.variants import Marks
 from pytest_llmload.host.settings import options
 from pytest_llmload.host.settings.models import Model, parse_model
+from pytest_llmload.host.settings.probes import OwnProbes
 
 if TYPE_CHECKING:
     from pytest_llmload.baselines.store import Store
@@ -41,7 +42,8 @@ class State:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.settings = options.resolve(config)
+        self.probes = OwnProbes(config)
+        self.settings = options.resolve(config, self.probes.table)
         self.strategies = Strategies(config)
         self.marks = Marks(self.settings, self.strategies)
         #: Name of each model -> how it was given.
@@ -72,6 +74,7 @@ class State:
         self.broker = Broker(
             self.settings,
             self.strategies,
+            self.probes,
             lambda: self.device,
             lambda result: config.hook.pytest_llmload_load_finished(config=config, result=result),
             self.describe,

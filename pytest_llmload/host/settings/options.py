@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from pytest_llmload.core.metrics import Metric
     from pytest_llmload.core.spec import Workload
     from pytest_llmload.core.units import Tolerance
 
@@ -281,8 +283,11 @@ def _ini(config: pytest.Config, name: str) -> Any:
         raise pytest.UsageError(text if setting in text else f"{setting} in {config.inipath}: {text}") from None
 
 
-def resolve(config: pytest.Config) -> Settings:
-    """Every option as one value. Raises UsageError naming the option and what to write."""
+def resolve(config: pytest.Config, table: Mapping[str, Metric]) -> Settings:
+    """Return every option as one value; ``table`` holds the metrics that tolerances may name.
+
+    Raises UsageError naming the option and what to write.
+    """
 
     from pytest_llmload.baselines.store import Store
     from pytest_llmload.core.metrics import tolerance_of
@@ -321,7 +326,7 @@ def resolve(config: pytest.Config) -> Settings:
             metric, separator, text = line.partition("=")
             if not separator:
                 raise ValueError(f"{line!r} is not METRIC=TOLERANCE, as in 'gpu.settled=1%'")
-            found[metric] = tolerance_of(metric, text)
+            found[metric] = tolerance_of(metric, text, table)
         return found
 
     def count(value: object) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LOAD_PARTS, LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
 
 #: All ranks compute the same logits; what the order of a sum changes is less.
@@ -63,7 +64,7 @@ def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
             if name.startswith("gpu.0."):
                 # Each rank sees one GPU, its first.
                 merged[f"gpu.{rank}.{name.removeprefix('gpu.0.')}"] = value
-            elif name.startswith("shard.") or name in ("ttft", "per_token"):
+            elif name.startswith("shard.") or _is_time(name, result):
                 merged.setdefault(name, value)
             else:
                 merged[name] = merged.get(name, 0) + value
@@ -76,6 +77,11 @@ def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
         for name, value in merged.items()
         if name.startswith(("gpu.", "shard.")) or _everywhere(name, results)
     }
+
+
+def _is_time(name: str, result: LoadResult) -> bool:
+    metric = find(name, result.table)
+    return metric is not None and metric.section == "time"
 
 
 def _everywhere(name: str, results: Mapping[int, LoadResult]) -> bool:

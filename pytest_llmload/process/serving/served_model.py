@@ -17,8 +17,8 @@ from typing import Any
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import NOT_APPLIED, ErrorInfo, LoadResult, Problem
+from pytest_llmload.probes.own import declared_by, own_probes
 from pytest_llmload.process.serving import endpoint_checks, launch, memory, request_rounds, tgi
 from pytest_llmload.process.serving.api import About, Answer, Api, BadAnswer
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
@@ -72,7 +72,8 @@ class Served:
         result.environment |= self._environment()
         result.notes = list(dict.fromkeys([*result.notes, *(self._api.notes if self._api is not None else ())]))
         why = _FOREIGN if self._foreign else _INSIDE
-        missing = [name for name in METRICS if name not in result.metrics and name not in result.unavailable]
+        result.declared = declared_by(own_probes(self._job))
+        missing = [name for name in result.table if name not in result.metrics and name not in result.unavailable]
         result.unavailable |= dict.fromkeys((*missing, "manifest", "numbers"), why)
         if result.problems:
             result.outcome = NOT_APPLIED
