@@ -1,17 +1,23 @@
-# Everything on a fresh machine with Python and make: each target first makes .venv with all extras.
+# Everything on a fresh machine with Python and make: each target first makes the environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+BARE := .venv-bare
+INSTALL = -m pip install --quiet
+#: Tests of the oldest libraries: loads in one process, and the ones that only read options and markers.
+OLDEST_TESTS := tests/host/test_options.py tests/host/test_markers.py tests/worker/test_clean_loads.py \
+	tests/worker/test_faults.py tests/unit
 
-.PHONY: venv demo test lint docs bench bench-latency clean
+.PHONY: venv demo test test-oldest test-bare cover lint docs tables wheel bench bench-latency clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(INSTALL) --upgrade --constraint constraints.txt pip setuptools wheel
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: venv
@@ -20,14 +26,45 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+cover: venv
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+
+# The oldest supported libraries, in an environment of their own.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(OLDEST_TESTS)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable '.[hf,bnb,peft,benchmark]' pytest-xdist
+	touch $@
+
+# An installation without any extra: pytest works as if nothing had been added, and the plugin says what it lacks.
+test-bare: $(BARE)/.installed
+	$(BARE)/bin/python tests/bare_installation.py
+
+$(BARE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BARE)
+	$(BARE)/bin/python $(INSTALL) .
+	touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in build/site; a warning is an error.
 docs: venv
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/site
+
+# The tables of docs/ that are made from the code.
+tables: venv
 	$(BIN)/python docs/tables.py
+
+wheel: venv
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 bench: venv
 	$(BIN)/python benchmarks/overhead.py
@@ -36,4 +73,4 @@ bench-latency: venv
 	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency-study.md
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(BARE) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

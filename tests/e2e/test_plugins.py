@@ -150,10 +150,7 @@ def test_a_strange_run_is_left_alone(pytester, project):
         "pytest_llmload.host.hooks.header",
         "pytest_llmload.host.hooks.hookspecs",
         "pytest_llmload.host.settings.options",
-        "pytest_llmload.host.markers.base",
-        "pytest_llmload.host.markers.limits",
-        "pytest_llmload.host.markers.load",
-        "pytest_llmload.host.markers.table",
+        "pytest_llmload.host.markers.signatures",
         "pytest_llmload.host.run.stash",
         "pytest_llmload.integrations",
         "pytest_llmload.integrations.benchmark",
@@ -240,13 +237,13 @@ def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(pyteste
 def test_user_hooks_register_strategies_and_rename_devices(pytester, project):
     pytester.makepyfile(
         ours="""
-        from pytest_llmload.strategies.base import Strategy, from_pretrained
+        from pytest_llmload.strategies import Strategy
         class Eager(Strategy):
             name = "eager_only"
             summary = "Eager attention."
             fields = {"strategy": "eager_only"}
             def load_kwargs(self, job): return {"device_map": {"": "cpu"}, "attn_implementation": "eager"}
-            def load(self, job, kwargs): return from_pretrained(job, kwargs)
+            def load(self, job, kwargs): return super().load(job, kwargs)
         """,
         conftest="""
         def pytest_llmload_strategies(config): return {"eager_only": "ours:Eager"}

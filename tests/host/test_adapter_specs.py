@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.loads import strategies as strategies_module
 from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.settings.adapters import location, parse_adapter
 
@@ -108,10 +110,8 @@ def test_a_hub_id_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_an_adapter_needs(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
-    import importlib.util
-
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
+    monkeypatch.setattr(strategies_module, "find_spec", lambda name: None if name == "peft" else found(name))
     strategies = Strategies(pytestconfig)
     assert strategies.missing_packages(LoadSpec(model="m", name="m", adapter="random")) == ["peft"]
     assert strategies.missing_packages(LoadSpec(model="m", name="m")) == []

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.host.markers.table import markers
+from pytest_llmload.host.markers.signatures import LIMITS, LOAD_MARKERS
 from pytest_llmload.host.settings.options import OPTIONS
 from pytest_llmload.strategies.builtin import BUILTIN
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+#: Pages of the site that show a file of the root.
+SHOWN = {DOCS / "index.md", DOCS / "contributing.md", DOCS / "changelog.md"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(set(DOCS.rglob("*.md")) - SHOWN)]
 REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
 
 _spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
@@ -39,7 +47,7 @@ def test_a_table_that_is_nowhere_is_an_error():
 def test_what_users_can_name_is_in_the_reference():
     names = {
         *(f"--llm-{name}" for name in OPTIONS),
-        *(f"`{name}(" for name in markers()),
+        *(f"`{name}(" for name in {**LOAD_MARKERS, **LIMITS}),
         *("`llm`", "`llm_spec`", "`llm_load`", "`llm_gpus`", "`memory_baseline`", "`latency_baseline`"),
         *(
             "`llm_benchmark`",
@@ -61,7 +69,8 @@ def test_what_users_can_name_is_in_the_reference():
 
 
 def test_every_page_can_be_reached_from_the_readme():
-    reached, new = set(), {PAGES[0]}
+    # By way of the repository, where GitHub shows it.
+    reached, new = set(), {PAGES[0], ROOT / "CONTRIBUTING.md"}
     while new:
         page = new.pop()
         reached.add(page)
@@ -98,3 +107,20 @@ def test_the_documented_kind_of_host_is_written_as_a_recorded_one():
     example = re.search(r'"time": \{\n    "(.*?)"', (DOCS / "baselines.md").read_text(encoding="utf-8"))[1]
     recorded = loads((ROOT / "baselines/llama-1b/nvidia-h100-80gb-hbm3/none.json").read_text(encoding="utf-8"), "")
     assert example in recorded.time
+
+
+def test_every_page_is_on_the_site() -> None:
+    listed = re.findall(r"^([\w/-]+)$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {DOCS / f"{name}.md" for name in listed} == set(DOCS.rglob("*.md")) - {DOCS / "index.md"}
+
+
+def test_the_picture_of_the_layers_is_the_contract_that_is_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    checked = [[name.strip().removeprefix("pytest_llmload.") for name in layer.split("|")] for layer in contract]
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    picture = page[page.index("## Layers") :].split("```")[1].splitlines()[1:]
+    drawn = [re.split(r"\s+│\s+", line.strip().split("  ")[0]) for line in picture]
+    assert [sorted(layer) for layer in drawn] == [sorted(layer) for layer in checked]
+    homes = {path.stem for path in (ROOT / "pytest_llmload").iterdir() if not path.name.startswith("_")}
+    assert {name for layer in drawn for name in layer} == homes - {"py"}

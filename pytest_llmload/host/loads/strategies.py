@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmload.core.references import resolve
-from pytest_llmload.core.spec import SINGLE
 from pytest_llmload.strategies.builtin import BUILTIN
 
 if TYPE_CHECKING:
@@ -45,19 +44,6 @@ class Strategies:
 
     def __iter__(self) -> Iterator[str]:
         return iter([*BUILTIN, *self.registered])
-
-    @property
-    def default(self) -> str:
-        """The placement of a load whose test names none."""
-        return SINGLE
-
-    def of_own_code(self) -> str:
-        """Return the name of the strategy that ``target=`` and ``--llm-loader`` stand for."""
-        return next(name for name in self if self[name].own_code)
-
-    def of_endpoint(self) -> str:
-        """Return the name of the strategy that ``--llm-endpoint`` stands for."""
-        return next(name for name in self if self[name].takes_endpoint)
 
     def of(self, spec: LoadSpec) -> list[type[Strategy]]:
         """Return the strategies that take part in a load: of its placement, dtype, quantisation and adapter."""

@@ -1,0 +1,39 @@
+"""What the repository shows to a newcomer runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "project"
+
+
+def test_the_readme_shows_the_example_that_is_kept_as_a_file() -> None:
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown is not None
+    assert shown[1] == (EXAMPLE / "test_model.py").read_text(encoding="utf-8")
+
+
+def test_the_readmes_example_records_and_gates(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    shutil.copytree(EXAMPLE, pytester.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    small = ("--llm-model=random:tiny-llama", "--llm-device=cpu")
+    project(*small, "--llm-update-baselines", fast=False).assert_outcomes(passed=5)
+    assert len(list(pytester.path.glob("baselines/tiny-llama/*/*.json"))) == 4
+    project(*small, fast=False).assert_outcomes(passed=5)
+
+
+def test_the_demo_catches_its_planted_fault() -> None:
+    demo = ROOT / "examples" / "demo" / "demo.sh"
+    done = subprocess.run(["bash", str(demo), sys.executable], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "double quant was asked for, but the statistics are plain float32" in done.stdout
+    assert "Caught." in done.stdout
