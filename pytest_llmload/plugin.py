@@ -48,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_llmload.integrations import xdist
 
         config.pluginmanager.register(xdist.Integration(config), "llmload-xdist")
+    from pytest_llmload.integrations import reporters
+
+    reporters.register(config)
     # By name, so that the integration is imported only where a test could use it.
     present = config.pluginmanager.hasplugin("benchmark")
     config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
@@ -127,7 +130,8 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     return (yield from running.around_setup(item))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+# Inside the other wrappers: they count on the call having begun when it fails, as pytest-json-report does.
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     __tracebackhide__ = True
     if not _uses_loads(item):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.reports import html, json_report, markdown
+from pytest_llmload.reports import gitlab, html, json_report, markdown
 from pytest_llmload.system.files import replace_text
 
 Writer = Callable[[dict[str, Any]], str]
@@ -24,6 +24,7 @@ WRITERS: dict[str, Writer] = {
     ".json": json_report.text,
     ".md": markdown.text,
     ".html": html.text,
+    ".codequality.json": gitlab.text,
 }
 
 
@@ -32,12 +33,15 @@ def known_suffixes() -> str:
     return ", ".join(WRITERS)
 
 
-def check_suffix(file: str) -> None:
-    """Raise ValueError if no writer is registered for the suffix of ``file``."""
-    suffix = Path(file).suffix
-    if suffix not in WRITERS:
-        found = f"its suffix {suffix!r} is not the suffix of a report format" if suffix else "it has no suffix"
-        raise ValueError(f"{file!r}: {found}; use one of {known_suffixes()}")
+def suffix_of(file: str) -> str:
+    """Return the longest suffix of a format that ``file`` ends in. Raise ValueError if it ends in none."""
+    name = Path(file).name
+    found = [suffix for suffix in WRITERS if name.endswith(suffix)]
+    if not found:
+        own = Path(file).suffix
+        wrong = f"its suffix {own!r} is not the suffix of a report format" if own else "it has no suffix"
+        raise ValueError(f"{file!r}: {wrong}; use one of {known_suffixes()}")
+    return max(found, key=len)
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -46,4 +50,4 @@ def write(path: Path, document: dict[str, Any]) -> None:
     Raises OSError if the file cannot be written; an older report is then unchanged. Raises TypeError or ValueError if
     another plugin put a value into the document that the format cannot hold.
     """
-    replace_text(path, WRITERS[path.suffix](document))
+    replace_text(path, WRITERS[suffix_of(str(path))](document))

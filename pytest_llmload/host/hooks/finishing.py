@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmload.core.errors import ReportError
 from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
 
@@ -29,12 +30,17 @@ def finish(session: pytest.Session, state: State) -> None:
         _judge(session, state)
     for path in state.settings.reports:
         try:
-            stale = [state.display(path) for path in state.stale]
-            formats.write(path, document(list(state.runs.values()), stale=stale, notes=_notes(state)))
-        except (OSError, TypeError, ValueError) as error:
+            formats.write(path, report_document(state))
+        except (OSError, TypeError, ValueError, ReportError) as error:
             # Another plugin's hook may have put a value into a result that the format cannot hold.
             reason = getattr(error, "strerror", None) or error
             _session_error(session, state, "report", f"cannot write {path}: {reason}")
+
+
+def report_document(state: State) -> dict[str, Any]:
+    """Return the run's report document."""
+    stale = [state.display(path) for path in state.stale]
+    return document(list(state.runs.values()), stale=stale, notes=_notes(state))
 
 
 def _judge(session: pytest.Session, state: State) -> None:

@@ -362,10 +362,10 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric]) -> Settings:
         return str(parsed(name, check))
 
     def suffix(files: list[str]) -> list[Path]:
-        from pytest_llmload.reports.formats import check_suffix
+        from pytest_llmload.reports.formats import suffix_of
 
         for file in files:
-            check_suffix(file)
+            suffix_of(file)
         return [config.invocation_params.dir / file for file in files]
 
     def adapter(text: str) -> str | None:

@@ -1,0 +1,73 @@
+"""GitHub Actions: failures and errors as annotations, the loads' logs as groups, the report as the job's summary.
+
+Registered where ``GITHUB_ACTIONS=true``; nothing has to be configured.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llmload.host.run.stash import existing_state
+from pytest_llmload.reports import markdown
+from pytest_llmload.reports.github import Annotation, errors, group
+
+_FAILED = pytest.StashKey[dict[str, Annotation]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FAILED] = {}
+    config.pluginmanager.register(_Collector(config), "llmload-github")
+
+
+class _Collector:
+    """Takes note of every failure and error of a test that uses a load, also of those in xdist workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        is_ours = "llmload" in report.keywords or report.nodeid.startswith("llmload::")
+        if not report.failed or not is_ours:
+            return
+        failed = self._config.stash[_FAILED]
+        word = "FAILED" if report.when == "call" else "ERROR"
+        failed.setdefault(report.nodeid, self._annotation(report, word))
+
+    def _annotation(self, report: pytest.TestReport, word: str) -> Annotation:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message = crash.message if crash is not None else report.longreprtext
+        file, line, _ = report.location
+        return Annotation(f"{word} {report.nodeid}", message, self._in_repository(file), (line or 0) + 1)
+
+    def _in_repository(self, file: str) -> str:
+        """A file as the annotation needs it: relative to the checkout; empty where it is outside, as the suite's is."""
+        checkout = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
+        path = self._config.rootpath / file
+        return str(path.relative_to(checkout)) if path.is_file() and path.is_relative_to(checkout) else ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        state = existing_state(self._config)
+        if state is None or not (state.runs or state.session_errors):
+            return
+        from pytest_llmload.host.hooks.finishing import report_document
+
+        for run in state.runs.values():
+            if run.result is not None and run.result.error is not None and run.result.error.log:
+                lines = run.result.error.log.splitlines()
+                for line in group(f"log of {run.spec.id}", lines, secrets.token_hex(16)):
+                    terminalreporter.write_line(line)
+        for line in errors(list(self._config.stash[_FAILED].values())):
+            terminalreporter.write_line(line)
+        if target := os.environ.get("GITHUB_STEP_SUMMARY"):
+            try:
+                with Path(target).open("a", encoding="utf-8") as file:
+                    file.write(markdown.text(report_document(state)) + "\n")
+            except OSError as error:
+                reason = error.strerror or error
+                terminalreporter.write_line(f"::warning title=llmload::cannot write the job's summary: {reason}")

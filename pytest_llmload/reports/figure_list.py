@@ -1,0 +1,16 @@
+"""A load's figures as names and texts, for reports of other tools."""
+
+from __future__ import annotations
+
+from pytest_llmload.core.metrics import find
+from pytest_llmload.core.units import format_value
+from pytest_llmload.core.verdicts import Run
+
+
+def rows(run: Run) -> list[tuple[str, str]]:
+    """Return what the load is, its verdict, and every figure as people read it."""
+    found = [("load", run.spec.id), ("device", run.device_key), ("verdict", run.verdict.replace("_", " "))]
+    for name, value in sorted((run.result.metrics if run.result else {}).items()):
+        metric = find(name)
+        found.append((name, format_value(value, metric.unit if metric else "1")))
+    return found

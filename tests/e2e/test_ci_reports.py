@@ -1,0 +1,105 @@
+"""What CI systems and other tools' reports are given, by runs of the plugin beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Project = Callable[..., pytest.RunResult]
+
+TESTS = """
+    import pytest
+
+    @pytest.mark.strategy("loader", target="serving:load_model")
+    def test_production(llm, memory_baseline):
+        memory_baseline.check(llm)
+
+    @pytest.mark.strategy("loader", target="serving:broken")
+    def test_broken(llm):
+        pass
+
+    @pytest.mark.skip
+    def test_of_something_else():
+        pass
+"""
+SERVING = """
+    import transformers
+
+    def load_model(spec):
+        return transformers.AutoModelForCausalLM.from_pretrained(spec.model)
+
+    def broken(spec):
+        print("::error::planted by a log\\n::set-output name=a::b")
+        raise OSError("100% of the disk, is full: a\\nb")
+"""
+COMMAND = re.compile(r"^::error (?P<properties>[^:]*)::(?P<message>.*)$", re.MULTILINE)
+
+
+@pytest.fixture
+def github(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of GitHub Actions whose project is in a folder of the repository; the job's summary."""
+    summary = pytester.path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    pytester.makepyfile(test_loads=TESTS, serving=SERVING)
+    return summary
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["one", "xdist"])
+def test_github_is_told_without_configuration(
+    pytester: pytest.Pytester, project: Project, github: Path, workers: tuple[str, ...]
+) -> None:
+    result = project(*workers, *(("-p", "xdist") if workers else ()))
+    result.assert_outcomes(failed=2, skipped=1)
+    found = {match["properties"]: match["message"] for match in COMMAND.finditer(result.stdout.str())}
+    folder = pytester.path.name
+    places = {re.sub(r",title=.*", "", properties) for properties in found}
+    assert places == {f"file={folder}/test_loads.py,line=3", f"file={folder}/test_loads.py,line=7"}
+    broken = next(message for message in found.values() if "OSError" in message)
+    assert "100%25 of the disk, is full: a%0A" in broken
+    assert any("memory baseline missing" in message for message in found.values())
+    lines = result.stdout.str().splitlines()
+    first, last = (lines.index(line) for line in ("::error::planted by a log", "::set-output name=a::b"))
+    begin = max(at for at, line in enumerate(lines[:first]) if line.startswith("::stop-commands::"))
+    token = lines[begin].removeprefix("::stop-commands::")
+    assert f"::{token}::" in lines[last:], "the runner obeys nothing that a log says"
+    text = github.read_text()
+    assert text.startswith("### Model loading: 2 of 2 loads failed")
+    assert "memory baseline missing" in text
+
+
+def test_an_error_of_the_run_as_a_whole_is_told_too(pytester: pytest.Pytester, project: Project, github: Path) -> None:
+    result = project("--llm-device=cuda")
+    assert result.ret == 1
+    assert "::error title=ERROR llmload%3A%3Anothing-measured::" in result.stdout.str()
+
+
+def test_elsewhere_nothing_is_written_for_github(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    pytester.makepyfile(test_loads="def test_a(llm, memory_baseline): memory_baseline.check(llm)")
+    assert "::" not in "".join(line for line in project().outlines if line.startswith("::"))
+
+
+def test_gitlab_and_other_tools_get_the_figures(pytester: pytest.Pytester, project: Project) -> None:
+    pytester.makepyfile(test_loads=TESTS, serving=SERVING)
+    reports = ("--html=report.html", "--self-contained-html", "--alluredir=allure", "--json-report")
+    project(*reports, "--llm-report=gl.codequality.json", "--junitxml=junit.xml").assert_outcomes(failed=2, skipped=1)
+    issues = json.loads((pytester.path / "gl.codequality.json").read_text())
+    assert {issue["check_name"] for issue in issues} == {"llmload.missing", "llmload.failed"}
+    assert {issue["location"]["lines"]["begin"] for issue in issues} == {3, 7}
+    assert all(issue["location"]["path"] == "test_loads.py" for issue in issues)
+    assert len({issue["fingerprint"] for issue in issues}) == 2
+    tests = json.loads((pytester.path / ".report.json").read_text())["tests"]
+    properties = {name for entry in tests[0]["user_properties"] for name in entry}
+    assert {"llmload.verdict", "llmload.host.weights"} <= properties
+    assert "host.weights" in (pytester.path / "report.html").read_text()
+    attached = [path.read_text() for path in (pytester.path / "allure").glob("*-attachment.txt")]
+    assert any("host.weights" in text and "MiB" in text for text in attached)
+    assert 'name="llmload.host.weights"' in (pytester.path / "junit.xml").read_text()
