@@ -24,15 +24,16 @@ def load_once(
     imports: Sequence[str] = (),
     strategies: Mapping[str, str] | None = None,
     probes: Sequence[str] = (),
+    methods: Sequence[str] = (),
     workload: str = "1x16+4",
     cache_dir: Path | None = None,
     **fields: Any,
 ) -> LoadResult:
     """Load once on the CPU in a process of its own, and give back everything that was seen.
 
-    ``fields`` are those of :class:`LoadSpec`: ``quant="nf4"``, ``strategy="ours"``. ``strategies`` and ``probes`` are
-    import strings, as the hooks give them; they are added to the built-in ones. Raises LoadFailed if the process
-    answers with an error, and what the process died of otherwise::
+    ``fields`` are those of :class:`LoadSpec`: ``quant="nf4"``, ``strategy="ours"``. ``strategies``, ``probes`` and
+    ``methods`` (of quantisation) are import strings, as the hooks give them; they are added to the built-in ones.
+    Raises LoadFailed if the process answers with an error, and what the process died of otherwise::
 
         def test_ours():
             result = load_once(strategies={"awq": "ourapp.strategies:Awq"}, strategy="awq")
@@ -56,6 +57,7 @@ def load_once(
                 imports=tuple(imports),
                 strategies=dict(strategies or {}),
                 probes=tuple(probes),
+                methods=tuple(methods),
                 sys_path=tuple(sys.path),
             )
             request = {"kind": "load", "job": job.to_json()}

@@ -114,6 +114,8 @@ class Job:
     strategies: dict[str, str] = field(default_factory=dict)
     #: The groups of figures to take, as in :class:`Scope`.
     figures: tuple[str, ...] = (MEMORY, TIMING)
+    #: ``module:Class`` of each quantisation method that a hook registered.
+    methods: tuple[str, ...] = ()
     #: ``module:Class`` of each probe that a hook registered; they run after the built-in ones.
     probes: tuple[str, ...] = ()
     sys_path: tuple[str, ...] = ()
@@ -144,6 +146,6 @@ class Job:
                 "device": Device(**{**device, "gpus": gpus}),
                 "checkpoint": Checkpoint(**data["checkpoint"]),
                 "adapter": Adapter(**data["adapter"]) if data.get("adapter") else None,
-                **{name: tuple(data[name]) for name in ("imports", "figures", "probes", "sys_path")},
+                **{name: tuple(data[name]) for name in ("imports", "figures", "methods", "probes", "sys_path")},
             }
         )

@@ -12,7 +12,6 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.portable import portable_spec
 
 DTYPES = ("fp32", "fp16", "bf16")
-QUANTS = ("none", "int8", "nf4", "fp4")
 #: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
 ADAPTER_WAYS = ("peft", "load_adapter")
 #: The placement of a load that no marker places: everything on the one device it asked for.
@@ -65,7 +64,7 @@ class LoadSpec:
     strategy: str = SINGLE
     #: ``fp32``, ``fp16``, ``bf16``; None: as the checkpoint says.
     dtype: str | None = None
-    #: ``int8``, ``nf4``, ``fp4``; ``none``: as the checkpoint says.
+    #: A scheme of a quantisation method (``nf4``); ``none``: as the checkpoint says.
     quant: str = "none"
     double_quant: bool = False
     compute_dtype: str | None = None

@@ -27,6 +27,7 @@ from types import FrameType
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import SAMPLED_PARTS, LoadResult
 from pytest_llmload.probes.base import Probe
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: Seconds between two looks. One costs the load about 0.1 ms.
@@ -53,11 +54,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("transformers.core_model_loading", ("WeightRenaming.convert", "materialize_tensors"), OTHER),
     ("transformers", ("convert",), CONVERT),
     ("transformers.quantizers", ("create_quantized_param", "postprocess_model"), CONVERT),
-    ("bitsandbytes.nn", ("_quantize", "from_prequantized"), CONVERT),
-    # Of what is quantised already.
-    ("bitsandbytes.functional", ("QuantState.to", "to"), MOVE),
-    ("bitsandbytes.functional", (), CONVERT),
-    ("bitsandbytes.backends", (), CONVERT),
+    *(row for method in methods() for row in method.phases),
     ("torch.nn.modules.module", ("half", "bfloat16", "float", "double", "type"), CONVERT),
     ("torch.nn.modules.module", ("to", "cuda", "cpu"), MOVE),
     ("transformers.integrations.accelerate", ("accelerate_dispatch", "offload_weight"), MOVE),

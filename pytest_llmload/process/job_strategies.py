@@ -8,8 +8,10 @@ from typing import Any
 from pytest_llmload.core.job import HERE, Job
 from pytest_llmload.core.references import resolve
 from pytest_llmload.core.spec import CHECK_OPTIONS
+from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
+from pytest_llmload.strategies.quantised import strategies_of
 
 
 def strategies(job: Job) -> list[Strategy]:
@@ -23,8 +25,12 @@ def strategies(job: Job) -> list[Strategy]:
 def _strategy(job: Job, name: str) -> type[Strategy]:
     if name in BUILTIN:
         return BUILTIN[name]
+    registry.use(job.methods)
+    schemes = strategies_of(registry.schemes().values())
+    if name in schemes:
+        return schemes[name]
     if name not in job.strategies:
-        known = ", ".join(sorted((*BUILTIN, *job.strategies)))
+        known = ", ".join(sorted((*BUILTIN, *schemes.keys() - BUILTIN.keys(), *job.strategies)))
         raise ValueError(f"no strategy is called {name!r}; known: {known}")
     found: type[Strategy] = resolve(job.strategies[name])
     return found

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
+from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies.base import Strategy
 from pytest_llmload.worker.checkpoints.digests import read_config
 
-_BITSANDBYTES = ("bitsandbytes", "transformers.integrations.bitsandbytes")
 #: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
 #: whatever the base is.
 _PEFT = {
@@ -39,7 +39,7 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
         importlib.import_module(package)
     if find_spec("transformers") is not None:
         # A user's own loader will most likely use it too, whether or not it says so.
-        for name in (*LIBRARY, *PLACEMENT, *(_BITSANDBYTES if job.spec.quant != "none" else ())):
+        for name in (*LIBRARY, *PLACEMENT, *_of_method(job)):
             if find_spec(name.partition(".")[0]) is not None:
                 importlib.import_module(name)
         _import_architecture(job)
@@ -54,6 +54,13 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
         importlib.import_module(name)
     if job.spec.target:
         importlib.import_module(job.spec.target.partition(":")[0])
+
+
+def _of_method(job: Job) -> tuple[str, ...]:
+    """Return what the method of the load's scheme says that a load imports."""
+    registry.use(job.methods)
+    found = registry.schemes().get(job.spec.quant)
+    return found[1].imports if found is not None else ()
 
 
 def fill_caches() -> None:

@@ -343,11 +343,11 @@ class _Session:
 
     def _does_not_run(self, check: str, loaded: Loaded, error: Exception) -> Problem:
         """Return the problem of a model whose own code raised."""
-        from pytest_llmload.worker.checks.quantised import kernel_hint
+        from pytest_llmload.worker.checks.quantised import library_hint
 
         text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         place = innermost(error)
-        return Problem(check, f"{text} ({place})", hint=kernel_hint(loaded, place))
+        return Problem(check, f"{text} ({place})", hint=library_hint(loaded, place))
 
 
 def _weights_digest(job: Job) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import HERE, RANKS, SERVER, Job
+from pytest_llmload.quantisation import registry
 from pytest_llmload.system import process
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Message
@@ -192,6 +193,7 @@ def prepare(job: Job) -> None:
     sys.path.extend(path for path in job.sys_path if path not in sys.path)
     if job.cwd:
         os.chdir(job.cwd)
+    registry.use(job.methods)
 
 
 def told() -> tuple[type[BaseException], ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.strategies.base import Strategy
-from pytest_llmload.strategies.bitsandbytes import Fp4, Int8, Nf4
 from pytest_llmload.strategies.deepspeed import DeepSpeed
 from pytest_llmload.strategies.device_map import Auto, Balanced, Sequential
 from pytest_llmload.strategies.dtype import Bf16, Fp16, Fp32
@@ -11,33 +11,30 @@ from pytest_llmload.strategies.loader import Loader
 from pytest_llmload.strategies.lora import Lora, QLora
 from pytest_llmload.strategies.max_memory import MaxMemory
 from pytest_llmload.strategies.offload import Offload
+from pytest_llmload.strategies.quantised import strategies_of
 from pytest_llmload.strategies.served import Served
 from pytest_llmload.strategies.single import Single
 from pytest_llmload.strategies.tensor_parallel import TensorParallel
 from pytest_llmload.strategies.tp_plan import TpPlan
 
+_ALL: tuple[type[Strategy], ...] = (
+    Single,
+    Fp32,
+    Fp16,
+    Bf16,
+    Auto,
+    Balanced,
+    Sequential,
+    MaxMemory,
+    Offload,
+    *strategies_of(Methods().schemes.values()).values(),
+    Lora,
+    QLora,
+    TensorParallel,
+    TpPlan,
+    DeepSpeed,
+    Served,
+    Loader,
+)
 #: Name -> class, in the order of the documentation and of the ready-made suite.
-BUILTIN: dict[str, type[Strategy]] = {
-    strategy.name: strategy
-    for strategy in (
-        Single,
-        Fp32,
-        Fp16,
-        Bf16,
-        Auto,
-        Balanced,
-        Sequential,
-        MaxMemory,
-        Offload,
-        Int8,
-        Nf4,
-        Fp4,
-        Lora,
-        QLora,
-        TensorParallel,
-        TpPlan,
-        DeepSpeed,
-        Served,
-        Loader,
-    )
-}
+BUILTIN: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _ALL}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.quantisation.bitsandbytes import NF4, BitsAndBytes
 from pytest_llmload.strategies.base import Refused, Strategy
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class QLora(Lora):
 
     name = "qlora"
     summary = "A LoRA adapter on a model in nf4."
-    fields: ClassVar[dict[str, Any]] = {"quant": "nf4", "adapter": ""}
-    packages = (*Lora.packages, "bitsandbytes")
+    fields: ClassVar[dict[str, Any]] = {"quant": NF4, "adapter": ""}
+    packages = (*Lora.packages, *BitsAndBytes.packages)
 
 
 def _attached(job: Job, model: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import SERVER, Device
+from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
 
+#: The schemes that ``transformers serve`` has an option for, and the option's value.
+SERVED_SCHEMES = {name: scheme.served for name, (scheme, _) in Methods().schemes.items() if scheme.served is not None}
 #: What ``transformers serve`` needs beside transformers.
 _SERVER = ("fastapi", "uvicorn", "openai", "pydantic")
 #: Fields of a spec that a server which is started here cannot be told, and what they are called.
@@ -62,8 +65,9 @@ class Served(Strategy):
             # Its environment is ours to give.
             rest = {field: name for field, name in _OURS_TO_TELL.items() if field != "env"}
             return _untold(spec, rest, "the server's own command says how it loads (command=)")
-        if spec.quant == "fp4":
-            return "served with quant('fp4'): transformers serve knows bnb-4bit (nf4) and bnb-8bit (int8) only"
+        if spec.quant != "none" and not any(name == spec.quant for name in SERVED_SCHEMES):
+            known = " and ".join(f"{served.flag} ({name})" for name, served in SERVED_SCHEMES.items())
+            return f"served with quant({spec.quant!r}): transformers serve knows {known} only"
         return _untold(spec, _UNTOLD, "transformers serve has no option for it")
 
     @classmethod

@@ -32,7 +32,8 @@ from pytest_llmload.probes.manifest import starred
 from pytest_llmload.probes.numbers import spread
 from pytest_llmload.process.environment import environment
 from pytest_llmload.process.library_warnings import warnings_of_libraries
-from pytest_llmload.quantisation.stored import _scheme, dequantised, stored
+from pytest_llmload.quantisation.bitsandbytes import StoredFourBit, scheme_of
+from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.system import allocator
 from pytest_llmload.system.page_cache import page_cache
 from pytest_llmload.system.proc import libraries
@@ -61,11 +62,11 @@ def test_our_dequantisation_is_the_librarys(scheme: str, nested: bool, storage: 
         256, 192, bias=False, compress_statistics=nested, quant_type=scheme, quant_storage=storage
     ).to("cpu")
     weight = stored(module, "weight")
-    assert weight is not None
-    assert (weight.scheme, weight.shape, weight.nested is not None) == (scheme, (192, 256), nested)
+    assert isinstance(weight, StoredFourBit)
+    assert (weight.scheme, weight.shape, weight.is_nested) == (scheme, (192, 256), nested)
     expected = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).reshape(-1)
     for start, stop in ((0, 64), (100 * 64, 103 * 64), (192 * 256 - 64, 192 * 256), (63, 131)):
-        torch.testing.assert_close(dequantised(weight, start, stop), expected[start:stop].float(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(weight.dequantised(start, stop), expected[start:stop].float(), rtol=1e-5, atol=1e-7)
 
 
 def test_our_int8_dequantisation_is_the_librarys() -> None:
@@ -77,7 +78,7 @@ def test_our_int8_dequantisation_is_the_librarys() -> None:
     for _ in range(2):
         weight = stored(module, "weight")
         assert weight is not None
-        torch.testing.assert_close(dequantised(weight, 200, 500), expected[200:500].float())
+        torch.testing.assert_close(weight.dequantised(200, 500), expected[200:500].float())
         assert weight.describe() == "int8 scale=float32 threshold=6"
         # The first forward moves the scales from the parameter to the module's state.
         module(torch.zeros(1, 128, dtype=torch.float16))
@@ -120,8 +121,8 @@ def test_torchs_own_attention_is_out_of_reach() -> None:
 def test_codes_are_those_of_the_library(scheme: str) -> None:
     from bitsandbytes.functional import get_4bit_type
 
-    assert _scheme(get_4bit_type(scheme, device="cpu")) == scheme
-    assert _scheme(get_4bit_type("af4", device="cpu")) == ""
+    assert scheme_of(get_4bit_type(scheme, device="cpu")) == scheme
+    assert scheme_of(get_4bit_type("af4", device="cpu")) == ""
 
 
 def test_every_place_that_holds_a_tensor_is_found_once() -> None:

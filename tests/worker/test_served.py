@@ -118,14 +118,14 @@ def test_a_quantised_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(launch._QUANTS, "nf4", None)
+    monkeypatch.setattr(launch, "_flag", lambda quant: None)
     with client(real(tmp_path, quant="nf4"), tmp_path) as served:
         result = served.load()
     assert result.outcome == NOT_APPLIED
     assert problems(result) == [
         (
             "quantised",
-            "nf4 was asked for, and no process of the server has bitsandbytes' library: nothing was quantised",
+            "nf4 was asked for, and no process of the server has the library of bitsandbytes: nothing was quantised",
         ),
         ("quantised", "the server answers as the dense model does, not as the one in nf4"),
     ]

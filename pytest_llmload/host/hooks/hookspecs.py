@@ -23,6 +23,18 @@ def pytest_llmload_strategies(config: pytest.Config) -> dict[str, str]:  # type:
 
 
 @pytest.hookspec
+def pytest_llmload_quantisation(config: pytest.Config) -> list[str]:  # type: ignore[empty-body]
+    """Register quantisation methods: ``"module:Class"``, subclasses of ``pytest_llmload.quantisation.Method``.
+
+    Each scheme that a method declares is a name in ``quant(...)``. The module is imported at collection too: it must
+    not import torch at its top level. ::
+
+        def pytest_llmload_quantisation(config):
+            return ["ourapp.quantisation:Ternary"]
+    """
+
+
+@pytest.hookspec
 def pytest_llmload_probes(config: pytest.Config) -> list[str]:  # type: ignore[empty-body]
     """Register probes: ``"module:Class"``, subclasses of ``pytest_llmload.probes.Probe``, in the order they run. ::
 

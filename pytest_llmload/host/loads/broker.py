@@ -163,6 +163,7 @@ class Broker:
             adapter=self._files.adapter(spec),
             imports=self._settings.imports,
             strategies=self._strategies.registered,
+            methods=self._strategies.methods,
             figures=scope.figures,
             probes=self._probes.of(scope),
             sys_path=tuple(sys.path),

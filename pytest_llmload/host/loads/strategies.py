@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmload.core.references import resolve
+from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.strategies.builtin import BUILTIN
+from pytest_llmload.strategies.quantised import strategies_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.quantisation import Scheme
     from pytest_llmload.strategies import Strategy
 
 
@@ -31,7 +34,17 @@ class Strategies:
                     raise pytest.UsageError(
                         f"strategy {name!r} is registered twice: {self.registered[name]} and {target}"
                     )
-        self._declarations: dict[str, type[Strategy]] = dict(BUILTIN)
+        #: ``module:Class`` of each quantisation method that hooks register.
+        self.methods: tuple[str, ...] = tuple(
+            method for methods in config.hook.pytest_llmload_quantisation(config=config) for method in methods
+        )
+        try:
+            found = Methods(self.methods).schemes
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+        #: What ``quant(...)`` accepts beside ``none``: the schemes of the built-in methods and of those.
+        self.schemes: dict[str, Scheme] = {name: scheme for name, (scheme, _) in found.items()}
+        self._declarations: dict[str, type[Strategy]] = {**BUILTIN, **strategies_of(found.values())}
 
     def __getitem__(self, name: str) -> type[Strategy]:
         """Return the declaration of a strategy. Raises KeyError for an unknown name."""
@@ -40,10 +53,10 @@ class Strategies:
         return self._declarations[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in BUILTIN or name in self.registered
+        return name in self._declarations or name in self.registered
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*BUILTIN, *self.registered])
+        return iter(dict.fromkeys([*self._declarations, *self.registered]))
 
     def of(self, spec: LoadSpec) -> list[type[Strategy]]:
         """Return the strategies that take part in a load: of its placement, dtype, quantisation and adapter."""

@@ -13,7 +13,7 @@ def quant(
     skip_modules: Any = (),
     dense_ok: Any = (),
 ) -> None:
-    """Load under bitsandbytes schemes: none (as the checkpoint says), int8, nf4, fp4."""
+    """Load quantised: none (as the checkpoint says), int8, nf4, fp4, or a scheme of a different method."""
 
 
 def dtype(*names: str) -> None:

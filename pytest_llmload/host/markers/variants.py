@@ -16,7 +16,7 @@ import pytest
 
 from pytest_llmload.core.job import RANKS
 from pytest_llmload.core.references import is_reference
-from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, QUANTS, SINGLE, LoadSpec, Workload
+from pytest_llmload.core.spec import ADAPTER_WAYS, DTYPES, SINGLE, LoadSpec, Workload
 from pytest_llmload.host.markers.arguments import as_json, flag, limits, names
 from pytest_llmload.host.markers.nearest import nearest, unpacked
 from pytest_llmload.host.markers.signatures import LOAD_MARKERS, signature_text
@@ -97,7 +97,7 @@ class Marks:
             )
         facets = self._strategies.of(spec)
         own = {option for facet in facets for option in facet.options}
-        reasons = [_without_effect(spec), _said_twice(spec, own), self._other_count(spec)]
+        reasons = [self._without_effect(spec), _said_twice(spec, own), self._other_count(spec)]
         reasons += [facet.refuses(spec, self._settings.endpoint or "") for facet in facets]
         if reason := next(filter(None, reasons), ""):
             raise pytest.UsageError(f"{where}: {reason}")
@@ -249,15 +249,29 @@ class Marks:
         kwargs = {key: _quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
 
         def fields(scheme: str) -> Fields:
-            return {"quant": scheme} | {key: value for key, value in kwargs.items() if scheme in _heeds(key)}
+            return {"quant": scheme} | {key: value for key, value in kwargs.items() if key in self._heeded(scheme)}
 
-        values = self._choices("quant", args, QUANTS, fields, where)
+        values = self._choices("quant", args, ("none", *self._strategies.schemes), fields, where)
         for key in kwargs:
             # One marker may list schemes that an option says nothing about, but not only such.
             if not any(key in value.fields for value in values):
                 schemes = ", ".join(repr(value.fields["quant"]) for value in values)
                 raise pytest.UsageError(f"{where}: quant({schemes}) has no {key}")
         return values
+
+    def _heeded(self, scheme: str) -> tuple[str, ...]:
+        """Return the options of ``quant`` that a scheme heeds."""
+        found = self._strategies.schemes.get(scheme)
+        return found.options if found is not None else ()
+
+    def _without_effect(self, spec: LoadSpec) -> str:
+        """Return which option of ``quant`` would change a load's name and nothing else; empty if there is none."""
+        for option in ("double_quant", "compute_dtype", "skip_modules"):
+            if getattr(spec, option) and option not in self._heeded(spec.quant):
+                heeding = [name for name in self._strategies.schemes if option in self._heeded(name)]
+                load = spec.quant if spec.quant != "none" else spec.dtype or spec.strategy
+                return f"{option} has no effect on {load!r}; it belongs to quant({', '.join(map(repr, heeding))})"
+        return ""
 
     def _dtype(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         return self._choices("dtype", args, DTYPES, lambda name: {"dtype": name}, where)
@@ -385,22 +399,6 @@ def _quant_option(name: str, value: object, where: str) -> object:
     if value is not None and value not in DTYPES:
         raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
     return value
-
-
-def _without_effect(spec: LoadSpec) -> str:
-    """Which option of a quantiser would change a load's name and nothing else; empty where there is none."""
-    four_bit = spec.quant in ("nf4", "fp4")
-    if not four_bit and (spec.double_quant or spec.compute_dtype is not None):
-        name = "double_quant" if spec.double_quant else "compute_dtype"
-        return f"{name} concerns nf4 and fp4, and this load is in neither"
-    if spec.quant == "none" and spec.skip_modules:
-        return "skip_modules concerns int8, nf4 and fp4, and this load is in none"
-    return ""
-
-
-def _heeds(option: str) -> tuple[str, ...]:
-    """The schemes that an option of ``quant`` concerns."""
-    return ("nf4", "fp4") if option in ("double_quant", "compute_dtype") else ("int8", "nf4", "fp4")
 
 
 def _said_twice(spec: LoadSpec, own: set[str]) -> str:

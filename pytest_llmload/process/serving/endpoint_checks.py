@@ -13,11 +13,10 @@ from pytest_llmload.core.units import format_bytes
 from pytest_llmload.process.serving import memory
 from pytest_llmload.process.serving.api import About, Answer, Api
 from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.quantisation.registry import method_of
 
 #: A model that nobody serves.
 _NO_MODEL = "pytest-llmload/no-such-model"
-#: Its compiled part, for the CPU or for some CUDA version.
-_LIBRARY = "libbitsandbytes"
 #: Bytes that a server's processes hold beside weights at most: libraries, CUDA's context, caches.
 _BESIDE = 2 << 30
 
@@ -95,11 +94,12 @@ def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], s
     from pytest_llmload.worker.planning.planner import plan
 
     asked = job.spec.quant
-    if not memory.has_mapped(root, _LIBRARY):
-        text = f"{asked} was asked for, and no process of the server has bitsandbytes' library: nothing was quantised"
-        return [Problem("quantised", text)], ""
+    method = method_of(asked)
+    if not memory.has_mapped(root, method.library):
+        text = f"{asked} was asked for, and no process of the server has the library of {method.name}"
+        return [Problem("quantised", f"{text}: nothing was quantised")], ""
     if held is None:
-        return [], "the server has bitsandbytes loaded; what is quantised cannot be told, for want of its GPU memory"
+        return [], f"the server has {method.name} loaded; what is quantised cannot be told, for want of its GPU memory"
     single = dataclasses.replace(job.spec, strategy=SINGLE, options=())
     dense = dataclasses.replace(single, quant="none", double_quant=False)
     small, large = (plan(dataclasses.replace(job, spec=spec))["weights.logical"] for spec in (single, dense))
@@ -109,6 +109,6 @@ def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], s
     if held > small + _BESIDE and large > small + _BESIDE:
         return [Problem("quantised", f"the server's memory is that of the dense model: {figures}", bytes=int(held))], ""
     return [], (
-        f"the server has bitsandbytes loaded, but the model is too small to tell by its memory what is quantised "
+        f"the server has {method.name} loaded, but the model is too small to tell by its memory what is quantised "
         f"({figures})"
     )

@@ -10,9 +10,8 @@ from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import CHECK_OPTIONS
 from pytest_llmload.process.serving.server_process import HOST, transformers_command
+from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served
-
-_QUANTS = {"nf4": "bnb-4bit", "int8": "bnb-8bit"}
 
 
 def command(job: Job, port: int) -> list[str]:
@@ -36,7 +35,7 @@ def _arguments(job: Job, port: int) -> list[str]:
         "port": str(port),
         "device": device,
         "dtype": TORCH_NAMES[spec.dtype] if spec.dtype else "auto",
-        "quantization": _QUANTS[spec.quant] if spec.quant != "none" else None,
+        "quantization": _flag(spec.quant),
         "attn-implementation": spec.attn,
         "trust-remote-code": job.trust_remote_code,
     }
@@ -49,6 +48,14 @@ def _arguments(job: Job, port: int) -> list[str]:
         elif value is not None:
             arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return arguments
+
+
+def _flag(quant: str) -> str | None:
+    """Return the value of ``--quantization`` for a scheme; None if the load is in none."""
+    if quant == "none":
+        return None
+    served = schemes()[quant][0].served
+    return served.flag if served is not None else None
 
 
 def log_of(log: Path) -> Path:

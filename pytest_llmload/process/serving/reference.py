@@ -13,6 +13,7 @@ from pytest_llmload.core.spec import SINGLE, LoadSpec
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.load_imports import import_all
+from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.system.proc import available
 from pytest_llmload.worker.planning.planner import plan as planned
 
@@ -38,7 +39,7 @@ def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Proble
     a quantised one was asked for.
     """
     spec = job.spec
-    own = dataclasses.replace(spec, strategy=SINGLE, options=(), double_quant=spec.quant == "nf4")
+    own = dataclasses.replace(spec, strategy=SINGLE, options=(), **_served_fields(spec.quant))
     dense = dataclasses.replace(own, quant="none", double_quant=False)
     if why := _too_large(dataclasses.replace(job, spec=dense)):
         return [], f"the text was not compared with that of the model loaded here: {why}"
@@ -51,6 +52,12 @@ def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Proble
     if spec.quant != "none" and _bare(_say(job, dense, tokenizer, prompt).text) == _bare(text):
         return [Problem("quantised", f"the server answers as the dense model does, not as the one in {spec.quant}")], ""
     return [], f"{both}; in 16 bit or quantised that proves nothing"
+
+
+def _served_fields(quant: str) -> dict[str, Any]:
+    """Return what the server makes of a scheme, as fields of a LoadSpec."""
+    served = schemes()[quant][0].served if quant != "none" else None
+    return dict(served.fields) if served is not None else {}
 
 
 def _too_large(job: Job) -> str:

@@ -25,6 +25,7 @@ from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreacha
 from pytest_llmload.process.serving.openai import OpenAI
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.server_process import HOST, Server, free_port
+from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served as Declaration
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Message
@@ -244,8 +245,9 @@ class Served:
             problems, note = endpoint_checks.quantised(job, server.pid, held)
             result.problems += problems
             result.notes += filter(None, [note])
-            if job.spec.quant == "nf4" and not job.spec.double_quant:
-                result.notes.append("transformers serve has one 4-bit setting, nf4 with double quantisation")
+            served = schemes()[job.spec.quant][0].served
+            if served is not None and any(getattr(job.spec, name) != value for name, value in served.fields.items()):
+                result.notes.append(served.note)
 
     # --- what else -----------------------------------------------------------------------------------------------
 

@@ -77,9 +77,7 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
         parts = [(held.tensor, held.name)]
         state = stored(inventory.modules[held.module], held.name) if held.role == PARAMETER else None
         if state is not None:
-            nested = state.nested.absmax if state.nested is not None else None
-            parts = [(state.scales, f"{held.name}'s scales"), (nested, f"{held.name}'s nested scales")]
-            parts.append((state.offset, f"{held.name}'s offset"))
+            parts = [(tensor, f"{held.name}'s {name}") for name, tensor in state.statistics()]
         for tensor, name in parts:
             if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _FLOATING or not tensor.numel():
                 continue

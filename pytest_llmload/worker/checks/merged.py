@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.quantisation.stored import Stored, dequantised
+from pytest_llmload.quantisation import Stored
 from pytest_llmload.worker.adapters.files import AdapterFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
-from pytest_llmload.worker.checks.quantised import TYPE_ERROR
 from pytest_llmload.worker.model.generation import first_forward
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import CONV1D, LINEAR, Weight, quantisable
@@ -147,7 +146,7 @@ class _Sum:
         state = self._weight.quantised
         if state is not None:
             columns = state.shape[-1]
-            return dequantised(state, row * columns, (row + 1) * columns)
+            return state.dequantised(row * columns, (row + 1) * columns)
         tensor = self._weight.held.tensor.detach()
         return (tensor[:, row] if self._weight.kind == CONV1D else tensor[row]).cpu().float()
 
@@ -172,7 +171,7 @@ def _widest(state: Stored, total: _Sum, rows: list[int]) -> float:
     for row in rows:
         original, wanted = total.original(row), total.original(row) + total.delta(row)
         scale = torch.maximum(original.abs(), wanted.abs()).max()
-        allowed = 2 * TYPE_ERROR[state.scheme] * scale * (1.1 if state.nested is not None else 1.0)
+        allowed = 2 * (state.max_error or 0.0) * (1 + 2 * state.scale_error) * scale
         worst = max(worst, _largest((total.actual(row) - wanted) / allowed))
     return worst
 
@@ -218,8 +217,6 @@ def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, w
     module = path.removesuffix(".weight")
     a, b = (factor.float() for factor in files.factors(module))
     b = b * files.scaling(module, a.shape[0])
-    kind, state = _kind(weight), weight.quantised
-    nested, blocksize = (state.nested is not None, state.blocksize) if state is not None else (False, 0)
     linear, embedding = torch.nn.functional.linear, torch.nn.functional.embedding
 
     def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -227,13 +224,13 @@ def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, w
         matrix = names.files.slice(name)[:].to(output.device)
         left, right = b.to(output.device), a.to(output.device)
         if weight.kind == EMBEDDING:
-            table = _as_stored(matrix, kind, nested, blocksize)
+            table = _as_stored(matrix, weight)
             if merged:
-                return embedding(values, _as_stored(table.float() + (left @ right).T, kind, nested, blocksize))
+                return embedding(values, _as_stored(table.float() + (left @ right).T, weight))
             return (embedding(values, table).float() + linear(embedding(values, right.T), left)).to(dtype)
-        matrix = _as_stored(matrix.T if weight.kind == CONV1D else matrix, kind, nested, blocksize)
+        matrix = _as_stored(matrix.T if weight.kind == CONV1D else matrix, weight)
         if merged:
-            matrix = _as_stored((matrix.float() + left @ right).to(matrix.dtype), kind, nested, blocksize)
+            matrix = _as_stored((matrix.float() + left @ right).to(matrix.dtype), weight)
         bias = getattr(layer, "bias", None)
         plain = linear(values.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype))
         return plain if merged else (plain.float() + linear(linear(values.float(), right), left)).to(dtype)
@@ -241,16 +238,10 @@ def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, w
     return hook
 
 
-def _as_stored(matrix: Any, kind: str, nested: bool, blocksize: int) -> Any:
+def _as_stored(matrix: Any, weight: Weight) -> Any:
     """A matrix as a load of the base alone would hold it: rounded to its type, and back."""
-    if kind in ("nf4", "fp4"):
-        from bitsandbytes import functional
-
-        packed, state = functional.quantize_4bit(
-            matrix.contiguous(), blocksize=blocksize, compress_statistics=nested, quant_type=kind
-        )
-        return functional.dequantize_4bit(packed, state)
-    if kind == "int8":
-        scale = matrix.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-        return (matrix.float() / scale).round() * scale
-    return matrix.to(getattr(torch, kind))
+    state = weight.quantised
+    if state is None:
+        return matrix.to(getattr(torch, weight.held.dtype))
+    rounded = state.rounded(matrix.contiguous().float().reshape(-1))
+    return rounded.reshape(matrix.shape).to(matrix.dtype)

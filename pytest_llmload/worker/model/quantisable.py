@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pytest_llmload.quantisation.stored import Stored, stored
-from pytest_llmload.worker.model.tensors import Held, Inventory
+from pytest_llmload.quantisation import Stored
+from pytest_llmload.quantisation.stored import stored, stored_weights
+from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory
 
 LINEAR, CONV1D, EXPERTS = "linear", "Conv1D", "experts"
 
@@ -57,23 +60,57 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
     """
     exempt = _embeddings(inventory) | _head(model)
     seen: set[int] = set()
-    for held in inventory.parameters():
-        module = inventory.modules[held.module]
-        param = module._parameters[held.name]
+    for held, state, tensor in weights_of(inventory):
         path = held.module
         parametrized = ".parametrizations." in f".{path}"
         if parametrized:
             path = path.rsplit("parametrizations.", 1)[0].removesuffix(".")
         owner = inventory.modules[path]
         path = inventory.wrapping.base_module(path) or ""
-        state = stored(module, held.name)
         kind = _kind(owner, path, held, state)
-        if kind is None or id(param) in seen or id(param) in exempt or _is_router(model, owner, path, held):
+        if kind is None or id(tensor) in seen or id(tensor) in exempt or _is_router(model, owner, path, held):
             continue
         if state is None and _is_torchs_attention(owner):
             continue
-        seen.add(id(param))
+        seen.add(id(tensor))
         yield Weight(held, path, owner, kind, state, parametrized)
+
+
+def weights_of(inventory: Inventory) -> Iterator[tuple[Held, Stored | None, Any]]:
+    """Yield each parameter of the model, and each quantised weight as one, whichever tensors hold it.
+
+    With it the quantised weight, None for a dense parameter, and the tensor that the module itself has.
+    """
+    owned: dict[str, list[Held]] = defaultdict(list)
+    for held in inventory.held:
+        if held.role in (PARAMETER, BUFFER) and not inventory.is_adapter(held):
+            owned[held.module].append(held)
+    for path, tensors in owned.items():
+        module = inventory.modules[path]
+        holders = {holder: weight for weight in stored_weights(module) for holder in weight.holders}
+        parts: dict[str, list[Held]] = defaultdict(list)
+        for held in tensors:
+            # A tensor inside a subclass is called ``weight.qdata``.
+            name = held.name.partition(".")[0]
+            if name in holders:
+                parts[holders[name].holders[0]].append(held)
+            elif held.role == PARAMETER:
+                parts[name].append(held)
+        for name, found in parts.items():
+            weight = holders.get(name)
+            tensor = module._parameters.get(name)
+            yield _joined(name, weight, found), weight, module._buffers.get(name) if tensor is None else tensor
+
+
+def _joined(name: str, weight: Stored | None, parts: list[Held]) -> Held:
+    """Return the tensors of one weight as one, by the first of them that holds its values."""
+    first = next((held for held in parts if held.name.partition(".")[0] == name), parts[0])
+    return dataclasses.replace(
+        first,
+        name=weight.name if weight is not None else name,
+        nbytes=sum(held.nbytes for held in parts),
+        whole_bytes=sum(held.whole_bytes for held in parts),
+    )
 
 
 def out_of_reach(inventory: Inventory) -> list[Held]:
@@ -124,7 +161,7 @@ def _embeddings(inventory: Inventory) -> set[int]:
                     # A submodel that has no such part says so by raising.
                     continue
                 if part is not None:
-                    found |= {id(param) for param in part.parameters()}
+                    found |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
         if isinstance(module, torch.nn.Embedding):
             found |= {id(param) for param in module.parameters()}
     return found

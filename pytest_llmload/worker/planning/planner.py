@@ -1,7 +1,7 @@
 """What a load will hold where, from the architecture alone: on the meta device, before any weight is read.
 
 transformers itself builds the model, replaces the modules that its quantiser would replace, and infers device maps;
-what is left to know here is how many bytes bitsandbytes makes of a weight and how CUDA's allocator rounds.
+what is left to know here is how many bytes a quantisation method makes of a weight and how CUDA's allocator rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import SINGLE
-from pytest_llmload.quantisation.bitsandbytes import offload_setting
+from pytest_llmload.quantisation.registry import method_of, methods
 from pytest_llmload.worker.adapters.plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
@@ -35,10 +35,6 @@ from pytest_llmload.worker.planning.placement import (
 PLANNED = (SINGLE, "auto", "balanced", "sequential", "max_memory", "offload")
 #: CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, ``kMinBlockSize``).
 ROUNDING = 512
-
-#: Entries of the code tables: 4-bit types, and the dynamic 8-bit type of nested statistics.
-_CODE_4BIT, _CODE_8BIT = 16, 256
-_NESTED_BLOCK = 256
 _FP32 = 4
 
 
@@ -122,7 +118,7 @@ def plan_load(job: Job) -> Plan:
     elif given is None and spec.strategy == SINGLE:
         device_map = {"": 0 if job.device.kind == "cuda" else "cpu"}
     quantiser = _quantise(model, job, device_map, dtype)
-    pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned))
+    pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned, quantiser))
     if device_map is not None:
         return Plan(pieces, device_map, {})
     limits = _limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
@@ -180,27 +176,18 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
 
 
 def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dtype: Any) -> Any:
-    """Replaces modules as bitsandbytes' quantiser in transformers would; the quantiser, or None."""
+    """Replace modules as the scheme's quantiser in transformers would; return the quantiser, or None."""
     if job.spec.quant == "none":
         return None
-    from transformers import BitsAndBytesConfig
     from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.base import HfQuantizer
 
-    known = ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight", "bnb_4bit_quant_storage")
-    settings = offload_setting(job) | {name: value for name in known if (value := job.spec.option(name)) is not None}
-    if job.spec.quant == "int8":
-        settings["load_in_8bit"] = True
-    else:
-        settings |= {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": job.spec.quant,
-            "bnb_4bit_use_double_quant": job.spec.double_quant,
-        }
-    quantiser = AutoHfQuantizer.from_config(BitsAndBytesConfig(**settings), pre_quantized=False)
+    skips: tuple[str, ...] = ()
     if job.spec.skip_modules:
         # Named modules replace the library's defaults; a load passes the union of both.
-        defaults = quantiser.get_modules_to_not_convert(model)
-        quantiser.quantization_config.llm_int8_skip_modules = [*defaults, *job.spec.skip_modules]
+        skips = (*HfQuantizer.get_modules_to_not_convert(model), *job.spec.skip_modules)
+    config = method_of(job.spec.quant).config(job, job.spec.quant, skips)
+    quantiser = AutoHfQuantizer.from_config(config, pre_quantized=False)
     with _default_dtype(dtype):
         quantiser.preprocess_model(
             model=model, device_map=device_map, dtype=dtype, keep_in_fp32_modules=model._keep_in_fp32_modules
@@ -208,7 +195,8 @@ def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dty
     return quantiser
 
 
-def _pieces(model: Any, pinned: tuple[str, ...]) -> Iterator[Piece]:
+def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[Piece]:
+    """The storages of a model on the meta device, as its quantiser will leave them."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         fp32 = any(name in path.split(".") or f".{name}." in f".{path}." for name in pinned)
@@ -220,32 +208,18 @@ def _pieces(model: Any, pinned: tuple[str, ...]) -> Iterator[Piece]:
             size = tensor.element_size()
             if not buffer and tensor.is_floating_point() and (fp32 or name in pinned):
                 size = _FP32
-            made = _quantised(module, tensor) if name == "weight" else None
+            made = _quantised(model, path, module, name, tensor, quantiser) if not buffer else None
             for suffix, count in (made or {"": tensor.numel() * size}).items():
                 yield Piece(path, name + suffix, count, buffer)
 
 
-def _quantised(module: Any, weight: Any) -> dict[str, int] | None:
-    """Storages that bitsandbytes makes of a weight, in bytes; None for a dense one.
-
-    4-bit: ``quantize_4bit`` of bitsandbytes/functional.py. int8: ``int8_vectorwise_quant``.
-    """
-    elements, kind = weight.numel(), type(weight).__name__
-    if kind == "Params4bit":
-        blocks_ = -(-elements // weight.blocksize)
-        parts = {"": -(-elements // 2), ".code": _CODE_4BIT * _FP32}
-        if not weight.compress_statistics:
-            return {**parts, ".absmax": blocks_ * _FP32}
-        return {
-            **parts,
-            ".absmax": blocks_,
-            ".offset": _FP32,
-            ".state2.absmax": -(-blocks_ // _NESTED_BLOCK) * _FP32,
-            ".state2.code": _CODE_8BIT * _FP32,
-        }
-    if kind == "Int8Params" and not weight.has_fp16_weights:
-        return {"": elements, ".SCB": module.out_features * _FP32}
-    return None
+def _quantised(model: Any, path: str, module: Any, name: str, weight: Any, quantiser: Any) -> dict[str, int] | None:
+    """The storages that the load's method makes of a weight, in bytes; None for a dense one."""
+    if quantiser is None:
+        return None
+    replaced = bool(quantiser.param_needs_quantization(model, f"{path}.{name}" if path else name))
+    found = (method.planned(module, weight, replaced=replaced) for method in methods())
+    return next((made for made in found if made is not None), None)
 
 
 def _prequantised(directory: Path) -> bool:

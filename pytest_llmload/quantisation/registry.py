@@ -1,0 +1,59 @@
+"""The methods of a run: the built-in ones and those that a hook registers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pytest_llmload.core.references import resolve
+from pytest_llmload.quantisation.base import Method, Scheme
+from pytest_llmload.quantisation.builtin import BUILTIN
+
+
+class Methods:
+    """Every method of a run, and their schemes by name.
+
+    Args:
+        references: ``module:Class`` of each method that a hook registers.
+
+    Raises ValueError if two methods declare one scheme or have one name.
+    """
+
+    def __init__(self, references: Iterable[str] = ()) -> None:
+        #: A registered method is asked first: it may know a module better than a built-in one.
+        self.all: tuple[Method, ...] = (*(resolve(name)() for name in references), *(method() for method in BUILTIN))
+        #: Name in ``quant(...)`` -> the scheme and its method, in the order of the documentation.
+        self.schemes: dict[str, tuple[Scheme, Method]] = {}
+        for method in sorted(self.all, key=lambda method: type(method) not in BUILTIN):
+            for scheme in method.schemes:
+                if scheme.name in self.schemes:
+                    other = self.schemes[scheme.name][1].name
+                    raise ValueError(
+                        f"the scheme {scheme.name!r} is declared by two quantisation methods: {other}, {method.name}"
+                    )
+                self.schemes[scheme.name] = scheme, method
+
+
+_active = Methods()
+_references: tuple[str, ...] = ()
+
+
+def use(references: tuple[str, ...]) -> None:
+    """Make the built-in methods and ``references`` the methods of this load process."""
+    global _active, _references
+    if references != _references:
+        _active, _references = Methods(references), references
+
+
+def methods() -> tuple[Method, ...]:
+    """Return the methods of this load process."""
+    return _active.all
+
+
+def schemes() -> dict[str, tuple[Scheme, Method]]:
+    """Return the schemes of this load process, by name."""
+    return _active.schemes
+
+
+def method_of(scheme: str) -> Method:
+    """Return the method that a scheme belongs to. Raises KeyError for an unknown name."""
+    return _active.schemes[scheme][1]

@@ -1,0 +1,74 @@
+"""Weights quantised while they are loaded: one strategy a scheme, made from the declarations of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.results import Problem
+from pytest_llmload.quantisation import Method, Scheme
+from pytest_llmload.strategies.base import Refused, Strategy
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+
+
+class Quantised(Strategy):
+    """Passes the ``quantization_config`` of its method to ``from_pretrained``."""
+
+    scheme: ClassVar[Scheme]
+    method: ClassVar[Method]
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        return "" if cls.scheme.by_default else f"only where --llm-strategy={cls.name} asks for it"
+
+    @classmethod
+    def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
+        return cls.packages
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        skips = (*default_skips(job), *job.spec.skip_modules) if job.spec.skip_modules else ()
+        try:
+            return {"quantization_config": self.method.config(job, self.scheme.name, skips)}
+        except NotImplementedError as error:
+            raise Refused(Problem("quantised", f"{self.name} cannot be loaded: {error}")) from error
+
+
+def strategies_of(schemes: Iterable[tuple[Scheme, Method]]) -> dict[str, type[Strategy]]:
+    """Return a strategy for each scheme, by the scheme's name."""
+    return {scheme.name: _strategy(scheme, method) for scheme, method in schemes}
+
+
+def _strategy(scheme: Scheme, method: Method) -> type[Strategy]:
+    members: dict[str, Any] = {
+        "__module__": type(method).__module__,
+        "__doc__": scheme.summary,
+        "name": scheme.name,
+        "summary": scheme.summary,
+        "fields": {"quant": scheme.name},
+        "also": scheme.also,
+        "options": method.settings,
+        "packages": (*Strategy.packages, *method.packages),
+        "scheme": scheme,
+        "method": method,
+    }
+    return type(f"Quantised_{scheme.name}", (Quantised,), members)
+
+
+def default_skips(job: Job) -> list[str]:
+    """Return the modules that transformers leaves dense if no module is named: output head and tied weights.
+
+    Naming modules replaces them (transformers/quantizers/base.py, ``get_modules_to_not_convert``), which would quantise
+    the head without a word; so the union is passed.
+    """
+    from transformers.quantizers.base import HfQuantizer
+
+    from pytest_llmload.worker.checkpoints.architecture import meta_model
+
+    model = meta_model(
+        Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
+    )
+    return list(HfQuantizer.get_modules_to_not_convert(model))
