@@ -15,6 +15,10 @@ from pytest_llmload.core.results import ManifestRow, Numbers
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
+#: Entries that files of older releases lack.
+_LATER = {"suite", "settings"}
+_NUMBERS = {"buffers", "logits", "logsumexp", "margin"}
+_LATER_NUMBERS = {"padded", "layers", "checksums"}
 _TIMING = ("median", "samples", "relative", "control", "parts")
 #: Of the longest whole number that is read; a sign counts.
 _DIGITS = 20
@@ -53,9 +57,13 @@ def dumps(baseline: Baseline) -> str:
                 "logits": _line(numbers.logits),
                 "logsumexp": _line(numbers.logsumexp),
                 "margin": _line(numbers.margin),
+                **({"padded": _line(numbers.padded)} if numbers.padded else {}),
+                **({"layers": _object(_lines(numbers.layers), 2)} if numbers.layers else {}),
+                **({"checksums": _object(_lines(numbers.checksums), 2)} if numbers.checksums else {}),
             }
         ),
         "manifest": _block("[]", (_line(dataclasses.asdict(row)) for row in baseline.manifest)),
+        **({"settings": _object(_lines(baseline.settings))} if baseline.settings else {}),
         "spec": _object(_lines(baseline.spec)),
         "workload": _line(baseline.workload),
         "environment": _object(_lines(baseline.environment)),
@@ -152,7 +160,7 @@ def read_timing(value: object, where: str) -> Timing:
 
 def _baseline(data: object) -> Baseline:
     top = _mapping(data, "the file")
-    if unknown := sorted(set(top) - _TOP - {"suite"}):
+    if unknown := sorted(set(top) - _TOP - _LATER):
         raise _Bad(f"has an unknown entry {unknown[0]!r}")
     if missing := sorted(_TOP - set(top)):
         raise _Bad(f"has no {missing[0]!r}")
@@ -174,6 +182,7 @@ def _baseline(data: object) -> Baseline:
         },
         numbers=_read_numbers(top["numbers"]),
         manifest=tuple(_read_row(row, index) for index, row in enumerate(_list(top["manifest"], "manifest"))),
+        settings=_strings(top.get("settings", {}), "settings"),
         environment=_strings(top["environment"], "environment"),
         suite=_true(top.get("suite", False), "suite"),
     )
@@ -220,14 +229,19 @@ def _time(value: object, where: str) -> float:
 
 def _read_numbers(value: object) -> Numbers:
     item = _mapping(value, "numbers")
-    if set(item) != {"buffers", "logits", "logsumexp", "margin"}:
+    if set(item) - _LATER_NUMBERS != _NUMBERS:
         raise _Bad("needs exactly 'buffers', 'logits', 'logsumexp' and 'margin' in 'numbers'")
-    vectors = {name: [_float(x, name) for x in _list(item[name], name)] for name in ("logits", "logsumexp", "margin")}
-    buffers = {
-        name: [_float(x, name) for x in _list(pair, name)]
-        for name, pair in _mapping(item["buffers"], "buffers").items()
-    }
-    return Numbers(**vectors, buffers=buffers)
+    vectors = {name: _vector(item.get(name, []), name) for name in ("logits", "logsumexp", "margin", "padded")}
+    buffers, layers = (
+        {name: _vector(values, name) for name, values in _mapping(item.get(kind, {}), kind).items()}
+        for kind in ("buffers", "layers")
+    )
+    checksums = _strings(item.get("checksums", {}), "checksums")
+    return Numbers(**vectors, buffers=buffers, layers=layers, checksums=checksums)
+
+
+def _vector(value: object, where: str) -> list[float]:
+    return [_float(x, where) for x in _list(value, where)]
 
 
 def _read_row(value: object, index: int) -> ManifestRow:

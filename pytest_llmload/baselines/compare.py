@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from pytest_llmload.baselines import manifest, numbers
+from pytest_llmload.baselines import manifest, numbers, settings
 from pytest_llmload.baselines.environment import changes, differing, entry
 from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
@@ -205,7 +205,9 @@ def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, all
         return MetricVerdict(name, UNAVAILABLE, old, reason="no probe of this run declares the metric")
     tolerance = allowed.of(name, declared.tolerance)
     verdict, reason = _judge(name, declared, old, new, tolerance, baseline, result)
-    return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
+    # A file of a release that did not take the figure is compared without it.
+    informative = declared.informative or (declared.late and old is None)
+    return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, informative)
 
 
 def _judge(
@@ -265,10 +267,19 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
     if not baseline.manifest:
         return MetricVerdict(MANIFEST, MISSING, reason="missing in the baseline"), ()
     differences = manifest.diff(baseline.manifest, result.manifest)
-    if not differences:
+    fields = _settings(baseline, result)
+    if not differences and not fields:
         return MetricVerdict(MANIFEST, OK), ()
     modules = sum(difference.modules for difference in differences)
-    return MetricVerdict(MANIFEST, CHANGED, reason=f"{modules} modules differ"), differences
+    counts = [f"{modules} modules"] if modules else []
+    counts += [f"{len(fields)} setting{'s' * (len(fields) > 1)}"] if fields else []
+    one = not modules and len(fields) == 1
+    verdict = MetricVerdict(MANIFEST, CHANGED, reason=f"{' and '.join(counts)} {'differs' if one else 'differ'}")
+    return verdict, (*differences, *fields)
+
+
+def _settings(baseline: Baseline, result: LoadResult) -> tuple[ManifestChange, ...]:
+    return settings.diff(baseline.settings, result.settings, baseline.environment, result.environment)
 
 
 def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> MetricVerdict:
@@ -291,7 +302,11 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
     difference = numbers.difference(baseline.numbers, result.numbers, limit)
     if difference.incomparable:
         return verdict(INCOMPARABLE, difference.incomparable)
-    return verdict(CHANGED if difference.reason else OK, difference.reason, difference.error)
+    # Kernels of a different release may round differently where they quantise.
+    alike = not differing(baseline.environment, result.environment, numbers.BYTES_DEPEND)
+    contents = numbers.other_contents(baseline.numbers, result.numbers) if alike else ""
+    reason = "; ".join(filter(None, (difference.reason, contents)))
+    return verdict(CHANGED if reason else OK, reason, difference.error)
 
 
 def _because(
@@ -336,6 +351,7 @@ def _causes(
 ) -> list[str]:
     known = baseline.manifest and result.manifest
     reasons = [difference.text for difference in manifest.diff(baseline.manifest, result.manifest)] if known else []
+    reasons += [difference.text for difference in _settings(baseline, result)]
     if section == "work":
         return reasons
     if section == "time" and any(item.name != LOAD for item in moved):

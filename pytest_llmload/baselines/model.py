@@ -51,6 +51,8 @@ class Baseline:
     time: dict[str, dict[str, Timing]] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=Numbers)
     manifest: tuple[ManifestRow, ...] = ()
+    #: What the model is besides its modules; empty in baselines of releases that did not record it.
+    settings: dict[str, str] = field(default_factory=dict)
     #: Surroundings of the memory, work and numbers; times have their own.
     environment: dict[str, str] = field(default_factory=dict)
     #: Whether the installed ready-made suite recorded it: no test file of the project says that it is used.
@@ -93,4 +95,7 @@ def compact(numbers: Numbers) -> Numbers:
         logsumexp=[significant(value, NUMBER_DIGITS) for value in numbers.logsumexp],
         margin=[significant(value, NUMBER_DIGITS) for value in numbers.margin],
         buffers={name: [significant(value) for value in values] for name, values in numbers.buffers.items()},
+        padded=[significant(value, NUMBER_DIGITS) for value in numbers.padded],
+        layers={name: [significant(value) for value in values] for name, values in numbers.layers.items()},
+        checksums=dict(numbers.checksums),
     )

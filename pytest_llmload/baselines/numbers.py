@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.baselines.model import rounding
@@ -22,6 +22,8 @@ BUFFER_TOLERANCE = 1e-4
 
 #: Environment entries that must be equal for fingerprints to be compared, beside the device and the weights.
 DEPENDS = ("torch.minor",)
+#: Entries that must be equal too for the stored bytes to be compared.
+BYTES_DEPEND = ("torch", "transformers", "bitsandbytes", "peft", "cpu_isa")
 
 _STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
 
@@ -64,14 +66,48 @@ def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
     # All three as parts of a logit; a margin is the difference of two.
     errors = {
         "logits": _error(old.logits, new.logits) / scale,
+        **_padded(old, new),
         "log-sum-exp": _error(old.logsumexp, new.logsumexp) / scale,
         "margin": _error(old.margin, new.margin) / scale / 2,
     }
     name, error = max(errors.items(), key=lambda item: item[1])
     parts = [f"{buffer} values changed" for buffer in moved]
     if error > allowed:
-        parts.append(f"relative {name} error {error:.2g} (tolerance {allowed:g})")
+        where = _first_layer(old.layers, new.layers, allowed)
+        parts.append(f"relative {name} error {error:.2g} (tolerance {allowed:g}){where}")
     return Difference(error, ", ".join(parts))
+
+
+def _padded(old: Numbers, new: Numbers) -> dict[str, float]:
+    """Return the relative error of the logits after padding, where both sides have as many."""
+    if not old.padded or len(old.padded) != len(new.padded):
+        return {}
+    if not all(map(math.isfinite, new.padded)):
+        return {"padded logits": math.inf}
+    return {"padded logits": _error(old.padded, new.padded) / (_rms(old.padded) or 1.0)}
+
+
+def _first_layer(old: Mapping[str, Sequence[float]], new: Mapping[str, Sequence[float]], allowed: float) -> str:
+    """Return the first layer, in the order of the forward pass, whose output differs."""
+    for name in sorted(old.keys() & new.keys(), key=natural):
+        (norm, product), (other_norm, other_product) = old[name], new[name]
+        off = max(abs(other_norm - norm), abs(other_product - product)) / (norm or 1.0)
+        if not off <= allowed:
+            return f"; {name} is the first layer whose output differs"
+    return "; no layer's output differs by as much" if old and new else ""
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """Sort the numbers in a path as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
+def other_contents(old: Numbers, new: Numbers) -> str:
+    """Return which stored weights hold other bytes; empty where none does, or one side has no checksums."""
+    both = old.checksums.keys() & new.checksums.keys()
+    names = sorted(name for name in both if old.checksums[name] != new.checksums[name])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}: other bytes than in the baseline" if names else ""
 
 
 def _moved(old: Sequence[float], new: Sequence[float]) -> bool:

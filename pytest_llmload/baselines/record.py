@@ -144,7 +144,7 @@ class _Draft:
         self._figures = {section: dict(self._old.figures(section)) for section in ("memory", "work")}
         self._time = {host: dict(timings) for host, timings in self._old.time.items()}
         self._numbers, self._weights = self._old.numbers, self._old.weights
-        self._manifest = self._old.manifest
+        self._manifest, self._settings = self._old.manifest, dict(self._old.settings)
         self._environment = dict(self._old.environment)
         #: Names written that belong to the file's environment; times have their own.
         self._written: set[str] = set()
@@ -175,7 +175,7 @@ class _Draft:
         self._written.add(name)
         if name == MANIFEST:
             self._log(name, bool(self._manifest))
-            self._manifest = tuple(self._load.manifest)
+            self._manifest, self._settings = tuple(self._load.manifest), dict(self._load.settings)
         elif name == NUMBERS:
             self._log(name, has_numbers(self._numbers))
             self._numbers, self._weights = compact(self._load.numbers), self._load.digests["weights"]
@@ -242,6 +242,7 @@ class _Draft:
             time=self._time,
             numbers=self._numbers,
             manifest=self._manifest,
+            settings=self._settings,
             environment=self._environment,
             suite=self._suite,
         )

@@ -38,8 +38,14 @@ def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
             unavailable[name] = f"measured by {len(values)} of {len(results)} loads"
         else:
             metrics[name] = max(values)
-    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable)
+    # What is not the same in each load says nothing about the model.
+    repeated = {name: text for name, text in last.settings.items() if _everywhere(name, text, results)}
+    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable, settings=repeated)
     return load, refusals
+
+
+def _everywhere(name: str, text: str, results: Sequence[LoadResult]) -> bool:
+    return all(result.settings.get(name) == text for result in results)
 
 
 def _other_models(results: Sequence[LoadResult]) -> Iterable[str]:

@@ -49,6 +49,7 @@ class Metric:
         depends: Environment entries that must be equal, else the figures are not compared.
         informative: True for a figure that is reported and never gated.
         more_is_better: True if a larger figure is an improvement; by default a smaller one is.
+        late: True for a figure that older baselines lack: they are compared without it.
 
     Raises ValueError if one of them is invalid.
     """
@@ -61,6 +62,7 @@ class Metric:
     depends: tuple[str, ...]
     informative: bool
     more_is_better: bool
+    late: bool
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Metric:
         depends: Iterable[str] = (),
         informative: bool = False,
         more_is_better: bool = False,
+        late: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name) or name in (MANIFEST, NUMBERS):
             raise ValueError(f"{name!r} is not a metric's name; write lower-case words joined by dots: 'power.joules'")
@@ -87,7 +90,7 @@ class Metric:
             raise ValueError(f"metric {name!r}: {error}") from None
         if kind == "time" and (unit != "s" or allowed == _EXACT):
             raise ValueError(f"metric {name!r}: class 'time' needs the unit 's' and a tolerance above 0: times vary")
-        values = (name, unit, kind, allowed, description, tuple(depends), informative, more_is_better)
+        values = (name, unit, kind, allowed, description, tuple(depends), informative, more_is_better, late)
         for item, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, item.name, value)
 
@@ -258,6 +261,23 @@ METRICS: dict[str, Metric] = {
             "Growth of file-backed resident memory (mapped checkpoint pages)",
             ("malloc",),
             informative=True,
+        ),
+        Metric(
+            "gpu.growth",
+            "B",
+            "exact",
+            _EXACT,
+            "GPU memory that every further call of forward and generate keeps",
+            late=True,
+        ),
+        Metric(
+            "host.growth",
+            "B",
+            "host",
+            Tolerance(absolute=64 << 10),
+            "Host memory that every further call of forward and generate keeps",
+            ("malloc",),
+            late=True,
         ),
         *_work("prefill", "for the workload's prompt and one token"),
         *_work("token", "per further token"),

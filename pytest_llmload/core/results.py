@@ -103,6 +103,12 @@ class Numbers:
     margin: list[float] = field(default_factory=list)
     #: Non-persistent floating buffers (rotary frequencies …): name -> [sum, L2 norm].
     buffers: dict[str, list[float]] = field(default_factory=dict)
+    #: Rows x ids logits after a padded batch and of a decoded step, fp32.
+    padded: list[float] = field(default_factory=list)
+    #: Output of each layer: name -> [L2 norm, product with fixed signs].
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    #: Content of the stored weights: alike tensors -> checksum of all their bytes.
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -135,6 +141,8 @@ class LoadResult:
     phase_samples: int = 0
     numbers: Numbers = field(default_factory=Numbers)
     manifest: list[ManifestRow] = field(default_factory=list)
+    #: What the model is besides its modules: ``config.rope_theta``, ``attention``, ``mode.training``, ``cache.dtype`` …
+    settings: dict[str, str] = field(default_factory=dict)
     #: Versions, hardware and settings, from an allow-list.
     environment: dict[str, str] = field(default_factory=dict)
     #: ``shape`` and ``weights`` of the model.

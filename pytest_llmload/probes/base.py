@@ -63,6 +63,9 @@ class Probe:
     def generated(self, loaded: Loaded) -> None:
         """The workload was generated."""
 
+    def finished(self, loaded: Loaded) -> None:
+        """Every figure of memory and time has been taken: the model may be run again and its weights read."""
+
     def fill(self, result: LoadResult) -> None:
         """Write each figure into ``result.metrics``, or the reason why there is none into ``result.unavailable``."""
 

@@ -12,10 +12,12 @@ from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.driver import Driver
 from pytest_llmload.probes.gpu_memory import GpuMemory
 from pytest_llmload.probes.gpu_timeline import GpuTimeline
+from pytest_llmload.probes.growth import Growth
 from pytest_llmload.probes.host_memory import HostMemory
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.load_phases import LoadPhases
 from pytest_llmload.probes.manifest import Manifest
+from pytest_llmload.probes.model_settings import ModelSettings
 from pytest_llmload.probes.numbers import Fingerprint
 from pytest_llmload.probes.other_tensors import OtherTensors
 from pytest_llmload.probes.rounds import Rounds
@@ -26,7 +28,10 @@ from pytest_llmload.probes.work import Work
 #: Group of figures -> its probes in the order they run. Those that read the allocators come first, so that what the
 #: others allocate is never part of a figure; the control's memory is in no group that reads memory.
 GROUPS: dict[str, tuple[type[Probe], ...]] = {
-    MEMORY: (GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),
+    MEMORY: (
+        *(GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),
+        *(ModelSettings, Growth),
+    ),
     TIMING: (Timing,),
     LOAD_TIME: (LoadPhases, LoadControl),
     GENERATION_TIME: (Rounds,),

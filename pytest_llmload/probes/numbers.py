@@ -7,6 +7,7 @@ import torch
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult, Numbers
 from pytest_llmload.probes.base import Probe
+from pytest_llmload.worker.model.checksums import checksums
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER
 
@@ -40,6 +41,15 @@ class Fingerprint(Probe):
         self.numbers.logits = [float(value) for value in rows[:, spread(rows.shape[1], IDS)].reshape(-1)]
         self.numbers.logsumexp = [float(value) for value in rows.double().logsumexp(dim=1)]
         self.numbers.margin = [float(value) for value in (top[:, 0] - top[:, -1])]
+
+    def finished(self, loaded: Loaded) -> None:
+        run = loaded.padded_run
+        if run is not None:
+            self.numbers.layers = run.layers
+            self.numbers.padded = [
+                float(value) for step in run.logits for row in step for value in row[spread(row.shape[0], IDS)]
+            ]
+        self.numbers.checksums = checksums(loaded.inventory)
 
     def fill(self, result: LoadResult) -> None:
         result.numbers = self.numbers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
-from pytest_llmload.core.job import Job
+from pytest_llmload.core.job import MEMORY, Job
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
 from pytest_llmload.probes.own import declared_by, fill, own_probes
 from pytest_llmload.process import job_strategies
@@ -101,6 +101,7 @@ class _Session:
                 self._forward(loaded)
             if self.job.generates:
                 self._generate(loaded)
+            self._finished(loaded)
             self.phases.enter("fill")
             self.fill()
             if self.job.checks:
@@ -313,6 +314,24 @@ class _Session:
             del tokens
             self._each("generated", loaded)
 
+    def _finished(self, loaded: Loaded) -> None:
+        """Have the probes look at what no figure of memory or time may contain."""
+        from pytest_llmload.worker.model import padded_batch
+
+        if MEMORY not in self.job.figures or not self.job.checks:
+            return
+        if any(problem.check in _BROKEN for problem in self.result.problems):
+            return
+        self.phases.enter("settings")
+        loaded.forget()
+        try:
+            loaded.padded_run = padded_batch.run(loaded)
+        except Exception as error:  # noqa: BLE001 - the workload ran: a padded batch is more than was asked of the model
+            text = " ".join(str(error).split())[:200]
+            loaded.notes.append(f"the model does not run a padded batch ({type(error).__name__}: {text})")
+        self._each("finished", loaded)
+        loaded.forget()
+
     def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
         """What is told of the logits of each token; None where the first forward's are known to be wrong."""
         from pytest_llmload.worker.checks.finite import CHECK
@@ -361,11 +380,18 @@ def _as_loaded(job: Job, given: Any) -> Loaded:
     from pytest_llmload.worker.model.loaded import Loaded
 
     if isinstance(given, Loaded):
+        _evaluated(given)
         return given
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
     loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
-    loaded.trained = tuple(name or "the model" for name, module in model.named_modules() if module.training)
-    model.eval()
+    _evaluated(loaded)
     return loaded
+
+
+def _evaluated(loaded: Loaded) -> None:
+    """Note which modules are in training mode, and measure the model in evaluation mode."""
+    loaded.trained = tuple(name or "the model" for name, module in loaded.model.named_modules() if module.training)
+    if loaded.trained:
+        loaded.model.eval()

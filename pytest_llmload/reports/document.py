@@ -74,6 +74,7 @@ def _run(run: Run) -> dict[str, Any]:
         "ledger": result.ledger,
         "numbers": dataclasses.asdict(result.numbers),
         "manifest": [dataclasses.asdict(row) for row in result.manifest],
+        "settings": result.settings,
         "environment": result.environment,
         "digests": result.digests,
         "whole_bytes": result.whole_bytes,

@@ -52,3 +52,28 @@ def trim() -> None:
 def _mallopt() -> Callable[[int, int], int] | None:
     """glibc's mallopt(3); None where the C library has none."""
     return getattr(ctypes.CDLL(None), "mallopt", None)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, from malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks"),
+            "keepcost",
+        )
+    ]
+
+
+def handed_out() -> int | None:
+    """Return the bytes that the program holds of glibc's heaps and of blocks mapped for it; None without mallinfo2(3).
+
+    glibc sums all arenas (malloc/malloc.c, ``__libc_mallinfo2``).
+    """
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return None
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)

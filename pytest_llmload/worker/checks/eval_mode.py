@@ -12,19 +12,21 @@ CHECK = "mode"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Of a user's own loader: which modules it left in training mode, and what that does in them."""
+    """Name the modules that the load left in training mode, and say what that does in them."""
     if not loaded.trained:
         return
     random = tuple(path for path in loaded.trained if path in loaded.inventory.modules and _drops(loaded, path))
+    by_user = loaded.own_code
+    where = "the loader returned the model" if by_user else "the library left the model"
     if random:
+        remedy = ": call model.eval() in it" if by_user else ""
         yield Problem(
             CHECK,
-            f"the loader returned the model in training mode, in which {len(random)} modules drop activations at "
-            "random: call model.eval() in it",
+            f"{where} in training mode, in which {len(random)} modules drop activations at random{remedy}",
             random,
         )
     else:
-        loaded.notes.append("the loader returned the model in training mode; it was measured in evaluation mode")
+        loaded.notes.append(f"{where} in training mode; it was measured in evaluation mode")
 
 
 def _drops(loaded: Loaded, path: str) -> bool:

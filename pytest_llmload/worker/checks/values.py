@@ -181,12 +181,13 @@ def _block(tensor: Any, start: int, stop: int) -> Any:
 
 
 def equal(original: Any, value: Any) -> bool:
-    """Whether the values are the file's, cast to the tensor's dtype, or cast there by way of a 16-bit dtype.
+    """Return whether the values are the file's, cast to the tensor's dtype; to 32 bit also by way of 16 bit.
 
     The latter is what a load in 16 bit leaves whose norms or head are then kept in 32 bit.
     """
     if not (original.dtype.is_floating_point and value.dtype.is_floating_point):
         return bool(torch.equal(original.to(value.dtype), value))
     ways = [original.to(value.dtype)]
-    ways += [original.to(dtype).to(value.dtype) for dtype in (torch.bfloat16, torch.float16)]
+    if value.dtype == torch.float32:
+        ways += [original.to(dtype).to(value.dtype) for dtype in (torch.bfloat16, torch.float16)]
     return any(bool(torch.equal(way, value)) for way in ways)

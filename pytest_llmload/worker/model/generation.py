@@ -135,8 +135,8 @@ def _can_quantise_cache(config: Any) -> bool:
 
 
 @contextmanager
-def _set(model: Any, config: Any) -> Iterator[None]:
-    """The model generates with a config only: what is missing in one that is passed, generate() takes from the model's.
+def generation_config_set(model: Any, config: Any) -> Iterator[None]:
+    """Have the model generate with a config only: what one that is passed lacks, generate() takes from the model's.
 
     The model's own object is not changed, and is back in its place afterwards.
     """
@@ -187,7 +187,7 @@ def generate_ids(
 
                 # Not a hook on the model, whose forward may be compiled with what hangs on it.
                 inputs["logits_processor"] = [look]
-            with _set(model, config):
+            with generation_config_set(model, config):
                 sequences = model.generate(**inputs, generation_config=config)
     return sequences[:, -new_tokens:]
 

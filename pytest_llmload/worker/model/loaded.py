@@ -16,6 +16,7 @@ from pytest_llmload.worker.model.tensors import Inventory
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
+    from pytest_llmload.worker.model.padded_batch import PaddedRun
     from pytest_llmload.worker.parallel.shards import Shards
 
 #: One of these is there where a checkpoint has a tokenizer.
@@ -56,6 +57,8 @@ class Loaded:
     #: the model loaded whole.
     kept_logits: Any = None
     kept_tokens: Any = None
+    #: A generation on a padded batch, run after all figures; None before, and where the model does not run one.
+    padded_run: PaddedRun | None = None
     #: What the model needs besides itself: an engine that it was taken out of.
     engine: Any = None
     #: The folder of weights on disk, where the load made one.

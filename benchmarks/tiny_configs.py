@@ -1,0 +1,145 @@
+"""A tiny configuration of every model type that the installed transformers maps: its default one, each size shrunk.
+
+Sizes are known by the names that configurations give them (:data:`SIZES`); what that does not fit is in
+:data:`EXCEPTIONS`. Nothing of the plugin is imported.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+HIDDEN, INNER, HEADS, KV_HEADS, HEAD, LAYERS, VOCABULARY, POSITIONS = 128, 256, 4, 2, 32, 2, 512, 512
+
+#: Family of auto classes -> transformers' table of model types, the class that loads one, in the order of preference.
+FAMILIES = {
+    "causal-lm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
+    "seq2seq": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
+    "image-text": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
+    "masked-lm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
+    "classification": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "AutoModelForSequenceClassification"),
+    "speech": ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "AutoModelForSpeechSeq2Seq"),
+}
+
+#: A size's name -> its tiny value; the first row that fits counts. Only larger sizes are shrunk.
+SIZES: tuple[tuple[str, int], ...] = (
+    (r"(^|_)vocab_size$|^vocab_size_|^(src|tgt)_vocab_size$|^entity_vocab_size$|_vocab_size_", VOCABULARY),
+    (r"(key_value_heads|kv_heads|n_head_kv|num_query_groups|multi_query_group_num|num_kv|kv_heads_.*)$", KV_HEADS),
+    (r"(^|_)(attention_heads|heads|n_head|nhead|num_attention_heads|n_heads|heads_.*)$", HEADS),
+    (r"^(d_kv|head_dim|attention_head_dim|attention_head_size|kv_channels|v_head_dim|.*_head_dim|head_size)$", HEAD),
+    (r"^(qk_rope_head_dim|qk_nope_head_dim)$", HEAD),
+    (r"(^|_)(q_lora_rank|kv_lora_rank|lora_rank|index_head_dim|.*_rank)$", 64),
+    (r"(^|_)(num_local_experts|num_experts|n_routed_experts|moe_num_experts|num_moe_experts|.*_num_experts)$", 4),
+    (r"(experts_per_tok(en)?|^top_?k$|moe_top_?k|num_selected_experts|topk_group|moe_k|router_top_k)$", 2),
+    (r"^(n_shared_experts|num_shared_experts|moe_num_shared_experts|n_group|first_k_dense_replace)$", 1),
+    (r"(^|_)(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|max_.*positions|n_ctx|seq_length)$",
+     POSITIONS),
+    (r"(hidden_layers|^num_layers|n_layer|n_layers|_layers|^depth|decoder_depth|encoder_depth)$", LAYERS),
+    (r"(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size|mlp_dim|_ffn_.*dim|feedforward_.*)$", INNER),
+    (r"^(hidden_size|d_model|n_embd|dim|embed_dim|embedding_size|emb_dim|hidden_dim|hidden_sizes?|.*_hidden_size"
+     r"|.*_embed_dim|word_embed_proj_dim|projection_dim|model_dim|lm_width|output_dim|lru_width|.*_hidden_dim"
+     r"|attention_hidden_size|d_embed|proj_dim|out_hidden_size|hidden_size_.*)$", HIDDEN),
+    (r"^(image_size|.*_image_size)$", 32),
+    (r"^(patch_size)$", 16),
+    (r"^(num_query_tokens|num_queries|num_latents)$", 8),
+)  # fmt: skip
+#: Names that end like a size and are none.
+_KEPT = re.compile(r"(token_id|_index|_ids?|_p|pdrop|dropout|_rate|_eps|theta|per_layer_input)$")
+#: Token ids that have to lie in the vocabulary.
+_TOKEN = re.compile(r"(token_id|token_index|_token|token_ids?)$")
+#: Lists with an entry for each layer.
+_BY_LAYER = re.compile(r"(layer_types|layers_block_type|block_types|_layer_types|mlp_layer_types|hybrid_.*pattern)$")
+
+#: Model type -> what its default configuration, shrunk, still needs; a dotted name is of a part.
+EXCEPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def shrink(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration's dictionary with every known size, and every token id, made small."""
+    small: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
+            small[name] = shrink(value)
+        elif isinstance(value, bool):
+            small[name] = value
+        elif isinstance(value, int):
+            small[name] = _size(name, value)
+        elif isinstance(value, list) and value and all(type(item) is int for item in value):
+            small[name] = _sizes(name, value)
+        else:
+            small[name] = value
+    _by_layer(small)
+    return small
+
+
+def _size(name: str, value: int) -> int:
+    if _TOKEN.search(name):
+        return value if value < VOCABULARY else VOCABULARY - 16 + value % 16
+    if _KEPT.search(name):
+        return value
+    return next((min(value, tiny) for pattern, tiny in SIZES if re.search(pattern, name)), value)
+
+
+def _sizes(name: str, values: list[int]) -> list[int]:
+    if _TOKEN.search(name):
+        return [_size(name, value) for value in values]
+    return [_size(name, value) for value in values]
+
+
+def _by_layer(config: dict[str, Any]) -> None:
+    """Cut lists by layer to the layers that are left, so that each kind of layer stays if there is room."""
+    layers = next((config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config), LAYERS)
+    for name, value in config.items():
+        if isinstance(value, list) and _BY_LAYER.search(name) and len(value) > layers:
+            kinds = list(dict.fromkeys(map(str, value)))
+            chosen = [next(item for item in value if str(item) == kind) for kind in kinds[:layers]]
+            config[name] = (chosen + value)[:layers] if len(chosen) < layers else chosen
+
+
+def _amend(config: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        *parts, leaf = name.split(".")
+        place = config
+        for part in parts:
+            place = place.setdefault(part, {})
+        if value is None and leaf in place:
+            place.pop(leaf)
+        else:
+            place[leaf] = copy.deepcopy(value)
+
+
+def types() -> dict[str, str]:
+    """Return every mapped model type with the first family that maps it."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, str] = {}
+    for family, (table, _) in FAMILIES.items():
+        for model_type in getattr(modeling_auto, table):
+            found.setdefault(model_type, family)
+    return found
+
+
+def class_name(model_type: str, family: str) -> str:
+    """Return the class that a family's auto class takes for a model type."""
+    from transformers.models.auto import modeling_auto
+
+    named = getattr(modeling_auto, FAMILIES[family][0])[model_type]
+    return named if isinstance(named, str) else named[0]
+
+
+def tiny(model_type: str, family: str) -> dict[str, Any]:
+    """Return the tiny configuration of a model type, as its ``config.json`` says it."""
+    import transformers
+
+    cls = transformers.CONFIG_MAPPING[model_type]
+    given = EXCEPTIONS.get(model_type, {})
+    default = cls(**copy.deepcopy(given.get("init", {})))
+    config = shrink(default.to_dict())
+    _amend(config, {name: value for name, value in given.items() if name != "init"})
+    config["architectures"] = [class_name(model_type, family)]
+    config["model_type"] = model_type
+    for name in ("transformers_version", "_name_or_path"):
+        config.pop(name, None)
+    config["dtype"] = "float32"
+    return config

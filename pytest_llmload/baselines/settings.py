@@ -1,0 +1,42 @@
+"""What differs between the settings of two models: one sentence a field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_llmload.baselines.environment import differing
+from pytest_llmload.core.verdicts import ManifestChange
+
+#: Libraries whose releases add fields and constants, and take them away.
+_LIBRARIES = ("transformers", "torch", "bitsandbytes", "peft", "accelerate")
+#: Fields that are ours: there in every load, whatever the libraries' releases.
+_OWN = ("attention", "mode.", "cache.", "files")
+#: A library that moved from one class to another has taken its constants along.
+_CONFIG = ("config.", "generation.")
+_NONE = "none"
+
+
+def diff(
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+    old_environment: Mapping[str, str],
+    new_environment: Mapping[str, str],
+) -> tuple[ManifestChange, ...]:
+    """Return every field that differs; none where one side, as a baseline of an older release, has no settings.
+
+    A field that only one side has counts where the libraries are the same: their releases add and remove fields.
+    """
+    if not old or not new:
+        return ()
+    same = not differing(old_environment, new_environment, _LIBRARIES)
+    names = [name for name in sorted({**old, **new}, key=_order) if old.get(name) != new.get(name)]
+    return tuple(
+        ManifestChange(f"{name}: {old.get(name, _NONE)} -> {new.get(name, _NONE)}", 0, 0)
+        for name in names
+        if same or (name in old and name in new) or name.startswith(_OWN)
+    )
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Ours first, then the configs, then constants of the classes, which follow from them."""
+    return (0 if name.startswith(_OWN) else 1 if name.startswith(_CONFIG) else 2, name)

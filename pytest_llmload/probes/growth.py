@@ -1,0 +1,80 @@
+"""Memory that each further call of a model keeps."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.metrics import Metric, named
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.system import allocator
+from pytest_llmload.worker.model.device import is_out_of_memory, synchronize
+from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: Calls that are looked at: what each of them leaves is growth, what one of them leaves is a cache that was filled.
+CALLS = 3
+_TOKENS = 2
+
+
+class Growth(Probe):
+    """``gpu.growth`` and ``host.growth``: bytes that every call of forward and generate leaves behind.
+
+    A GPU's are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)), which
+    free pages of its heap do not change.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = named("gpu.growth", "host.growth")
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.seen: list[dict[str, float]] = []
+        self.complaint = "no call was repeated"
+
+    def finished(self, loaded: Loaded) -> None:
+        # What exists is no growth, and each collection would walk through all of it.
+        gc.collect()
+        gc.freeze()
+        try:
+            for _ in range(CALLS + 1):
+                first_forward(loaded)
+                if can_generate(loaded):
+                    generate_workload(loaded, new_tokens=_TOKENS)
+                self.seen.append(self._held())
+        except Exception as error:
+            # The model ran before: what it does now is no figure, and is told.
+            if is_out_of_memory(error):
+                raise
+            self.complaint = f"a repeated call raised {type(error).__name__}: {error}"
+        finally:
+            gc.unfreeze()
+
+    def fill(self, result: LoadResult) -> None:
+        names = ["host.growth"]
+        if self.job.device.kind == "cuda":
+            names += ["gpu.growth", *(f"gpu.{gpu}.growth" for gpu in range(torch.cuda.device_count()))]
+        for name in names:
+            values = [held[name] for held in self.seen if name in held]
+            if len(values) > CALLS:
+                # The least that any of the calls left.
+                left = (after - before for before, after in pairwise(values))
+                result.metrics[name] = max(0, min(left))
+            else:
+                result.unavailable[name] = self.complaint if not self.seen else "the C library does not tell"
+
+    def _held(self) -> dict[str, float]:
+        gc.collect()
+        synchronize(self.job)
+        held: dict[str, float] = {}
+        handed_out = allocator.handed_out()
+        if handed_out is not None:
+            held["host.growth"] = handed_out
+        if self.job.device.kind == "cuda":
+            each = {f"gpu.{gpu}.growth": torch.cuda.memory_allocated(gpu) for gpu in range(torch.cuda.device_count())}
+            held |= {**each, "gpu.growth": sum(each.values())}
+        return held

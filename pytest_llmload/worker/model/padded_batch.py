@@ -1,0 +1,123 @@
+"""One more generation after all figures: a padded batch and a decoded step, with each layer's output.
+
+A first forward without padding is the same where the attention mask is ignored, or where positions are shifted: rotary
+embeddings are relative. The decoded token is given, not chosen, so that a near tie changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.worker.model.generation import (
+    can_generate,
+    generating,
+    generation_config_set,
+    input_ids,
+    settings,
+    vocabulary,
+    workload_tokens,
+)
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.tensors import local_part
+
+#: Rows; the last one has half of its prompt padded.
+ROWS = 2
+#: Tokens of the prompt at most.
+_PROMPT = 32
+#: The step that is decoded after the prefill.
+_STEPS = 2
+_LAYER = re.compile(r"^(?:[^\d.]+\.)*\d+$")
+
+
+@dataclass
+class PaddedRun:
+    """What the generation gave."""
+
+    #: Logits of each step, rows x vocabulary, fp32 on the host.
+    logits: list[Any] = field(default_factory=list)
+    #: What the model kept between the steps; None where it keeps nothing.
+    cache: Any = None
+    #: Tokens that the cache was filled with.
+    tokens: int = 0
+    rows: int = ROWS
+    #: Each layer's output at the last position of the first row: L2 norm, and its product with fixed signs.
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    #: Whether a cache was asked for at all: only a generation keeps one.
+    generated: bool = False
+
+
+def run(loaded: Loaded) -> PaddedRun:
+    """Generate one given token after a padded batch; of a model that does not generate, its forward."""
+    prompt = max(2, min(loaded.job.spec.workload.prompt_tokens, _PROMPT))
+    ids = input_ids(loaded, workload_tokens(Workload(ROWS, prompt, 1), vocabulary(loaded)))
+    mask = torch.ones_like(ids)
+    mask[-1, : prompt // 2] = 0
+    found = PaddedRun(tokens=prompt)
+    generates = can_generate(loaded) and getattr(loaded.model, "generation_config", None) is not None
+    with torch.no_grad(), _layers(loaded, found):
+        if generates:
+            _generate(loaded, ids, mask, found)
+        else:
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if getattr(loaded.config, "is_encoder_decoder", False):
+                inputs["decoder_input_ids"] = ids
+            output = loaded.model(**inputs)
+            logits = getattr(output, "logits", None)
+            logits = output[0] if logits is None else logits
+            found.logits = [(logits[:, -1] if logits.dim() == 3 else logits).float().cpu()]
+    return found
+
+
+def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
+    config = settings(loaded, _STEPS)
+    config.return_dict_in_generate = config.output_logits = True
+    given = int(ids[0, 0])
+
+    def force(sequences: Any, logits: Any) -> Any:
+        forced = torch.full_like(logits, -torch.inf)
+        forced[:, given] = 0
+        return forced
+
+    with generation_config_set(loaded.model, config):
+        output = loaded.model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[force]
+        )
+    found.generated = True
+    found.logits = [step.float().cpu() for step in output.logits]
+    found.cache = getattr(output, "past_key_values", None)
+    # The token of the last step was not run.
+    found.tokens += _STEPS - 1
+
+
+@contextmanager
+def _layers(loaded: Loaded, found: PaddedRun) -> Iterator[None]:
+    """Look at the outputs of the outermost numbered modules during their first call."""
+    handles = []
+    if not any(vars(module).get("_compiled_call_impl") for module in loaded.model.modules()):
+        paths = [path for path, _ in generating(loaded.model).named_modules() if _LAYER.match(path)]
+        modules = dict(generating(loaded.model).named_modules())
+        handles = [modules[path].register_forward_hook(_look(path, found)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _look(path: str, found: PaddedRun) -> Any:
+    def hook(module: Any, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        if path in found.layers or not isinstance(first, torch.Tensor) or first.dim() < 2:
+            return
+        values = local_part(first.detach()).flatten(0, -2)[: first.shape[-2]][-1].double().cpu()
+        signs = 1 - 2 * (torch.arange(values.numel()) * 2654435761 % 4096 >= 2048).double()
+        found.layers[path] = [float(values.norm()), float(values @ signs)]
+
+    return hook
