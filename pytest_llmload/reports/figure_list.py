@@ -10,7 +10,9 @@ from pytest_llmload.core.verdicts import Run
 def rows(run: Run) -> list[tuple[str, str]]:
     """Return what the load is, its verdict, and every figure as people read it."""
     found = [("load", run.spec.id), ("device", run.device_key), ("verdict", run.verdict.replace("_", " "))]
-    for name, value in sorted((run.result.metrics if run.result else {}).items()):
-        metric = find(name)
+    if run.result is None:
+        return found
+    for name, value in sorted(run.result.metrics.items()):
+        metric = find(name, run.result.table)
         found.append((name, format_value(value, metric.unit if metric else "1")))
     return found

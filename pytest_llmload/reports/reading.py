@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llmload.core.decoding import Malformed, decode
 from pytest_llmload.core.errors import ReportError
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.units import Tolerance
@@ -123,10 +124,26 @@ def _result(item: dict[str, Any], spec: LoadSpec, where: str) -> LoadResult | No
     outcome = decode(str, item.get("load", ""), f"{where}, load")
     if not outcome:
         return None
-    values = {name: item[name] for name in _SAME if item.get(name) is not None}
+    values = {name: item[name] for name in _SAME - {"declared"} if item.get(name) is not None}
     for name in _FINITE:
         values[name] = _without_null(values.get(name, {}))
-    return decode(LoadResult, {**values, "spec": spec.to_json(), "outcome": outcome}, where)
+    result = decode(LoadResult, {**values, "spec": spec.to_json(), "outcome": outcome}, where)
+    declared = decode(dict[str, dict[str, Any]], item.get("declared", {}), f"{where}, declared")
+    result.declared = tuple(_declared(row, f"{where}, declared, {name}") for name, row in declared.items())
+    return result
+
+
+def _declared(row: dict[str, Any], where: str) -> Metric:
+    tolerance = _tolerance(decode(dict[str, float], row.get("tolerance", {}), f"{where}, tolerance"))
+    known = {item.name: row[item.name] for item in dataclasses.fields(Metric) if item.name in row}
+    try:
+        return Metric(**{**known, "depends": tuple(known.get("depends", ())), "tolerance": tolerance})
+    except (AttributeError, TypeError, ValueError) as wrong:
+        raise Malformed(f"{where} does not declare a metric: {wrong}") from None
+
+
+def _tolerance(given: dict[str, float]) -> Tolerance:
+    return Tolerance(given.get("relative", 0.0), given.get("absolute", 0.0))
 
 
 def _without_null(value: Any) -> Any:
@@ -145,7 +162,7 @@ def _comparison(name: str, section: _Section, where: str) -> Comparison:
             item.baseline,
             item.current,
             item.unit,
-            Tolerance(item.tolerance.get("relative", 0.0), item.tolerance.get("absolute", 0.0)),
+            _tolerance(item.tolerance),
             item.reason,
             item.informative,
         )

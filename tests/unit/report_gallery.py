@@ -14,8 +14,10 @@ from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.timings import timings
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, LoadResult, Problem
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Run
 from pytest_llmload.reports.document import document
 
@@ -117,6 +119,7 @@ def runs(hostile: str = "") -> list[Run]:
         metrics={"gpu.settled": round(7.17 * GIB), "gpu.0.settled": round(7.17 * GIB), "gpu.load_peak": 10 * GIB},
         manifest=manifest("nf4 absmax=float32 block=64 compute=bf16", 43 * MIB),
         environment={**ENVIRONMENT, "bitsandbytes": "0.50.2"},
+        declared=(Metric("power.joules", "J", "work", Tolerance(relative=0.05), hostile or "Energy"),),
         notes=[hostile] if hostile else ["rotary_emb keeps fp32"],
     )
     found.append(judged(NF4, record(None, [old, old], update=True).baseline, now))

@@ -148,7 +148,7 @@ def _metrics(run: Run) -> list[ET.Element]:
     assert run.result is not None
     rows = []
     for name, value in sorted(run.result.metrics.items()):
-        metric = find(name)
+        metric = find(name, run.result.table)
         judged = figures.verdict_of(run, name)
         unit = metric.unit if metric else "1"
         baseline = judged.baseline if judged else None
