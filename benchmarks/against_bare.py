@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_llmload.host.settings.options import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
-EXACT = ("gpu.settled", "gpu.load_peak", "gpu.load_allocated", "gpu.load_allocations")
+EXACT = ("gpu.settled", "gpu.load_peak", "gpu.load_allocated", "gpu.load_allocations", "gpu.generate_peak")
 
 
 def main(report: str, variants: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(report: str, variants: list[str]) -> int:
         if spec["strategy"] != "single" or run["load"] != "loaded" or (variants and run["variant"] not in variants):
             continue
         path = resolve(spec["model"], default_cache()).path
-        options = {name: spec[name] for name in ("dtype", "quant", "double_quant")}
+        options = {name: spec[name] for name in ("dtype", "quant", "double_quant", "workload")}
         command = [sys.executable, str(Path(__file__).with_name("bare_load.py")), path, json.dumps(options)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         bare = json.loads(output.splitlines()[-1])

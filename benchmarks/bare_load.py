@@ -2,11 +2,13 @@
 
     python benchmarks/bare_load.py DIRECTORY '{"quant": "nf4", "double_quant": true}'
 
-Nothing of the plugin is imported. The last line is JSON: bytes and counts of the first GPU.
+Nothing of the plugin is imported. After the load it runs a forward and generates the workload (``"workload":
+"1x128+32"``). The last line is JSON: bytes and counts of the first GPU.
 """
 
 import gc
 import json
+import re
 import sys
 import time
 
@@ -43,7 +45,17 @@ def main(path: str, options: dict) -> None:
         "gpu.load_allocations": after["allocation.all.allocated"] - before["allocation.all.allocated"],
         "load": seconds,
     }
-    assert model is not None
+    batch, prompt, tokens = (int(part) for part in re.split("[x+]", options.get("workload", "1x128+32")))
+    ids = torch.arange(batch * prompt, device="cuda").remainder(model.config.vocab_size).view(batch, prompt)
+    with torch.no_grad():
+        model(ids[:1])
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+    )
+    torch.cuda.synchronize()
+    figures["gpu.generate_peak"] = torch.cuda.max_memory_allocated()
     print(json.dumps(figures))
 
 

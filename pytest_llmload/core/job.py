@@ -93,6 +93,10 @@ class Scope:
 
 
 EVERYTHING = Scope()
+#: What a load takes if no test looks at its times: the rounds that are timed take longer than the rest of a small load.
+WITHOUT_TIMES = Scope(figures=(MEMORY,))
+#: A few timed rounds, for a test that asks for times without having announced it.
+TIMES_ALONE = Scope(checks=False, figures=(TIMING,), own_probes=())
 SERVING = Scope(measure=False)
 TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=("time",))
 COUNTING = Scope(checks=False, figures=(WORK,), own_probes=("work",))

@@ -17,7 +17,7 @@ def result():
 
 @pytest.fixture
 def llm(result):
-    return LLM(SimpleNamespace(result=result))
+    return LLM(SimpleNamespace(result=result, with_times=lambda: result))
 
 
 def test_no_test_changes_what_the_next_one_sees(llm, result):

@@ -278,7 +278,7 @@ class Broker:
         self._checkpoint_of(load.spec)
         self._files.adapter(load.spec)
         result = self._open(load, scope, keep=keep)
-        if scope is EVERYTHING:
+        if scope.checks:
             self._finished(result)
         return result
 

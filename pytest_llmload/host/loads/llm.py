@@ -110,32 +110,46 @@ def _numbered(result: LoadResult, kind: str) -> list[PartFigures]:
 
 
 class Timing:
-    """Medians in seconds; ``samples`` holds what they are the medians of, in the order taken."""
+    """The times of a load, each as a median in seconds.
 
-    def __init__(self, result: LoadResult) -> None:
-        self.samples: Mapping[str, tuple[float, ...]] = MappingProxyType(
-            {name: tuple(samples) for name, samples in result.samples.items()}
-        )
-        self.phases: Mapping[str, float] = MappingProxyType(result.phases)
-        self._result = result
+    ``ttft`` and ``per_token`` are measured with the load if one of its tests uses ``latency_baseline`` or
+    ``latency_budget``; otherwise in a process apart, when they are first asked for.
+    """
 
-    def _median(self, name: str) -> float:
-        samples = self._result.samples.get(name)
+    def __init__(self, load: Load) -> None:
+        self._load = load
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds of each phase of the load's process, in the order they ran."""
+        return MappingProxyType(self._load.result.phases)
+
+    @property
+    def samples(self) -> Mapping[str, tuple[float, ...]]:
+        """The samples in seconds that the medians are taken from, in the order measured: name -> samples."""
+        taken = self._load.with_times().samples
+        return MappingProxyType({name: tuple(samples) for name, samples in taken.items()})
+
+    def _median(self, result: LoadResult, name: str) -> float:
+        samples = result.samples.get(name)
         if not samples:
-            raise AttributeError(_absent(self._result, name))
+            raise AttributeError(_absent(result, name))
         return statistics.median(samples)
 
     @property
     def load(self) -> float:
-        return self._median("load")
+        """Seconds of the loading call alone."""
+        return self._median(self._load.result, "load")
 
     @property
     def ttft(self) -> float:
-        return self._median("ttft")
+        """Seconds to the first token: the prefill of the workload and one token."""
+        return self._median(self._load.with_times(), "ttft")
 
     @property
     def per_token(self) -> float:
-        return self._median("per_token")
+        """Seconds per further token of the workload, at its batch size."""
+        return self._median(self._load.with_times(), "per_token")
 
 
 class LLM:
@@ -172,7 +186,7 @@ class LLM:
 
     @property
     def timing(self) -> Timing:
-        return Timing(self._load.result)
+        return Timing(self._load)
 
     @property
     def work(self) -> Mapping[str, float]:

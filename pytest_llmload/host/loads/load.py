@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
-from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
+from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, TIMES, TIMES_ALONE, WITHOUT_TIMES, Scope
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls
 from pytest_llmload.host.loads.inline import InlineProcess
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pytest_llmload.system.protocol import Message
 
 _Figure = TypeVar("_Figure")
+#: The times that generating takes; they are measured only if a test looks at them.
+TIMED = frozenset({"ttft", "per_token"})
+_NOT_TIMED = "no test of this load looks at times (latency_baseline, latency_budget, llm.timing)"
 
 
 class Load:
@@ -36,6 +39,8 @@ class Load:
         self._process: LoadProcess | InlineProcess | None = None
         self._lease: Lease | None = None
         self._changed = False
+        #: Whether a test announced that it looks at times, so that they are taken with the other figures.
+        self.times_wanted = False
         self._repeats: list[LoadResult] = []
         self._timed: list[LoadResult] = []
         self._loaded: list[LoadResult] = []
@@ -57,7 +62,7 @@ class Load:
             raise self._machine_error
         if self._result is None:
             try:
-                self._result = self._broker.measure(self, keep=True)
+                self._result = self._broker.measure(self, self._scope, keep=True)
             except MachineError as error:
                 self._machine_error = error
                 raise
@@ -65,7 +70,27 @@ class Load:
                 # The checkpoint itself is no model: the load failed before it could start.
                 info = ErrorInfo(message=str(error), phase="resolve")
                 self._result = LoadResult(spec=self.spec.to_json(), outcome=results.FAILED, error=info)
+            if not self.times_wanted and self._result.ok:
+                absent = TIMED - self._result.samples.keys() - self._result.unavailable.keys()
+                self._result.unavailable |= dict.fromkeys(absent, _NOT_TIMED)
         return self._result
+
+    @property
+    def _scope(self) -> Scope:
+        return EVERYTHING if self.times_wanted else WITHOUT_TIMES
+
+    def with_times(self) -> LoadResult:
+        """Return the figures with ``ttft`` and ``per_token``, measured now in a process apart if no test announced it.
+
+        Raises LoadError if that process does not load any more.
+        """
+        own = self.result
+        if own.ok and not TIMED.intersection(own.samples):
+            timed = self._again(TIMES_ALONE)
+            for name in TIMED.intersection(timed.samples):
+                own.samples[name], own.metrics[name] = timed.samples[name], timed.metrics[name]
+                own.unavailable.pop(name, None)
+        return own
 
     def untold_faults(self) -> list[Fault]:
         """Return the checks and probes that raised, each once in the life of the load; of one not measured, none."""
@@ -84,7 +109,7 @@ class Load:
         """The same load measured anew in fresh processes, alone on the device; once per run."""
         while len(self._repeats) < count:
             self.close()
-            self._repeats.append(self._broker.measure(self))
+            self._repeats.append(self._broker.measure(self, self._scope))
         return self._repeats[:count]
 
     def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:

@@ -174,6 +174,8 @@ class State:
             if self.load_of(item) is not None:
                 self.wanted = True
                 self.pending.setdefault(spec, set()).add(item.nodeid)
+            if "latency_baseline" in item.fixturenames or item.get_closest_marker("latency_budget"):  # type: ignore[attr-defined]
+                self.broker.load(spec).times_wanted = True
             if {"memory_baseline", "latency_baseline"} & set(item.fixturenames):  # type: ignore[attr-defined]
                 with contextlib.suppress(MachineError):
                     self.owned.add(self.baseline_path(spec))
