@@ -20,7 +20,7 @@ from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.verdicts import TABLE, Outcome, Row
 from pytest_llmload.host.hooks import hookspecs
-from pytest_llmload.host.markers import signatures
+from pytest_llmload.host.markers import table
 from pytest_llmload.host.settings.options import OPTIONS, help_text, ini_name
 from pytest_llmload.reports.formats import WRITERS
 from pytest_llmload.strategies import Strategy
@@ -103,7 +103,7 @@ def options() -> str:
 
 def markers() -> str:
     """Every marker: its signature and its help."""
-    parts = [line.partition("): ") for line in signatures.lines()]
+    parts = [line.partition("): ") for line in table.lines()]
     return _table(("marker", "says"), [(f"`{signature})`", text) for signature, _, text in parts])
 
 

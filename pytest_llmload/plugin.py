@@ -40,9 +40,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_llmload.host.markers import signatures
+    from pytest_llmload.host.markers import table
 
-    for line in signatures.lines():
+    for line in table.lines():
         config.addinivalue_line("markers", line)
     if config.pluginmanager.hasplugin("xdist"):
         from pytest_llmload.integrations import xdist

@@ -39,8 +39,13 @@ class Strategy:
     fields: ClassVar[dict[str, Any]] = {}
     #: What the ready-made suite loads beside its plain form, as fields of a LoadSpec.
     also: ClassVar[tuple[dict[str, Any], ...]] = ()
-    #: Whether a server that somebody else has started (``--llm-endpoint``) may be its load.
+    #: True if a server that runs already (``--llm-endpoint``) may be its load.
     takes_endpoint: ClassVar[bool] = False
+    #: True if it calls the user's own function (``target=``) in place of ``from_pretrained``. The product of such code
+    #: is not known beforehand: only what the test's other markers say must hold of it.
+    own_code: ClassVar[bool] = False
+    #: True if its name is also a ``device_map``, so that the marker ``device_map(name)`` means it.
+    is_device_map: ClassVar[bool] = False
     #: Its own options; others go to ``from_pretrained``.
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.

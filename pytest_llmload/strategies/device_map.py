@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class _Mapped(Strategy):
+    is_device_map = True
+
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
         return unheeded(spec, "device_map")

@@ -23,6 +23,7 @@ class Loader(Strategy):
     name = "loader"
     summary = "Production's own function: function(spec) -> model or (model, tokenizer)."
     fields: ClassVar[dict[str, Any]] = {"strategy": "loader"}
+    own_code = True
     options: ClassVar[tuple[str, ...]] = ("target",)
     packages = ("torch",)
 

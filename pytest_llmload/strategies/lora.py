@@ -36,7 +36,7 @@ class Lora(Strategy):
     wrapping = "adapter"
 
     def wrap(self, job: Job, loaded: Loaded) -> Loaded:
-        if job.spec.strategy == "loader" or job.adapter is None:
+        if loaded.own_code or job.adapter is None:
             return loaded
         import torch
 

@@ -47,6 +47,24 @@ GATED = """
         memory_baseline.check(llm, metrics=["power.joules"])
 """
 
+MARKER = """
+    from pytest_llmload.host.markers.base import LoadMarker, Value
+    from pytest_llmload.host.markers.table import LOAD_MARKERS
+
+    class Threads(LoadMarker):
+        '''Load with so many threads.'''
+
+        name = "threads"
+
+        @staticmethod
+        def signature(count: int) -> None: ...
+
+        def read(self, args, kwargs, where):
+            return [Value({"env": (("OMP_NUM_THREADS", str(self.one(args, kwargs))),)})]
+
+    LOAD_MARKERS["threads"] = Threads
+"""
+
 
 def _hook(probe: str) -> str:
     return f"def pytest_llmload_probes(config): return ['ours:{probe}']"
@@ -109,6 +127,37 @@ def test_a_probe_that_cannot_be_is_refused_at_start(
     result = project()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([message])
+
+
+def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makeconftest(MARKER)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.threads(2)
+
+        def test_of_the_module(llm_spec):
+            assert llm_spec.env == (("OMP_NUM_THREADS", "2"),)
+
+        @pytest.mark.threads(pytest.param(3, id="three"))
+        def test_nearest(llm_spec):
+            assert llm_spec.env == (("OMP_NUM_THREADS", "3"),)
+
+        def test_keyword(llm_load):
+            llm = llm_load(threads=4)
+            assert llm.run(lambda model, tokenizer: __import__("os").environ["OMP_NUM_THREADS"]) == "4"
+            with pytest.raises(TypeError, match="unknown keyword 'thread'; known: .*, threads, options, env"):
+                llm_load(thread=4)
+        """
+    )
+    result = project("--strict-markers", "-v")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*test_nearest[[]tiny-llama-three[]] PASSED*"])
+    assert "@pytest.mark.threads(count): Load with so many threads." in project("--markers").stdout.str()
+    pytester.makepyfile("import pytest\n@pytest.mark.threads\ndef test_a(llm_spec): pass")
+    refused = project("--collect-only")
+    refused.stderr.fnmatch_lines(["*threads: missing a required argument: 'count'; write threads(count)"])
 
 
 def test_a_report_format_is_one_entry_of_a_table(pytester: pytest.Pytester, project: Run) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -160,86 +162,102 @@ def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project)
     )
 
 
-@pytest.mark.parametrize(
-    ("marker", "message"),
-    [
-        ("strategy('bf16', world_size=2)", "strategy('bf16') has no world_size: it is not split over ranks"),
-        ("strategy('tp_plan', world_size='2')", "world_size='2': a whole number of shards or ranks, at least 1"),
-        ('quant("nf5")', "quant: unknown 'nf5': one of none, int8, nf4, fp4"),
-        ("quant()", "quant names nothing"),
-        ('quant("nf4", double=True)', "quant: got an unexpected keyword argument 'double'"),
-        ('quant("int8", double_quant=True)', "quant('int8') has no double_quant"),
-        ('quant("nf4", compute_dtype="half")', "unknown compute_dtype 'half'"),
-        ('quant("nf4", skip_modules="lm_head")', "'lm_head' is not a list of names"),
-        ("gpu_count(0)", "gpu_count(0): a whole number of GPUs, at least 1"),
-        ('gpu_count("ALL")', "gpu_count('ALL')"),
-        ('gpu_memory("40")', "gpu_memory: write one size"),
-        ('memory_ceiling(gpu="8.5Gib")', "memory_ceiling: '8.5Gib' is not a size: write a number and one of B, KiB"),
-        ('memory_ceiling(gpu="1GiB", phase="idle")', "unknown phase 'idle'"),
-        ('latency_budget(load="fast")', "latency_budget: 'fast' is not a time"),
-        ('strategy("nf4")\n@pytest.mark.quant("int8")', "contradicting markers: quant is"),
-        ('strategy("loader")', "needs target='pkg.mod:function'"),
-        ('strategy("speculative")', "strategy: unknown 'speculative'"),
-        ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
-        ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
-        ('workload("many")', "workload: 'many' is not a workload"),
-        ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),
-        ('strategy("nf4", double_quant="no")', "strategy: double_quant='no': True or False"),
-        ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half': one of fp32, fp16, bf16"),
-        ('lora(merged="no")', "lora: merged='no': True or False"),
-        (
-            'strategy("fp16", double_quant=True)',
-            "double_quant has no effect on 'fp16'; it belongs to",
-        ),
-        (
-            'strategy("int8", compute_dtype="bf16")',
-            "compute_dtype has no effect on 'int8'; it belongs to",
-        ),
-        ('strategy("fp16", skip_modules=["a"])', "skip_modules has no effect on"),
-        ('strategy("auto", target="a:b")', "strategy('auto') has no target: it calls no function of yours"),
-        ('strategy("tensor_parallel")\n@pytest.mark.quant("nf4")', "package splits dense weights only"),
-        ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
-        ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
-        ('strategy("auto", hook=print)', "cannot go to the load's process"),
-        ('strategy("auto")\n@pytest.mark.device_map({"": "disk"})', "strategy('auto') would ignore device_map"),
-        ('strategy("max_memory")\n@pytest.mark.device_map({"": 0})', "strategy('max_memory') would ignore device_map"),
-        ('strategy("fp16", max_memory={0: "1GiB"})', "a load on one device would ignore max_memory: take"),
-        ('device_map({"": 0}, max_memory={0: "1GiB"})', "a map of modules would ignore max_memory"),
-        (
-            'strategy("tp_plan", max_memory={0: "1GiB"})\n@pytest.mark.device_map({"": 0})',
-            "strategy('tp_plan') would ignore device_map and max_memory",
-        ),
-        ('strategy("deepspeed")\n@pytest.mark.device_map({"": 0})', "strategy('deepspeed') would ignore device_map"),
-        (
-            'strategy("tensor_parallel")\n@pytest.mark.device_map({"": 0})',
-            "strategy('tensor_parallel') would ignore device_map",
-        ),
-        (
-            'strategy("tensor_parallel", world_size=4)\n@pytest.mark.gpu_count(2)',
-            "gpu_count(2) contradicts world_size=4 of strategy('tensor_parallel')",
-        ),
-        ('strategy("tp_plan")\n@pytest.mark.gpu_count(4)', "gpu_count(4) contradicts world_size=2"),
-        ('quant("int8", "none", double_quant=True)', "quant('int8', 'none') has no double_quant"),
-        ('quant("none", skip_modules=["a"])', "quant('none') has no skip_modules"),
-        ('strategy("nf4", compute_dtype="bf17")', "strategy: unknown compute_dtype 'bf17'"),
-        ('strategy("fp16", dtype="bfloat16")', "dtype='bfloat16' contradicts dtype 'fp16'"),
-        (
-            'attn("eager")\n@pytest.mark.strategy("auto", attn_implementation="sdpa")',
-            "attn_implementation='sdpa' contradicts attn 'eager'",
-        ),
-        ('quant(pytest.param("nf4", "int8"))', "quant: pytest.param('nf4', 'int8'): one value in each"),
-        ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2): one value in each"),
-        ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
-        ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
-    ],
-)
-def test_a_wrong_marker_is_one_sentence_that_names_the_test(pytester, project, marker, message):
-    pytester.makepyfile(f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n")
-    result = project("--collect-only")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert message in result.stderr.str()
-    assert "::test_a" in result.stderr.str()
-    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+WRONG = [
+    ("strategy('bf16', world_size=2)", "strategy('bf16') has no world_size: it is not split over ranks"),
+    ("strategy('tp_plan', world_size='2')", "world_size='2': a whole number of shards or ranks, at least 1"),
+    ('quant("nf5")', "quant: unknown 'nf5': one of none, int8, nf4, fp4"),
+    ("quant()", "quant names nothing"),
+    ('quant("nf4", double=True)', "quant: got an unexpected keyword argument 'double'"),
+    ('quant("int8", double_quant=True)', "quant('int8') has no double_quant"),
+    ('quant("nf4", compute_dtype="half")', "unknown compute_dtype 'half'"),
+    ('quant("nf4", skip_modules="lm_head")', "'lm_head' is not a list of names"),
+    ("gpu_count(0)", "gpu_count(0): a whole number of GPUs, at least 1"),
+    ('gpu_count("ALL")', "gpu_count('ALL')"),
+    ('gpu_memory("40")', "gpu_memory: write one size"),
+    ('memory_ceiling(gpu="8.5Gib")', "memory_ceiling: '8.5Gib' is not a size: write a number and one of B, KiB"),
+    ('memory_ceiling(gpu="1GiB", phase="idle")', "unknown phase 'idle'"),
+    ('latency_budget(load="fast")', "latency_budget: 'fast' is not a time"),
+    ('strategy("nf4")\n@pytest.mark.quant("int8")', "contradicting markers: quant is"),
+    ('strategy("loader")', "needs target='pkg.mod:function'"),
+    ('strategy("speculative")', "strategy: unknown 'speculative'"),
+    ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
+    ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
+    ('workload("many")', "workload: 'many' is not a workload"),
+    ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),
+    ('strategy("nf4", double_quant="no")', "strategy: double_quant='no': True or False"),
+    ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half': one of fp32, fp16, bf16"),
+    ('lora(merged="no")', "lora: merged='no': True or False"),
+    ('strategy("fp16", double_quant=True)', "double_quant has no effect on 'fp16'; it belongs to quant('nf4', 'fp4'"),
+    ('strategy("int8", compute_dtype="bf16")', "compute_dtype has no effect on 'int8'; it belongs to quant("),
+    ('strategy("fp16", skip_modules=["a"])', "skip_modules has no effect on 'fp16'; it belongs to quant("),
+    ('strategy("auto", target="a:b")', "strategy('auto') has no target: it calls no function of yours"),
+    ('strategy("tensor_parallel")\n@pytest.mark.quant("nf4")', "package splits dense weights only"),
+    ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
+    ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
+    ('strategy("auto", hook=print)', "cannot go to the load's process"),
+    ('strategy("auto")\n@pytest.mark.device_map({"": "disk"})', "strategy('auto') would ignore device_map"),
+    ('strategy("max_memory")\n@pytest.mark.device_map({"": 0})', "strategy('max_memory') would ignore device_map"),
+    ('strategy("fp16", max_memory={0: "1GiB"})', "a load on one device would ignore max_memory: take"),
+    ('device_map({"": 0}, max_memory={0: "1GiB"})', "a map of modules would ignore max_memory"),
+    (
+        'strategy("tp_plan", max_memory={0: "1GiB"})\n@pytest.mark.device_map({"": 0})',
+        "strategy('tp_plan') would ignore device_map and max_memory",
+    ),
+    ('strategy("deepspeed")\n@pytest.mark.device_map({"": 0})', "strategy('deepspeed') would ignore device_map"),
+    (
+        'strategy("tensor_parallel")\n@pytest.mark.device_map({"": 0})',
+        "strategy('tensor_parallel') would ignore device_map",
+    ),
+    (
+        'strategy("tensor_parallel", world_size=4)\n@pytest.mark.gpu_count(2)',
+        "gpu_count(2) contradicts world_size=4 of strategy('tensor_parallel')",
+    ),
+    ('strategy("tp_plan")\n@pytest.mark.gpu_count(4)', "gpu_count(4) contradicts world_size=2"),
+    ('quant("int8", "none", double_quant=True)', "quant('int8', 'none') has no double_quant"),
+    ('quant("none", skip_modules=["a"])', "quant('none') has no skip_modules"),
+    ('strategy("nf4", compute_dtype="bf17")', "strategy: unknown compute_dtype 'bf17'"),
+    ('strategy("fp16", dtype="bfloat16")', "dtype='bfloat16' contradicts dtype 'fp16'"),
+    (
+        'attn("eager")\n@pytest.mark.strategy("auto", attn_implementation="sdpa")',
+        "attn_implementation='sdpa' contradicts attn 'eager'",
+    ),
+    ('quant(pytest.param("nf4", "int8"))', "quant: pytest.param('nf4', 'int8'): one value in each"),
+    ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2): one value in each"),
+    ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
+    ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What one run says of all wrong markers, each in a file of its own."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for number, (marker, _) in enumerate(WRONG):
+        text = f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n"
+        (folder / f"test_{number}.py").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--llm-model=random:tiny-llama",
+        "--llm-device=cpu",
+        "--collect-only",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(("marker", "message"), WRONG)
+def test_a_wrong_marker_is_one_sentence_that_names_the_test(refused: list[str], marker: str, message: str) -> None:
+    number = WRONG.index((marker, message))
+    (line,) = [line for line in refused if f"test_{number}.py::test_a" in line]
+    assert message in line
 
 
 def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.host.markers.signatures import LIMITS, LOAD_MARKERS
+from pytest_llmload.host.markers.table import markers
 from pytest_llmload.host.settings.options import OPTIONS
 from pytest_llmload.strategies.builtin import BUILTIN
 
@@ -47,7 +47,7 @@ def test_a_table_that_is_nowhere_is_an_error():
 def test_what_users_can_name_is_in_the_reference():
     names = {
         *(f"--llm-{name}" for name in OPTIONS),
-        *(f"`{name}(" for name in {**LOAD_MARKERS, **LIMITS}),
+        *(f"`{name}(" for name in markers()),
         *("`llm`", "`llm_spec`", "`llm_load`", "`llm_gpus`", "`memory_baseline`", "`latency_baseline`"),
         *(
             "`llm_benchmark`",

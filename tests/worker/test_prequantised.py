@@ -260,7 +260,6 @@ def test_what_a_config_says(config: dict[str, Any], description: str, skips: tup
     spec = LoadSpec(model="m", name="m", quant="nf4")
     assert contradiction(spec, found).startswith(f"nf4 was asked for, {description} is stored: ")
     assert contradiction(LoadSpec(model="m", name="m"), found) == ""
-    assert contradiction(LoadSpec(model="m", name="m", quant="nf4", strategy="loader"), found) == ""
 
 
 def test_a_checkpoint_that_says_nothing() -> None:

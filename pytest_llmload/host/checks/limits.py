@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmload.baselines.compare import other_identity
 from pytest_llmload.baselines.timings import moved, recorded_timing, timings
-from pytest_llmload.core.units import format_bytes, parse_bytes, parse_seconds
+from pytest_llmload.core.units import format_bytes
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 from pytest_llmload.host.loads.timing_rounds import until_clear
+from pytest_llmload.host.markers.limits import Budget, LatencyBudget, MemoryCeiling
 from pytest_llmload.host.markers.nearest import limit_marks
+from pytest_llmload.host.markers.table import LIMIT_MARKERS
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
@@ -24,93 +24,28 @@ if TYPE_CHECKING:
     from pytest_llmload.host.loads.load import Load
     from pytest_llmload.host.run.state import State
 
-PHASES = ("load", "forward", "generate")
-TIMES = ("load", "ttft", "per_token")
-
-
-def ceiling_of(mark: pytest.Mark, where: str) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Bytes for ``gpu`` and ``host``, and the phases they hold in. Raises UsageError."""
-    kwargs = dict(mark.kwargs)
-    phase = kwargs.pop("phase", None)
-    if mark.args or not kwargs or set(kwargs) - {"gpu", "host"}:
-        raise pytest.UsageError(f"{where}: memory_ceiling: write memory_ceiling(gpu='9GiB'), host=, or both")
-    if phase is not None and phase not in PHASES:
-        raise pytest.UsageError(f"{where}: memory_ceiling: unknown phase {phase!r}: one of {', '.join(PHASES)}")
-    try:
-        sizes = {side: parse_bytes(size) for side, size in kwargs.items()}
-    except ValueError as error:
-        raise pytest.UsageError(f"{where}: memory_ceiling: {error}") from None
-    return sizes, (phase,) if phase else PHASES
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit of one time."""
-
-    #: As it was written.
-    text: str
-    #: Seconds; None where the limit is relative.
-    seconds: float | None = None
-    #: Part of the baseline's median that may come on top of it.
-    relative: float = 0.0
-
-    @classmethod
-    def parse(cls, text: object) -> Budget:
-        """``"150ms"``, or ``"+10%"`` of the baseline's median. ValueError says what to write."""
-        if isinstance(text, str) and (match := re.fullmatch(r"\s*\+\s*(\d+(?:\.\d+)?)\s*%\s*", text)):
-            if not float(match[1]):
-                raise ValueError(f"{text!r}: no two times are equal, the budget has to be more than 0 %")
-            return cls(text, relative=float(match[1]) / 100)
-        return cls(str(text), parse_seconds(text))
-
-
-def budget_of(mark: pytest.Mark, where: str) -> dict[str, Budget]:
-    """The limits of ``load``, ``ttft`` and ``per_token``. Raises UsageError."""
-    if mark.args or not mark.kwargs or set(mark.kwargs) - set(TIMES):
-        raise pytest.UsageError(f"{where}: latency_budget: write latency_budget(load='30s'), ttft=, per_token=")
-    try:
-        return {name: Budget.parse(text) for name, text in mark.kwargs.items()}
-    except ValueError as error:
-        raise pytest.UsageError(f"{where}: latency_budget: {error}") from None
-
-
-def memory_of(mark: pytest.Mark, where: str) -> int:
-    """Bytes that each GPU must have. Raises UsageError."""
-    try:
-        (size,) = [*mark.args, *mark.kwargs.values()]
-        return parse_bytes(size)
-    except ValueError:
-        raise pytest.UsageError(f"{where}: gpu_memory: write one size, as in gpu_memory('40GiB')") from None
-
 
 def validate(item: pytest.Item) -> None:
     """Raise UsageError if a limit of the item is wrong; called at collection."""
-    for name, read in _READERS.items():
+    for name, marker in LIMIT_MARKERS.items():
         for mark in limit_marks(item, name):
-            read(mark, item.nodeid)
+            marker.read(mark, item.nodeid)
 
 
 def claims(mark: pytest.Mark) -> bool:
-    """Whether a limit on a test without a load is meant for us; in other suites the names are labels."""
+    """Return whether a limit on a test without a load is meant for us; in other suites the names are labels."""
     try:
-        _READERS[mark.name](mark, mark.name)
+        LIMIT_MARKERS[mark.name].read(mark, mark.name)
     except pytest.UsageError:
         return False
     return True
 
 
-_READERS: dict[str, Callable[[pytest.Mark, str], object]] = {
-    "memory_ceiling": ceiling_of,
-    "latency_budget": budget_of,
-    "gpu_memory": memory_of,
-}
-
-
 def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
-    """Sentences for what is over a ceiling, and for ceilings on what this run could not measure."""
+    """Return sentences for each figure over its ceiling, and for ceilings on figures that this run did not measure."""
     over, unmeasured = [], []
-    for mark in limit_marks(item, "memory_ceiling"):
-        sizes, phases = ceiling_of(mark, item.nodeid)
+    for mark in limit_marks(item, MemoryCeiling.name):
+        sizes, phases = MemoryCeiling.read(mark, item.nodeid)
         for side, limit in sizes.items():
             seen = {
                 (where, phase): peak
@@ -137,8 +72,8 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
     over, unmeasured = [], []
     now = timings(load.timed_results)
     suspects: dict[str, tuple[Budget, Timing]] = {}
-    for mark in limit_marks(item, "latency_budget"):
-        for name, budget in budget_of(mark, item.nodeid).items():
+    for mark in limit_marks(item, LatencyBudget.name):
+        for name, budget in LatencyBudget.read(mark, item.nodeid).items():
             if name not in now:
                 unmeasured.append(f"latency_budget({name}={budget.text}): {name} was not measured")
             elif budget.seconds is not None:

@@ -8,8 +8,8 @@ import pytest
 
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.host.checks import limits
 from pytest_llmload.host.loads import hardware
+from pytest_llmload.host.markers.limits import GpuMemory
 from pytest_llmload.host.markers.nearest import limit_marks, nearest
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
             wanted = max(wanted, needed)
     if wanted > len(gpus):
         return f"needs {wanted} GPU{'s' * (wanted > 1)}, this run sees {len(gpus)} ({state.device.key})"
-    for mark in limit_marks(item, "gpu_memory"):
-        size = limits.memory_of(mark, item.nodeid)
+    for mark in limit_marks(item, GpuMemory.name):
+        size = GpuMemory.read(mark, item.nodeid)
         smallest = min((gpu.total for gpu in gpus[: max(wanted, 1)]), default=0)
         if smallest < size:
             return f"needs GPUs of {format_bytes(size)}, this run's have {format_bytes(smallest)} ({state.device.key})"
@@ -54,7 +54,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     """Why a model cannot fit by the planner's figures, made before any weight is read."""
-    if spec.strategy == "loader" or state.broker.load(spec).measured:
+    if state.strategies[spec.strategy].own_code or state.broker.load(spec).measured:
         return None
     device = state.device
     try:

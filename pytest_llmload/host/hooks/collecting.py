@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llmload.host.checks import limits
 from pytest_llmload.host.markers import nearest
-from pytest_llmload.host.markers.signatures import HARDWARE, LIMITS, LOAD_MARKERS
+from pytest_llmload.host.markers.table import LIMIT_MARKERS, LOAD_MARKERS, markers
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import SUITE, State
 from pytest_llmload.host.settings import options
@@ -89,7 +89,7 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
                 if "llm_spec" not in names:  # where it is no axis of variants
                     for mark in nearest.nearest(item, "gpu_count"):
                         state.marks.gpus(mark, item.nodeid)
-                for mark in nearest.foreign_marks(item):
+                for mark in nearest.parameter_marks(item, LOAD_MARKERS):
                     state.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
@@ -113,13 +113,14 @@ def _refuse(state: State, items: list[pytest.Item]) -> None:
 
 def _ignored(state: State, item: pytest.Item, names: Sequence[str]) -> list[str]:
     heeded: set[str] = set()
+    hardware = {name for name, marker in markers().items() if marker.hardware}
     if "llm_spec" in names:
-        heeded |= {*LOAD_MARKERS, *HARDWARE}
+        heeded |= {*LOAD_MARKERS, *hardware}
     if "llm_load" in names or "llm_gpus" in names:
-        heeded |= HARDWARE
+        heeded |= hardware
     if "llm" in names or "llm_load" in names:
-        heeded |= LIMITS.keys()
-    claims = {**dict.fromkeys(LOAD_MARKERS, state.marks.claims), **dict.fromkeys(LIMITS, limits.claims)}
+        heeded |= LIMIT_MARKERS.keys()
+    claims = {**dict.fromkeys(LOAD_MARKERS, state.marks.claims), **dict.fromkeys(LIMIT_MARKERS, limits.claims)}
     return [
         f"{item.nodeid}: {mark.name} would be ignored: the test uses no load fixture; let it request 'llm'"
         for mark in item.own_markers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmload.core.references import resolve
+from pytest_llmload.core.spec import SINGLE
 from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.strategies.quantised import strategies_of
@@ -57,6 +58,24 @@ class Strategies:
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._declarations, *self.registered]))
+
+    @property
+    def default(self) -> str:
+        """The placement of a load whose test names none."""
+        return SINGLE
+
+    def of_own_code(self) -> str:
+        """Return the name of the strategy that ``target=`` and ``--llm-loader`` stand for."""
+        return next(name for name in self if self[name].own_code)
+
+    def of_endpoint(self) -> str:
+        """Return the name of the strategy that ``--llm-endpoint`` stands for."""
+        return next(name for name in self if self[name].takes_endpoint)
+
+    def heeded(self, scheme: str) -> tuple[str, ...]:
+        """Return the options of ``quant`` that a scheme heeds."""
+        found = self.schemes.get(scheme)
+        return found.options if found is not None else ()
 
     def of(self, spec: LoadSpec) -> list[type[Strategy]]:
         """Return the strategies that take part in a load: of its placement, dtype, quantisation and adapter."""

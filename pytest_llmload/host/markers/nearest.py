@@ -1,19 +1,14 @@
-"""Which marks of a test count, and the values that they list."""
+"""Select the marks that apply to a test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Container, Iterator
 
 import pytest
 
-from pytest_llmload.host.markers.signatures import LOAD_MARKERS
-
-_PARAMETER_SET = type(pytest.param())
-
 
 def nearest(node: pytest.Item, name: str) -> list[pytest.Mark]:
-    """The marks of one name on the nearest node that has any, in the order they stand in the file."""
+    """Return the marks of one name on the nearest node that has any, in the order they stand in the file."""
     found: list[pytest.Mark] = []
     owner = None
     for holder, mark in node.iter_markers_with_node(name):
@@ -27,7 +22,10 @@ def nearest(node: pytest.Item, name: str) -> list[pytest.Mark]:
 
 
 def _inherited(cls: type, name: str) -> list[pytest.Mark]:
-    """Marks that a test class has from classes above the nearest one that has any; pytest puts all on one node."""
+    """Return the marks of a test class that come from classes above the nearest one that has any.
+
+    pytest puts all of them on one node.
+    """
     levels = []
     for each in cls.__mro__:
         written = each.__dict__.get("pytestmark", ())
@@ -39,27 +37,17 @@ def _inherited(cls: type, name: str) -> list[pytest.Mark]:
 
 
 def limit_marks(item: pytest.Item, name: str) -> list[pytest.Mark]:
-    """The marks of a limit that hold for an item: those of its parameters, else those of the nearest node."""
+    """Return the marks of a limit that hold for an item: those of its parameters, else those of the nearest node."""
     callspec = getattr(item, "callspec", None)
     own = [mark for mark in callspec.marks if mark.name == name] if callspec is not None else []
     return own or nearest(item, name)
 
 
-def foreign_marks(item: pytest.Item) -> Iterator[pytest.Mark]:
-    """Load markers inside somebody else's ``pytest.param(marks=…)``: applied too late to change the load."""
+def parameter_marks(item: pytest.Item, names: Container[str]) -> Iterator[pytest.Mark]:
+    """Yield the marks of these names that a ``pytest.param(marks=…)`` of another parametrize gives an item.
+
+    They are applied too late to change a load.
+    """
     callspec = getattr(item, "callspec", None)
     if callspec is not None:
-        yield from (mark for mark in callspec.marks if mark.name in LOAD_MARKERS)
-
-
-def unpacked(args: Iterable[Any], where: str) -> Iterator[tuple[Any, str | None, tuple[pytest.Mark, ...]]]:
-    """Values of a marker; each may be a ``pytest.param(value, marks=…, id=…)``. Raises UsageError for more in one."""
-    for arg in args:
-        if isinstance(arg, _PARAMETER_SET):
-            if len(arg.values) != 1:
-                values = ", ".join(map(repr, arg.values))
-                raise pytest.UsageError(f"{where}: pytest.param({values}): one value in each")
-            marks = tuple(mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in arg.marks)
-            yield arg.values[0], (arg.id if isinstance(arg.id, str) else None), marks
-        else:
-            yield arg, None, ()
+        yield from (mark for mark in callspec.marks if mark.name in names)

@@ -143,11 +143,11 @@ class State:
             if not names and not asked and (reason := self._why_not(declaration)):
                 self.left_out[name] = reason
                 continue
-            if name == "loader":
+            if declaration.own_code:
                 if self.settings.loader is not None:
                     found.append({**declaration.fields, "target": self.settings.loader})
                 elif names:
-                    raise pytest.UsageError(f"strategy 'loader' needs {options.flag(self.config, 'loader')}")
+                    raise pytest.UsageError(f"strategy {name!r} needs {options.flag(self.config, 'loader')}")
                 else:
                     self.left_out[name] = f"only with {options.flag(self.config, 'loader')}"
                 continue

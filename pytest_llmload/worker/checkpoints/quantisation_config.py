@@ -31,9 +31,9 @@ def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
     """Return why a load cannot be what the spec asks for: the files are quantised in a different way. Empty if it can.
 
     transformers then goes by the file, with no more than a warning (transformers/quantizers/auto.py,
-    ``merge_quantization_configs``), or raises. A user's own loader may do as it likes.
+    ``merge_quantization_configs``), or raises. A user's own loader may do as it likes: do not ask for one.
     """
-    if found is None or spec.quant == "none" or spec.strategy == "loader" or not known_method(found):
+    if found is None or spec.quant == "none" or not known_method(found):
         return ""
     asked = spec.quant + (" with double quant" if spec.double_quant else "")
     stored = found.scheme + (" with double quant" if found.double_quant else "") or found.description

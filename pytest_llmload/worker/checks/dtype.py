@@ -35,7 +35,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     weights (scales) stays as it is stored.
     """
     spec = loaded.job.spec
-    if spec.dtype is None and spec.strategy == "loader":
+    if spec.dtype is None and loaded.own_code:
         return
     expected = str(load_dtype(loaded.job)).removeprefix("torch.")
     # The checkpoint's own; the live config may have been changed by the load.

@@ -31,7 +31,7 @@ _HINTED = 3
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Problems of a load that asked for int8, nf4 or fp4, or for a checkpoint as it is that is quantised already."""
     spec = loaded.job.spec
-    in_file = read_format(loaded.job.checkpoint.path) if spec.strategy != "loader" else None
+    in_file = read_format(loaded.job.checkpoint.path) if not loaded.own_code else None
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
     if spec.quant != "none":
         compute = TORCH_NAMES.get(spec.compute_dtype or "", "")

@@ -34,6 +34,8 @@ class Loaded:
     #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
     #: None where the loading code does not say (a user's own loader).
     loading_info: dict[str, list[str]] | None = None
+    #: True if the user's own loader made the model, so that nothing is known of it but what the spec says.
+    own_code: bool = False
     #: Modules that a user's own loader returned in training mode; they were measured in evaluation mode.
     trained: tuple[str, ...] = ()
     #: Device map that the strategy decided on before the load: module -> ``0``, ``cpu``, ``disk``.
