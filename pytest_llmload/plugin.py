@@ -119,6 +119,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         collecting.validate(config, items)
 
 
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    if (state := existing_state(config)) is None:
+        return []
+    from pytest_llmload.host.hooks import header
+
+    return header.missing_baselines(state)
+
+
 # Inside the other wrappers: whoever sets something up for the item gets to tear it down when it is skipped.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:

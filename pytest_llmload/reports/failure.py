@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
@@ -31,7 +32,13 @@ _PHASES = {"load": " while loading", "forward": " in the first forward", "genera
 
 
 def comparison_text(
-    subject: Subject, comparison: Comparison, command: str, *, file: str = "", elsewhere: Sequence[str] = ()
+    subject: Subject,
+    comparison: Comparison,
+    command: str,
+    *,
+    file: str = "",
+    elsewhere: Sequence[str] = (),
+    renamed: Sequence[str] = (),
 ) -> str:
     """The failure text of a comparison that does not pass.
 
@@ -42,6 +49,9 @@ def comparison_text(
     if comparison.whole and comparison.verdict == MISSING:
         rows = [("because", comparison.reason), *_optional("file", file)]
         rows += _optional("elsewhere", f"recorded for {joined(elsewhere, _NAMES)}" if elsewhere else "")
+        if renamed:
+            names = f"the same model is recorded as {joined(renamed, _NAMES)}"
+            rows.append(("renamed?", f"{names}: llmload rename {shlex.quote(renamed[0])} {shlex.quote(subject.model)}"))
         return _text(f"{section} baseline missing: {subject}", [*rows, ("record", command)])
     if comparison.whole:
         rows = [("because", comparison.reason), *_optional("file", file)]

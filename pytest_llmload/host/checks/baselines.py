@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from pytest_llmload.baselines.record import Recording, record
 from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
+    BaselineError,
     BaselineIncomparable,
     BaselineMissing,
     LatencyRegressed,
@@ -113,7 +115,7 @@ class _Gate(ABC):
             self._write(load, path, metrics, tolerances)
         failed = [part for item in comparisons if (part := item.failing(**mode)) is not None]
         if failed:
-            raise self._failure(load.spec, failed)
+            raise self._failure(load.spec, failed, load.result.digests)
         return comparisons[0]
 
     def _check_names(self, metrics: Sequence[str] | None) -> None:
@@ -196,7 +198,7 @@ class _Gate(ABC):
         run.recorded += [name for name in recording.recorded if name not in run.recorded]
         run.messages += [text for text in recording.dropped if text not in run.messages]
 
-    def _failure(self, spec: LoadSpec, failed: Sequence[Comparison]) -> AssertionError:
+    def _failure(self, spec: LoadSpec, failed: Sequence[Comparison], digests: Mapping[str, str]) -> AssertionError:
         state = self._state
         text = "\n".join(
             failure.comparison_text(
@@ -205,6 +207,7 @@ class _Gate(ABC):
                 state.command(self._item, spec),
                 file=state.display(state.baseline_path(spec)),
                 elsewhere=state.store.devices(spec.name, spec.slug),
+                renamed=_other_names(state, spec, digests) if comparison.verdict == verdicts.MISSING else (),
             )
             for comparison in failed
         )
@@ -273,6 +276,19 @@ class LatencyBaseline(_Gate):
         for processes, loads in zip(LOOKS, LOADS, strict=True):
             results = load.timed(processes, loads, until)
         return timings(results)
+
+
+def _other_names(state: State, spec: LoadSpec, digests: Mapping[str, str]) -> list[str]:
+    """Return the other names under which the same model, loaded the same way, is recorded for this device."""
+    found = []
+    for entry in state.store.entries(state.device_key(spec)):
+        if entry.slug == spec.slug and entry.model != spec.name:
+            # A file that cannot be read is the business of the tests that own it.
+            with contextlib.suppress(BaselineError):
+                baseline = state.store.read(entry.path)
+                if baseline is not None and {"shape": baseline.shape, "weights": baseline.weights} == digests:
+                    found.append(entry.model)
+    return found
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> dict[str, str]:

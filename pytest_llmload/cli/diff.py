@@ -1,0 +1,120 @@
+"""Compare two sides, each a JSON report, a folder of baselines, or a git revision.
+
+Figures within the tolerance of their metric count as equal (--all prints them too). The exit status is 1 if anything
+differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pytest_llmload.baselines import manifest
+from pytest_llmload.baselines.environment import changes
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.cli import sources
+from pytest_llmload.cli.refused import add_baselines, columns
+from pytest_llmload.cli.sources import Place
+from pytest_llmload.core.metrics import find
+from pytest_llmload.core.verdicts import EXACT, MetricVerdict
+from pytest_llmload.reports.layout import allowance, change, movement
+
+EQUAL, MOVED, ONE_SIDE = "equal", "moved", "one side"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one load on two sides."""
+
+    name: str
+    kind: str
+    old: float | None
+    new: float | None
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One load on two sides."""
+
+    place: Place
+    #: Why there is nothing to compare: it is on one side only, or of another model.
+    whole: str
+    rows: tuple[Row, ...] = ()
+    modules: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        """True if more than the surroundings is different."""
+        return bool(self.whole or self.modules or any(row.kind != EQUAL for row in self.rows))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("old", metavar="OLD", help="a report, a folder of baselines, or a git revision")
+    parser.add_argument("new", metavar="NEW", help="the same")
+    add_baselines(parser)
+    parser.add_argument("--all", action="store_true", help="also what is equal within its tolerance")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what differs; 1 if anything does."""
+    old, new = (sources.read(side, options.baselines) for side in (options.old, options.new))
+    found = list(differences(old, new))
+    if options.json:
+        shown: list[Any] = [{**asdict(item), "differs": item.differs} for item in found if item.differs or options.all]
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
+    else:
+        lines = [line for item in found if item.differs or options.all for line in _lines(item, is_all=options.all)]
+        equal = sum(not item.differs for item in found)
+        print("\n".join([*lines, f"{len(found) - equal} of {len(found)} loads differ"]))
+    return 1 if any(item.differs for item in found) else 0
+
+
+def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Iterator[Difference]:
+    """Yield each load of either side."""
+    for place in sorted({*old, *new}):
+        before, after = old.get(place), new.get(place)
+        if before is None or after is None:
+            yield Difference(place, "only in NEW" if before is None else "only in OLD")
+            continue
+        whole = "of another shape: another model" if before.shape != after.shape else ""
+        yield Difference(
+            place,
+            whole,
+            tuple(_rows(before, after)),
+            tuple(item.text for item in manifest.diff(before.manifest, after.manifest)),
+            tuple(changes(before.environment, after.environment)),
+        )
+
+
+def _rows(old: Baseline, new: Baseline) -> Iterator[Row]:
+    sides = [{**side.memory, **side.work} for side in (old, new)]
+    for side, baseline in zip(sides, (old, new), strict=True):
+        for host, times in baseline.time.items():
+            side |= {f"{name} on {host}": timing.median for name, timing in times.items()}
+    for name in dict.fromkeys((*sides[0], *sides[1])):
+        before, after = (side.get(name) for side in sides)
+        metric = find(name.partition(" on ")[0])
+        unit = metric.unit if metric else "1"
+        if before is None or after is None:
+            text = f"only in {'NEW' if before is None else 'OLD'}"
+            yield Row(name, ONE_SIDE, before, after, unit, text)
+            continue
+        item = MetricVerdict(name, "", before, after, unit, metric.tolerance if metric else EXACT)
+        kind = EQUAL if item.tolerance.allows(before, after) or (metric and metric.informative) else MOVED
+        yield Row(name, kind, before, after, unit, f"{movement(item)}  ({change(item) or '+0'}, {allowance(item)})")
+
+
+def _lines(item: Difference, *, is_all: bool) -> Iterator[str]:
+    yield f"{item.place}" + (f": {item.whole}" if item.whole else "")
+    rows = [row for row in item.rows if is_all or row.kind != EQUAL]
+    pairs = [(row.name, row.text) for row in rows]
+    pairs += [("modules", text) for text in item.modules] + [("changed", text) for text in item.changed]
+    yield from (f"  {line}" for line in columns(pairs))

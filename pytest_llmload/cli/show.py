@@ -1,0 +1,38 @@
+"""Print a baseline: how it was loaded, its figures, and what it was recorded on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pytest_llmload.baselines.store import Store
+from pytest_llmload.cli.refused import Refused, columns
+from pytest_llmload.core.errors import BaselineError
+from pytest_llmload.core.metrics import find
+from pytest_llmload.core.units import format_seconds, format_value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("baseline", metavar="FILE", type=Path, help="a file under baselines/")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the baseline."""
+    path: Path = options.baseline
+    try:
+        baseline = Store(path.parent).read(path)
+    except BaselineError as error:
+        raise Refused(str(error)) from None
+    if baseline is None:
+        raise Refused(f"there is no {path}")
+    rows = [("spec", json.dumps(baseline.spec)), ("workload", baseline.workload)]
+    for name, value in {**baseline.memory, **baseline.work}.items():
+        metric = find(name)
+        rows.append((name, format_value(value, metric.unit if metric else "1")))
+    for host, timings in baseline.time.items():
+        rows += [(f"{name} on {host}", format_seconds(timing.median)) for name, timing in timings.items()]
+    rows += sorted(baseline.environment.items())
+    print("\n".join(columns(rows)))
+    return 0
