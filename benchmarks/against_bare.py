@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 EXACT = ("gpu.settled", "gpu.load_peak", "gpu.load_allocated", "gpu.load_allocations", "gpu.generate_peak")

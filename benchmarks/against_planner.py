@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.loads import hardware
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.planning.planner import PLANNED, plan
 

@@ -35,7 +35,7 @@ from pytest_llmload.core.units import format_value
 from pytest_llmload.core.verdicts import OK, UNAVAILABLE
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve

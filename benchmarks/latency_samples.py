@@ -23,7 +23,7 @@ from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 
 KEPT = ("accelerate", "cpu", "cuda", "driver", "gpu", "host", "loader_threads", "python", "torch", "transformers")
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pytest_llmload.host.loads.preloaded_modules import BASE
 from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.checkpoints.resolve import resolve
 

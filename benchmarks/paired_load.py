@@ -25,7 +25,7 @@ from workers import Workers
 
 from pytest_llmload.core.job import EVERYTHING, LOADING
 from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
-from pytest_llmload.host.settings.options import default_cache
+from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.worker.checkpoints.digests import read_config
 
 BARE = """

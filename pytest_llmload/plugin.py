@@ -59,10 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
         state_of(config)
     elif options.any_given(config):
-        # What is wrong is said at once, and not when the first test asks for a load.
+        # A wrong option is an error at once, and not when the first test requests a load.
         from pytest_llmload.host.settings.probes import OwnProbes
+        from pytest_llmload.host.settings.settings import resolve
 
-        options.resolve(config, OwnProbes(config).table)
+        resolve(config, OwnProbes(config).table)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -107,7 +108,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
     if not report.passed and (state := existing_state(collector.config)) is not None:
-        state.tests_left_out = True
+        state.log.tests_left_out = True
     return report
 
 

@@ -42,7 +42,7 @@ def load_once(
     import platform
 
     from pytest_llmload.host.loads.processes import environment, start_cold
-    from pytest_llmload.host.settings.options import default_cache
+    from pytest_llmload.host.settings.settings import default_cache
 
     with tempfile.TemporaryDirectory(prefix="pytest-llmload-") as folder:
         process = start_cold(Path(folder) / "load.log", environment(os.environ))

@@ -21,7 +21,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     finally:
         state = existing_state(item.config)
         spec = state.loaded_by(item) if state is not None else None
-        if state is not None and spec is not None and spec in state.runs:
+        if state is not None and spec is not None and spec in state.log.runs:
             found = rows(state.run(spec))
             width = max(len(name) for name, _ in found)
             text = "\n".join(f"{name:<{width}}  {value}" for name, value in found)

@@ -53,11 +53,11 @@ class _Collector:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         state = existing_state(self._config)
-        if state is None or not (state.runs or state.session_errors):
+        if state is None or not (state.log.runs or state.session_errors):
             return
         from pytest_llmload.host.hooks.finishing import report_document
 
-        for run in state.runs.values():
+        for run in state.log.runs.values():
             if run.result is not None and run.result.error is not None and run.result.error.log:
                 lines = run.result.error.log.splitlines()
                 for line in group(f"log of {run.spec.id}", lines, secrets.token_hex(16)):

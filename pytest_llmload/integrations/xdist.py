@@ -13,9 +13,6 @@ import pytest
 from pytest_llmload.host.run.stash import existing_state
 
 if TYPE_CHECKING:
-    from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.core.verdicts import Run
-    from pytest_llmload.host.run.state import State
     from pytest_llmload.system.scratch import Scratch
 
 _FOLDER = "llmload_folder"
@@ -62,18 +59,8 @@ class Integration:
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
-            seen = {
-                "mistakes": state.mistakes,
-                "runs": state.runs,
-                "owned": state.owned,
-                "wanted": state.wanted,
-                "collected": state.collected,
-                "tests_left_out": state.tests_left_out,
-                "suite_collected": state.suite_collected,
-                "left_out": state.left_out,
-                "cold_reason": state.broker.cold_reason,
-            }
-            output[_OUTPUT] = pickle.dumps(seen)
+            state.log.cold_reason = state.broker.cold_reason
+            output[_OUTPUT] = pickle.dumps(state.log)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -81,7 +68,7 @@ class Integration:
         if data is not None:
             from pytest_llmload.host.run.stash import state_of
 
-            _merge(state_of(self._config), **pickle.loads(data))
+            state_of(self._config).log.merge(pickle.loads(data))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
@@ -94,31 +81,3 @@ class Integration:
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None:
             self._temporary.close()
-
-
-def _merge(
-    state: State,
-    *,
-    mistakes: list[str],
-    runs: dict[LoadSpec, Run],
-    owned: set[Path],
-    wanted: bool,
-    collected: bool,
-    tests_left_out: bool,
-    suite_collected: bool,
-    left_out: dict[str, str],
-    cold_reason: str | None,
-) -> None:
-    state.mistakes += mistakes
-    for spec, run in runs.items():
-        known = state.runs.setdefault(spec, run)
-        if known is not run:
-            # The same load in two workers: its tests were split by another scheduler.
-            known.merge(run)
-    state.owned |= owned
-    state.wanted |= wanted
-    state.collected |= collected
-    state.tests_left_out |= tests_left_out
-    state.suite_collected |= suite_collected
-    state.left_out |= left_out
-    state.broker.cold_reason = state.broker.cold_reason or cold_reason

@@ -146,6 +146,10 @@ def test_a_strange_run_is_left_alone(pytester, project):
         "pytest_llmload",
         "pytest_llmload.plugin",
         "pytest_llmload.host",
+        "pytest_llmload.host.hooks",
+        "pytest_llmload.host.markers",
+        "pytest_llmload.host.run",
+        "pytest_llmload.host.settings",
         "pytest_llmload.host.hooks.grouping",
         "pytest_llmload.host.hooks.header",
         "pytest_llmload.host.hooks.hookspecs",
@@ -157,6 +161,7 @@ def test_a_strange_run_is_left_alone(pytester, project):
         "pytest_llmload.host.run.stash",
         "pytest_llmload.integrations",
         "pytest_llmload.integrations.benchmark",
+        "pytest_llmload.integrations.reporters",
         "pytest_llmload.integrations.xdist",
     }
     assert "heavy: []" in text

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.host.settings.models import parse_model
-from pytest_llmload.host.settings.options import OPTIONS, default_cache
+from pytest_llmload.host.settings.options import OPTIONS
+from pytest_llmload.host.settings.settings import default_cache
 
 pytestmark = pytest.mark.usefixtures("checkpoint_cache")
 
@@ -193,7 +194,7 @@ def test_numbers_in_the_ini_file_need_no_unit(pytester, project):
     pytester.makepyprojecttoml(f"[{table}]\nllm_timeout = 30\nllm_record_repeats = 3\nllm_wait_gpu = 0.5\n")
     pytester.makepyfile(
         """
-        from pytest_llmload.host.settings.options import resolve
+        from pytest_llmload.host.settings.settings import resolve
         def test_a(pytestconfig):
             settings = resolve(pytestconfig)
             assert (settings.timeout, settings.record_repeats, settings.wait_gpu) == (30, 3, 0.5)
@@ -232,7 +233,7 @@ def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(py
     )
     pytester.makepyfile(
         """
-        from pytest_llmload.host.settings.options import resolve
+        from pytest_llmload.host.settings.settings import resolve
         def test_a(pytestconfig):
             assert (pytestconfig.getini("llm_model"), pytestconfig.getini("llm_workload")) == ("gpt-4", "theirs")
             settings = resolve(pytestconfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmload.host.settings.options import parse_endpoint
+from pytest_llmload.host.settings.settings import parse_endpoint
 
 URL = "http://127.0.0.1:9"
 
@@ -14,7 +14,7 @@ URL = "http://127.0.0.1:9"
     ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://host:99999", "http://host:0", "nowhere"],
 )
 def test_what_is_no_address(url):
-    with pytest.raises(ValueError, match="this is no address of a server: write http://HOST:PORT"):
+    with pytest.raises(ValueError, match="this is not the address of a server: write http://HOST:PORT"):
         parse_endpoint(url)
 
 
@@ -35,7 +35,7 @@ def test_what_is_an_address(url):
 def test_both_sources_name_themselves_and_no_secret(pytester, project):
     pytester.makeini("[pytest]\nllm_endpoint = nowhere\n")
     pytester.makepyfile("def test_a(llm): pass")
-    project().stderr.fnmatch_lines(["ERROR: llm_endpoint: this is no address of a server*"])
+    project().stderr.fnmatch_lines(["ERROR: llm_endpoint: this is not the address of a server*"])
     result = project("--llm-endpoint=http://user:opensesame@host")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --llm-endpoint: an address with a user*"])

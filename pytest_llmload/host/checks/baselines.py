@@ -29,7 +29,8 @@ from pytest_llmload.core.metrics import section_of, tolerance_of
 from pytest_llmload.core.verdicts import Comparison
 from pytest_llmload.host.loads.timing_rounds import until_clear
 from pytest_llmload.host.run.stash import state_of
-from pytest_llmload.host.run.state import SUITE, State
+from pytest_llmload.host.run.state import State
+from pytest_llmload.host.run.suite import SUITE
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class _Gate(ABC):
         load: Load = llm._load
         settings, state = self._state.settings, self._state
         path = state.baseline_path(load.spec)
-        # Also what no fixture of the test could tell before it ran: a load of llm_load, a gate from getfixturevalue.
-        state.owned.add(path)
+        # No fixture could name it before the test ran if the load is of llm_load, or the gate from getfixturevalue.
+        state.log.used_baselines.add(path)
         if (error := load.error) is not None:
             raise error
         if settings.inline:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from pytest_llmload.core.canonical import digest
 from pytest_llmload.host.checks import limits
 from pytest_llmload.host.markers import nearest
 from pytest_llmload.host.markers.table import LIMIT_MARKERS, LOAD_MARKERS, markers
 from pytest_llmload.host.run.stash import state_of
-from pytest_llmload.host.run.state import SUITE, State
+from pytest_llmload.host.run.state import State
+from pytest_llmload.host.run.suite import SUITE, SuiteLoads, suite_loads
 from pytest_llmload.host.settings import options
 
 
@@ -37,10 +39,11 @@ def generate(metafunc: pytest.Metafunc) -> None:
         _parametrise(metafunc, [pytest.param("", id="no-model", marks=reason)])
         return
     try:
-        defaults = state.suite_defaults() if suite else ()
-        variants = state.marks.variants(metafunc.definition, state.models, defaults)
+        loads = suite_loads(state) if suite else SuiteLoads([], {})
+        state.log.left_out |= loads.left_out
+        variants = state.marks.variants(metafunc.definition, state.models, loads.fields)
     except pytest.UsageError as error:
-        state.mistakes.append(str(error))
+        state.log.mistakes.append(str(error))
         _parametrise(metafunc, [pytest.param("", id="invalid")])
         return
     parameters = []
@@ -49,7 +52,7 @@ def generate(metafunc: pytest.Metafunc) -> None:
         key = variant.id
         if state.specs.setdefault(key, variant.spec) != variant.spec:
             # Another load of the same name: checks that differ, or an id that the user chose twice.
-            key = f"{variant.id}+{state.fingerprint(variant.spec)}"
+            key = f"{variant.id}+{digest(variant.spec.to_json(), 6)}"
             state.specs[key] = variant.spec
         uses[key] += 1
         # One load under different marks.
@@ -67,7 +70,7 @@ def refuse_suite_without_model(state: State, items: list[pytest.Item]) -> None:
     if state.models or not any(map(_is_suite, items)):
         return
     flag = options.flag(state.config, "model")
-    state.mistakes.append(f"the ready-made suite needs a model: {flag}=random:tiny-llama, or your own")
+    state.log.mistakes.append(f"the ready-made suite needs a model: {flag}=random:tiny-llama, or your own")
     _refuse(state, items)
 
 
@@ -90,13 +93,13 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
                     for mark in nearest.nearest(item, "gpu_count"):
                         state.marks.gpus(mark, item.nodeid)
                 for mark in nearest.parameter_marks(item, LOAD_MARKERS):
-                    state.mistakes.append(
+                    state.log.mistakes.append(
                         f"{item.nodeid}: {mark.name} inside pytest.param(marks=…) of another parametrize would be "
                         f"ignored: parametrise by {mark.name} itself, as in {mark.name}(a, b)"
                     )
-            state.mistakes += _ignored(state, item, names)
+            state.log.mistakes += _ignored(state, item, names)
         except pytest.UsageError as error:
-            state.mistakes.append(str(error))
+            state.log.mistakes.append(str(error))
     _refuse(state, items)
 
 
@@ -105,7 +108,7 @@ def _refuse(state: State, items: list[pytest.Item]) -> None:
 
     An xdist worker collects nothing instead: xdist survives no worker that raises, and the controller says it once.
     """
-    if state.is_worker and state.mistakes:
+    if state.is_worker and state.log.mistakes:
         items.clear()
     else:
         state.refuse_mistakes()

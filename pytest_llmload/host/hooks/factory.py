@@ -46,7 +46,7 @@ class Factory:
             pytest.skip(f"no model to load: give {options.flag(state.config, 'model')}=SPEC")
         where = f"{self._item.nodeid}: llm_load"
         spec = state.marks.spec(chosen, state.marks.from_keywords(where, **keywords), where)
-        state.wanted = True
+        state.log.has_load_tests = True
         if reason := requirements.missing(state, self._item, spec):
             state.skip(self._item, spec, reason)
         load = state.broker.load(spec) if shared else state.broker.private_load(spec)

@@ -1,4 +1,4 @@
-"""The end of a run: what nobody compared, what nothing measured, the reports and the summary."""
+"""The end of a run: errors about the run as a whole, the reports and the summary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmload.core.errors import ReportError
+from pytest_llmload.host.run.stale import stale_baselines
 from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
 
@@ -40,24 +41,24 @@ def finish(session: pytest.Session, state: State) -> None:
 def report_document(state: State) -> dict[str, Any]:
     """Return the run's report document."""
     stale = [state.display(path) for path in state.stale]
-    return document(list(state.runs.values()), stale=stale, notes=_notes(state))
+    return document(list(state.log.runs.values()), stale=stale, notes=_notes(state))
 
 
 def _judge(session: pytest.Session, state: State) -> None:
-    asked = [run for run in state.runs.values() if run.nodeids]
-    if state.wanted and not any(run.result is not None for run in asked):
+    asked = [run for run in state.log.runs.values() if run.nodeids]
+    if state.log.has_load_tests and not any(run.result is not None for run in asked):
         reasons = dict.fromkeys(message for run in asked for message in run.messages)
-        text = "loads were asked for and none was measured"
+        text = "tests requested model loads, but none was measured"
         _session_error(session, state, "nothing-measured", "\n".join([text, *(f"  {reason}" for reason in reasons)]))
-    state.stale = state.stale_baselines()
+    state.stale = stale_baselines(state)
     if state.stale and state.settings.strict:
         names = "\n".join(f"  {state.display(path)}" for path in state.stale)
-        text = f"no test owns these baselines; delete them with 'llmload prune' and a report of this run:\n{names}"
+        text = f"no test uses these baselines; delete them with 'llmload prune' and a report of this run:\n{names}"
         _session_error(session, state, "baselines", text)
 
 
 def _session_error(session: pytest.Session, state: State, name: str, text: str) -> None:
-    """A verdict about the run as a whole, as red as a test's: an error of its own in summary, JUnit and exit code."""
+    """Report an error about the run as a whole as if it were a test's: in the summary, JUnit and the exit status."""
     nodeid = f"llmload::{name}"
     report = pytest.TestReport(
         nodeid=nodeid,
@@ -76,10 +77,10 @@ def _session_error(session: pytest.Session, state: State, name: str, text: str) 
 
 def summarise(reporter: Any, state: State) -> None:
     """Print the table of loads and the lists under it."""
-    if state.is_worker or not (state.runs or state.stale):
+    if state.is_worker or not (state.log.runs or state.stale):
         return
     lines = terminal.summary(
-        list(state.runs.values()),
+        list(state.log.runs.values()),
         width=reporter._tw.fullwidth,
         stale=[state.display(path) for path in state.stale],
         notes=_notes(state),
@@ -90,9 +91,10 @@ def summarise(reporter: Any, state: State) -> None:
 
 
 def _notes(state: State) -> list[str]:
-    notes = [f"not loaded by the suite: {name}, {reason}" for name, reason in state.left_out.items()]
-    if state.broker.cold_reason is not None:
-        notes.append(f"loads started without the warm server: {state.broker.cold_reason}")
+    notes = [f"not loaded by the suite: {name}, {reason}" for name, reason in state.log.left_out.items()]
+    cold_reason = state.broker.cold_reason or state.log.cold_reason
+    if cold_reason is not None:
+        notes.append(f"loads started without the warm server: {cold_reason}")
     if state.settings.inline:
         notes.append("inline: loads lived in the pytest process, nothing was gated or recorded")
     return notes

@@ -25,8 +25,8 @@ class Grouping:
         from pytest_llmload.host.hooks import collecting
 
         collecting.refuse_suite_without_model(state, items)
-        state.collected = True
-        state.tests_left_out |= len(items) < collected
+        state.log.collected = True
+        state.log.tests_left_out |= len(items) < collected
         groups: dict[object, list[pytest.Item]] = {}
         for item in items:
             # A test without a load is a group of its own and stays where it is.

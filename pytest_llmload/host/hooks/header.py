@@ -20,13 +20,14 @@ _NAMES = 3
 def missing_baselines(state: State) -> list[str]:
     """Return the line that says, before anything is loaded, which tests cannot pass for want of a baseline."""
     settings = state.settings
-    missing = sorted(path for path in state.owned if not path.exists())
+    missing = sorted(path for path in state.log.used_baselines if not path.exists())
     if not missing or settings.update_baselines or settings.record_missing or settings.inline:
         return []
     names = joined([state.display(path) for path in missing], _NAMES)
     record = options.flag(state.config, "record-missing")
+    used = len(state.log.used_baselines)
     return [
-        f"llmload: {len(missing)} of {len(state.owned)} baselines are missing, their tests will fail: {names}",
+        f"llmload: {len(missing)} of {used} baselines are missing, their tests will fail: {names}",
         f"         {record} writes them in this run; llmload accept writes them from its JSON report",
     ]
 

@@ -146,8 +146,8 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         report.when = "setup"
     spec = state.loaded_by(item)
     if not report.passed and "llm_load" in item.fixturenames:  # type: ignore[attr-defined]
-        # Nobody knows what it would have loaded and checked.
-        state.tests_left_out = True
+        # The loads that it would have requested are unknown.
+        state.log.tests_left_out = True
     if report.failed:
         outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
         message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]

@@ -36,8 +36,8 @@ from pytest_llmload.system.scratch import LOGS, Scratch
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.loads.strategies import Strategies
-    from pytest_llmload.host.settings.options import Settings
     from pytest_llmload.host.settings.probes import OwnProbes
+    from pytest_llmload.host.settings.settings import Settings
 
 _PLAN_TIMEOUT = 300.0
 #: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.

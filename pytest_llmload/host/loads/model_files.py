@@ -15,7 +15,7 @@ from pytest_llmload.host.settings.adapters import location
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.settings.options import Settings
+    from pytest_llmload.host.settings.settings import Settings
     from pytest_llmload.system.protocol import Message
 
 #: Downloads and builds of checkpoints; their progress is the network's and the disk's.

@@ -16,7 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_llmload.host.loads.strategies import Strategies
-    from pytest_llmload.host.settings.options import Settings
+    from pytest_llmload.host.settings.settings import Settings
 
 Fields = dict[str, Any]
 _PARAMETER_SET = type(pytest.param())

@@ -24,7 +24,7 @@ from pytest_llmload.system.nodes import nodes
 if TYPE_CHECKING:
     from pytest_llmload.host.loads.strategies import Strategies
     from pytest_llmload.host.settings.models import Model
-    from pytest_llmload.host.settings.options import Settings
+    from pytest_llmload.host.settings.settings import Settings
 
 
 class Variant(NamedTuple):
