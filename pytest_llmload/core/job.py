@@ -19,6 +19,8 @@ HERE, RANKS, SERVER = "here", "ranks", "server"
 #: control, to judge whether a time has moved; ``WORK``: counts under the profiler.
 MEMORY, TIMING = "memory", "timing"
 LOAD_TIME, GENERATION_TIME, WORK = "load_time", "generation_time", "work"
+#: Not a figure: who allocates.
+ALLOCATIONS = "allocations"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ WITHOUT_TIMES = Scope(figures=(MEMORY,))
 TIMES_ALONE = Scope(checks=False, figures=(TIMING,), own_probes=())
 SERVING = Scope(measure=False)
 TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=("time",))
+RECORDING = Scope(checks=False, figures=(ALLOCATIONS,), own_probes=())
 COUNTING = Scope(checks=False, figures=(WORK,), own_probes=("work",))
 LOADING = Scope(checks=False, generates=False, figures=(LOAD_TIME,), own_probes=())
 

@@ -73,6 +73,26 @@ class Fault:
     traceback: str = ""
 
 
+#: When memory of an :class:`AllocationSite` was held, beside the phases ``load`` and ``generate``: after the load.
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class AllocationSite:
+    """A line of code and the memory that it allocated, in a load that was repeated with its allocations recorded."""
+
+    #: ``load`` or ``generate``: held when most was held in that phase, and not part of the model; ``kept``: still held
+    #: after the load, and not part of the model.
+    moment: str
+    #: ``host``, or ``gpu.0`` …
+    place: str
+    #: ``ourapp/serving.py:12 in load_model``.
+    site: str
+    bytes: int
+    #: The variable or attribute that keeps it: ``ourapp.serving.COPIES``; empty where nothing is known.
+    held_by: str = ""
+
+
 @dataclass
 class ErrorInfo:
     """An exception or a death, as text."""
@@ -151,6 +171,8 @@ class LoadResult:
     whole_bytes: int = 0
     #: Facts worth telling that are no failure: pinned fp32 parameters, ignored keys, LOAD REPORT lines.
     notes: list[str] = field(default_factory=list)
+    #: Who allocated what, largest first; of a load whose gate was red, and which was then repeated to be recorded.
+    allocations: list[AllocationSite] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -184,4 +206,5 @@ class LoadResult:
         values["faults"] = [Fault(**row) for row in data.get("faults", ())]
         values["numbers"] = Numbers(**data.get("numbers", {}))
         values["manifest"] = [ManifestRow(**row) for row in data.get("manifest", ())]
+        values["allocations"] = [AllocationSite(**row) for row in data.get("allocations", ())]
         return cls(**values)

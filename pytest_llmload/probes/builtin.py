@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pytest_llmload.core.job import GENERATION_TIME, LOAD_TIME, MEMORY, TIMING, WORK
+from pytest_llmload.core.job import ALLOCATIONS, GENERATION_TIME, LOAD_TIME, MEMORY, TIMING, WORK
+from pytest_llmload.probes.allocations.probe import Allocations
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.driver import Driver
 from pytest_llmload.probes.gpu_memory import GpuMemory
@@ -36,6 +37,7 @@ GROUPS: dict[str, tuple[type[Probe], ...]] = {
     LOAD_TIME: (LoadPhases, LoadControl),
     GENERATION_TIME: (Rounds,),
     WORK: (Work,),
+    ALLOCATIONS: (Allocations,),
 }
 
 

@@ -22,6 +22,8 @@ from pytest_llmload.worker.model.tensors import inner_tensors, local_part
 _NAMED = 5
 #: Bytes below which a tensor is counted but not named: libraries keep code tables.
 _WORTH = 2048
+#: How a name begins that tells little.
+_KEY = "key"
 #: Items of a container that is searched for its name.
 _SANE = 1_000_000
 
@@ -43,20 +45,20 @@ class OtherTensors(Probe):
 
     def mark(self) -> None:
         # By reference, not by address: an address may be given out again.
-        self.earlier = [weakref.ref(tensor) for tensor in _live()]
+        self.earlier = [weakref.ref(tensor) for tensor in live_tensors()]
 
     def loaded(self, loaded: Loaded) -> None:
         # What existed at the mark is frozen, and not listed again until it is unfrozen.
-        found = _live()
+        found = live_tensors()
         gc.unfreeze()
         known = set(loaded.inventory.storages())
         for reference in self.earlier:
             tensor = reference()
             if tensor is not None:
-                known |= {key for key, _ in _storages(tensor)}
+                known |= {key for key, _ in storages(tensor)}
         others: dict[tuple[str, int], tuple[int, Any]] = {}
         for tensor in found:
-            for key, size in _storages(tensor):
+            for key, size in storages(tensor):
                 if key not in known and key[0] != "meta" and size:
                     others[key] = (size, tensor)
         for (device, _), (size, _) in others.items():
@@ -68,7 +70,7 @@ class OtherTensors(Probe):
         ]
         self.notes = [
             f"a tensor that is no part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
-            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {_holder(tensor)}"
+            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {holder(tensor)}"
             for (device, _), (size, tensor) in largest
         ]
 
@@ -81,36 +83,42 @@ class OtherTensors(Probe):
         result.notes += self.notes
 
 
-def _live() -> list[Any]:
+def live_tensors() -> list[Any]:
+    """Return every tensor that Python holds, but for what the garbage collector has frozen."""
     # The type is asked, not the object: proxies answer isinstance by loading what they stand for.
     return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
 
 
-def _storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
-    """The storages behind a tensor; none where it has none (fake and functional tensors)."""
+def storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
+    """Return the storages behind a tensor, by device and address, with their bytes.
+
+    There are none where it has none (fake and functional tensors).
+    """
     part = local_part(tensor)
     inner = inner_tensors(part)
     if inner:
-        return [entry for _, leaf in inner for entry in _storages(leaf)]
+        return [entry for _, leaf in inner for entry in storages(leaf)]
     if part.layout != torch.strided or part.device.type == "meta":
         return []
     storage = part.untyped_storage()
     return [((str(part.device), storage.data_ptr()), storage.nbytes())]
 
 
-def _holder(tensor: Any) -> str:
-    """Who keeps a tensor alive, as far as the garbage collector tells: an attribute, a name, a container."""
+def holder(tensor: Any) -> str:
+    """Return who keeps an object alive, as far as the garbage collector tells: an attribute, a name, a container."""
     # Plain loops: a generator expression would hold what it is asked about in a closure, and find itself.
+    vague = ""
     for referrer in gc.get_referrers(tensor):
         name = _name_in(referrer, tensor)
-        if name:
+        if name and not name.startswith(_KEY):
             return name
-        if type(referrer) in (list, tuple, set) and len(referrer) < _SANE:
-            for holder in gc.get_referrers(referrer):
-                name = _name_in(holder, referrer)
-                if name:
+        vague = vague or name
+        if type(referrer) in (list, tuple, set, dict) and len(referrer) < _SANE:
+            for owner in gc.get_referrers(referrer):
+                name = _name_in(owner, referrer)
+                if name and not name.startswith(_KEY):
                     return f"the {type(referrer).__name__} {name}"
-    return "an object that Python does not name"
+    return vague or "an object that Python does not name"
 
 
 def _name_in(holder: Any, value: Any) -> str:
@@ -126,7 +134,7 @@ def _name_in(holder: Any, value: Any) -> str:
             return f"{module}.{key}"
         owners = (other for other in gc.get_referrers(holder) if _attributes(other) is holder)
         owner = next(owners, None)
-        return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"key {key!r} of a dict"
+        return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"{_KEY} {key!r} of a dict"
     # Python 3.11 and later keep attributes in the object itself until somebody asks for the dict.
     own = _attributes(holder)
     key = next((key for key, item in own.items() if item is value), None) if own is not None else None

@@ -79,6 +79,7 @@ def _run(run: Run) -> dict[str, Any]:
         "digests": result.digests,
         "whole_bytes": result.whole_bytes,
         "notes": result.notes,
+        "allocations": [dataclasses.asdict(each) for each in result.allocations],
     }
 
 

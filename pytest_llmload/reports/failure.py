@@ -39,11 +39,12 @@ def comparison_text(
     file: str = "",
     elsewhere: Sequence[str] = (),
     renamed: Sequence[str] = (),
+    allocated: Sequence[str] = (),
 ) -> str:
     """The failure text of a comparison that does not pass.
 
     ``command`` writes the baseline; ``file`` is where it stands; ``elsewhere`` are devices that have one for this
-    load, for somebody who wonders where it went.
+    load, for a reader who wonders where it went; ``allocated`` are the lines that allocated what is too much.
     """
     section = _SECTIONS[comparison.section]
     if comparison.whole and comparison.verdict == MISSING:
@@ -59,6 +60,7 @@ def comparison_text(
         rows += _repeated("changed", comparison.changed)
         return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
     rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
+    rows += _repeated("allocated", allocated)
     rows += _repeated("changed", comparison.changed)
     if comparison.verdict == UNAVAILABLE:
         # There is nothing to write in their place.

@@ -31,7 +31,7 @@ from pytest_llmload.host.loads.timing_rounds import until_clear
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import State
 from pytest_llmload.host.run.suite import SUITE
-from pytest_llmload.reports import failure
+from pytest_llmload.reports import allocations, failure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +116,7 @@ class _Gate(ABC):
             self._write(load, path, metrics, tolerances)
         failed = [part for item in comparisons if (part := item.failing(**mode)) is not None]
         if failed:
-            raise self._failure(load.spec, failed, load.result.digests)
+            raise self._failure(load, failed)
         return comparisons[0]
 
     def _check_names(self, metrics: Sequence[str] | None) -> None:
@@ -199,8 +199,10 @@ class _Gate(ABC):
         run.recorded += [name for name in recording.recorded if name not in run.recorded]
         run.messages += [text for text in recording.dropped if text not in run.messages]
 
-    def _failure(self, spec: LoadSpec, failed: Sequence[Comparison], digests: Mapping[str, str]) -> AssertionError:
-        state = self._state
+    def _failure(self, load: Load, failed: Sequence[Comparison]) -> AssertionError:
+        state, spec = self._state, load.spec
+        if any(map(allocations.is_explained, failed)):
+            load.record_allocations()
         text = "\n".join(
             failure.comparison_text(
                 state.subject(spec),
@@ -208,7 +210,10 @@ class _Gate(ABC):
                 state.command(self._item, spec),
                 file=state.display(state.baseline_path(spec)),
                 elsewhere=state.store.devices(spec.name, spec.slug),
-                renamed=_other_names(state, spec, digests) if comparison.verdict == verdicts.MISSING else (),
+                renamed=_other_names(state, spec, load.result.digests)
+                if comparison.verdict == verdicts.MISSING
+                else (),
+                allocated=allocations.lines(load.result, comparison),
             )
             for comparison in failed
         )

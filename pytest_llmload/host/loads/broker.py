@@ -22,7 +22,7 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import EVERYTHING, RANKS, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
+from pytest_llmload.core.job import EVERYTHING, HERE, RANKS, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
@@ -100,6 +100,10 @@ class Broker:
     def why_no_model(self, spec: LoadSpec) -> str:
         """Why no test can have the model itself; empty where it can."""
         return str(self._strategies[spec.strategy].no_model)
+
+    def runs_elsewhere(self, spec: LoadSpec) -> bool:
+        """Return whether the model is in other processes than the one that serves the session."""
+        return bool(self._strategies[spec.strategy].runs_in != HERE)
 
     @property
     def timeout(self) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
-from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, TIMES, TIMES_ALONE, WITHOUT_TIMES, Scope
+from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, RECORDING, TIMES, TIMES_ALONE, WITHOUT_TIMES, Scope
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls
 from pytest_llmload.host.loads.inline import InlineProcess
@@ -45,6 +45,7 @@ class Load:
         self._timed: list[LoadResult] = []
         self._loaded: list[LoadResult] = []
         self._worked: list[LoadResult] = []
+        self._is_recorded = False
         self._told_faults: set[str] = set()
 
     @property
@@ -155,6 +156,19 @@ class Load:
                 own.metrics, own.unavailable = with_work.metrics, with_work.unavailable
             self._worked.append(with_work)
         return self._worked[:count]
+
+    def record_allocations(self) -> None:
+        """Load once more with every allocation recorded, and add who allocated what to the result; once per run.
+
+        The figures stay those of the first time. Where the model is in other processes, nothing is recorded.
+        """
+        if self._is_recorded or self._broker.runs_elsewhere(self.spec):
+            return
+        self._is_recorded = True
+        try:
+            self.result.allocations = self._again(RECORDING).allocations
+        except (LoadError, MachineError) as error:
+            self.result.notes.append(f"who allocated the memory is not known: {str(error).splitlines()[0]}")
 
     def _again(self, scope: Scope) -> LoadResult:
         self.close()

@@ -1,0 +1,176 @@
+"""Record the allocations of host memory: torch's, and Python's with numpy's."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pytest_llmload.probes.allocations.sites import Frame, site, stack
+from pytest_llmload.probes.allocations.timeline import Held, Timeline
+from pytest_llmload.probes.other_tensors import holder
+
+#: Bytes of a block that is looked at; a load has very many smaller ones.
+LEAST = 16 << 10
+#: Bytes of a line's allocations by Python and numpy that is told.
+_WORTH = 64 << 10
+#: Frames that tracemalloc keeps of each allocation, and by how many bytes its peak must grow to be looked at again.
+_FRAMES, _STEP = 16, 4 << 20
+#: Seconds between two looks at what Python and numpy hold.
+_PERIOD = 0.002
+
+
+class TorchRecorder:
+    """Every storage that an operator returns, in any thread that starts while this records.
+
+    ``TorchDispatchMode`` sees operators of one thread; transformers loads in threads of a pool. A storage is released
+    when its last tensor is, which a weak reference tells.
+    """
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self._run = threading.Thread.run
+        self._mode: TorchDispatchMode | None = None
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def start(self) -> None:
+        recorder, run = self, self._run
+
+        def recorded(thread: threading.Thread) -> None:
+            with _Mode(recorder.saw):
+                run(thread)
+
+        threading.Thread.run = recorded  # type: ignore[method-assign,assignment]
+        self._mode = _Mode(self.saw)
+        self._mode.__enter__()
+
+    def stop(self) -> None:
+        """Record no more. May be called twice."""
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            threading.Thread.run = self._run  # type: ignore[method-assign]
+            self._mode = None
+
+    def saw(self, given: Any) -> None:
+        """Record the new storages among what an operator returned."""
+        if self._mode is None:
+            # A thread of a pool may outlive the recording.
+            return
+        for tensor in tree_leaves(given):
+            if not issubclass(type(tensor), torch.Tensor) or tensor.device.type != "cpu":
+                continue
+            if tensor.layout != torch.strided or type(tensor).__name__ == "FakeTensor":
+                continue
+            storage = tensor.untyped_storage()
+            address, size = storage.data_ptr(), storage.nbytes()
+            if size < LEAST or address in self._known:
+                continue
+            self._known[address] = weakref.ref(storage, partial(self._released, address))
+            self.timeline.allocated(address, Held(size, site(stack(sys._getframe(2)))))
+
+    def _released(self, address: int, _: object) -> None:
+        del self._known[address]
+        self.timeline.released(address)
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[misc]
+    def __init__(self, saw: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._saw = saw
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        self._saw(given)
+        return given
+
+
+class PythonRecorder:
+    """What Python and numpy hold at their highest and at the end, by tracemalloc; a thread looks for the highest."""
+
+    def __init__(self) -> None:
+        self.peak: list[Held] = []
+        self.kept: list[Held] = []
+        #: Line that allocated arrays that are still held -> who holds one of them.
+        self.holders: dict[str, str] = {}
+        self._highest = _STEP
+        self._peak: tracemalloc.Snapshot | None = None
+        self._over = threading.Event()
+        # tracemalloc tells the highest figure, and nothing of who held it then.
+        self._thread = threading.Thread(target=self._look, name="llmload-allocations", daemon=True)
+        self._is_ours = not tracemalloc.is_tracing()
+
+    def start(self) -> None:
+        if self._is_ours:
+            tracemalloc.start(_FRAMES)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(_PERIOD):
+            held = tracemalloc.get_traced_memory()[0]
+            if held > self._highest + _STEP:
+                self._peak = tracemalloc.take_snapshot()
+                self._highest = held
+
+    def stop(self) -> None:
+        """Record no more. May be called twice, and where recording was never started."""
+        if self._over.is_set() or not self._thread.is_alive():
+            return
+        self._over.set()
+        self._thread.join()
+        self.kept = _large(tracemalloc.take_snapshot())
+        self.holders = _array_holders({block.site for block in self.kept})
+        if self._is_ours:
+            tracemalloc.stop()
+        kept = {block.site for block in self.kept}
+        # What stays is named once, as kept.
+        self.peak = [block for block in _large(self._peak) if block.site not in kept] if self._peak else []
+
+
+def _large(snapshot: tracemalloc.Snapshot) -> list[Held]:
+    """Return the lines of a snapshot that hold much."""
+    own = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, tracemalloc.__file__)))
+    return [Held(found.size, _line(found.traceback)) for found in own.statistics("traceback") if found.size >= _WORTH]
+
+
+def _line(traceback: tracemalloc.Traceback) -> str:
+    # tracemalloc has the innermost call last, and no functions' names.
+    return site(Frame(each.filename, each.lineno, "") for each in reversed(traceback))
+
+
+def _array_holders(sites: set[str]) -> dict[str, str]:
+    """Return who holds the arrays that some lines allocated."""
+    found: dict[str, str] = {}
+    for array, container in _arrays():
+        traceback = tracemalloc.get_object_traceback(array)
+        line = _line(traceback) if traceback is not None else ""
+        if line in sites and line not in found:
+            found[line] = holder(array) if container is None else f"the dict {holder(container)}"
+    return found
+
+
+def _arrays() -> list[tuple[Any, Any]]:
+    """Return the large arrays of the process, each with the dict that holds it where the collector lists neither.
+
+    The garbage collector lists neither arrays nor dicts of nothing else: their owners are asked.
+    """
+    found: list[tuple[Any, Any]] = []
+    for owner in gc.get_objects():
+        for item in gc.get_referents(owner):
+            if _is_large_array(item):
+                found.append((item, None))
+            elif type(item) is dict and not gc.is_tracked(item):
+                found += [(value, item) for value in item.values() if _is_large_array(value)]
+    return found
+
+
+def _is_large_array(item: Any) -> bool:
+    return type(item).__name__ == "ndarray" and type(item).__module__ == "numpy" and item.nbytes >= LEAST

@@ -1,0 +1,99 @@
+"""Who allocated what is held at the peaks, and what is held after the load."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
+from pytest_llmload.probes.allocations import gpu
+from pytest_llmload.probes.allocations.host import PythonRecorder, TorchRecorder
+from pytest_llmload.probes.allocations.timeline import Held, Timeline, by_site
+from pytest_llmload.probes.base import Probe
+from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
+from pytest_llmload.worker.model.loaded import Loaded
+
+#: Lines of a moment and a place that are told, and the fewest bytes of one.
+_MOST, _LEAST = 8, 64 << 10
+
+
+class Allocations(Probe):
+    """``allocations`` of the result: the lines that allocated what is no part of the model, at each peak and after.
+
+    Its load is repeated only for this, since recording costs time and memory of its own: no figure is taken of it.
+    """
+
+    partial: ClassVar[bool] = True
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._torch = TorchRecorder()
+        self._python = PythonRecorder()
+        self._is_gpu = job.device.kind == "cuda"
+        self._found: list[AllocationSite] = []
+
+    def loading(self) -> None:
+        self._begin()
+        self._python.start()
+
+    def loaded(self, loaded: Loaded) -> None:
+        self._torch.stop()
+        # What existed before the load is frozen, and would not be listed as a holder.
+        gc.unfreeze()
+        self._python.stop()
+        ours = set(loaded.inventory.storages())
+        for place, timeline in self._timelines().items():
+            device = place.replace("gpu.", "cuda:") if place != "host" else "cpu"
+            others = {key: block for key, block in timeline.at_end().items() if (device, key) not in ours}
+            held_by = _holders(device, others) | (self._python.holders if place == "host" else {})
+            self._add(KEPT, place, [*others.values(), *(self._python.kept if place == "host" else ())], held_by)
+            # The model's own weights are held at the peak as well, and are not what is looked for.
+            at_peak = [
+                block for key, block in timeline.at_peak().items() if (device, key) not in ours and key not in others
+            ]
+            self._add("load", place, [*at_peak, *(self._python.peak if place == "host" else ())], {})
+
+    def generating(self) -> None:
+        self._torch = TorchRecorder()
+        self._begin()
+
+    def generated(self, loaded: Loaded) -> None:
+        self._torch.stop()
+        for place, timeline in self._timelines().items():
+            self._add("generate", place, list(timeline.at_peak().values()), {})
+
+    def fill(self, result: LoadResult) -> None:
+        result.allocations = self._found
+
+    def close(self) -> None:
+        self._torch.stop()
+        self._python.stop()
+
+    def _begin(self) -> None:
+        if self._is_gpu:
+            gpu.start()
+        self._torch.start()
+
+    def _timelines(self) -> dict[str, Timeline]:
+        gpus = {f"gpu.{index}": found for index, found in gpu.timelines().items()} if self._is_gpu else {}
+        return {"host": self._torch.timeline, **gpus}
+
+    def _add(self, moment: str, place: str, blocks: list[Held], held_by: Mapping[str, str]) -> None:
+        self._found += [
+            AllocationSite(moment, place, site, size, held_by.get(site, ""))
+            for site, size in by_site(blocks, _MOST, _LEAST).items()
+        ]
+
+
+def _holders(device: str, blocks: Mapping[int, Held]) -> dict[str, str]:
+    """Return who holds what each line allocated, as far as tensors that Python knows are concerned."""
+    found: dict[str, str] = {}
+    for tensor in live_tensors():
+        for key, _ in storages(tensor):
+            block = blocks.get(key[1]) if key[0] == device else None
+            # Each search goes through all objects: one for each line.
+            if block is not None and block.bytes >= _LEAST and block.site not in found:
+                found[block.site] = holder(tensor)
+    return found

@@ -1,0 +1,93 @@
+"""Lines of code that allocate, from a stack of Python frames."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+#: Frames of a stack that are looked at.
+DEPTH = 64
+#: Whose lines say nothing: what allocates on behalf of the code that is looked for, and this package itself.
+_INTERNAL = ("torch", "numpy", "pytest_llmload/process", "pytest_llmload/probes", "pytest_llmload/worker/model")
+_PACKAGES = ("/site-packages/", "/dist-packages/")
+
+
+class Frame(NamedTuple):
+    """One call of a stack."""
+
+    file: str
+    line: int
+    #: Empty where only the line is known.
+    function: str
+
+
+def stack(frame: FrameType | None) -> tuple[Frame, ...]:
+    """Return the calls that led to a frame, innermost first."""
+    found: list[Frame] = []
+    while frame is not None and len(found) < DEPTH:
+        found.append(Frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def site(frames: Iterable[Frame]) -> str:
+    """Return the line that allocated: ``ourapp/serving.py:12 in load_model``.
+
+    It is the innermost one outside torch and numpy; where that is a library's, the user's line that called it follows.
+    """
+    known = [frame for frame in frames if not frame.file.startswith("<")]
+    telling = [frame for frame in known if not _is_internal(frame.file)]
+    if not telling:
+        return _text(known[0]) if known else "a line that Python does not know"
+    own = next((frame for frame in telling if not _is_installed(frame.file)), None)
+    first = telling[0]
+    return _text(first) if own is None or own is first else f"{_text(first)}, called from {_text(own)}"
+
+
+def _text(frame: Frame) -> str:
+    name = frame.function or _function(frame.file, frame.line)
+    function = f" in {name}" if name else ""
+    return f"{short(frame.file)}:{frame.line}{function}"
+
+
+def _function(file: str, line: int) -> str:
+    """Return the function that a line of a file is in; empty where none is known."""
+    around = [(first, name) for first, last, name in _functions(file) if first <= line <= last]
+    return max(around)[1] if around else ""
+
+
+@cache
+def _functions(file: str) -> tuple[tuple[int, int, str], ...]:
+    """Return the first and last line and the name of each function of a file; none where it cannot be read."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    functions = (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return tuple((node.lineno, node.end_lineno or node.lineno, node.name) for node in functions)
+
+
+@cache
+def short(file: str) -> str:
+    """Return a file's path from its package on, else with its folder: where it lies is this machine's business."""
+    for packages in _PACKAGES:
+        _, installed, rest = file.rpartition(packages)
+        if installed:
+            return rest
+    return "/".join(Path(file).parts[-2:])
+
+
+@cache
+def _is_installed(file: str) -> bool:
+    return any(part in file for part in (*_PACKAGES, "/pytest_llmload/")) or file.startswith((sys.base_prefix, "<"))
+
+
+@cache
+def _is_internal(file: str) -> bool:
+    path = f"/{file}"
+    return any(f"/{package}/" in path for package in _INTERNAL)

@@ -1,0 +1,60 @@
+"""Allocations and releases in their order, and which of them were held when most was."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+
+class Held(NamedTuple):
+    """A block of memory, and the line that allocated it."""
+
+    bytes: int
+    site: str
+
+
+class Timeline:
+    """What was allocated since a moment; blocks are known by their addresses."""
+
+    def __init__(self) -> None:
+        #: Address and block of an allocation; None instead of the block where it was released.
+        self._events: list[tuple[int, Held | None]] = []
+
+    def allocated(self, address: int, block: Held) -> None:
+        self._events.append((address, block))
+
+    def released(self, address: int) -> None:
+        self._events.append((address, None))
+
+    def at_peak(self) -> dict[int, Held]:
+        """Return the blocks that were held when their sum was highest."""
+        peak = self._played()[1]
+        return self._played(peak)[0]
+
+    def at_end(self) -> dict[int, Held]:
+        """Return the blocks that were not released."""
+        return self._played()[0]
+
+    def _played(self, until: int | None = None) -> tuple[dict[int, Held], int]:
+        """Return the blocks held after some events, and after how many events most was held."""
+        held: dict[int, Held] = {}
+        total = highest = peak = 0
+        for number, (address, block) in enumerate(list(self._events)[:until], start=1):
+            before = held.pop(address, None)
+            total -= before.bytes if before is not None else 0
+            if block is not None:
+                held[address] = block
+                total += block.bytes
+            if total > highest:
+                highest, peak = total, number
+        return held, peak
+
+
+def by_site(blocks: Iterable[Held], most: int, least: int) -> Mapping[str, int]:
+    """Return the lines with the most bytes, largest first; those under ``least`` bytes are left out."""
+    sums: dict[str, int] = defaultdict(int)
+    for block in blocks:
+        sums[block.site] += block.bytes
+    ordered = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    return {name: size for name, size in ordered[:most] if size >= least}

@@ -1,0 +1,62 @@
+"""Who allocated the memory that a gate found too much, in the lines of a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.verdicts import REGRESSED, Comparison
+
+#: Lines that are told.
+_MOST = 5
+_MOMENTS = {"load": "at the peak of the load", "generate": "at the peak of generating", KEPT: "kept after the load"}
+#: Last part of a metric's name -> the moments whose allocations explain it. ``""``: that of the highest phase.
+_EXPLAINS = {
+    "load_allocated": ("load",),
+    "load_allocations": ("load",),
+    "load_peak": ("load", KEPT),
+    "generate_peak": ("generate", KEPT),
+    "reserved_peak": ("", KEPT),
+    "peak": ("", KEPT),
+    "settled": (KEPT,),
+    "other_tensors": (KEPT,),
+    "process": (KEPT,),
+}
+
+
+def is_explained(comparison: Comparison) -> bool:
+    """Return whether a load that is repeated to record its allocations can tell why a comparison is red."""
+    return any(_moments(item.name) for item in comparison.having(REGRESSED))
+
+
+def lines(result: LoadResult, comparison: Comparison) -> list[str]:
+    """Return the largest allocations that explain the metrics that regressed: bytes, line, moment and holder."""
+    wanted = {
+        (moment or _highest(result), _place(item.name))
+        for item in comparison.having(REGRESSED)
+        for moment in _moments(item.name)
+    }
+    found = [each for each in result.allocations if (each.moment, each.place.partition(".")[0]) in wanted]
+    found.sort(key=lambda each: -each.bytes)
+    return list(map(_line, found[:_MOST]))
+
+
+def _line(each: AllocationSite) -> str:
+    where = "" if each.place == "host" else f" on GPU {each.place.partition('.')[2]}"
+    held = f", held by {each.held_by}" if each.held_by else ""
+    return f"{format_bytes(each.bytes)}{where} by {each.site} ({_MOMENTS[each.moment]}{held})"
+
+
+def _moments(name: str) -> tuple[str, ...]:
+    return _EXPLAINS.get(name.rpartition(".")[2], ()) if name.startswith(("host.", "gpu.")) else ()
+
+
+def _place(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _highest(result: LoadResult) -> str:
+    """Return the phase with the highest peak. The first forward is not repeated: generating begins with it."""
+    phases: Iterator[tuple[float, str]] = ((max(peaks.values()), name) for name, peaks in result.phase_peaks.items())
+    return "load" if max(phases, default=(0.0, "load"))[1] == "load" else "generate"
