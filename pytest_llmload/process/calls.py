@@ -41,13 +41,16 @@ def call(message: Message, loaded: Any) -> Message:
 
 
 def arguments(error: BaseException) -> str:
-    """What an exception of the same class can be made with in the pytest process; empty unless that is plain data.
+    """Return what an exception of the same class can be made with in the pytest process, pickled.
 
-    Also empty where it is too much: the message, which is cut, then has to do.
+    Empty unless it is plain data, and where it is too much: the message, which is cut, then has to do.
     """
     # As pickle has them: the file's name of an OSError is not in its ``args``.
-    reduced = error.__reduce__()
-    if not isinstance(reduced, tuple) or reduced[0] is not type(error):
+    try:
+        reduced = error.__reduce__()
+    except Exception:  # noqa: BLE001 - it is code of the user's or of a library
+        return ""
+    if not isinstance(reduced, tuple) or len(reduced) < 2 or reduced[0] is not type(error):
         return ""
     plain = tuple(str(item) if isinstance(item, PurePath) else item for item in reduced[1])
     try:

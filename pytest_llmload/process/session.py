@@ -115,7 +115,6 @@ class Session:
     def measured(self, job: Job) -> Message:
         """Load and measure here; an error has the figures that were taken until then."""
         from pytest_llmload.process.measurement import measure, new_result
-        from pytest_llmload.process.model_changes import fingerprint
 
         result = new_result(job)
         try:
@@ -124,7 +123,7 @@ class Session:
             # With what was seen until then.
             return {**describe(error, self.phase), "result": result.to_json()}
         if self.loaded is not None:
-            self._fingerprint = fingerprint(self.loaded.model)
+            self._fingerprint = _fingerprint(self.loaded)
         self.phase = "idle"
         return {"kind": "result", "result": result.to_json()}
 
@@ -149,21 +148,31 @@ class Session:
 
     def do_run(self, message: Message) -> Message:
         from pytest_llmload.process import calls
-        from pytest_llmload.process.model_changes import fingerprint
 
         if self.runner is not None:
             return self._asked(message)
         self._enter("run")
         # Loaded by its first use, which is now at the latest.
-        words = _words(self.loaded.tokenizer)
+        words = _words(self.loaded)
         try:
             reply = calls.call(message, self.loaded)
         except told() as error:
             reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
-        now = fingerprint(self.loaded.model)
-        changed = now != self._fingerprint or _words(self.loaded.tokenizer) != words
+        now = _fingerprint(self.loaded)
+        # What cannot even be looked at any more was changed too.
+        changed = now is None or now != self._fingerprint or _words(self.loaded) != words
         self._fingerprint = now
         return {**reply, "changed": changed}
+
+
+def _fingerprint(loaded: Any) -> object:
+    """Return what an edit of the model moves; None where a test's function has broken what it is taken from."""
+    from pytest_llmload.process.model_changes import fingerprint
+
+    try:
+        return fingerprint(loaded.model)
+    except Exception:  # noqa: BLE001 - whatever it is, the model is not handed on
+        return None
 
 
 def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
@@ -179,9 +188,12 @@ def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
     raise ValueError(f"a strategy says runs_in={place!r}; known are {HERE!r}, {RANKS!r} and {SERVER!r}")
 
 
-def _words(tokenizer: Any) -> int:
-    """How many tokens a tokenizer knows; -1 for one that does not say."""
-    return len(tokenizer) if hasattr(tokenizer, "__len__") else -1
+def _words(loaded: Any) -> int:
+    """Return how many tokens the tokenizer knows; -1 for one that does not say."""
+    try:
+        return len(loaded.tokenizer)
+    except Exception:  # noqa: BLE001 - a tokenizer is whatever the user's loader returned
+        return -1
 
 
 def prepare(job: Job) -> None:
@@ -214,15 +226,32 @@ def describe(error: BaseException, phase: str) -> Message:
         outcome = results.OUT_OF_MEMORY
     else:
         outcome = results.FAILED
+    text = _text(error)
     # Our own errors are whole sentences already.
     type_name = "" if isinstance(error, (MachineError, LoadFailed)) else f"{kind.__module__}.{kind.__qualname__}"
     info = results.ErrorInfo(
-        message=str(error) if type_name else str(error) or kind.__name__,
+        message=text if type_name else text or kind.__name__,
         type_name=type_name.removeprefix("builtins."),
-        traceback="".join(traceback.format_exception(error)),
+        traceback=_traceback(error),
         phase=phase,
     )
     return {"kind": "error", "outcome": outcome, "error": asdict(info)}
+
+
+def _text(error: BaseException) -> str:
+    """Return an exception's message, or that it has none that can be had."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - it is code of the user's or of a library
+        return f"its message cannot be shown, since its __str__ raises {type(broken).__name__}"
+
+
+def _traceback(error: BaseException) -> str:
+    """Return an exception's traceback as text, without the exceptions that led to it where those cannot be shown."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - it asks the exceptions for attributes of their own
+        return "".join(traceback.format_tb(error.__traceback__))
 
 
 def main(fd: int, log: str) -> int:

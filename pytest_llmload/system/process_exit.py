@@ -22,7 +22,16 @@ class Died(Exception):
 
 
 def how(status: int | None) -> str:
-    """An exit status, minus the signal's number, in words; None if nobody saw it."""
+    """Return an exit status, minus the signal's number, in words; None where it is not known."""
     if status is None:
         return "ended"
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+    return f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name; a real-time signal, which Python has no name for, as signal(7) writes it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        above = number - signal.SIGRTMIN
+        return f"signal {number} (SIGRTMIN{above:+d})"

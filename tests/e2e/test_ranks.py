@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
 from family import assert_nothing_outlives
@@ -181,6 +182,42 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(pytester, pro
         "the model does not run: AttributeError",
     ):
         assert piece in text, piece
+
+
+def test_no_rank_listens_to_other_machines(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
+    """Nor does the process that starts them: while they meet, load and compute together."""
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        def listening(model, tokenizer):
+            import torch
+            family = [pid for pid in os.listdir("/proc") if pid.isdecimal() and os.getsid(int(pid)) == os.getsid(0)]
+            assert len(family) >= 3, "the two ranks and the process that started them"
+            held = set()
+            for pid in family:
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    try:
+                        held.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+                    except FileNotFoundError:
+                        continue
+            found = []
+            for table in ("tcp", "tcp6"):
+                for line in open(f"/proc/self/net/{table}").read().splitlines()[1:]:
+                    fields = line.split()
+                    if fields[3] == "0A" and f"socket:[{fields[9]}]" in held:
+                        found.append(fields[1].split(":")[0])
+            return sorted(set(found))
+
+        @pytest.mark.strategy("tp_plan")
+        def test_listening(llm):
+            # As the kernel writes 127.0.0.1 and ::1; gloo connects its pairs on it.
+            assert set(llm.run(listening)) <= {"0100007F", "00000000000000000000000001000000"}
+            assert len(llm.generate("Hello", max_new_tokens=2).tokens) == 2
+        """
+    )
+    project().assert_outcomes(passed=1)
 
 
 def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project):

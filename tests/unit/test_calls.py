@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import queue
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pytest_llmload.core.errors import RemoteError
-from pytest_llmload.host.loads.calls import decode
+from pytest_llmload.host.loads.calls import decode, encode
 from pytest_llmload.process.calls import arguments
-from pytest_llmload.process.session import describe
+from pytest_llmload.process.session import Session, _fingerprint, describe
+from pytest_llmload.system.process_exit import how
 
 
 class Two(Exception):
@@ -58,3 +61,88 @@ def test_what_no_encoding_can_write_is_escaped() -> None:
 def test_an_exception_without_a_message_is_named_once() -> None:
     assert str(describe(MemoryError(), "load")["error"]["message"]) == ""
     assert str(RemoteError("", "MemoryError")) == "MemoryError"
+
+
+class Mute(RuntimeError):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+
+def test_an_exception_that_cannot_be_printed_is_told_all_the_same() -> None:
+    try:
+        raise Mute
+    except Mute as error:
+        described, given = describe(error, "run"), arguments(error)
+    assert "its message cannot be shown, since its __str__ raises ZeroDivisionError" in described["error"]["message"]
+    assert "raise Mute" in described["error"]["traceback"]
+    assert given == ""
+
+
+class Demanding(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def test_why_an_exception_is_not_of_its_own_class_is_said() -> None:
+    again = raised_again(Demanding(1, 2))
+    assert type(again) is RemoteError
+    text = str(again)
+    assert "Demanding: 1 and 2; it cannot be made again here: TypeError: " in text
+    assert "'second'" in text
+
+
+@pytest.mark.parametrize("outcome", [pytest.skip, pytest.fail, pytest.xfail])
+def test_pytests_own_outcomes_are_outcomes(outcome: Any) -> None:
+    with pytest.raises(outcome.Exception, match="not here") as there:
+        outcome("not here")
+    with pytest.raises(outcome.Exception, match="not here") as here:
+        decode(describe(there.value, "run"))
+    assert type(here.value) is outcome.Exception
+
+
+def test_a_function_does_not_end_the_run() -> None:
+    again = raised_again(pytest.exit.Exception("enough"))
+    assert isinstance(again, RemoteError)
+    assert "enough" in str(again)
+
+
+def broken(model: Any, tokenizer: Any) -> None:
+    model.named_parameters = None
+
+
+def silent(model: Any, tokenizer: Any) -> None:
+    raise Mute
+
+
+@pytest.mark.parametrize(("function", "changed"), [(broken, True), (silent, False), (type, True)])
+def test_what_a_function_breaks_is_not_handed_on(function: Any, changed: bool) -> None:
+    torch = pytest.importorskip("torch")
+    session = Session(SimpleNamespace(send=lambda message: None))  # type: ignore[arg-type]
+    device = SimpleNamespace(kind="cpu")
+    session.loaded = SimpleNamespace(model=torch.nn.Linear(2, 2), tokenizer=None, job=SimpleNamespace(device=device))
+    session._fingerprint = _fingerprint(session.loaded)
+    if function is type:
+        # One whose class is broken, which concerns the look that comes before the next call too.
+        session.loaded.model.__dict__["_modules"] = 5
+        function = silent
+    reply = session.do_run(encode(function, (), {}))
+    assert reply["changed"] is changed
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (-9, "was killed by SIGKILL"),
+        (-34, "was killed by SIGRTMIN"),
+        (-40, "was killed by signal 40 (SIGRTMIN+6)"),
+        (-33, "was killed by signal 33 (SIGRTMIN-1)"),
+        (-64, "was killed by SIGRTMAX"),
+        (3, "exited with status 3"),
+        (None, "ended"),
+    ],
+)
+def test_every_signal_has_a_name(status: int | None, text: str) -> None:
+    assert how(status) == text

@@ -9,10 +9,19 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import pytest
+
 from pytest_llmload.core.errors import RemoteError
 from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.system.protocol import Message
+
+#: What ``pytest.skip``, ``fail`` and ``xfail`` raise, by the names that the classes give themselves.
+_OUTCOMES: dict[str, type[BaseException]] = {
+    "Skipped": pytest.skip.Exception,
+    "Failed": pytest.fail.Exception,
+    "_pytest.outcomes.XFailed": pytest.xfail.Exception,
+}
 
 
 def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
@@ -61,14 +70,18 @@ def raise_here(reply: Message) -> NoReturn:
     module, _, name = info.type_name.rpartition(".")
     holder = sys.modules.get(module) if module else builtins
     kind = getattr(holder, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if info.type_name in _OUTCOMES:
+        raise _OUTCOMES[info.type_name](scrub(info.message))
+    why = ""
+    # ``pytest.exit`` is for the pytest process to call: one test's function does not end the whole run.
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, pytest.exit.Exception):
         given = reply.get("arguments")
         arguments = pickle.loads(base64.b64decode(given)) if given else (info.message,)
         try:
             # As printable as its message: pytest-xdist cannot send a report that no encoding can write.
             error = kind(*(scrub(item) if isinstance(item, str) else item for item in arguments))
-        except TypeError:  # its constructor wants something else
-            pass
+        except Exception as refused:  # noqa: BLE001 - a constructor may do anything
+            why = f"; it cannot be made again here: {type(refused).__name__}: {scrub(str(refused))}"
         else:
             raise error from RemoteError(info.message, info.type_name, info.traceback)
-    raise RemoteError(info.message, info.type_name, info.traceback)
+    raise RemoteError(f"{info.message}{why}", info.type_name, info.traceback)

@@ -20,6 +20,7 @@ from pytest_llmload.core.portable import bounded, scrub
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.system.logs import LINE, last_lines
+from pytest_llmload.system.process_exit import how
 from pytest_llmload.system.protocol import Channel, Closed, Message
 
 #: Seconds a process gets to write its stacks, and then to end, before it is killed.
@@ -274,8 +275,8 @@ class Server:
     def _failure(self, what: str, error: Closed | TimeoutError) -> MachineError:
         status = self.exit_status
         late = f"did not answer for {_WARM_UP:g} s"
-        how = late if isinstance(error, TimeoutError) else "died" if status is None else f"died ({_how(status)})"
-        return MachineError(f"the process that {what} {how}:\n{self.tail()}")
+        end = late if isinstance(error, TimeoutError) else "died" if status is None else f"died ({_how(status)})"
+        return MachineError(f"the process that {what} {end}:\n{self.tail()}")
 
     def _next(self, wanted: Callable[[Message], bool], seconds: float) -> Message:
         deadline = time.monotonic() + seconds
@@ -343,5 +344,5 @@ def _fit_texts(value: Any) -> Any:
 
 
 def _how(status: int) -> str:
-    """An exit status, minus the signal's number, in words."""
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+    """Return an exit status, minus the signal's number, in words."""
+    return how(status).removeprefix("was ")

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_llmload.process.ranks import rank
 from pytest_llmload.process.server_imports import answering
 from pytest_llmload.system.nodes import nodes
+from pytest_llmload.worker.parallel.world import STORE
 
 #: Seconds that ranks get to end after one of them has died.
 _SHUTDOWN = 2
@@ -23,8 +24,10 @@ _RENDEZVOUS = 900
 class Agent:
     """Starts the ranks of this machine by forking: they have all imported what this process has.
 
-    On one machine the rendezvous is its own; on several, torchrun's variables name it: PET_NNODES, PET_RDZV_ENDPOINT,
-    PET_RDZV_ID and PET_RDZV_BACKEND, as ``torchrun --nnodes … --rdzv-endpoint …`` reads them.
+    On one machine they meet through a file of this load, so that none of them listens on the network: torch's own
+    store listens on all interfaces, and what the agents tell each other through it is unpickled. On several machines,
+    torchrun's variables name the rendezvous: PET_NNODES, PET_RDZV_ENDPOINT, PET_RDZV_ID and PET_RDZV_BACKEND, as
+    ``torchrun --nnodes … --rdzv-endpoint …`` reads them.
     """
 
     def __init__(self, size: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Path) -> None:
@@ -65,16 +68,26 @@ class Agent:
                 max_nodes=machines,
                 nproc_per_node=size,
                 run_id=os.environ.get("PET_RDZV_ID") or uuid.uuid4().hex,
-                rdzv_backend=os.environ.get("PET_RDZV_BACKEND", "c10d"),
-                rdzv_endpoint=os.environ.get("PET_RDZV_ENDPOINT") or "127.0.0.1:0",
-                rdzv_configs={"timeout": _RENDEZVOUS},
-                local_addr=None if machines > 1 else "127.0.0.1",
                 max_restarts=0,
                 monitor_interval=0.1,
                 start_method="fork",
                 logs_specs=DefaultLogsSpecs(log_dir=str(self._logs)),
+                **(self._own_rendezvous() if machines == 1 else _torchruns_rendezvous()),
             )
         return elastic_launch(config, rank.main)
+
+    def _own_rendezvous(self) -> dict[str, Any]:
+        """Return how agents and ranks of one machine meet: through files in this load's own folder."""
+        # torch (distributed/elastic/rendezvous/dynamic_rendezvous.py, ``next_rendezvous``) would start a store for the
+        # ranks that listens on all interfaces.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        os.environ[STORE] = str(self._logs / "ranks.store")
+        return {
+            "rdzv_backend": "c10d",
+            "rdzv_endpoint": str(self._logs / "agents.store"),
+            "rdzv_configs": {"timeout": _RENDEZVOUS, "store_type": "file"},
+            "local_addr": "127.0.0.1",
+        }
 
     def _run(self, *arguments: Any) -> None:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -85,3 +98,12 @@ class Agent:
             self.failures = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for the ranks tells it
             self.error = error
+
+
+def _torchruns_rendezvous() -> dict[str, Any]:
+    """Return how agents of several machines meet, as torchrun's variables say it."""
+    return {
+        "rdzv_backend": os.environ.get("PET_RDZV_BACKEND", "c10d"),
+        "rdzv_endpoint": os.environ.get("PET_RDZV_ENDPOINT") or "127.0.0.1:0",
+        "rdzv_configs": {"timeout": _RENDEZVOUS},
+    }

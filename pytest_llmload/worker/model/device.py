@@ -29,7 +29,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the GPU's or the host's memory is used up; told without importing torch."""
     if isinstance(error, (MemoryError, LoadOutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - it is code of the user's or of a library
+        return False
+    return any(text in message for text in _OUT_OF_MEMORY)
 
 
 def create_context(job: Job) -> None:

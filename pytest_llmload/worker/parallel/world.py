@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.system.nodes import local_size, nodes
 
 #: A rank that waits this long for another one is in a hang; the pytest process ends it long before.
 _PATIENCE = timedelta(hours=6)
+#: Environment variable: the file through which the ranks of one machine meet.
+STORE = "LLMLOAD_RANKS_STORE"
 
 
 def rank() -> int:
@@ -33,6 +36,7 @@ def settle(job: Job) -> None:
     if nodes() == 1:
         # By name, a machine may resolve to an address that nobody answers on.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if job.device.kind == "cuda":
         # The one GPU that this rank sees is its first.
         os.environ["LOCAL_RANK"] = "0"
@@ -58,8 +62,18 @@ def join(job: Job) -> None:
     import torch
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend(job), timeout=_PATIENCE)
+        torch.distributed.init_process_group(backend(job), timeout=_PATIENCE, **_meeting())
     torch.distributed.all_reduce(torch.ones(1, device=_device(job)))
+
+
+def _meeting() -> dict[str, Any]:
+    """Return where the ranks meet: a file on one machine, what torch elastic has set on several."""
+    import torch
+
+    if nodes() > 1 or STORE not in os.environ:
+        return {}
+    size = int(os.environ["WORLD_SIZE"])
+    return {"store": torch.distributed.FileStore(os.environ[STORE], size), "rank": rank(), "world_size": size}
 
 
 def _device(job: Job) -> str:
