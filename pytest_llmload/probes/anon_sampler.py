@@ -6,6 +6,7 @@ take the interpreter's lock from the load; a small process that reads ``/proc/<p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,17 +17,23 @@ PERIOD_MS = 5
 #: Points that a series has at most: when it is full, each two become one, the higher, and time runs twice as coarse.
 POINTS = 256
 
-#: Resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). Ends with its parent: its input closes.
-#: Answers each byte with the peak and the series since the byte before.
+#: Resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). Answers each ``?`` with the peak and the
+#: series since the one before. Not a child of the load: a loader may wait for all its children. Ends when it is told to
+#: or when the load is gone, and not only when its input closes: a child that the loader has forked holds that open.
 _PROGRAM = f"""
 import os, select, sys, time
+if os.fork():
+    os._exit(0)
 page = os.sysconf("SC_PAGESIZE")
 statm = os.open(f"/proc/{{sys.argv[1]}}/statm", os.O_RDONLY)
 poll = select.poll()
 poll.register(0, select.POLLIN)
 peak, points, every, looks = 0, [], 1, 0
 while True:
-    fields = os.pread(statm, 256, 0).split()
+    try:
+        fields = os.pread(statm, 256, 0).split()
+    except ProcessLookupError:
+        break
     size = (int(fields[1]) - int(fields[2])) * page
     peak = max(peak, size)
     if looks % every:
@@ -40,7 +47,7 @@ while True:
         looks = 0
     if poll.poll({PERIOD_MS}):
         order = os.read(0, 1)
-        if not order:
+        if order != b"?":
             break
         told = " ".join(f"{{moment:.4f}},{{size}}" for moment, size in points)
         os.write(1, f"{{peak}} {{told}}\\n".encode())
@@ -48,37 +55,48 @@ while True:
 """
 
 
+_END = b"."
+
+
 class AnonSampler:
     """A helper process that samples from now on."""
 
+    #: Moments of ``time.monotonic`` and bytes between the last two times that the peak was taken.
+    series: tuple[tuple[float, int], ...] = ()
+
     def __init__(self) -> None:
-        # Isolated and without site-packages: it starts in milliseconds and nobody's startup code runs in it.
-        self._process = subprocess.Popen(
+        # Isolated and without site-packages: it starts in milliseconds and none of the user's startup code runs in it.
+        starter = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
         )
-
-    #: Moments of ``time.monotonic`` and bytes between the last two times that the peak was taken.
-    series: tuple[tuple[float, int], ...] = ()
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        assert starter.stderr is not None
+        self._orders, self._answers, self._complaints = starter.stdin, starter.stdout, starter.stderr
+        # The helper itself is a child of this one, which has ended at once.
+        starter.wait()
 
     def take(self) -> int | None:
         """Return the peak in bytes since the last time it was taken; None where the helper has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(b"?")
+            self._orders.write(b"?")
         except BrokenPipeError:
             return None
-        peak, *points = self._process.stdout.readline().decode().split() or [""]
+        peak, *points = self._answers.readline().decode().split() or [""]
         pairs = (point.split(",") for point in points)
         self.series = tuple((float(moment), int(size)) for moment, size in pairs)
         return int(peak) if peak else None
 
     def close(self) -> str:
-        """End the helper; what it complained about, empty where all went well."""
-        _, errors = self._process.communicate()
-        lines = errors.decode(errors="replace").strip().splitlines()
+        """End the helper; return what it complained about, empty where all went well."""
+        # It may have ended already, and told why.
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.write(_END)
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+        for stream in (self._orders, self._answers, self._complaints):
+            stream.close()
         return lines[-1] if lines else ""

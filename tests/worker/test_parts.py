@@ -227,6 +227,26 @@ def test_the_page_cache_of_nothing_is_not_told(tmp_path: Path) -> None:
 # Memory of the host
 
 
+def test_the_sampler_ends_although_a_child_of_the_loader_has_its_input_open() -> None:
+    sampler = AnonSampler()
+    # What a loader does that waits for all its children; and what one does that leaves a child behind.
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    done, release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(release)
+        os.read(done, 1)
+        os._exit(0)
+    try:
+        assert sampler.take() is not None
+        assert sampler.close() == ""
+    finally:
+        os.close(release)
+        os.close(done)
+        os.waitpid(child, 0)
+
+
 def test_a_transient_allocation_is_sampled() -> None:
     sampler = AnonSampler()
     sampler.take()
