@@ -54,7 +54,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     """Why a model cannot fit by the planner's figures, made before any weight is read."""
-    if state.strategies[spec.strategy].own_code or state.broker.load(spec).measured:
+    if state.strategies[spec.strategy].own_code or state.loads.of(spec).measured:
         return None
     device = state.device
     try:

@@ -49,7 +49,7 @@ class Factory:
         state.log.has_load_tests = True
         if reason := requirements.missing(state, self._item, spec):
             state.skip(self._item, spec, reason)
-        load = state.broker.load(spec) if shared else state.broker.private_load(spec)
+        load = state.loads.of(spec) if shared else state.loads.private(spec)
         if not shared:
             self._own.append(load)
         try:

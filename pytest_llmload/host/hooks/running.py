@@ -71,7 +71,7 @@ def _check_recordable(item: pytest.Item) -> None:
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
     """The ``llm`` of a spec, measured. Raises MachineError; a load that failed is a handle that says so."""
     state = state_of(config)
-    load = state.broker.load(spec)
+    load = state.loads.of(spec)
     state.run(spec).result = load.result
     return LLM(load)
 

@@ -1,6 +1,6 @@
-"""The broker: one shared load per spec and run, its process, and everything it needs before it can start.
+"""The broker: it starts the processes of loads, with everything that they need before they can start.
 
-Tests stay ordinary pytest items; only the load leaves the process.
+Tests stay ordinary pytest items; only the load leaves pytest's process.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pytest_llmload.core.job import EVERYTHING, HERE, RANKS, SERVING, UNCONTROLL
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
-from pytest_llmload.host.loads.load import Load
 from pytest_llmload.host.loads.model_files import Files
+from pytest_llmload.host.loads.opened import Opened
 from pytest_llmload.host.loads.preloaded_modules import BASE, own_modules
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment, start_cold
 from pytest_llmload.system.nodes import local_size
@@ -54,7 +54,7 @@ _ERRORS: dict[str, type[LoadError]] = {
 
 
 class Broker:
-    """Loads models for tests: at most one process at a time, closed after its last user."""
+    """Loads models for tests, at most one at a time: a load that needs the device closes the one that holds it."""
 
     def __init__(
         self,
@@ -73,9 +73,8 @@ class Broker:
         self._finished = finished
         self.describe = describe
         self._cwd = cwd
-        self._loads: dict[LoadSpec, Load] = {}
-        #: Loads whose process is running.
-        self._live: set[Load] = set()
+        #: Models that were handed out and may not be closed yet.
+        self._opened: list[Opened] = []
         self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)))
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
@@ -89,16 +88,8 @@ class Broker:
         #: Why loads start with exec although they could fork; None while they fork.
         self.cold_reason: str | None = None
 
-    def load(self, spec: LoadSpec) -> Load:
-        """The shared load of a spec; nothing starts before it is measured or used."""
-        return self._loads.setdefault(spec, Load(self, spec))
-
-    def private_load(self, spec: LoadSpec) -> Load:
-        """A load that is shared with nobody."""
-        return Load(self, spec)
-
     def why_no_model(self, spec: LoadSpec) -> str:
-        """Why no test can have the model itself; empty where it can."""
+        """Return why no test can have the model itself; empty if it can."""
         return str(self._strategies[spec.strategy].no_model)
 
     def runs_elsewhere(self, spec: LoadSpec) -> bool:
@@ -107,6 +98,7 @@ class Broker:
 
     @property
     def timeout(self) -> float:
+        """Seconds after which a load's process is ended."""
         return self._settings.timeout
 
     def device(self) -> Device:
@@ -181,13 +173,15 @@ class Broker:
             page_cache=self._settings.page_cache if scope.measure else UNCONTROLLED,
         )
 
-    def lease(self, load: Load) -> Lease:
-        """GPUs for a load, after every load of this run has given its own back; one that is used again reopens."""
-        for other in list(self._live):
-            other.close()
+    def _lease(self, spec: LoadSpec) -> Lease:
+        """Return GPUs for a load, after every load of this run has given its own back; one that is used again reopens.
+
+        Raises MachineError if they are not free in time.
+        """
+        self._close_opened()
         return lease(
-            self._device_of(load.spec),
-            self.gpus_needed(load.spec),
+            self._device_of(spec),
+            self.gpus_needed(spec),
             wait_foreign=self._settings.wait_gpu,
             wait_lock=self._settings.timeout,
         )
@@ -226,15 +220,19 @@ class Broker:
 
     def _end_server(self) -> None:
         """End the warm server, and every load before it: one that is used again reopens."""
-        for load in list(self._live):
-            load.close()
+        self._close_opened()
         if self._server is not None:
             self._server.close()
             self._server = None
 
+    def _close_opened(self) -> None:
+        for opened in self._opened:
+            opened.close()
+        self._opened = []
+
     def _warm_up(self, server: Server, spec: LoadSpec) -> None:
         """Have the server import what this run's loads need, the first of them among them."""
-        specs = [each for each in (*self.expected, *self._loads, spec) if not self.runs_already(each)]
+        specs = [each for each in (*self.expected, spec) if not self.runs_already(each)]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
         checkpoints = self._files.available(dict.fromkeys(each.model for each in specs))
         model_types = [checkpoint.model_type for checkpoint in checkpoints]
@@ -274,46 +272,45 @@ class Broker:
             self._folder.close()
             self._folder = None
 
-    def measure(self, load: Load, scope: Scope = EVERYTHING, *, keep: bool = False) -> LoadResult:
-        """Load once in a fresh process and take every figure, or some of a load that was measured before.
+    def measure(
+        self, spec: LoadSpec, scope: Scope = EVERYTHING, *, keep: bool = False
+    ) -> tuple[LoadResult, Opened | None]:
+        """Load once in a fresh process and take the figures of ``scope``.
 
-        Raises MachineError; every other end is a result.
+        Returns the result, and the model if it is to be kept and there is one. Raises MachineError, and LoadFailed if
+        the checkpoint is not a model; every other end is a result.
         """
-        self._checkpoint_of(load.spec)
-        self._files.adapter(load.spec)
-        result = self._open(load, scope, keep=keep)
+        self._checkpoint_of(spec)
+        self._files.adapter(spec)
+        result, opened = self._open(spec, scope, keep=keep)
         if scope.checks:
             self._finished(result)
-        return result
+        return result, opened
 
-    def reopen(self, load: Load) -> None:
-        """Load again only to serve tests: the figures stay those of the first time."""
-        result = self._open(load, SERVING, keep=True)
-        if not result.ok:
+    def reopen(self, spec: LoadSpec) -> Opened:
+        """Load again only to serve tests. Raises LoadError if that does not end in a model, and MachineError."""
+        result, opened = self._open(spec, SERVING, keep=True)
+        if opened is None:
             raise self.error(result)
+        return opened
 
-    def _open(self, load: Load, scope: Scope, *, keep: bool) -> LoadResult:
-        """Load in a fresh process; it stays with the load if it is to be kept and has a model, else it ends."""
-        held = self.lease(load)
+    def _open(self, spec: LoadSpec, scope: Scope, *, keep: bool) -> tuple[LoadResult, Opened | None]:
+        """Load in a fresh process, which ends unless it is to be kept and has a model."""
+        held = self._lease(spec)
         process = None
-        kept = False
+        opened = None
         try:
-            process = self.start(load.spec)
-            job = self.job(load.spec, scope, held)
-            result = self._request(process, job)
+            process = self.start(spec)
+            result = self._request(process, self.job(spec, scope, held))
             if keep and result.ok:
-                load.adopt(process, held)
-                self._live.add(load)
-                kept = True
-            return result
+                opened = Opened(process, held)
+                self._opened.append(opened)
+            return result, opened
         finally:
-            if not kept:
+            if opened is None:
                 if process is not None:
                     process.close()
                 held.release()
-
-    def closed(self, load: Load) -> None:
-        self._live.discard(load)
 
     def _request(self, process: LoadProcess | InlineProcess, job: Job) -> LoadResult:
         try:
@@ -332,5 +329,5 @@ class Broker:
         return LoadResult.from_json(reply["result"])
 
     def error(self, result: LoadResult) -> LoadError:
-        """The exception that a result which is no loaded model stands for."""
+        """Return the exception of a result that is not a loaded model."""
         return _ERRORS[result.outcome](self.describe(result), result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Set
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
@@ -14,12 +14,11 @@ from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, RECORDING, TI
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls
 from pytest_llmload.host.loads.inline import InlineProcess
-from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
+from pytest_llmload.host.loads.processes import LoadDied
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
-    from pytest_llmload.host.loads.broker import Broker
-    from pytest_llmload.host.loads.gpu_leases import Lease
+    from pytest_llmload.host.loads.opened import Opened
     from pytest_llmload.system.protocol import Message
 
 _Figure = TypeVar("_Figure")
@@ -28,16 +27,32 @@ TIMED = frozenset({"ttft", "per_token"})
 _NOT_TIMED = "no test of this load looks at times (latency_baseline, latency_budget, llm.timing)"
 
 
+class Launcher(Protocol):
+    """What a load needs of the code that starts processes: :class:`pytest_llmload.host.loads.broker.Broker`."""
+
+    @property
+    def timeout(self) -> float: ...
+
+    def measure(self, spec: LoadSpec, scope: Scope = ..., *, keep: bool = ...) -> tuple[LoadResult, Opened | None]: ...
+
+    def reopen(self, spec: LoadSpec) -> Opened: ...
+
+    def error(self, result: LoadResult) -> LoadError: ...
+
+    def why_no_model(self, spec: LoadSpec) -> str: ...
+
+    def runs_elsewhere(self, spec: LoadSpec) -> bool: ...
+
+
 class Load:
     """One load of a run: its frozen figures, and its process while tests still need it."""
 
-    def __init__(self, broker: Broker, spec: LoadSpec) -> None:
+    def __init__(self, launcher: Launcher, spec: LoadSpec) -> None:
         self.spec = spec
-        self._broker = broker
+        self._launcher = launcher
         self._result: LoadResult | None = None
         self._machine_error: MachineError | None = None
-        self._process: LoadProcess | InlineProcess | None = None
-        self._lease: Lease | None = None
+        self._opened: Opened | None = None
         self._changed = False
         #: Whether a test announced that it looks at times, so that they are taken with the other figures.
         self.times_wanted = False
@@ -63,7 +78,7 @@ class Load:
             raise self._machine_error
         if self._result is None:
             try:
-                self._result = self._broker.measure(self, self._scope, keep=True)
+                self._result, self._opened = self._launcher.measure(self.spec, self._scope, keep=True)
             except MachineError as error:
                 self._machine_error = error
                 raise
@@ -104,13 +119,13 @@ class Load:
     @property
     def error(self) -> LoadError | None:
         """What the tests of this load fail with; None if it is fine."""
-        return None if self.result.ok else self._broker.error(self.result)
+        return None if self.result.ok else self._launcher.error(self.result)
 
     def repeats(self, count: int) -> list[LoadResult]:
         """The same load measured anew in fresh processes, alone on the device; once per run."""
         while len(self._repeats) < count:
             self.close()
-            self._repeats.append(self._broker.measure(self, self._scope))
+            self._repeats.append(self._launcher.measure(self.spec, self._scope)[0])
         return self._repeats[:count]
 
     def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:
@@ -162,7 +177,7 @@ class Load:
 
         The figures stay those of the first time. Where the model is in other processes, nothing is recorded.
         """
-        if self._is_recorded or self._broker.runs_elsewhere(self.spec):
+        if self._is_recorded or self._launcher.runs_elsewhere(self.spec):
             return
         self._is_recorded = True
         try:
@@ -172,14 +187,10 @@ class Load:
 
     def _again(self, scope: Scope) -> LoadResult:
         self.close()
-        result = self._broker.measure(self, scope)
+        result, _ = self._launcher.measure(self.spec, scope)
         if not result.ok:
-            raise self._broker.error(result)
+            raise self._launcher.error(result)
         return result
-
-    def adopt(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
-        self._process, self._lease = process, held
-        self._changed = False
 
     def generate(self, text: str, max_new_tokens: int) -> dict[str, Any]:
         __tracebackhide__ = True
@@ -205,28 +216,28 @@ class Load:
     def model(self) -> Any:
         if self.error is not None:
             raise self.error
-        if reason := self._broker.why_no_model(self.spec):
+        if reason := self._launcher.why_no_model(self.spec):
             raise RuntimeError(reason)
-        if not isinstance(self._process, InlineProcess):
+        if self._opened is None or not isinstance(self._opened.process, InlineProcess):
             raise RuntimeError(
                 "the model lives in a process of its own: use llm.run(function), or --llm-isolation=inline to debug"
             )
-        return self._process.model
+        return self._opened.process.model
 
     def _ask(self, message: Message) -> Message:
         __tracebackhide__ = True
         if self.error is not None:
             raise self.error
-        if self._process is None or not self._process.alive:
-            self._broker.reopen(self)
-        assert self._process is not None
+        if self._opened is None or not self._opened.is_alive:
+            self.close()
+            self._opened, self._changed = self._launcher.reopen(self.spec), False
         try:
-            return self._process.request(message, self._broker.timeout)
+            return self._opened.process.request(message, self._launcher.timeout)
         except LoadDied as death:
             self.close()
             # The figures were taken and stay; what died is the process that served this test.
             result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
-            raise self._broker.error(result) from None
+            raise self._launcher.error(result) from None
 
     def after_test(self) -> None:
         """A load that the test changed is not handed on."""
@@ -235,13 +246,9 @@ class Load:
 
     def close(self) -> None:
         """End the process, if there is one; the figures stay."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-            self._broker.closed(self)
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
 
 def _only(names: Set[str], figures: Mapping[str, _Figure]) -> dict[str, _Figure]:

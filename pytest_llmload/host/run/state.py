@@ -17,6 +17,7 @@ from pytest_llmload.core.job import Device
 from pytest_llmload.core.verdicts import Run, Subject
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.broker import ENDPOINT, Broker
+from pytest_llmload.host.loads.shared_loads import SharedLoads
 from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.markers.variants import Marks
 from pytest_llmload.host.run.accept_command import accept_command
@@ -66,6 +67,7 @@ class State:
             self.describe,
             config.rootpath,
         )
+        self.loads = SharedLoads(self.broker)
 
     def refuse_mistakes(self) -> None:
         """Raise UsageError for all that is wrong with markers, each mistake once."""
@@ -123,7 +125,7 @@ class State:
                 self.log.has_load_tests = True
                 self.pending.setdefault(spec, set()).add(item.nodeid)
             if "latency_baseline" in item.fixturenames or item.get_closest_marker("latency_budget"):  # type: ignore[attr-defined]
-                self.broker.load(spec).times_wanted = True
+                self.loads.of(spec).times_wanted = True
             if {"memory_baseline", "latency_baseline"} & set(item.fixturenames):  # type: ignore[attr-defined]
                 with contextlib.suppress(MachineError):
                     self.log.used_baselines.add(self.baseline_path(spec))
@@ -136,7 +138,7 @@ class State:
             return
         users = self.pending[spec]
         users.discard(item.nodeid)
-        load = self.broker.load(spec)
+        load = self.loads.of(spec)
         load.after_test()
         if not users:
             load.close()
@@ -211,4 +213,4 @@ class State:
         """Return the load of a test; None if the test uses none."""
         spec = self.spec_of(item)
         uses = spec is not None and "llm" in getattr(item, "fixturenames", ())
-        return self.broker.load(spec) if spec is not None and uses else None
+        return self.loads.of(spec) if spec is not None and uses else None

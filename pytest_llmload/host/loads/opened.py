@@ -1,0 +1,35 @@
+"""A loaded model that is kept for its tests: its process, and the GPUs that it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llmload.host.loads.gpu_leases import Lease
+    from pytest_llmload.host.loads.inline import InlineProcess
+    from pytest_llmload.host.loads.processes import LoadProcess
+
+
+class Opened:
+    """A process with a model. The load that requested it closes it, or the broker, if another load needs the device."""
+
+    def __init__(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
+        self.process = process
+        self._held: Lease | None = held
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the process was ended and the GPUs were given back."""
+        return self._held is None
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the process answers."""
+        return not self.is_closed and self.process.alive
+
+    def close(self) -> None:
+        """End the process and give the GPUs back. May be called twice."""
+        if self._held is not None:
+            self.process.close()
+            self._held.release()
+            self._held = None

@@ -1,0 +1,26 @@
+"""The loads of a run: one for all tests of a spec, and those that a test has for itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llmload.host.loads.load import Launcher, Load
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.spec import LoadSpec
+
+
+class SharedLoads:
+    """The loads of a run. Nothing starts before a load is measured or used."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._loads: dict[LoadSpec, Load] = {}
+
+    def of(self, spec: LoadSpec) -> Load:
+        """Return the load that all tests of a spec share."""
+        return self._loads.setdefault(spec, Load(self._launcher, spec))
+
+    def private(self, spec: LoadSpec) -> Load:
+        """Return a load that no other test shares."""
+        return Load(self._launcher, spec)
