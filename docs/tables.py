@@ -41,7 +41,7 @@ _LISTED = {
     "stale": "listed as stale",
 }
 #: Modules whose fixtures users have.
-_FIXTURES = ("pytest_llmload.plugin", "pytest_llmload.integrations.benchmark")
+_FIXTURES = ("pytest_llmload.plugin",)
 
 
 def metrics() -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CeilingExceeded,
         CheckRaised,
         LatencyRegressed,
+        LLMLoadError,
         LoadCrashed,
         LoadError,
         LoadFailed,
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
         MachineError,
         MemoryRegressed,
         RemoteError,
+        ReportError,
         StrategyNotApplied,
     )
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.checks.baselines import LatencyBaseline, MemoryBaseline
     from pytest_llmload.host.loads.llm import LLM
+
+    __version__: str
 
 _HOMES = {
     "LLM": "host.loads.llm",
@@ -47,6 +51,7 @@ __all__ = [
     "BudgetExceeded",
     "CeilingExceeded",
     "CheckRaised",
+    "LLMLoadError",
     "LatencyBaseline",
     "LatencyRegressed",
     "LoadCrashed",
@@ -60,11 +65,16 @@ __all__ = [
     "MemoryBaseline",
     "MemoryRegressed",
     "RemoteError",
+    "ReportError",
     "StrategyNotApplied",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pytest-llmload")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

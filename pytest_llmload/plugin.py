@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -51,9 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from pytest_llmload.integrations import reporters
 
     reporters.register(config)
-    # By name, so that the integration is imported only where a test could use it.
-    present = config.pluginmanager.hasplugin("benchmark")
-    config.pluginmanager.import_plugin(f"pytest_llmload.integrations.{'benchmark' if present else 'no_benchmark'}")
+    if config.pluginmanager.hasplugin("benchmark"):
+        from pytest_llmload.integrations import benchmark
+
+        # Its fixture llm_benchmark overrides the one below.
+        config.pluginmanager.register(benchmark, "llmload-benchmark")
     if options.given(config) or config.getoption(options.dest("report")):
         from pytest_llmload.host.run.stash import state_of
 
@@ -261,3 +263,9 @@ def llm_gpus(request: pytest.FixtureRequest) -> tuple[Gpu, ...]:
     from pytest_llmload.host.run.stash import state_of
 
     return state_of(request.config).device.gpus
+
+
+@pytest.fixture
+def llm_benchmark() -> NoReturn:
+    """llm_benchmark(function, *args, rounds=5, warmup_rounds=1): llm.run for pytest-benchmark, timed in its process."""
+    pytest.skip("llm_benchmark needs pytest-benchmark: pip install 'pytest-llmload[benchmark]'")

@@ -74,7 +74,7 @@ def has_numbers(numbers: Numbers) -> bool:
 
 
 def rounding(values: Iterable[float]) -> float:
-    """The largest error that storing these values in a file may have made; files of older releases have six digits."""
+    """Return the largest error that storing these values in a file may have made: with six digits or with nine."""
     known = [value for value in values if value and math.isfinite(value)]
     digits = DIGITS if all(value == significant(value) for value in known) else NUMBER_DIGITS
     return max((10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits) / 2 for value in known), default=0.0)

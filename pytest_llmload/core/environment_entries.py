@@ -33,7 +33,7 @@ class Entry:
     present: str = ""
     #: Whether a baseline file keeps it.
     stored: bool = True
-    #: What it means that it is not there; ``unknown`` where an older release did not write it.
+    #: What it means that an environment does not have it; ``unknown`` is equal to every value.
     absent: str = UNKNOWN
 
 

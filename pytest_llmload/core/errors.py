@@ -1,4 +1,4 @@
-"""Every error a test or a run can end with.
+"""Every error that a test or a run can end with. Their common base is :class:`LLMLoadError`.
 
 FAILED means that the model or the libraries moved: :class:`LoadError` and the assertion errors.
 ERROR means that the machine, the setup or this plugin did: :class:`MachineError`, :class:`BaselineError` and
@@ -7,14 +7,27 @@ ERROR means that the machine, the setup or this plugin did: :class:`MachineError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_llmload.core.results import LoadResult
 
 
-class LoadError(Exception):
-    """A load that did not end in a usable model; ``result`` holds what was seen until then."""
+class LLMLoadError(Exception):
+    """The base class of every error that pytest-llmload raises in a test or a run."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__ == __name__:
+            # As users import it and as pytest prints it: pytest_llmload.MemoryRegressed.
+            cls.__module__ = "pytest_llmload"
+
+
+LLMLoadError.__module__ = "pytest_llmload"
+
+
+class LoadError(LLMLoadError):
+    """A load that did not end in a usable model; ``result`` holds the figures that were taken until then."""
 
     def __init__(self, message: str, result: LoadResult | None = None) -> None:
         super().__init__(message)
@@ -30,7 +43,7 @@ class LoadOutOfMemory(LoadError):
 
 
 class LoadCrashed(LoadError):
-    """The load's process died: a signal, or an exit that nobody asked for."""
+    """The load's process died: a signal, or an unexpected exit."""
 
 
 class LoadTimeout(LoadError):
@@ -38,50 +51,50 @@ class LoadTimeout(LoadError):
 
 
 class StrategyNotApplied(LoadError, AssertionError):
-    """The model that was loaded is not the one that was asked for."""
+    """The loaded model is not the one that was requested."""
 
 
-class MemoryRegressed(AssertionError):
+class MemoryRegressed(LLMLoadError, AssertionError):
     """Memory, loading work or the manifest differ from the baseline by more than the tolerance."""
 
 
-class LatencyRegressed(AssertionError):
+class LatencyRegressed(LLMLoadError, AssertionError):
     """Load time, time to first token or time per token differ from the baseline."""
 
 
-class BaselineMissing(AssertionError):
+class BaselineMissing(LLMLoadError, AssertionError):
     """There is no baseline for this load; the message holds the command that records one."""
 
 
-class BaselineIncomparable(AssertionError):
-    """The baseline belongs to another model shape, spec or workload."""
+class BaselineIncomparable(LLMLoadError, AssertionError):
+    """The baseline belongs to a different model shape, spec or workload."""
 
 
-class CeilingExceeded(AssertionError):
+class CeilingExceeded(LLMLoadError, AssertionError):
     """More memory than ``memory_ceiling`` allows."""
 
 
-class BudgetExceeded(AssertionError):
+class BudgetExceeded(LLMLoadError, AssertionError):
     """More time than ``latency_budget`` allows."""
 
 
-class MachineError(Exception):
+class MachineError(LLMLoadError):
     """The machine cannot do what was asked: GPU held, download failed, disk full, driver mismatch."""
 
 
-class CheckRaised(Exception):
+class CheckRaised(LLMLoadError):
     """A check or a probe of pytest-llmload raised: its own fault, which says nothing about the load."""
 
 
-class BaselineError(Exception):
+class BaselineError(LLMLoadError):
     """A baseline file that cannot be read or written: truncated, of a newer schema, read-only."""
 
 
-class ReportError(Exception):
+class ReportError(LLMLoadError):
     """A report that cannot be read: damaged, of a newer schema, or not a report."""
 
 
-class RemoteError(Exception):
+class RemoteError(LLMLoadError):
     """An exception from the load's process whose class is not known in the pytest process.
 
     ``type_name`` is its qualified class name, ``traceback`` the text of its remote traceback.
@@ -95,9 +108,3 @@ class RemoteError(Exception):
     def __str__(self) -> str:
         head = ": ".join(part for part in (self.type_name, str(self.args[0])) if part)
         return f"{head}\n\n{self.traceback}" if self.traceback else head
-
-
-for _name, _class in list(globals().items()):
-    # As users import them and as pytest prints them: pytest_llmload.MemoryRegressed.
-    if isinstance(_class, type) and issubclass(_class, Exception):
-        _class.__module__ = "pytest_llmload"

@@ -1,8 +1,9 @@
-"""``core/`` imports the standard library only: whatever is not that, by whatever name."""
+"""What holds for the package as a whole: ``core/`` imports the standard library only, errors have one base."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,3 +40,15 @@ def test_core_imports_the_standard_library_only(path):
 def test_any_package_from_outside_is_seen():
     text = "import json, yaml.nodes\nfrom pytest_llmload.host import llm\ndef f():\n    from attrs import define\n"
     assert foreign(text) == ["yaml.nodes", "pytest_llmload.host", "attrs"]
+
+
+def test_every_public_error_has_one_base_and_the_packages_name() -> None:
+    errors = [getattr(pytest_llmload, name) for name in pytest_llmload.__all__]
+    errors = [each for each in errors if isinstance(each, type) and issubclass(each, Exception)]
+    assert len(errors) > 15
+    assert all(issubclass(each, pytest_llmload.LLMLoadError) for each in errors)
+    assert {each.__module__ for each in errors} == {"pytest_llmload"}
+    assert issubclass(pytest_llmload.MemoryRegressed, AssertionError)
+    own = type("TheirError", (pytest_llmload.LoadError,), {"__module__": "ourapp"})
+    assert own.__module__ == "ourapp"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", pytest_llmload.__version__)

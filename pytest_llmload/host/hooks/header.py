@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmload.host.settings import options
-from pytest_llmload.reports.layout import joined
 
 if TYPE_CHECKING:
     from pytest_llmload.host.run.state import State
@@ -19,6 +18,8 @@ _NAMES = 3
 
 def missing_baselines(state: State) -> list[str]:
     """Return the line that says, before anything is loaded, which tests cannot pass for want of a baseline."""
+    from pytest_llmload.reports.layout import joined
+
     settings = state.settings
     missing = sorted(path for path in state.log.used_baselines if not path.exists())
     if not missing or settings.update_baselines or settings.record_missing or settings.inline:
@@ -33,7 +34,7 @@ def missing_baselines(state: State) -> list[str]:
 
 
 def lines(config: pytest.Config) -> list[str]:
-    """What this run loads, and which of our options belong to somebody else."""
+    """Return what this run loads, and which of our options belong to another plugin."""
     found = []
     if taken := options.taken(config):
         names = ", ".join(f"--llm-{name} is --llmload-{name}" for name in taken)

@@ -14,6 +14,7 @@ from pytest_llmload.core.errors import (
     BudgetExceeded,
     CeilingExceeded,
     CheckRaised,
+    LLMLoadError,
     LoadError,
     MachineError,
     RemoteError,
@@ -177,4 +178,4 @@ def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> l
 
 
 def _is_ours(error: BaseException | None) -> bool:
-    return error is not None and type(error).__module__ == "pytest_llmload"
+    return isinstance(error, LLMLoadError)
