@@ -10,7 +10,7 @@ INSTALL = -m pip install --quiet
 OLDEST_TESTS := tests/host/test_options.py tests/host/test_markers.py tests/worker/test_clean_loads.py \
 	tests/worker/test_faults.py tests/unit
 
-.PHONY: venv demo test test-oldest test-bare cover lint docs tables wheel bench bench-latency clean
+.PHONY: venv demo test test-oldest test-bare test-servers cover lint docs tables wheel bench bench-latency clean
 
 venv: $(STAMP)
 
@@ -46,6 +46,19 @@ $(BARE)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(BARE)
 	$(BARE)/bin/python $(INSTALL) .
 	touch $@
+
+# Real model servers, each in an environment of its own with every version pinned. Some gigabytes, kept between runs;
+# llama-cpp-python is compiled.
+SERVERS ?= .venv-servers
+SERVER_STAMPS := $(patsubst tests/servers/requirements/%.txt,$(SERVERS)/%/.installed,$(wildcard tests/servers/requirements/*.txt))
+
+$(SERVERS)/%/.installed: tests/servers/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" $(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
+	touch $@
+
+test-servers: venv $(SERVER_STAMPS)
+	LLMLOAD_SERVERS=$(abspath $(SERVERS)) $(BIN)/python -m pytest -n 0 tests/servers
 
 lint: venv
 	$(BIN)/ruff check .

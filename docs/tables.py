@@ -22,6 +22,7 @@ from pytest_llmload.core.verdicts import TABLE, Outcome, Row
 from pytest_llmload.host.hooks import hookspecs
 from pytest_llmload.host.markers import table
 from pytest_llmload.host.settings.options import OPTIONS, help_text, ini_name
+from pytest_llmload.process.serving.servers import KINDS
 from pytest_llmload.reports.formats import WRITERS
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
@@ -195,6 +196,26 @@ def _first_line(text: str | None) -> str:
     return inspect.cleandoc(text or "").partition("\n")[0]
 
 
+def servers() -> str:
+    """Every kind of model server: how it is asked for exact figures, and where it says what."""
+    rows = [
+        (
+            kind.name,
+            kind.exact_tokens,
+            kind.token_count,
+            kind.token_ids or "-",
+            f"`{kind.health}`",
+            kind.model_id,
+            kind.version,
+            kind.capacity or "-",
+            kind.concurrency,
+        )
+        for kind in KINDS
+    ]
+    head = ("server", "exactly N tokens", "tokens counted by", "token ids", "healthy", "model", "version")
+    return _table((*head, "cache capacity", "eight at once"), rows)
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     # A bar inside a cell would start another one.
@@ -214,6 +235,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reports": ("reference.md", reports),
     "strategies": ("reference.md", strategies),
     "presets": ("strategies.md", presets),
+    "servers": ("strategies/served.md", servers),
 }
 
 

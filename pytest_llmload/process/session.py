@@ -103,6 +103,8 @@ class Session:
         from pytest_llmload.process.job_strategies import runs_in
 
         job = Job.from_json(message["job"])
+        if self.runner is not None:
+            return self._repeated(job)
         prepare(job)
         place = runs_in(job)
         if place == HERE:
@@ -111,6 +113,13 @@ class Session:
             raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
         self.runner = _runner(place)(job, self._enter, Path(self._log))
         return {"kind": "result", "result": self.runner.load().to_json()}
+
+    def _repeated(self, job: Job) -> Message:
+        """Measure once more what this process has found already: a running endpoint, which no load changes."""
+        from pytest_llmload.process.serving.served_model import Served
+
+        assert isinstance(self.runner, Served), "other loads are repeated in processes of their own"
+        return {"kind": "result", "result": self.runner.repeat(job).to_json()}
 
     def measured(self, job: Job) -> Message:
         """Load and measure here; an error has the figures that were taken until then."""

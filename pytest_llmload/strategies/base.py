@@ -50,6 +50,8 @@ class Strategy:
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names that it needs.
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
+    #: Import names that the load of a running endpoint needs of this machine.
+    client_packages: ClassVar[tuple[str, ...]] = ()
     #: Of these, what the warm server must not import: it would touch the GPU, or read settings of the load's process.
     cold_packages: ClassVar[tuple[str, ...]] = ()
     #: Which process has the model: ``HERE`` (the load's own), ``RANKS`` (``world_size`` processes, started through

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 SERVED_SCHEMES = {name: scheme.served for name, (scheme, _) in Methods().schemes.items() if scheme.served is not None}
 #: What ``transformers serve`` needs beside transformers.
 _SERVER = ("fastapi", "uvicorn", "openai", "pydantic")
+#: What the client of any server needs.
+_CLIENT = ("httpx",)
+#: The protocols that ``api=`` names; the last two are OpenAI's by one path only.
+_APIS = ("openai", "tgi", "chat", "completions")
 #: Fields of a spec that a server which is started here cannot be told, and what they are called.
 _UNTOLD = {
     "adapter": "lora",
@@ -25,7 +29,7 @@ _UNTOLD = {
     "auto_class": "auto_class",
     "target": "target",
 }
-#: What a server that is started by another command, or by somebody else, was not told by us.
+#: Fields that a server which is started by another command, or runs already, was not told by us.
 _OURS_TO_TELL = {**_UNTOLD, "quant": "quant", "dtype": "dtype", "attn": "attn", "env": "env"}
 
 
@@ -41,11 +45,12 @@ class Served(Strategy):
     summary = "A running or started endpoint: transformers serve, any OpenAI-compatible URL, text-generation-inference."
     fields: ClassVar[dict[str, Any]] = {"strategy": "served"}
     takes_endpoint = True
-    #: ``command``; ``model_id``: the id that the endpoint must serve; ``api``: ``openai`` or ``tgi``, else found out.
+    #: ``command``; ``model_id``: the id that the endpoint must serve; ``api``: one of _APIS, else found out.
     options: ClassVar[tuple[str, ...]] = ("command", "model_id", "api")
-    packages = (*Strategy.packages, *_SERVER)
-    #: Only the server imports them.
-    cold_packages = _SERVER
+    packages = (*Strategy.packages, *_CLIENT, *_SERVER)
+    client_packages = _CLIENT
+    #: The server imports them, and the client its own where it runs.
+    cold_packages = (*_CLIENT, *_SERVER)
     runs_in = SERVER
     no_model = "the model is in a server, which only answers requests: llm.generate() asks it"
 
@@ -57,10 +62,10 @@ class Served(Strategy):
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
         if endpoint and spec.option("command"):
             return "strategy('served', command=…) starts a server, and --llm-endpoint names one that runs: not both"
-        if spec.option("api") not in (None, "openai", "tgi"):
-            return f"served: unknown api={spec.option('api')!r}: 'openai' or 'tgi'"
+        if spec.option("api") not in (None, *_APIS):
+            return f"served: unknown api={spec.option('api')!r}: one of {', '.join(map(repr, _APIS))}"
         if endpoint:
-            return _untold(spec, _OURS_TO_TELL, "a running endpoint (--llm-endpoint) was loaded by somebody else")
+            return _untold(spec, _OURS_TO_TELL, "a running endpoint (--llm-endpoint) is loaded already")
         if spec.option("command"):
             # Its environment is ours to give.
             rest = {field: name for field, name in _OURS_TO_TELL.items() if field != "env"}
@@ -72,10 +77,10 @@ class Served(Strategy):
 
     @classmethod
     def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
-        return Strategy.packages if spec.option("command") else cls.packages
+        return (*Strategy.packages, *_CLIENT) if spec.option("command") else cls.packages
 
 
 def _untold(spec: LoadSpec, fields: dict[str, str], why: str) -> str:
     identity = spec.identity()
     told = [name for field, name in fields.items() if field in identity]
-    return f"served with {', '.join(told)}: {why}; leave {'it' if len(told) == 1 else 'them'} away" if told else ""
+    return f"served with {', '.join(told)}: {why}; leave {'it' if len(told) == 1 else 'them'} out" if told else ""

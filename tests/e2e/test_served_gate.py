@@ -103,7 +103,7 @@ def test_how_a_server_failed_is_the_first_line(pytester, project):
         "the server exited with status 3 in the middle of an answer",
         "CUDA error: device-side assert triggered",
         "the load timed out: tiny-llama / served",
-        "the server was not healthy after 2.7 s: Connection refused; nobody listens on its port",
+        "the server was not healthy after 2.7 s: Connection refused; no process listens on its port",
         "still compiling kernels",
         "was not applied: tiny-llama / served",
         "model  the endpoint serves 'org/other', not ",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmload.core.endpoint_address import EndpointAddress
 from pytest_llmload.host.settings.settings import parse_endpoint
 
 URL = "http://127.0.0.1:9"
@@ -30,6 +31,21 @@ def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(url):
 @pytest.mark.parametrize("url", ["http://host:8000/v1/", "https://host", "http://[::1]:80"])
 def test_what_is_an_address(url):
     assert parse_endpoint(url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "model_id", "api"),
+    [
+        ("http://host:8000/v1", "http://host:8000", "", ""),
+        ("acme/chat-large=https://host/llm/v1/", "https://host/llm", "acme/chat-large", ""),
+        ("/models/tiny.gguf=http://host", "http://host", "/models/tiny.gguf", ""),
+        ("a=b=http://host", "http://host", "a=b", ""),
+        ("http://host/v1/chat/completions", "http://host", "", "chat"),
+        ("m=http://host/x/v1/completions", "http://host/x", "m", "completions"),
+    ],
+)
+def test_an_address_names_the_id_and_the_path(text: str, url: str, model_id: str, api: str) -> None:
+    assert EndpointAddress.parse(text) == EndpointAddress(url, model_id, api)
 
 
 def test_both_sources_name_themselves_and_no_secret(pytester, project):
@@ -70,8 +86,8 @@ def test_the_suite_serves_only_where_it_is_asked_to(project):
 
 #: Markers on a served load -> what is said.
 UNTOLD = {
-    "quant('fp4')": "served with quant('fp4'): transformers serve knows bnb-4bit (nf4) and bnb-8bit (int8) only",
-    "lora()": "served with lora: transformers serve has no option for it; leave it away",
+    "quant('fp4')": "served with quant('fp4'): transformers serve knows bnb-8bit (int8) and bnb-4bit (nf4) only",
+    "lora()": "served with lora: transformers serve has no option for it; leave it out",
     "device_map({'': 0})": "served with device_map: transformers serve has no option for it",
     "auto_class('AutoModel')": "served with auto_class: transformers serve has no option for it",
     "quant('nf4', compute_dtype='bf16')": "served with compute_dtype: transformers serve has no option for it",
@@ -79,12 +95,12 @@ UNTOLD = {
     "strategy('served', command='vllm serve {model}')\n@pytest.mark.quant('nf4')": (
         "served with quant: the server's own command says how it loads (command=)"
     ),
-    "strategy('served', api='grpc')": "served: unknown api='grpc': 'openai' or 'tgi'",
+    "strategy('served', api='grpc')": "served: unknown api='grpc': one of 'openai', 'tgi', 'chat', 'completions'",
 }
 #: The same with --llm-endpoint.
 FOREIGN = {
-    "quant('nf4')": "served with quant: a running endpoint (--llm-endpoint) was loaded by somebody else",
-    "dtype('bf16')": "served with dtype: a running endpoint (--llm-endpoint) was loaded by somebody else",
+    "quant('nf4')": "served with quant: a running endpoint (--llm-endpoint) is loaded already",
+    "dtype('bf16')": "served with dtype: a running endpoint (--llm-endpoint) is loaded already",
     "strategy('served', command='x')": "starts a server, and --llm-endpoint names one that runs: not both",
 }
 

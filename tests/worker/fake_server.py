@@ -24,6 +24,10 @@ vllm:num_requests_running{engine="0",model_name="org/model"} 0.0
 """
 
 
+#: Never set: the time of one token.
+PACE = threading.Event()
+
+
 class Handler(BaseHTTPRequestHandler):
     mode: tuple[str, ...] = ()
     model = MODEL
@@ -55,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, {**info, "max_batch_total_tokens": self.cache_tokens})
         if self.path == "/v1/models" and not self.has("tgi"):
             served = "org/other" if self.has("other") else self.model
-            return self.send(200, {"object": "list", "data": [{"id": served, "object": "model"}]})
+            owner = "vllm" if self.has("vllm") else "acme"
+            return self.send(200, {"object": "list", "data": [{"id": served, "object": "model", "owned_by": owner}]})
         if self.path == "/version" and self.has("vllm"):
             return self.send(200, {"version": "0.11.0"})
         if self.path == "/metrics" and self.has("vllm"):
@@ -72,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if self.path != known:
             return self.send(404, {"detail": "Not Found"})
-        if not self.has("tgi") and body["model"] != self.model and not self.has("any"):
+        served = "org/other" if self.has("other") else self.model
+        if not self.has("tgi") and body["model"] != served and not self.has("any"):
             return self.send(404, {"message": f"The model `{body['model']}` does not exist."})
         if self.has("strict") and "ignore_eos" in body:
             return self.send(422, {"detail": "Unexpected fields in the request: {'ignore_eos'}"})
@@ -96,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = 2 if self.has("short") and wanted > 2 else wanted
         pieces = [f" w{index}" for index in range(wanted)]
         for index, piece in enumerate([] if self.has("silent") else pieces):
+            # A token takes its time; what is written at once is read at once.
+            PACE.wait(0.002)
             if index == 2:
                 self.fault()
             if self.has("tgi"):

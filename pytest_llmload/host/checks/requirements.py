@@ -25,7 +25,8 @@ _MOST = 8
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
     """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
     if spec is not None and state.broker.runs_already(spec):
-        return None
+        missing = state.strategies.missing_client_packages(spec)
+        return f"an endpoint needs {', '.join(missing)}: pip install 'pytest-llmload[serve]'" if missing else None
     gpus = state.device.gpus
     marks = nearest(item, "gpu_count")
     own = state.spec_of(item)

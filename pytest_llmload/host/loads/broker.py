@@ -287,6 +287,18 @@ class Broker:
             self._finished(result)
         return result, opened
 
+    def measure_endpoint(self, spec: LoadSpec, scope: Scope, opened: Opened | None) -> tuple[LoadResult, Opened | None]:
+        """Measure a running endpoint by its client ``opened``, or by a new one where that has ended.
+
+        Returns the result and the client. Raises MachineError.
+        """
+        if opened is None or not opened.is_alive:
+            return self.measure(spec, scope, keep=True)
+        result = self._request(opened.process, self.job(spec, scope))
+        if scope.checks:
+            self._finished(result)
+        return result, opened
+
     def reopen(self, spec: LoadSpec) -> Opened:
         """Load again only to serve tests. Raises LoadError if that does not end in a model, and MachineError."""
         result, opened = self._open(spec, SERVING, keep=True)

@@ -43,6 +43,12 @@ class Launcher(Protocol):
 
     def runs_elsewhere(self, spec: LoadSpec) -> bool: ...
 
+    def runs_already(self, spec: LoadSpec) -> bool: ...
+
+    def measure_endpoint(
+        self, spec: LoadSpec, scope: Scope, opened: Opened | None
+    ) -> tuple[LoadResult, Opened | None]: ...
+
 
 class Load:
     """One load of a run: its frozen figures, and its process while tests still need it."""
@@ -124,8 +130,7 @@ class Load:
     def repeats(self, count: int) -> list[LoadResult]:
         """The same load measured anew in fresh processes, alone on the device; once per run."""
         while len(self._repeats) < count:
-            self.close()
-            self._repeats.append(self._launcher.measure(self.spec, self._scope)[0])
+            self._repeats.append(self._measured_again(self._scope))
         return self._repeats[:count]
 
     def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:
@@ -185,9 +190,16 @@ class Load:
         except (LoadError, MachineError) as error:
             self.result.notes.append(f"who allocated the memory is not known: {str(error).splitlines()[0]}")
 
-    def _again(self, scope: Scope) -> LoadResult:
+    def _measured_again(self, scope: Scope) -> LoadResult:
+        """Measure in a fresh process; a running endpoint by the process that found it, since the server stays."""
+        if self._launcher.runs_already(self.spec):
+            result, self._opened = self._launcher.measure_endpoint(self.spec, scope, self._opened)
+            return result
         self.close()
-        result, _ = self._launcher.measure(self.spec, scope)
+        return self._launcher.measure(self.spec, scope)[0]
+
+    def _again(self, scope: Scope) -> LoadResult:
+        result = self._measured_again(scope)
         if not result.ok:
             raise self._launcher.error(result)
         return result

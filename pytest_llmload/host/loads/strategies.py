@@ -81,6 +81,11 @@ class Strategies:
         """Return the strategies that take part in a load: of its placement, dtype, quantisation and adapter."""
         return [self[name] for name in spec.facets()]
 
+    def missing_client_packages(self, spec: LoadSpec) -> list[str]:
+        """Return the packages that a running endpoint's client needs and that are not installed."""
+        needed = [name for strategy in self.of(spec) for name in strategy.client_packages]
+        return [name for name in needed if find_spec(name) is None]
+
     def missing_packages(self, spec: LoadSpec) -> list[str]:
         """Return the packages that a load needs and that are not installed, found without importing them."""
         needed = ["torch", "transformers"]

@@ -43,7 +43,9 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "metavar": "MODULE:FUNCTION", "help": "Production's loader, for tests that name no strategy",
     }),
     "endpoint": ("string", "", {
-        "metavar": "URL", "help": "A running server, for strategy 'served' and for tests that name no strategy",
+        "metavar": "[MODEL_ID=]URL",
+        "help": "A running server, for strategy 'served' and for tests that name no strategy; MODEL_ID is the id that "
+                "it serves the model under, where that is not the model's name",
     }),
     "import": ("linelist", [], {
         "action": "append", "metavar": "MODULE", "help": "Module imported in each load's process. Repeatable.",

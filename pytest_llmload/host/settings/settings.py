@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -201,19 +200,10 @@ def _reports(files: list[str]) -> list[str]:
 
 
 def parse_endpoint(text: str) -> str:
-    """Return an endpoint's address. Raises ValueError that repeats nothing that may be a secret."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError("this is not the address of a server: write http://HOST:PORT or https://HOST")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            "an address with a user, a password or a query may hold a secret, and would be printed: write "
-            "http://HOST:PORT, and put the key into the environment variable LLM_ENDPOINT_KEY"
-        )
+    """Check an endpoint's address. Raise ValueError that says what to write and repeats no secret."""
+    from pytest_llmload.core.endpoint_address import EndpointAddress
+
+    EndpointAddress.parse(text)
     return text.rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""Whether an endpoint serves what was asked for, as far as it can be told from outside."""
+"""Checks that an endpoint serves what was asked for, as far as it can be told from outside."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from pytest_llmload.core.endpoint_address import EndpointAddress
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import SINGLE
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.process.serving import memory
-from pytest_llmload.process.serving.api import About, Answer, Api
+from pytest_llmload.process.serving.answers import About, Answer
 from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.process.serving.servers.base import ServerKind
 from pytest_llmload.quantisation.registry import method_of
 
-#: A model that nobody serves.
-_NO_MODEL = "pytest-llmload/no-such-model"
+#: A model that no server has.
+NO_MODEL = "pytest-llmload/no-such-model"
 #: Bytes that a server's processes hold beside weights at most: libraries, CUDA's context, caches.
 _BESIDE = 2 << 30
 
 
 def expected_ids(job: Job) -> tuple[str, ...]:
-    """Names under which an endpoint may serve the job's model."""
-    own = job.spec.option("model_id")
-    if own is not None:
+    """Return the names under which an endpoint may serve the job's model, the likeliest first."""
+    given = EndpointAddress.parse(job.endpoint).model_id if job.endpoint else ""
+    own = job.spec.option("model_id") or given
+    if own:
         return (str(own),)
     source = job.spec.model.removeprefix("random:")
     # A server that is started here was given the folder.
@@ -34,62 +37,64 @@ def expected_ids(job: Job) -> tuple[str, ...]:
 
 
 def _bare(name: str) -> str:
-    """A model's name without a revision, which transformers' server adds."""
+    """Return a model's name without a revision, which transformers' server adds."""
     return name.partition("@")[0]
 
 
-def choose(job: Job, about: About) -> tuple[str, list[Problem]]:
-    """The id to ask for, and what is wrong where the endpoint says that it serves other models only."""
+def choose(job: Job, about: About) -> tuple[str, bool]:
+    """Return the id to ask for, and whether the endpoint lists it."""
     wanted = expected_ids(job)
-    if about.models is None:
-        return wanted[0], []
-    found = next((model for model in about.models if _bare(model) in wanted), None)
-    if found is not None:
-        return found, []
-    served = ", ".join(repr(_shown(job, model)) for model in about.models) or "no model"
-    return wanted[0], [Problem("model", f"the endpoint serves {served}, not {_shown(job, wanted[0])!r}", hint=_HINT)]
+    for model in about.models or ():
+        # llama.cpp's servers list the path of a file where they were given no alias.
+        if _bare(model) in wanted or PurePath(model).name.removesuffix(".gguf") in wanted:
+            return model, True
+    return wanted[0], False
 
 
-_HINT = "strategy('served', model_id='…') where it serves the model under another name"
+def not_served(job: Job, about: About, asked: str, why: str = "") -> Problem:
+    """Return the problem of an endpoint that serves other models, with ``why`` that is known where not by its list."""
+    served = ", ".join(repr(_shown(job, model)) for model in about.models or ()) or "no model"
+    lists = f"the endpoint serves {served}" if about.models is not None else "the endpoint does not serve it"
+    text = f"{lists}, not {_shown(job, asked)!r}" if about.models is not None else f"{_shown(job, asked)!r}: {lists}"
+    return Problem("model", f"{text} ({_shown(job, why)})" if why else text, hint=HINT)
+
+
+HINT = (
+    "where it serves the model under another name, write it before the address, --llm-endpoint=ID=URL, or in "
+    "strategy('served', model_id='…')"
+)
 
 
 def _shown(job: Job, name: str) -> str:
-    """Where files lie is this machine's business."""
+    """Return a name without this machine's folder."""
     return name.replace(job.checkpoint.path, job.spec.name) if job.checkpoint.path else name
 
 
 def answered_by(job: Job, answer: Answer, asked: str) -> Iterator[Problem]:
-    """The answer names the model that was asked for."""
+    """Yield a problem where the answer names another model than was asked for."""
     if answer.model and _bare(answer.model) not in (_bare(asked), *expected_ids(job)):
         text = f"asked for {_shown(job, asked)!r}, the answer is by {_shown(job, answer.model)!r}"
-        yield Problem("model", text, hint=_HINT)
+        yield Problem("model", text, hint=HINT)
 
 
-def counted(api: Api, prompts: Prompts, prompt: str, answer: Answer) -> Iterator[Problem]:
-    """The endpoint counts a prompt's tokens as the checkpoint's tokenizer does."""
+def counted(kind: ServerKind, prompts: Prompts, prompt: str, answer: Answer) -> Iterator[Problem]:
+    """Yield a problem where the endpoint counts a prompt's tokens otherwise than the checkpoint's tokenizer does."""
     own = prompts.count(prompt)
-    if own is None or answer.prompt_tokens is None or getattr(api, "chat", False):
+    if own is None or answer.prompt_tokens is None or kind.chat:
         return
     if own != answer.prompt_tokens:
         yield Problem(
             "tokenizer",
             f"a prompt of {own} tokens by the checkpoint's tokenizer has {answer.prompt_tokens} by the endpoint's: "
-            "it has another tokenizer",
+            "it has a different tokenizer",
         )
 
 
-def names_nobody(api: Api) -> str:
-    """A note where the endpoint answers under any name, so that its id proves nothing."""
-    if api.answers_to(_NO_MODEL):
-        return "the endpoint answers to any model id: that it answers to the right one proves nothing"
-    return ""
-
-
 def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], str]:
-    """Whether a started server quantised anything: by what it has mapped, and by what it holds.
+    """Check that a started server quantised something: by what it has mapped, and by what it holds.
 
-    ``held`` are the bytes of its processes where the weights are, None where nobody knows. Problems, and a note on what
-    could not be told: a server does not say how it loaded, and its processes hold more than weights.
+    ``held`` are the bytes of its processes where the weights are, None where they are not known. Return problems, and
+    a note on what could not be told: a server does not say how it loaded, and its processes hold more than weights.
     """
     from pytest_llmload.worker.planning.planner import plan
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
+import codecs
+import contextlib
 import json
 import socket
+import ssl
 import time
-import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmload.core.portable import HIDDEN, scrub
+import httpcore
+import httpx
 
-#: Characters of a body that is quoted in a message.
+from pytest_llmload.core.portable import HIDDEN, scrub
+from pytest_llmload.process.serving.wire import Exchange, Transport
+
+#: Characters of a body that a message quotes.
 _QUOTED = 300
-#: No line of a stream of tokens is longer; a body without line ends is no stream.
-_LINE = 1 << 20
 
 
 class Unreachable(Exception):
-    """Nobody answers at the address."""
+    """No server answers at the address."""
 
 
 class HungUp(Exception):
@@ -28,7 +31,7 @@ class HungUp(Exception):
 
 
 class Late(Exception):
-    """No answer within the deadline."""
+    """There was no answer within the deadline."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,11 @@ class Reply:
 
     status: int
     body: str
+    #: By their names in lower case.
+    headers: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
+        """Return the body as JSON; None where it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -53,111 +58,125 @@ class Reply:
 
 
 class Endpoint:
-    """Where a server answers."""
+    """Where a server answers.
+
+    The deadline ends a whole answer, however slowly its bytes come; httpx's own time-outs are for each read.
+    """
 
     def __init__(self, url: str, key: str = "") -> None:
-        parts = urllib.parse.urlsplit(url)
-        self._secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port
         # As clients of OpenAI's API are given it; the paths asked for begin with it.
-        self._base = parts.path.rstrip("/").removesuffix("/v1")
+        self.url = url.rstrip("/").removesuffix("/v1")
         self._key = key
-        #: A moment of ``time.monotonic`` after which nothing is waited for.
+        #: Headers of the last stream.
+        self.headers: dict[str, str] = {}
+        #: A moment of ``time.monotonic`` after which no answer is waited for.
         self.deadline = time.monotonic() + 60
+        # The certificates that the system trusts, or those of SSL_CERT_FILE. Built once: it reads them all.
+        self._tls = ssl.create_default_context() if url.startswith("https") else None
 
-    def get(self, path: str, within: float | None = None) -> Reply:
-        """``within``: seconds to wait, whatever the deadline. Raises Unreachable, HungUp and Late."""
-        return self._request("GET", path, within=within)
+    def get(self, path: str, within: float | None = None, base: str | None = None) -> Reply:
+        """Ask for a path, ``within`` seconds at most whatever the deadline, below ``base`` instead of the address.
+
+        Raise Unreachable, HungUp and Late.
+        """
+        return self._request("GET", path, within=within, base=base)
 
     def post(self, path: str, body: object) -> Reply:
-        """Raises Unreachable, HungUp and Late."""
+        """Send a body as JSON. Raise Unreachable, HungUp and Late."""
         return self._request("POST", path, body)
 
     def is_open(self) -> bool:
-        """Whether anybody listens on the port."""
+        """Return whether a server listens on the port."""
+        parts = httpx.URL(self.url)
         try:
-            socket.create_connection((self._host, self._port or (443 if self._secure else 80)), timeout=1).close()
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.host, port), timeout=1).close()
         except OSError:
             return False
         return True
 
     def events(self, path: str, body: object) -> Iterator[tuple[float, str] | Reply]:
-        """The data of each event of a stream, with the moment it came (``time.perf_counter``).
+        """Yield the data of each event of a stream, with the moment when its bytes were read (``time.perf_counter``).
 
-        A single Reply where the answer is none. Raises Unreachable, HungUp and Late; the end of the connection is the
-        end of the iterator: whether it was the end of the answer, only the protocol knows.
+        Events that one read brought have one moment, so that what arrived together can be told from what did not;
+        httpx-sse gives lines without it. Yield a single Reply where the answer is not a stream. Raise Unreachable,
+        HungUp and Late. The end of the connection is the end of the iterator: whether it was the end of the answer,
+        only the protocol knows.
         """
-        connection = self._connection()
-        try:
-            response = self._send(connection, "POST", path, body, accept="text/event-stream")
-            kind = response.headers.get_content_type()
-            if response.status != 200 or kind != "text/event-stream":
-                text = self._read(response)
-                yield Reply(response.status, text if response.status != 200 else f"{kind}: {text}")
+        with self._answer("POST", path, body, accept="text/event-stream") as (response, exchange):
+            self.headers = dict(response.headers.items())
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if response.status_code != 200 or kind != "text/event-stream":
+                reply = self._whole(response)
+                yield reply if reply.status != 200 else Reply(200, f"{kind}: {reply.body}")
                 return
-            while line := self._line(connection, response):
-                name, _, value = line.decode("utf-8", errors="replace").rstrip("\r\n").partition(":")
-                if name == "data":
-                    yield time.perf_counter(), value.removeprefix(" ")
-        finally:
-            connection.close()
+            decoder, rest = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+            for data in response.iter_bytes():
+                *lines, rest = (rest + decoder.decode(data)).split("\n")
+                for line in lines:
+                    name, _, value = line.rstrip("\r").partition(":")
+                    if name == "data":
+                        yield exchange.moment, value.removeprefix(" ")
 
     def hide(self, text: str) -> str:
-        """The text without the key."""
+        """Return a text without the key."""
         return scrub(text.replace(self._key, HIDDEN) if self._key else text)
 
-    def _connection(self, within: float | None = None) -> http.client.HTTPConnection:
-        left = self.deadline - time.monotonic() if within is None else within
-        if left <= 0:
-            raise Late("the deadline has passed")
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        return kind(self._host, self._port, timeout=left)
+    def _request(
+        self, method: str, path: str, body: object = None, within: float | None = None, base: str | None = None
+    ) -> Reply:
+        with self._answer(method, path, body, within=within, base=base) as (response, _):
+            return self._whole(response)
 
-    def _request(self, method: str, path: str, body: object = None, within: float | None = None) -> Reply:
-        connection = self._connection(within)
+    def _whole(self, response: httpx.Response) -> Reply:
+        text = response.read().decode("utf-8", errors="replace")
+        return Reply(response.status_code, self.hide(text), dict(response.headers.items()))
+
+    @contextlib.contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        accept: str = "*/*",
+        within: float | None = None,
+        base: str | None = None,
+    ) -> Iterator[tuple[httpx.Response, Exchange]]:
+        """Give the answer's beginning; what breaks while it is read is raised as an error of this module."""
+        exchange = Exchange(self.deadline if within is None else time.monotonic() + within)
+        headers = {"Accept": accept, **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        address = (self.url if base is None else base) + path
+        # A proxy for other addresses is not on the way to this one, and would be part of every time.
+        client = httpx.Client(transport=Transport(exchange, self._tls), trust_env=False)
+        what, begun = f"{method} {path}", False
         try:
-            response = self._send(connection, method, path, body)
-            return Reply(response.status, self._read(response))
+            request = client.build_request(method, address, json=body, headers=headers)
+            response = client.send(request, stream=True)
+            begun = True
+            yield response, exchange
+        except httpcore.ConnectTimeout:
+            raise Late(f"no connection for {what}") from None
+        except httpcore.ConnectError as error:
+            raise Unreachable(_why_unreachable(error)) from None
+        except httpcore.TimeoutException:
+            raise Late(f"a stream stopped in the middle ({what})" if begun else f"no answer to {what}") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            reason = str(error) or type(error).__name__
+            raise HungUp(reason if begun else f"{what} got no answer: {reason}") from None
         finally:
-            connection.close()
+            client.close()
 
-    def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: object, accept: str = "*/*"
-    ) -> http.client.HTTPResponse:
-        headers = {"Accept": accept, "Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            connection.connect()
-        except TimeoutError:
-            raise Late(f"no connection for {method} {path}") from None
-        except OSError as error:
-            raise Unreachable(error.strerror or str(error)) from None
-        try:
-            connection.request(method, self._base + path, data, headers)
-            return connection.getresponse()
-        except TimeoutError:
-            raise Late(f"no answer to {method} {path}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise HungUp(f"{method} {path} got no answer: {error or type(error).__name__}") from None
 
-    def _read(self, response: http.client.HTTPResponse) -> str:
-        try:
-            return self.hide(response.read().decode("utf-8", errors="replace"))
-        except TimeoutError:
-            raise Late("an answer stopped in the middle") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise HungUp(f"an answer ended in the middle: {error or type(error).__name__}") from None
-
-    def _line(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> bytes:
-        """The next line of a stream, with its end; empty where the connection ended."""
-        if connection.sock is not None:
-            connection.sock.settimeout(max(self.deadline - time.monotonic(), 1e-3))
-        try:
-            return response.readline(_LINE)
-        except TimeoutError:
-            raise Late("a stream stopped in the middle") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise HungUp(f"{error or type(error).__name__}") from None
+def _why_unreachable(error: httpcore.ConnectError) -> str:
+    """Return the cause in words, with the setting where there is one."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"its certificate is not trusted: name the authority's file in SSL_CERT_FILE ({text})"
+    if "SSL" in text:
+        return f"it does not speak TLS: write http:// in place of https:// ({text})"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return text

@@ -1,4 +1,4 @@
-"""Prompts of the workload's length: words, since an endpoint takes text; counted by the tokenizer, where it is here."""
+"""Prompts of the workload's length: words, since an endpoint takes text; counted by the tokenizer where it is here."""
 
 from __future__ import annotations
 
@@ -39,8 +39,14 @@ class Prompts:
         return self._of_length(beginning)
 
     def count(self, text: str) -> int | None:
-        """Tokens of a text as an endpoint counts them; None without a tokenizer."""
-        return len(self._tokenizer(text)["input_ids"]) if self._tokenizer is not None else None
+        """Return the tokens of a prompt as an endpoint counts them, a BOS included; None without a tokenizer."""
+        return self._tokens(text) if self._tokenizer is not None else None
+
+    def ids(self, text: str) -> list[int] | None:
+        """Return the ids of a generated text, which begins with no BOS; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _of_length(self, beginning: list[str]) -> str:
         if self._tokenizer is None:

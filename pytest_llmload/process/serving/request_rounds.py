@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.process.serving.api import Answer, Api
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.process.serving.answers import Answer, CutOff
+from pytest_llmload.process.serving.counting import count, per_token
 from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.process.serving.servers.base import ServerKind
 
 #: Rounds of one request, and the seconds after which no other is started.
-ROUNDS = 5
+ROUNDS, FEWER_ROUNDS = 5, 3
 BUDGET = 30.0
 #: Requests at once, and how often.
 MANY, MANY_ROUNDS = 8, 2
-_NO_COUNT = "the stream does not count its tokens (no usage in it), and a piece of text is not a token"
+_NO_COUNT = (
+    "the stream does not count its tokens (no usage in it), no tokenizer of the model is at hand, and a piece of text "
+    "is not a token"
+)
 
 
 @dataclass
@@ -24,43 +32,75 @@ class Round:
     """Requests that were sent at once."""
 
     answers: list[Answer]
+    #: Those that the server cut off.
+    cut_off: list[CutOff] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """From the first request sent to the last answer's end."""
+        """Seconds from the first request sent to the end of the last answer."""
         return max(answer.ended for answer in self.answers) - min(answer.sent for answer in self.answers)
 
 
 @dataclass
-class Streams:
-    """All answers that were timed."""
+class Figures:
+    """The times of some rounds; only answers that are what was asked for are in them."""
 
+    kind: ServerKind
     prompts: Prompts
-    single: list[Round] = field(default_factory=list)
-    many: list[Round] = field(default_factory=list)
+    new_tokens: int
+    ttft: list[float] = field(default_factory=list)
+    per_token: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+    #: Why answers are not in them -> how many.
+    left_out: Counter[str] = field(default_factory=Counter)
+    #: The same of those that gave a time to the first token, but none per token.
+    without_pace: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
-    def fill(self, result: LoadResult) -> None:
-        """Write the times, or why there are none."""
-        for rounds, suffix in ((self.single, ""), (self.many, f".x{MANY}")):
-            prefix = "served." if suffix else ""
-            answers = [answer for part in rounds for answer in part.answers]
-            firsts = [answer.stamps[0] - answer.sent for answer in answers if answer.stamps]
-            _write(result, f"{prefix}ttft{suffix}", firsts, "no answer had any text")
-            further = [seconds for answer in answers if (seconds := self.per_token(answer)) is not None]
-            _write(result, f"{prefix}per_token{suffix}", further, _why_none(answers))
-        _write(result, f"served.total.x{MANY}", [part.seconds for part in self.many], "")
+    def add(self, part: Round) -> None:
+        """Take the times of a round."""
+        for error in part.cut_off:
+            self.left_out[f"cut off: {self.kind.cut_off} ({error})"] += 1
+        whole = [self._take(answer) for answer in part.answers]
+        if all(whole) and not part.cut_off:
+            self.total.append(part.seconds)
 
-    def per_token(self, answer: Answer) -> float | None:
-        """Seconds per token after those in the first piece of text; None where there is no more than one piece."""
-        if answer.tokens is None or len(answer.stamps) < 2:
-            return None
-        first = self.prompts.count(answer.pieces[0]) if not answer.ids else 1
-        further = answer.tokens - min(max(first or 1, 1), answer.tokens - 1)
-        return (answer.stamps[-1] - answer.stamps[0]) / further
+    def _take(self, answer: Answer) -> bool:
+        """Take the times of an answer, and return whether it has all of its tokens."""
+        counted = count(self.kind, self.prompts, answer, self.new_tokens)
+        if counted is not None and counted.tokens < self.new_tokens:
+            self.left_out[f"stopped after {counted.tokens} of {self.new_tokens} tokens: {self.kind.stops_early}"] += 1
+            return False
+        if counted is not None and counted.by:
+            self.notes.append(f"the stream does not count its tokens: they are counted {counted.by}")
+        if answer.lumps:
+            self.left_out[answer.lumps] += 1
+            return True
+        if answer.stamps:
+            self.ttft.append(answer.stamps[0] - answer.sent)
+        pace = per_token(self.prompts, answer, counted.tokens) if counted is not None else None
+        if pace is None:
+            self.without_pace[_NO_COUNT if counted is None else "every answer came in one piece"] += 1
+        else:
+            self.per_token.append(pace)
+        return True
+
+    def fill(self, result: LoadResult, suffix: str = "") -> None:
+        """Write the times, or why there are none, and how many answers are not in them."""
+        prefix = "served." if suffix else ""
+        why = "; ".join(f"{_answers(number)} {text}" for text, number in self.left_out.items())
+        _write(result, f"{prefix}ttft{suffix}", self.ttft, why or "no answer had any text")
+        pace = "; ".join(filter(None, [*self.without_pace, why]))
+        _write(result, f"{prefix}per_token{suffix}", self.per_token, pace or "no answer had any text")
+        if suffix:
+            _write(result, f"served.total{suffix}", self.total, why)
+        if why:
+            result.notes.append(f"not in {prefix}ttft{suffix} and {prefix}per_token{suffix}: {why}")
+        result.notes += dict.fromkeys(self.notes)
 
 
-def _why_none(answers: list[Answer]) -> str:
-    return _NO_COUNT if all(answer.tokens is None for answer in answers) else "every answer came in one piece"
+def _answers(number: int) -> str:
+    return f"{number} answer{'s' * (number != 1)}"
 
 
 def _write(result: LoadResult, name: str, samples: list[float], why: str) -> None:
@@ -71,22 +111,46 @@ def _write(result: LoadResult, name: str, samples: list[float], why: str) -> Non
         result.unavailable[name] = why
 
 
-def run(api: Api, prompts: Prompts, new_tokens: int, batch: int) -> Streams:
-    """The rounds, after a first one that warmed everything up. Raises what a request raises."""
-    streams = Streams(prompts)
-    begin = perf_counter()
-    while len(streams.single) < ROUNDS and (len(streams.single) < 2 or perf_counter() - begin < BUDGET):
-        streams.single.append(at_once(api, prompts, new_tokens, batch))
-    begin = perf_counter()
-    while len(streams.many) < MANY_ROUNDS and (not streams.many or perf_counter() - begin < BUDGET / 2):
-        streams.many.append(at_once(api, prompts, new_tokens, MANY))
-    return streams
+def run(kind: ServerKind, prompts: Prompts, workload: Workload, result: LoadResult, *, fewer: bool) -> None:
+    """Measure, after a first answer that warmed everything up. Raise what a single request raises.
+
+    ``fewer`` rounds are enough where the measurement is one of several.
+    """
+    new_tokens = workload.new_tokens
+    rounds, many_rounds = (FEWER_ROUNDS, 1) if fewer else (ROUNDS, MANY_ROUNDS)
+    single = Figures(kind, prompts, new_tokens)
+    for part in _rounds(kind, prompts, new_tokens, workload.batch, rounds, BUDGET):
+        single.add(part)
+    single.fill(result)
+    many = Figures(kind, prompts, new_tokens)
+    for part in _rounds(kind, prompts, new_tokens, MANY, many_rounds, BUDGET / 2):
+        many.add(part)
+    many.fill(result, f".x{MANY}")
 
 
-def at_once(api: Api, prompts: Prompts, new_tokens: int, count: int) -> Round:
-    """So many requests at the same time, each from a thread of its own."""
+def _rounds(
+    kind: ServerKind, prompts: Prompts, new_tokens: int, count: int, rounds: int, budget: float
+) -> Iterable[Round]:
+    begin = perf_counter()
+    for number in range(rounds):
+        if number and perf_counter() - begin > budget:
+            break
+        yield at_once(kind, prompts, new_tokens, count)
+
+
+def at_once(kind: ServerKind, prompts: Prompts, new_tokens: int, count: int) -> Round:
+    """Send so many requests at the same time, each from a thread of its own. A single one that is cut off raises."""
     texts = [prompts.next() for _ in range(count)]
     if count == 1:
-        return Round([api.answer(texts[0], new_tokens)])
+        return Round([kind.answer(texts[0], new_tokens)])
+
+    def ask(text: str) -> Answer | CutOff:
+        try:
+            return kind.answer(text, new_tokens)
+        except CutOff as error:
+            return error
+
     with ThreadPoolExecutor(count) as pool:
-        return Round(list(pool.map(lambda text: api.answer(text, new_tokens), texts)))
+        ended = list(pool.map(ask, texts))
+    answers = [answer for answer in ended if isinstance(answer, Answer)]
+    return Round(answers, [error for error in ended if isinstance(error, CutOff)])

@@ -15,31 +15,37 @@ from time import perf_counter
 from typing import Any
 
 from pytest_llmload.core import results
+from pytest_llmload.core.endpoint_address import EndpointAddress
+from pytest_llmload.core.environment_entries import ENTRIES, MACHINE
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import NOT_APPLIED, ErrorInfo, LoadResult, Problem
 from pytest_llmload.probes.own import declared_by, own_probes
-from pytest_llmload.process.serving import endpoint_checks, launch, memory, request_rounds, tgi
-from pytest_llmload.process.serving.api import About, Answer, Api, BadAnswer
+from pytest_llmload.process.serving import endpoint_checks, finding, launch, memory, request_rounds
+from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
+from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
-from pytest_llmload.process.serving.openai import OpenAI
 from pytest_llmload.process.serving.prompts import Prompts
-from pytest_llmload.process.serving.server_process import HOST, Server, free_port
+from pytest_llmload.process.serving.server_process import HOST, ServerProcess, free_port
+from pytest_llmload.process.serving.server_versions import versions
+from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
+from pytest_llmload.process.serving.servers.openai import RequestRefused
 from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served as Declaration
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Message
 
-#: The key of a running endpoint; no other variable is read: a token for one service is no other's business.
-KEY = "LLM_ENDPOINT_KEY"
 #: Part of ``--llm-timeout`` after which the load ends itself, and can say what it waited for.
 _PART = 0.9
 #: Seconds for a server to end after it hung up in the middle of an answer.
 _ENDING = 3.0
-#: Seconds between two looks at a running endpoint, and for one answer to them.
-_LOOK, _PATIENCE = 0.2, 5.0
+#: Seconds between two looks at a running endpoint.
+_LOOK = 0.2
 _INSIDE = "the model is in a server: what is inside its processes cannot be seen"
 _FOREIGN = "the endpoint was not started here: when it loaded, and on what, cannot be seen"
+#: What a server that is started by a command shares with this process.
+_OF_THE_MACHINE = ("malloc", *(entry.name for entry in ENTRIES.values() if entry.kind == MACHINE))
+_NO_CACHE = "the server does not report the capacity of a cache"
 
 
 class Served:
@@ -50,28 +56,52 @@ class Served:
         self._tell = tell
         self._log = log
         self._foreign = bool(job.endpoint)
-        self._server: Server | None = None
+        #: A ``transformers serve`` that is started here, by settings that are all ours.
+        self._ours = not self._foreign and job.spec.option("command") is None
+        self._key = "" if self._ours else os.environ.get(KEY, "")
+        self._server: ServerProcess | None = None
         self._phase = "start"
         self._tokenizer: Any = None
-        self._api: Api | None = None
-        digests = {"shape": job.checkpoint.shape, "weights": job.checkpoint.weights}
-        self._result = LoadResult(spec=job.spec.to_json(), outcome=results.LOADED, digests=digests)
+        self._kind: ServerKind | None = None
+        self._result = self._new_result()
         # Before the server is there: it may be what hangs.
         faulthandler.unregister(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, self._dump)
 
+    def _new_result(self) -> LoadResult:
+        digests = {"shape": self._job.checkpoint.shape, "weights": self._job.checkpoint.weights}
+        return LoadResult(spec=self._job.spec.to_json(), outcome=results.LOADED, digests=digests)
+
     # --- the messages of a load's process ------------------------------------------------------------------------
 
     def load(self) -> LoadResult:
-        """Start, check and measure. Raises Died, and MachineError where a running endpoint cannot be reached."""
+        """Start, check and measure. Raise Died, and MachineError where a running endpoint cannot be used."""
         deadline = time.monotonic() + _PART * self._job.timeout
-        result = self._result
         with self._answered():
-            api = self._begin(deadline)
-            if api is not None and self._job.measure and self._job.generates:
-                self._measure(api)
+            kind = self._begin(deadline)
+            if kind is not None and self._job.measure and self._job.generates:
+                self._measure(kind)
+        return self._complete()
+
+    def repeat(self, job: Job) -> LoadResult:
+        """Measure a running endpoint once more, for the figures of another job; the server is the same as before.
+
+        Raise as :meth:`load`.
+        """
+        assert self._kind is not None
+        self._job, self._result = job, self._new_result()
+        self._endpoint.deadline = time.monotonic() + _PART * job.timeout
+        with self._answered():
+            self._kind.says = SelfDescription(self._endpoint)
+            self._about(self._kind.about())
+            if job.measure and job.generates:
+                self._measure(self._kind)
+        return self._complete()
+
+    def _complete(self) -> LoadResult:
+        result = self._result
         result.environment |= self._environment()
-        result.notes = list(dict.fromkeys([*result.notes, *(self._api.notes if self._api is not None else ())]))
+        result.notes = list(dict.fromkeys([*result.notes, *(self._kind.notes if self._kind is not None else ())]))
         why = _FOREIGN if self._foreign else _INSIDE
         result.declared = declared_by(own_probes(self._job))
         missing = [name for name in result.table if name not in result.metrics and name not in result.unavailable]
@@ -81,15 +111,15 @@ class Served:
         return result
 
     def ask(self, message: Message) -> Message:
-        """``generate`` goes through the endpoint; what needs the model itself is a RuntimeError. Raises Died."""
+        """``generate`` goes through the endpoint; what needs the model itself is a RuntimeError. Raise Died."""
         if message["kind"] != "generate":
             return {**_error(Declaration.no_model), "changed": False}
         self._enter("generate")
         self._endpoint.deadline = time.monotonic() + _PART * self._job.timeout
         before = len(self._result.problems)
         with self._answered():
-            assert self._api is not None
-            answer = self._api.answer(message["text"], message["max_new_tokens"])
+            assert self._kind is not None
+            answer = self._kind.answer(message["text"], message["max_new_tokens"])
             return {"kind": "value", "tokens": self._ids(answer), "text": answer.text}
         return _error(self._result.problems[before].message)
 
@@ -101,75 +131,98 @@ class Served:
 
     # --- beginning -----------------------------------------------------------------------------------------------
 
-    def _begin(self, deadline: float) -> Api | None:
-        """An endpoint that is healthy and has answered once; None where it says that it serves another model."""
+    def _begin(self, deadline: float) -> ServerKind | None:
+        """Return an endpoint that is healthy and has answered once; None where it serves another model."""
         job = self._job
         with self._timed("tokenizer"):
             self._load_tokenizer()
         if self._foreign:
-            self._endpoint = Endpoint(job.endpoint, os.environ.get(KEY, ""))
+            self._endpoint = Endpoint(EndpointAddress.parse(job.endpoint).url, self._key)
         else:
             self._set_page_cache()
             port = free_port()
-            self._endpoint = Endpoint(f"http://{HOST}:{port}")
+            self._endpoint = Endpoint(f"http://{HOST}:{port}", self._key)
         self._endpoint.deadline = deadline
         begin = perf_counter()
         with self._timed("start"):
             if not self._foreign:
-                self._server = Server(launch.command(job, port), launch.log_of(self._log))
-            self._wait(deadline)
-        with self._timed("load"):
-            self._api = api = self._found()
-            about = api.about()
+                self._server = ServerProcess(launch.command(job, port), launch.log_of(self._log))
+            kind = self._kind = self._wait(deadline)
+        with self._timed("first_answer"):
+            about = kind.about()
             self._about(about)
-            api.model, problems = endpoint_checks.choose(job, about)
-            self._result.problems += problems
-            if problems:
-                return None
             self._prompts = Prompts(job.spec.workload.prompt_tokens, self._tokenizer, salted=self._foreign)
             # A server may load only now: until it has answered, it is not ready.
-            answer = api.answer(self._prompts.next(), 1)
+            answer = self._first_answer(kind, about)
+        if answer is None:
+            return None
+        # A proxy tells its version with an answer.
+        self._about(kind.about())
         if not self._foreign and job.measure:
             self._result.metrics["load"] = perf_counter() - begin
             self._result.samples["load"] = [self._result.metrics["load"]]
-        self._result.problems += endpoint_checks.answered_by(job, answer, api.model)
-        return api
-
-    def _wait(self, deadline: float) -> None:
         if self._server is not None:
-            self._server.wait_until(self._complaint, deadline, self._endpoint.is_open)
-            return
-        while complaint := self._complaint():
+            self._result.phases |= kind.phases_of(self._server.output)
+        if not kind.renames:
+            self._result.problems += endpoint_checks.answered_by(job, answer, kind.model)
+        return kind
+
+    def _wait(self, deadline: float) -> ServerKind:
+        """Return the kind of server, once it is healthy."""
+        found: list[ServerKind] = []
+
+        def complaint() -> str:
+            try:
+                kind, why = finding.look(self._endpoint, self._api(), ours=self._ours, key=self._key)
+            except Unreachable as error:
+                if self._foreign:
+                    raise MachineError(f"the endpoint cannot be reached: {error} (--llm-endpoint)") from None
+                return str(error)
+            found[:] = [kind]
+            return why
+
+        if self._server is not None:
+            self._server.wait_until(complaint, deadline, self._endpoint.is_open)
+            return found[0]
+        while why := complaint():
             if time.monotonic() > deadline:
-                message = f"the endpoint was not healthy within {_PART:.0%} of --llm-timeout: {complaint}"
+                message = f"the endpoint was not healthy within {_PART:.0%} of --llm-timeout: {why}"
                 raise Died(ErrorInfo(message=message, phase="start"), outcome=results.TIMEOUT)
-            # Nobody tells when somebody else's server is ready.
+            # The endpoint does not tell when it becomes ready.
             time.sleep(_LOOK)
+        return found[0]
 
-    def _complaint(self) -> str:
-        """Why the endpoint is not healthy; empty where it is. MachineError where a running one is not there."""
+    def _api(self) -> str:
+        """Return the protocol that the test or the address names; empty where it is to be found out."""
+        address = EndpointAddress.parse(self._job.endpoint) if self._foreign else None
+        return str(self._job.spec.option("api") or (address.api if address is not None else ""))
+
+    def _first_answer(self, kind: ServerKind, about: About) -> Answer | None:
+        """Return the answer to a first request of one token; None, with a problem, where it serves another model."""
+        kind.model, is_listed = endpoint_checks.choose(self._job, about)
+        if not is_listed and about.models is not None and kind.lists_what_it_serves:
+            self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model))
+            return None
         try:
-            reply = self._endpoint.get("/health", _PATIENCE)
-            if reply.status in (404, 405):
-                # Not every server has it; all that speak OpenAI's API list their models.
-                reply = self._endpoint.get("/v1/models", _PATIENCE)
-        except Unreachable as error:
-            if self._foreign:
-                raise MachineError(f"the endpoint cannot be reached: {error} (--llm-endpoint)") from None
-            return str(error)
-        except (HungUp, Late) as error:
-            return str(error)
-        if reply.status in (401, 403) and self._foreign:
-            raise MachineError(f"the endpoint answers {reply.status}: its key is read from {KEY}")
-        return "" if reply.status == 200 else f"/health answers {reply.status}: {reply.quoted}"
-
-    def _found(self) -> Api:
-        """The protocol, by what was asked for or by what the endpoint answers."""
-        kind = self._job.spec.option("api")
-        ours = not self._foreign and self._job.spec.option("command") is None
-        if kind is None:
-            kind = "tgi" if not ours and tgi.speaks(self._endpoint) else "openai"
-        return tgi.Tgi(self._endpoint) if kind == "tgi" else OpenAI(self._endpoint, transformers=ours)
+            answer = kind.answer(self._prompts.next(), 1)
+        except RequestRefused as refused:
+            if refused.for_its_key:
+                raise finding.refused_key(refused.status, self._key) from None
+            if self._foreign and refused.status == 404 and kind.says.get("/v1/models").status == 404:
+                raise finding.wrong_path(self._endpoint, 404) from None
+            if not is_listed and refused.status in (400, 404):
+                problem = endpoint_checks.not_served(self._job, about, kind.model, str(refused))
+                self._result.problems.append(problem)
+                return None
+            raise
+        if self._job.checks and kind.answers_to(endpoint_checks.NO_MODEL):
+            if not is_listed and about.models:
+                why = "it answers to any id"
+                self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model, why))
+                return None
+            note = "the endpoint answers to any model id: that it answers to the right one proves nothing"
+            self._result.notes.append(note)
+        return answer
 
     def _about(self, about: About) -> None:
         if about.server:
@@ -179,28 +232,27 @@ class Served:
         if about.cache_tokens is not None:
             self._result.metrics["kv_cache.tokens"] = about.cache_tokens
         else:
-            self._result.unavailable["kv_cache.tokens"] = "the server does not report the capacity of a cache"
+            self._result.unavailable["kv_cache.tokens"] = _NO_CACHE
 
     # --- measuring -----------------------------------------------------------------------------------------------
 
-    def _measure(self, api: Api) -> None:
+    def _measure(self, kind: ServerKind) -> None:
         job, result = self._job, self._result
         workload = job.spec.workload
         if self._server is not None and job.checks:
             result.metrics["server.settled"] = memory.settled(self._server.pid)
-        self._enter("applied")
-        prompt = self._prompts.next()
-        answer = api.answer(prompt, workload.new_tokens)
         if job.checks:
-            result.problems += endpoint_checks.counted(api, self._prompts, prompt, answer)
-            result.notes += filter(None, [endpoint_checks.names_nobody(api)])
-            self._short(answer)
+            self._enter("applied")
+            prompt = self._prompts.next()
+            answer = kind.answer(prompt, workload.new_tokens)
+            result.problems += endpoint_checks.counted(kind, self._prompts, prompt, answer)
+            self._other_prompt(answer)
         with self._timed("generate"):
-            request_rounds.run(api, self._prompts, workload.new_tokens, workload.batch).fill(result)
+            request_rounds.run(kind, self._prompts, workload, result, fewer=not job.checks)
         if self._server is not None and job.checks:
             self._server.check("while it was measured")
             self._memory(self._server)
-            if isinstance(api, OpenAI) and api.as_told and self._tokenizer is not None:
+            if self._ours and kind.as_told and self._tokenizer is not None:
                 self._compare(prompt, answer)
 
     def _compare(self, prompt: str, answer: Answer) -> None:
@@ -212,18 +264,16 @@ class Served:
         self._result.problems += problems
         self._result.notes += filter(None, [note])
 
-    def _short(self, answer: Answer) -> None:
-        """Notes on what was measured where it is not the workload."""
+    def _other_prompt(self, answer: Answer) -> None:
+        """Add a note where the prompt is not the workload's."""
         workload = self._job.spec.workload
-        if answer.tokens is not None and answer.tokens < workload.new_tokens:
-            self._result.notes.append(f"the endpoint stopped after {answer.tokens} of {workload.new_tokens} tokens")
         if answer.prompt_tokens is not None and answer.prompt_tokens != workload.prompt_tokens:
             self._result.notes.append(
                 f"the prompt is {answer.prompt_tokens} tokens by the endpoint, the workload's is "
                 f"{workload.prompt_tokens}: {'no tokenizer is at hand' if self._tokenizer is None else 'a template'}"
             )
 
-    def _memory(self, server: Server) -> None:
+    def _memory(self, server: ServerProcess) -> None:
         job, result = self._job, self._result
         result.metrics["server.peak"] = memory.peak(server.pid)
         result.phase_peaks["generate"] = {"host": result.metrics["server.peak"]}
@@ -253,7 +303,7 @@ class Served:
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """What is wrong with an answer becomes a problem of the load; what ended the server, its death."""
+        """Make what is wrong with an answer a problem of the load, and what ended the server its death."""
         try:
             yield
         except BadAnswer as error:
@@ -290,14 +340,23 @@ class Served:
 
     def _environment(self) -> dict[str, str]:
         if self._foreign:
-            # Of this machine nothing matters; times of one endpoint are compared with its own.
+            # This machine has only the client; times of one endpoint are compared with its own.
             return {"host": "endpoint"}
         from pytest_llmload.process.environment import environment
 
-        return environment(self._job)
+        own = environment(self._job)
+        if self._ours:
+            return own
+        # The libraries and settings of this process are not those of a server with an interpreter of its own.
+        machine = {
+            name: value
+            for name, value in own.items()
+            if name == "malloc" or (name in ENTRIES and ENTRIES[name].kind == MACHINE)
+        }
+        return machine | (versions(self._server.pid) if self._server is not None else {})
 
     def _load_tokenizer(self) -> None:
-        """The model's tokenizer, from files that are here."""
+        """Load the model's tokenizer, from files that are on this machine."""
         from transformers import AutoTokenizer
 
         job = self._job
@@ -313,15 +372,12 @@ class Served:
             self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
     def _ids(self, answer: Answer) -> list[int]:
-        """Token ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the text
-        as the endpoint counted; -1 for each where nobody knows."""
+        """Return the ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the
+        text as the endpoint counted; none where neither is known."""
         if answer.ids:
             return answer.ids
-        ids = []
-        if self._tokenizer is not None:
-            ids = self._tokenizer(answer.text, add_special_tokens=False)["input_ids"]
-        count = answer.tokens if answer.tokens is not None else len(ids)
-        return list(ids) if len(ids) == count else [-1] * count
+        ids = self._prompts.ids(answer.text)
+        return ids if ids is not None and answer.tokens in (None, len(ids)) else []
 
     def _dump(self, *_: Any) -> None:
         """On the pytest process's SIGUSR1, before it kills a load that hangs: what the server said last."""

@@ -24,17 +24,18 @@ _LOOK = 0.05
 #: Seconds that a server gets to end by itself; the process that owns this one does not wait much longer.
 _GRACE = 1.5
 _LINES = 20
+_ALL_LINES = 5000
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """Return a loopback port that no process listens on."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
 
 
-class Server:
-    """One server, which ends with this process. To be started from the main thread: Linux ties the end to it."""
+class ServerProcess:
+    """One server, which ends with this process. Start it from the main thread: Linux ties its end to that."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
@@ -51,15 +52,20 @@ class Server:
 
     @property
     def tail(self) -> str:
-        """What it printed last."""
+        """The last lines that it printed."""
         return last_lines(self.log, _LINES)
 
+    @property
+    def output(self) -> str:
+        """All that it printed so far, but for what a long start has pushed out."""
+        return last_lines(self.log, _ALL_LINES)
+
     def wait_until(self, healthy: Callable[[], str], deadline: float, is_open: Callable[[], bool]) -> None:
-        """Wait until ``healthy`` says nothing against it. Raises Died: it ended, or the deadline has passed."""
+        """Wait until ``healthy`` gives no reason against it. Raise Died: it ended, or the deadline has passed."""
         begin = time.monotonic()
         while complaint := healthy():
             if time.monotonic() > deadline:
-                port = "its port is open" if is_open() else "nobody listens on its port"
+                port = "its port is open" if is_open() else "no process listens on its port"
                 message = f"the server was not healthy after {round(deadline - begin, 1):g} s: {complaint}; {port}"
                 raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), outcome=results.TIMEOUT)
             self.check("before it was healthy", _LOOK)
@@ -73,7 +79,7 @@ class Server:
             raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), max(0, -status))
 
     def stop(self) -> None:
-        """End it; what it started itself goes with the session that this process leads."""
+        """End it; what it started itself ends with the session that this process leads."""
         if self._process.poll() is None:
             self._process.terminate()
             select.select([self._descriptor], [], [], _GRACE)
@@ -85,7 +91,7 @@ class Server:
 
 
 def transformers_command(arguments: Sequence[str]) -> list[str]:
-    """``transformers serve`` by this interpreter, without the current folder on its path."""
+    """Return ``transformers serve`` by this interpreter, without the current folder on its path."""
     program = (
         "import sys; sys.path[:] = [p for p in sys.path if p]; "
         "from transformers.cli.transformers import main; sys.exit(main())"

@@ -1,51 +1,69 @@
-"""Reading a streamed answer, whatever the protocol: what is no stream, and what ends too early."""
+"""Reading a streamed answer, whatever the protocol: what is not a stream, and what ends too early."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pytest_llmload.process.serving.api import Answer, BadAnswer
+from pytest_llmload.process.serving.answers import Answer, BadAnswer, CutOff
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Reply
 
-#: How OpenAI's protocol ends a stream; transformers' server and text-generation-inference leave it away.
+#: How OpenAI's protocol ends a stream; transformers' server and text-generation-inference leave it out.
 _DONE = "[DONE]"
 
 
 class Refusal(Exception):
-    """The request itself was not accepted."""
+    """The endpoint did not accept the request."""
 
     def __init__(self, path: str, reply: Reply) -> None:
         super().__init__(f"POST {path} answered {reply.status}: {reply.quoted or 'nothing'}")
         self.status = reply.status
 
 
-def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, float, Any], bool]) -> Answer:
-    """The answer to a request; ``take`` reads one event into it, and says whether it is one that ends the answer.
+def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, float, Any], None]) -> Answer:
+    """Return the answer to a request; ``take`` reads one event into it, and sets ``finish`` at the one that ends it.
 
-    Raises Refusal for another status than 200, BadAnswer, HungUp and Late.
+    Raise Refusal for another status than 200, CutOff for a stream that ends without a ``finish``, BadAnswer, HungUp
+    and Late.
     """
     answer = Answer(perf_counter())
-    complete = False
+    waited = run_delay()
+    is_done = False
     try:
         for event in endpoint.events(path, body):
             if isinstance(event, Reply):
                 raise _no_stream(path, event)
             moment, data = event
             if data == _DONE:
-                complete = True
+                is_done = True
                 continue
-            complete = take(answer, moment, _object(path, data)) or complete
+            take(answer, moment, _object(path, data))
+            answer.finished = answer.finished or (moment if answer.finish else 0.0)
     except HungUp as error:
-        if not complete:
+        if not answer.finish:
             raise HungUp(f"POST {path}: {_so_far(answer)}, then the connection broke ({error})") from None
     answer.ended = perf_counter()
-    if not complete:
+    answer.starved = run_delay() - waited
+    if not answer.finish and is_done:
+        raise CutOff(f"POST {path}: {_so_far(answer)}, then the stream ended with {_DONE} and no finish_reason")
+    if not answer.finish:
         raise HungUp(f"POST {path}: {_so_far(answer)}, then the stream ended without its last event")
     answer.check(f"POST {path}")
     return answer
+
+
+def run_delay() -> float:
+    """Return the seconds that this thread was ready to run and had no processor (proc(5), ``schedstat``)."""
+    try:
+        text = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text(encoding="ascii")
+    except OSError:
+        # A kernel without it: then the lumps of a starved client are put down to the server.
+        return 0.0
+    return int(text.split()[1]) / 1e9
 
 
 def _so_far(answer: Answer) -> str:

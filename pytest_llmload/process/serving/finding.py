@@ -1,0 +1,70 @@
+"""Finding a server: where and with which key it answers, that it is healthy, and of what kind it is."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
+from pytest_llmload.process.serving.servers import identify
+from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
+from pytest_llmload.process.serving.servers.openai import OpenAi
+from pytest_llmload.process.serving.servers.transformers_serve import TransformersServe
+
+#: The key of an endpoint; no other variable is read: a token for one service is not for another.
+KEY = "LLM_ENDPOINT_KEY"
+_REFUSED_KEY = (401, 403)
+_NO_PATH = (404, 405)
+_MODELS = "/v1/models"
+#: Below which servers and gateways are often put.
+_PREFIXES = ("/openai", "/api", "/llm")
+#: Seconds for one look at another path.
+_PATIENCE = 2.0
+
+
+def look(endpoint: Endpoint, api: str, *, ours: bool, key: str) -> tuple[ServerKind, str]:
+    """Return the kind of server, and why it cannot serve yet; empty where it can.
+
+    ``ours`` is a ``transformers serve`` that the load started. Raise Unreachable; MachineError for a refused key, and
+    for an address below which no API is.
+    """
+    says = SelfDescription(endpoint)
+    if ours:
+        # Its list of models looks at the hub.
+        kind: ServerKind = TransformersServe(endpoint, says)
+        return kind, kind.unhealthy()
+    kind = identify(endpoint, says, api)
+    if type(kind) is not OpenAi:
+        return kind, kind.unhealthy()
+    status = says.get(_MODELS).status
+    if status in _REFUSED_KEY:
+        raise refused_key(status, key)
+    if status in _NO_PATH and says.get(kind.health).status in _NO_PATH:
+        raise wrong_path(endpoint, status)
+    return kind, kind.unhealthy()
+
+
+def refused_key(status: int, key: str) -> MachineError:
+    """Return the error for an endpoint that does not accept the key."""
+    state = "the one there is refused" if key else "which is not set"
+    return MachineError(f"the endpoint answers {status}: its key is read from {KEY}, {state}")
+
+
+def wrong_path(endpoint: Endpoint, status: int) -> MachineError:
+    """Return the error for an address below which no API is; it names the path below which one is."""
+    parts = urlsplit(endpoint.url)
+    root = f"{parts.scheme}://{parts.netloc}"
+    said = f"no API is below the address: GET {parts.path}{_MODELS} answers {status}"
+    parents = [str(parent).rstrip("/") for parent in PurePosixPath(parts.path or "/").parents]
+    for prefix in dict.fromkeys([*parents, *(f"{parts.path}{prefix}" for prefix in _PREFIXES), *_PREFIXES]):
+        if prefix == parts.path:
+            continue
+        try:
+            other = endpoint.get(_MODELS, _PATIENCE, root + prefix).status
+        except (Unreachable, HungUp, Late):
+            continue
+        if other == 200 or other in _REFUSED_KEY:
+            write = f"end the address with {prefix}" if prefix else "leave its path out"
+            return MachineError(f"{said}, and {prefix}{_MODELS} answers {other}: {write} (--llm-endpoint)")
+    return MachineError(f"{said}: write the address as clients of OpenAI's API are given it (--llm-endpoint)")

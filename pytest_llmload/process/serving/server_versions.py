@@ -1,0 +1,43 @@
+"""What a started server's processes run: the versions of the libraries that their figures depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+from pytest_llmload.core.environment_entries import ENTRIES, VERSION
+from pytest_llmload.process.serving import memory
+
+_PROC = Path("/proc")
+_PACKAGES = re.compile(r"/\S*/python(\d+\.\d+)/(?:site|dist)-packages(?=/)")
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+
+
+def versions(root: int) -> dict[str, str]:
+    """Return the version of each library whose version is an entry of an environment, and of Python.
+
+    The folders of packages are those that a process of the tree has files mapped from: a server's interpreter and
+    libraries are its own, not those of the load's process.
+    """
+    found: dict[str, str] = {}
+    names = {entry.name for entry in ENTRIES.values() if entry.kind == VERSION}
+    for python, folder in sorted(_folders(root)):
+        found.setdefault("python", python)
+        for distribution in importlib.metadata.distributions(path=[folder]):
+            name = str(distribution.metadata["Name"]).lower().replace("-", "_")
+            if name in names:
+                found.setdefault(name, distribution.version)
+    return found
+
+
+def _folders(root: int) -> set[tuple[str, str]]:
+    """Return each folder of packages that the tree uses, with the version of Python that it is for."""
+    found = set()
+    for pid in memory.tree(root):
+        try:
+            text = (_PROC / str(pid) / "maps").read_text(encoding="utf-8", errors="replace")
+        except _GONE:
+            continue
+        found |= {(match[1], match[0]) for match in _PACKAGES.finditer(text)}
+    return found

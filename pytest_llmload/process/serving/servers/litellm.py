@@ -1,0 +1,28 @@
+"""LiteLLM's proxy before another server."""
+
+from __future__ import annotations
+
+from pytest_llmload.process.serving.servers.base import SelfDescription
+from pytest_llmload.process.serving.servers.openai import OpenAi
+
+_VERSION = "x-litellm-version"
+
+
+class LiteLlm(OpenAi):
+    name = "LiteLLM"
+    exact_tokens = "`ignore_eos`, `min_tokens`, which it passes on"
+    token_count = "`usage` of the stream"
+    model_id = "`/v1/models`: `model_name` of its configuration"
+    version = f"header `{_VERSION}` of an answer"
+    concurrency = "as the server behind it"
+    #: ``/health`` has every deployment generate, and hangs while one of them is dead.
+    health = "/health/readiness"
+
+    @classmethod
+    def recognises(cls, says: SelfDescription) -> bool:
+        # Releases that tell their version there do not tell it in their answers.
+        return bool({"litellm_version", "db"} & says.object("/health/readiness").keys())
+
+    def server(self) -> str:
+        told = self.says.object("/health/readiness").get("litellm_version", "")
+        return f"litellm {self.endpoint.headers.get(_VERSION, told)}".strip()

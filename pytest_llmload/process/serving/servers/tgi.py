@@ -1,0 +1,70 @@
+"""text-generation-inference's own API: ``/info`` and ``/generate_stream``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_llmload.process.serving import streams
+from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
+from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
+from pytest_llmload.process.serving.servers.openai import RequestRefused
+
+_STREAM = "/generate_stream"
+
+
+class Tgi(ServerKind):
+    """Each event is one token, with its id; the last one counts them."""
+
+    name = "text-generation-inference"
+    exact_tokens = "cannot be told: it ends at the end of the sequence"
+    token_count = "`details` of the last event"
+    token_ids = "`token.id`"
+    model_id = "`/info`: `model_id`"
+    version = "`/info`: `version`"
+    capacity = "`/info`: `max_batch_total_tokens`"
+    concurrency = "up to `--max-concurrent-requests`"
+    lists_what_it_serves = True
+    stops_early = "text-generation-inference cannot be told to go on after the end of the sequence"
+
+    @classmethod
+    def recognises(cls, says: SelfDescription) -> bool:
+        return is_info(says.object("/info"))
+
+    def about(self) -> About:
+        info = self.says.object("/info")
+        if not is_info(info):
+            raise BadAnswer("answers", "GET /info does not answer as text-generation-inference does")
+        capacity = info.get("max_batch_total_tokens")
+        return About(
+            (str(info["model_id"]),),
+            f"text-generation-inference {info.get('version', '')}".strip(),
+            capacity if isinstance(capacity, int) else None,
+            str(info.get("model_sha") or ""),
+        )
+
+    def answer(self, prompt: str, new_tokens: int) -> Answer:
+        parameters = {"max_new_tokens": new_tokens, "do_sample": False, "details": True}
+        try:
+            return streams.read(self.endpoint, _STREAM, {"inputs": prompt, "parameters": parameters}, _take)
+        except streams.Refusal as refusal:
+            raise RequestRefused(str(refusal), refusal.status) from None
+
+
+def is_info(info: dict[str, Any]) -> bool:
+    """Return whether ``/info`` answered as text-generation-inference does."""
+    return isinstance(info.get("model_id"), str) and "max_concurrent_requests" in info
+
+
+def _take(answer: Answer, moment: float, event: dict[str, Any]) -> None:
+    token = event.get("token")
+    if isinstance(token, dict):
+        if isinstance(token.get("id"), int):
+            answer.ids.append(token["id"])
+            answer.first_ids += not answer.stamps or moment == answer.stamps[0]
+        answer.add(moment, str(token.get("text", "")))
+    details = event.get("details")
+    if isinstance(details, dict):
+        answer.tokens, answer.prompt_tokens = details.get("generated_tokens"), details.get("input_length")
+        answer.finish = str(details.get("finish_reason") or "")
+    if event.get("generated_text") is not None:
+        answer.finish = answer.finish or "length"
