@@ -29,6 +29,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(^|_)(attention_heads|heads|n_head|nhead|num_attention_heads|n_heads|heads_.*)$", HEADS),
     (r"^(d_kv|head_dim|attention_head_dim|attention_head_size|kv_channels|v_head_dim|.*_head_dim|head_size)$", HEAD),
     (r"^(qk_rope_head_dim|qk_nope_head_dim)$", HEAD),
+    (r"^(rotary_dim)$", HEAD // 2),
     (r"(^|_)(q_lora_rank|kv_lora_rank|lora_rank|index_head_dim|.*_rank)$", 64),
     (r"(^|_)(num_local_experts|num_experts|n_routed_experts|moe_num_experts|num_moe_experts|.*_num_experts)$", 4),
     (r"(experts_per_tok(en)?|^top_?k$|moe_top_?k|num_selected_experts|topk_group|moe_k|router_top_k)$", 2),
@@ -69,7 +70,10 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
             small[name] = _sizes(name, value)
         else:
             small[name] = value
-    _by_layer(small)
+    _by_layer(config, small)
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:
+        # Latent attention has as many keys as queries.
+        small["num_key_value_heads"] = small.get("num_attention_heads", HEADS)
     return small
 
 
@@ -87,11 +91,14 @@ def _sizes(name: str, values: list[int]) -> list[int]:
     return [_size(name, value) for value in values]
 
 
-def _by_layer(config: dict[str, Any]) -> None:
+def _by_layer(before: dict[str, Any], config: dict[str, Any]) -> None:
     """Cut lists by layer to the layers that are left, so that each kind of layer stays if there is room."""
-    layers = next((config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config), LAYERS)
+    counted = [name for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if name in config]
+    layers, former = (config[counted[0]], before[counted[0]]) if counted else (LAYERS, 0)
     for name, value in config.items():
-        if isinstance(value, list) and _BY_LAYER.search(name) and len(value) > layers:
+        if isinstance(value, dict) and value and all(str(key).isdigit() for key in value) and name != "id2label":
+            config[name] = {key: item for key, item in value.items() if int(key) < layers}
+        if isinstance(value, list) and (_BY_LAYER.search(name) or len(value) == former) and len(value) > layers:
             kinds = list(dict.fromkeys(map(str, value)))
             chosen = [next(item for item in value if str(item) == kind) for kind in kinds[:layers]]
             config[name] = (chosen + value)[:layers] if len(chosen) < layers else chosen

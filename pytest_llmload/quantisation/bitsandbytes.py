@@ -132,7 +132,8 @@ class StoredFourBit(Stored):
 
         if self.scheme not in _CODES:
             return None
-        blocks = values.reshape(-1, self.blocksize)
+        # A weight may have fewer elements than a block.
+        blocks = values.reshape(-1, min(self.blocksize, values.numel()))
         scales = blocks.abs().amax(dim=1, keepdim=True)
         code = torch.tensor(sorted(_CODES[self.scheme]), device=values.device)
         nearest = torch.bucketize(blocks / scales.clamp_min(1e-30), (code[1:] + code[:-1]) / 2)

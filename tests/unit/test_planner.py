@@ -296,6 +296,18 @@ def test_the_default_offload_map_keeps_ends_on_the_device_that_computes() -> Non
     assert [on_host[name] for name in layers] == ["cpu"] * 4 + ["disk"] * 4
 
 
+def test_blocks_that_share_a_weight_stay_on_the_device_that_computes() -> None:
+    layers = {f"model.layers.{index}": 10 for index in range(4)}
+    blocks = Blocks({"model.embed_tokens": 10, **layers}, frozenset({"model.layers.1", "model.layers.3"}))
+    found = default_offload_map(job_on("cpu", 0), blocks)
+    assert [found[name] for name in layers] == ["cpu", "cpu", "disk", "cpu"]
+
+
+def test_something_is_offloaded_though_no_layer_lies_past_the_half() -> None:
+    blocks = Blocks({"model.layers.0": 1, "model.layers.1": 1, "lm_head": 100})
+    assert default_offload_map(job_on("cpu", 0), blocks)["model.layers.1"] == "disk"
+
+
 @pytest.mark.parametrize(
     ("module", "device"), [("a.b.c", 1), ("a.bc", 0), ("a", 0), ("x.y", "disk"), ("", "disk"), ("a.b", 1)]
 )

@@ -38,6 +38,7 @@ def meta_model(
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         named = (getattr(config, "architectures", None) or [""])[0]
         cls = getattr(transformers, auto_class or named, None) or transformers.AutoModelForCausalLM
+        config = _part_for(cls, config)
         with torch.device("meta"):
             if hasattr(cls, "from_config"):  # an auto class
                 return cls.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
@@ -47,6 +48,33 @@ def meta_model(
         raise ValueError(
             f"transformers {transformers.__version__} cannot build the architecture of {directory}/config.json: {first}"
         ) from error
+
+
+def _part_for(cls: Any, config: Any) -> Any:
+    """Return the part of a composite config that a class is built from: its text part for the text model's class."""
+    wanted = getattr(cls, "config_class", None)
+    if wanted is None or isinstance(config, wanted):
+        return config
+    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})
+    return next((part for part in parts if isinstance(part, wanted)), config)
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says about the part that reads tokens, over what it says at its top level.
+
+    Models of several parts nest it; which of them has a vocabulary tells it from the others.
+    """
+    if isinstance(config.get("vocab_size"), int):
+        return config
+    parts = [part for name, part in config.items() if isinstance(part, dict) and name != "quantization_config"]
+    # The decoder of two text models generates, and comes last.
+    named = sorted(parts, key=lambda part: "text" in str(part.get("model_type", "")))
+    found = next((text_part(part) for part in reversed(named) if "vocab_size" in text_part(part)), None)
+    return config if found is None else {**found, **{name: value for name, value in config.items() if name in _TOKENS}}
+
+
+#: What both levels of a composite config may say of special tokens.
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_encoder_decoder")
 
 
 def stored_tensors(directory: Path, dtype: str, *, trust_remote_code: bool = False) -> list[Tensor]:

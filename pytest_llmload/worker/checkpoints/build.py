@@ -15,13 +15,13 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoints import random_values
-from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
+from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors, text_part
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Tensor, layout
 from pytest_llmload.worker.checkpoints.threads import workers
 from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
 
 #: Part of a built directory's name: raise it when any file but the weights changes.
-VERSION = 1
+VERSION = 2
 #: A file of weights ends before this many bytes, unless one tensor alone is larger.
 SHARD_BYTES = 2 * 10**9
 #: Elements that one task of the thread pool generates and writes.
@@ -47,16 +47,25 @@ def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_co
         tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
         _check_space(sum(tensor.bytes for tensor in tensors), target)
         write_weights(directory, tensors)
-        if isinstance(config.get("vocab_size"), int):
-            write_tokenizer(directory, config)
-            # No end-of-sequence id: a greedy run of N tokens has N tokens whatever random weights say.
-            special = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
-            special.pop("eos_token_id", None)
-            write_json(directory / "generation_config.json", {"do_sample": False, **special})
+        text = text_part(config)
+        if isinstance(text.get("vocab_size"), int):
+            write_tokenizer(directory, text)
+            write_json(directory / "generation_config.json", _generation_config(text))
 
     target = built_path(config, name, cache_dir)
     write_once(target, write)
     return target
+
+
+def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return settings for greedy runs in which no token ends a sequence: N tokens are N whatever the weights say."""
+    special: dict[str, Any] = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
+    special.pop("eos_token_id", None)
+    if config.get("is_encoder_decoder"):
+        # The token that a decoder starts with; without one, transformers refuses to generate.
+        given = (config.get("decoder_start_token_id"), special.get("pad_token_id"), special.get("bos_token_id"), 0)
+        special["decoder_start_token_id"] = next(number for number in given if isinstance(number, int))
+    return {"do_sample": False, **special}
 
 
 def write_once(target: Path, write: Callable[[Path], None]) -> None:

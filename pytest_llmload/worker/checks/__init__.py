@@ -14,6 +14,7 @@ from pytest_llmload.worker.checks import (
     finite,
     keys,
     quantised,
+    raw_weights,
     shards,
     tied,
     values,
@@ -36,7 +37,11 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
 #: After the first forward, whose logits are still there.
 AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
 #: After the workload was generated and every figure taken: they read all weights, or what the logits were meanwhile.
-AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.weights, finite.decoded)
+AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
+    finite.weights,
+    finite.decoded,
+    raw_weights.check,
+)
 
 
 def check_name(check: Callable[[Loaded], Iterable[Problem]]) -> str:

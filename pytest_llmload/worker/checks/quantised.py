@@ -19,6 +19,7 @@ from pytest_llmload.worker.checks.devices import planned_device
 from pytest_llmload.worker.checks.dtype import is_kept, kept_in_fp32
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.quantised_values import wrong_shapes, wrong_values
+from pytest_llmload.worker.checks.tied import pairs
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import CONV1D, EXPERTS, LINEAR, Weight, out_of_reach, quantisable
 
@@ -163,11 +164,27 @@ def _reason(loaded: Loaded, method: Method, weight: Weight, nothing: bool) -> st
         return why
     if nothing and in_file is None:
         return "the model has no quantisation at all; the request was ignored"
+    if tied := _tied_to(loaded, weight):
+        return f"they are tied to those of {tied}, and transformers leaves tied weights dense"
     if weight.kind == LINEAR and cls != "Linear":
         return f"{cls} is not nn.Linear itself, the only class that {method.name} replaces"
     if is_kept(weight.name, kept_in_fp32(loaded, dtype)):
-        return "the model class keeps them in 32 bit (_keep_in_fp32_modules)"
+        return f"the model class keeps them dense (_keep_in_fp32_modules), here in {dtype}"
     return f"they were left as {CONV1D if weight.kind == CONV1D else cls}"
+
+
+def _tied_to(loaded: Loaded, weight: Weight) -> str:
+    """Return the part of the model in which a weight stands too; empty if it has one name."""
+    names = [name for name in loaded.inventory.base_paths(weight.held) if name != weight.name]
+    for pair in pairs(loaded):
+        names += [name for name in pair if weight.name in pair and name != weight.name]
+    if not names:
+        return ""
+    own, other = weight.name.split("."), names[0].split(".")
+    while len(own) > 1 and len(other) > 1 and own[-1] == other[-1]:
+        own.pop()
+        other.pop()
+    return ".".join(other)
 
 
 def _wrong_type(asked: Request, weights: list[Weight]) -> Iterator[Problem]:

@@ -143,7 +143,8 @@ def _originals(weight: Weight, state: Stored, name: str | None, names: Checkpoin
     The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
     each.
     """
-    unit = state.block
+    # A weight may have fewer elements than a block.
+    unit = min(state.block, state.elements)
     if name is not None:
         units = state.elements // unit
         for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):

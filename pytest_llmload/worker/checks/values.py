@@ -6,6 +6,7 @@ another's values, shows against the file itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ CHECK = "values"
 BLOCK = 256
 #: Blocks of a tensor that are compared between the first and the last one.
 BETWEEN = 8
+#: Elements of a tensor that a class may write constants into.
+_SMALL = 1 << 16
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -41,6 +44,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     compared = 0
     unknown: list[Held] = []
+    written: list[str] = []
     for aliases in _dense(loaded):
         paths = {path: held for held in aliases for path in loaded.inventory.base_paths(held)}
         told = ((path, _against_file(held, path, names)) for path, held in paths.items())
@@ -52,7 +56,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if tied.intersection(paths):
             known = known[:1]
         path, difference = next((each for each in known if each[1]), known[0])
-        if difference:
+        if difference and _written_by_class(loaded, paths[path], path):
+            written.append(path)
+        elif difference:
             held = paths[path]
             # Where an adapter stands, the path is longer than the name in the file; elsewhere they are one.
             shown = held.path if loaded.inventory.base_path(held) == path else path
@@ -63,6 +69,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             f"{len(tensors)} of {compared} dense tensors do not hold the checkpoint's values: {difference}",
             tuple(f"{path} ({format_bytes(nbytes)})" for path, nbytes in tensors),
             sum(nbytes for _, nbytes in tensors),
+        )
+    if written:
+        loaded.notes.append(
+            f"the class writes constants into {len(written)} tensors after every load ({', '.join(written[:3])})"
         )
     if unknown:
         loaded.notes.append(
@@ -91,6 +101,25 @@ def _dense(loaded: Loaded) -> Iterator[list[Held]]:
             continue
         names[held.device, held.tensor.data_ptr(), held.shape].append(held)
     yield from names.values()
+
+
+def _written_by_class(loaded: Loaded, held: Held, path: str) -> bool:
+    """Return whether the values are the file's after the constants that the class's ``_init_weights`` writes.
+
+    The library calls it after every load, with functions that leave loaded tensors alone; an assignment does not.
+    """
+    name = loaded.checkpoint_names.find(path)
+    initialise = getattr(loaded.model, "_init_weights", None)
+    if initialise is None or name is None or held.tensor.numel() > _SMALL:
+        return False
+    module = copy.deepcopy(loaded.inventory.modules[held.module])
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor._is_hf_initialized = True
+    values = getattr(module, held.name)
+    with torch.no_grad():
+        values.copy_(loaded.checkpoint_names.files.block(name, 0, values.numel()).reshape(values.shape))
+        initialise(module)
+    return bool(torch.equal(getattr(module, held.name), held.tensor))
 
 
 def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:

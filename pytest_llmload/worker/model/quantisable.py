@@ -58,7 +58,7 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
     Embeddings and heads are those that a (sub)model itself names, what is tied to them, and what a model with a head
     has beside its base model (``score``, ``cls.predictions``).
     """
-    exempt = _embeddings(inventory) | _head(model)
+    left_out = _embeddings(inventory) | _head(model)
     seen: set[int] = set()
     for held, state, tensor in weights_of(inventory):
         path = held.module
@@ -68,12 +68,27 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
         owner = inventory.modules[path]
         path = inventory.wrapping.base_module(path) or ""
         kind = _kind(owner, path, held, state)
-        if kind is None or id(tensor) in seen or id(tensor) in exempt or _is_router(model, owner, path, held):
+        if kind is None or id(tensor) in seen or id(tensor) in left_out or _is_router(model, owner, path, held):
             continue
         if state is None and _is_torchs_attention(owner):
             continue
         seen.add(id(tensor))
         yield Weight(held, path, owner, kind, state, parametrized)
+
+
+def exempt(model: Any, inventory: Inventory) -> set[int]:
+    """Return the ids of what stays dense by its place: embeddings, heads, routers, and torch's own attention."""
+    routers = {
+        id(parameter)
+        for path, module in inventory.modules.items()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and (
+            _is_torchs_attention(module)
+            or any(_is_router(model, module, path, held) for held in inventory.held if held.path == f"{path}.{name}")
+        )
+    }
+    return routers | _embeddings(inventory) | _head(model)
 
 
 def weights_of(inventory: Inventory) -> Iterator[tuple[Held, Stored | None, Any]]:

@@ -23,6 +23,8 @@ class Blocks:
 
     #: Module -> bytes of what it holds; a tied weight counts where it comes first.
     sizes: Mapping[str, int]
+    #: Those that hold a weight which stands in other blocks too.
+    shared: frozenset[str] = frozenset()
 
     @property
     def largest(self) -> int:
@@ -63,11 +65,16 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
 
     In the order of the forward pass, half of the weights stay on the device that computes; then a quarter goes to the
     CPU and the rest to disk (on a CPU run all of it). Blocks without weights, and those after the last decoder layer
-    (norm, head, and what is tied to the embedding), stay on the device that computes.
+    (norm, head, and what is tied to the embedding), stay on the device that computes; so do blocks that share weights,
+    which can be in one place only. If no layer lies past the half, the last one goes to disk, so that something does.
     """
     main: int | str = 0 if job.device.kind == "cuda" else "cpu"
     total, before = sum(blocks.sizes.values()), 0
-    layers = [name for name in blocks.sizes if any(part.isdigit() for part in name.split("."))]
+    layers = [
+        name
+        for name, size in blocks.sizes.items()
+        if size and name not in blocks.shared and any(part.isdigit() for part in name.split("."))
+    ]
     found: dict[str, int | str] = {}
     for name, size in blocks.sizes.items():
         middle = before + size / 2
@@ -78,6 +85,8 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
             found[name] = "cpu"
         else:
             found[name] = "disk"
+    if layers and set(found.values()) == {main}:
+        found[layers[-1]] = "disk"
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Plan:
         settled: Counter[int | str] = Counter()
         main = next((device for device in self.device_map.values() if isinstance(device, int)), "cpu")
         for piece in self.pieces:
-            device = lookup(self.device_map, piece.module, "cpu")
+            device = lookup(self.device_map, f"{piece.module}.{piece.name}" if piece.module else piece.name, "cpu")
             if piece.buffer and not isinstance(device, int):
                 device = main
             held[device] += piece.bytes
@@ -234,14 +234,21 @@ def _stored_pieces(directory: Path) -> Iterator[Piece]:
 
 
 def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
-    """The modules that a device map places as a whole, in the order of the forward pass, with their bytes."""
+    """Return what a device map places as a whole, in the order of the forward pass, with its bytes.
+
+    Those are modules, and the tensors that stand directly on a module which is divided: an entry for that module itself
+    would have accelerate put hooks around all of it.
+    """
     whole = set(getattr(model, "_no_split_modules", None) or ())
     sizes: Counter[str] = Counter()
+    places: dict[int, set[str]] = defaultdict(set)
 
     def visit(path: str, module: Any) -> None:
         children = list(module.named_children())
         if type(module).__name__ in whole or not children:
             sizes[path] = 0
+            for parameter in module.parameters():
+                places[id(parameter)].add(path)
         for name, child in children if path not in sizes else ():
             visit(f"{path}.{name}" if path else name, child)
 
@@ -250,8 +257,10 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
         owner = piece.module
         while owner not in sizes and owner:
             owner = owner.rpartition(".")[0]
-        sizes[owner] += piece.bytes
-    return Blocks(dict(sizes))
+        direct = f"{piece.module}.{piece.name}" if piece.module else piece.name
+        sizes[owner if owner in sizes else direct] += piece.bytes
+    shared = {path for paths in places.values() if len(paths) > 1 for path in paths}
+    return Blocks(dict(sizes), frozenset(shared))
 
 
 def _limits(job: Job, planned_bytes: int, largest_block: int) -> dict[int | str, int]:

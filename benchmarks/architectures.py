@@ -1,0 +1,261 @@
+"""Every architecture that the installed transformers maps, tiny and random, through every strategy: a public table.
+
+    python benchmarks/architectures.py                      # what is not measured yet; writes as it goes
+    python benchmarks/architectures.py --types llama,bert   # these, anew
+    python benchmarks/architectures.py --faults 20          # plant three faults on so many types of all families
+    python benchmarks/architectures.py --table              # only write docs/architectures.md from what is measured
+
+One process a type and step, each with a time-out. A bare script, ``bare_architecture.py``, checks first that the
+library can build, save, load, run and generate it. Each strategy is then recorded and gated as the plugin does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bare_architecture
+import tiny_configs
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "samples" / "architectures.jsonl"
+TABLE = ROOT / "docs" / "architectures.md"
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": "fp32"},
+    "bf16": {"dtype": "bf16"},
+    "nf4": {"quant": "nf4"},
+    "int8": {"quant": "int8"},
+    "lora": {"adapter": "random"},
+    "offload": {"strategy": "offload"},
+}
+SECONDS = 120.0
+#: Problems that say what a library does, not what we do: by the check and the beginning of the message.
+_FINDINGS = ("quantised", "forward", "generate", "finite")
+
+
+# --- one type, in processes of its own -------------------------------------------------------------------------------
+
+
+def in_child(function: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> Any:
+    """Return what a function returns in a forked process; a text that says how it ended otherwise."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, function, args))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return f"no answer after {seconds:.0f} s"
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return f"the process died (exit status {process.exitcode})"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _child(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        sender.send(function(*args))
+    except Exception as error:  # noqa: BLE001 - how it ended is the answer
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        sender.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})")
+
+
+def bare(model_type: str, family: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return bare_architecture.attempt(model_type, family, Path(folder))
+
+
+def checkpoint(model_type: str, family: str, cache: Path) -> Any:
+    """Return the files of the type's random checkpoint."""
+    from pytest_llmload.worker.checkpoints.resolve import resolve
+
+    folder = cache / "configs" / model_type
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(tiny_configs.tiny(model_type, family), indent=1, default=str)
+    (folder / "config.json").write_text(text)
+    return resolve(f"random:{folder}", cache)
+
+
+def job(files: Any, cache: Path, **fields: Any) -> Any:
+    from pytest_llmload.core.job import MEMORY, Adapter, Device, Job
+    from pytest_llmload.core.spec import LoadSpec, Workload
+    from pytest_llmload.worker.checkpoints.digests import adapter_digest
+    from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
+
+    spec = LoadSpec(model=files.path, name=Path(files.path).name, workload=Workload(1, 16, 4), **fields)
+    adapter = None
+    if spec.adapter is not None:
+        path = resolve_adapter(spec.adapter, files, cache)
+        adapter = Adapter(str(path), adapter_digest(path, cache))
+    return Job(spec=spec, device=Device("cpu", "cpu"), checkpoint=files, adapter=adapter, figures=(MEMORY,))
+
+
+def load(files: Any, cache: Path, fields: dict[str, Any], fault: str = "") -> Any:
+    """Return the result of one load as plain data, with a fault planted or not."""
+    from pytest_llmload.process.measurement import measure
+
+    asked = job(files, cache, **fields)
+    if fault:
+        import planted_architecture
+
+        planted_architecture.plant(fault)
+    result, _ = measure(asked, lambda phase: None)
+    return result.to_json()
+
+
+def strategy(model_type: str, family: str, cache: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Record one strategy and gate it; return what a user would be told."""
+    from pytest_llmload.baselines import codec
+    from pytest_llmload.baselines.compare import compare
+    from pytest_llmload.baselines.record import record
+    from pytest_llmload.core.results import LoadResult
+
+    files = in_child(checkpoint, model_type, family, cache)
+    if isinstance(files, str):
+        return {"verdict": "not built", "because": files}
+    results = []
+    for _ in range(2):
+        answer = in_child(load, files, cache, fields)
+        if isinstance(answer, str):
+            return {"verdict": "raised", "because": answer}
+        results.append(LoadResult.from_json(answer))
+        if results[-1].faults:
+            return {"verdict": "fault of ours", "because": results[-1].faults[0].message}
+        if not results[-1].ok:
+            problems = [[item.check, item.message, list(item.names[:4])] for item in results[-1].problems]
+            return {"verdict": "not applied", "problems": problems, "notes": results[-1].notes}
+    recording = record(None, results[:1], update=True)
+    if recording.baseline is None:
+        return {"verdict": "not recorded", "because": "; ".join(recording.refusals)}
+    baseline = codec.loads(codec.dumps(recording.baseline), "sweep")
+    comparison = compare(baseline, results[1], section="memory")
+    moved = [f"{item.name} {item.verdict}: {item.reason}" for item in comparison.metrics if item.verdict != "ok"]
+    moved = [text for text in moved if "unavailable" not in text]
+    told = [*moved, *(change.text for change in comparison.manifest)]
+    word = "right" if comparison.verdict in ("ok", "improved", "unavailable") else "moved"
+    return {"verdict": word, "because": "; ".join(told)[:400], "notes": results[1].notes}
+
+
+def one(model_type: str, family: str, cache: Path) -> dict[str, Any]:
+    """Return everything about one type."""
+    begin = time.perf_counter()
+    row: dict[str, Any] = {"type": model_type, "family": family, "bare": in_child(bare, model_type, family)}
+    if isinstance(row["bare"], str):
+        row["bare"] = {"steps": [], "error": row["bare"]}
+    if "forward" in row["bare"]["steps"]:
+        row["strategies"] = {name: strategy(model_type, family, cache, fields) for name, fields in STRATEGIES.items()}
+    return {**row, "seconds": round(time.perf_counter() - begin, 1), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("transformers", "torch", "bitsandbytes", "peft", "accelerate")}
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+
+def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, Any]]:
+    """Plant each fault on types of all families of which the clean load is right, and yield what was said of it."""
+    import planted_architecture
+
+    chosen: list[Any] = []
+    for family in (*tiny_configs.FAMILIES, *tiny_configs.FAMILIES):
+        known = {row["type"] for row in chosen}
+        able = [row for row in rows.values() if row["family"] == family and row["type"] not in known and _is_right(row)]
+        chosen += able[: -(-count // len(tiny_configs.FAMILIES))]
+    for row in chosen:
+        files = in_child(checkpoint, row["type"], row["family"], cache)
+        for fault, fields in planted_architecture.FAULTS.items():
+            answer = in_child(load, files, cache, fields, fault)
+            said = answer if isinstance(answer, str) else planted_architecture.said(fault, answer)
+            yield {"type": row["type"], "family": row["family"], "fault": fault, "said": said}
+
+
+def _is_right(row: dict[str, Any]) -> bool:
+    found = row.get("strategies", {})
+    return all(found.get(name, {}).get("verdict") == "right" for name in ("fp32", "nf4"))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the last row of each type."""
+    if not path.exists():
+        return {}
+    rows = (json.loads(line) for line in path.read_text().splitlines() if line)
+    return {row["type"]: row for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", default="", help="model types, joined by commas; measured anew")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "llmload-architectures")
+    parser.add_argument("--faults", type=int, default=0, metavar="N")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    rows = read(options.results)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    if not options.table:
+        _preload()
+    if options.faults:
+        for row in faults(rows, options.faults, options.cache):
+            print(json.dumps(row), flush=True)
+        return
+    families = tiny_configs.types()
+    wanted = options.types.split(",") if options.types else [name for name in families if name not in rows]
+    with options.results.open("a") as file:
+        for model_type in [] if options.table else wanted:
+            rows[model_type] = one(model_type, families[model_type], options.cache)
+            file.write(json.dumps(rows[model_type]) + "\n")
+            file.flush()
+            print(model_type, *_summary(rows[model_type]), flush=True)
+    import architectures_table
+
+    TABLE.write_text(architectures_table.page(rows.values(), len(tiny_configs.types())), encoding="utf-8")
+
+
+def _summary(row: dict[str, Any]) -> Iterator[str]:
+    if row["bare"]["error"]:
+        yield f"bare: {row['bare']['error']}"
+    for name, found in row.get("strategies", {}).items():
+        yield f"{name}={found['verdict']}"
+
+
+def _preload() -> None:
+    """Import in this process what every forked one needs."""
+    import bitsandbytes
+    import peft
+    import torch
+    import transformers
+
+    from pytest_llmload.process import measurement, measuring_modules
+
+    assert all((bitsandbytes, peft, transformers, measurement, measuring_modules))
+    # A pool of threads does not survive a fork, and tiny matrices gain nothing from one.
+    torch.set_num_threads(1)
+    # What exists is not looked at again by each load's collections.
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

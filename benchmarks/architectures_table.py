@@ -1,0 +1,107 @@
+"""docs/architectures.md, from the rows of ``architectures.py``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+_STRATEGIES = ("fp32", "bf16", "nf4", "int8", "lora", "offload")
+_SHARE = re.compile(r"only ([\d.]+) % of the quantisable")
+_HEAD = """# Architectures
+
+What the plugin says about tiny random models of the architectures that transformers maps for causal and masked language
+models, sequence to sequence, image and text, classification and speech, on a CPU. `python benchmarks/architectures.py`
+measures them and writes this page. A bare script without the plugin checks first that the library can build, save,
+load and run a model; each strategy is then recorded and gated. Shares are of a tiny model and differ from those of a
+real one.
+
+{versions}. {measured} of {mapped} model types are measured, {run} of which the bare script runs.
+
+| strategy | applied, recorded and gated | finding about a library | other |
+| --- | --- | --- | --- |
+{summary}
+
+- `ok`: applied, recorded, and gated without a difference.
+- A percentage: that share of the quantisable weights is quantised, and the rest is dense; why is in the last column.
+- `does not run`: the library's own code raises under that strategy.
+
+| type | family | {strategies} | what stays dense, or does not run |
+| --- | --- |{rule} --- |
+{rows}
+
+## Types that the bare script does not run
+
+With the tiny configuration that `benchmarks/tiny_configs.py` makes; a configuration of its own may run.
+
+| type | family | error |
+| --- | --- | --- |
+{broken}
+"""
+
+
+def page(rows: Iterable[dict[str, Any]], mapped: int) -> str:
+    """Return the page."""
+    rows = sorted(rows, key=lambda row: row["type"])
+    run = [row for row in rows if "strategies" in row]
+    counts = {name: Counter(_word(row["strategies"][name]) for row in run) for name in _STRATEGIES}
+    versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["versions"].items()) if rows else ""
+    return _HEAD.format(
+        versions=versions,
+        measured=len(rows),
+        mapped=mapped,
+        run=len(run),
+        summary="\n".join(
+            f"| `{name}` | {counts[name]['ok']} | {counts[name]['finding']} | {counts[name]['other']} |"
+            for name in _STRATEGIES
+        ),
+        strategies=" | ".join(f"`{name}`" for name in _STRATEGIES),
+        rule=" --- |" * len(_STRATEGIES),
+        rows="\n".join(_row(row) for row in run),
+        broken="\n".join(
+            f"| {row['type']} | {row['family']} | {_cell(row['bare']['error'])} |" for row in rows if row not in run
+        ),
+    )
+
+
+def _word(found: dict[str, Any]) -> str:
+    if found["verdict"] == "right":
+        return "ok"
+    checks = {problem[0] for problem in found.get("problems", ())}
+    return "finding" if checks and checks <= {"quantised", "forward", "generate", "finite"} else "other"
+
+
+def _row(row: dict[str, Any]) -> str:
+    cells = [_short(row["strategies"][name]) for name in _STRATEGIES]
+    reasons = dict.fromkeys(
+        _reason(problem) for name in _STRATEGIES for problem in row["strategies"][name].get("problems", ())
+    )
+    return f"| {row['type']} | {row['family']} | {' | '.join(cells)} | {_cell('; '.join(reasons))} |"
+
+
+def _short(found: dict[str, Any]) -> str:
+    if found["verdict"] == "right":
+        return "ok"
+    problems = found.get("problems", ())
+    texts = [message for _, message, _ in problems]
+    if any(check in ("forward", "generate") for check, _, _ in problems):
+        return "does not run"
+    share = next((match[1] for text in texts if (match := _SHARE.search(text))), "")
+    if share:
+        return f"{share} %"
+    if any(text.startswith("nothing was quantised") for text in texts):
+        return "nothing"
+    return problems[0][0] if problems else found["verdict"]
+
+
+def _reason(problem: list[Any]) -> str:
+    _, message, names = problem
+    where = re.sub(r"\.\d+\.", ".*.", names[0].partition(" ")[0]) if names else ""
+    text = re.sub(r"^(only [\d.]+ % of the quantisable weights are \w+|nothing was quantised to \w+): ", "", message)
+    text = re.sub(r"^\d+ weights? \([^)]*\) dense: ", "", text)
+    return f"`{where}`: {text}" if where else text
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:320]

@@ -1,0 +1,88 @@
+"""Parameters outside any Linear that a matrix product consumes are weights too, and no quantiser sees them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import format_bytes
+from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.quantised import CHECK
+from pytest_llmload.worker.model.consumed import Consumed
+from pytest_llmload.worker.model.generation import first_forward
+from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.quantisable import exempt, quantisable
+from pytest_llmload.worker.model.tensors import Held
+
+#: Elements of a row below which a matrix that no forward reads is not worth a note.
+_WORTH = 64
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Run the model once more and look at what its matrix products consume; called after every figure was taken."""
+    spec = loaded.job.spec
+    if spec.quant == "none":
+        return
+    candidates = _candidates(loaded)
+    if not candidates:
+        return
+    mode = Consumed({path: _parameter(loaded, held) for path, held in candidates.items()})
+    with mode:
+        first_forward(loaded)
+    skipped = (*spec.dense_ok, *(f"*{name}*" for name in spec.skip_modules))
+    found: list[Held] = []
+    allowed: list[Held] = []
+    unread: list[Held] = []
+    for path, held in candidates.items():
+        if path in mode.products:
+            patterns = (held.module, path, loaded.inventory.base_path(held))
+            is_allowed = any(fnmatch.fnmatchcase(name, pattern) for name in patterns for pattern in skipped)
+            (allowed if is_allowed else found).append(held)
+        elif path not in mode.touched and min(held.shape) >= _WORTH:
+            unread.append(held)
+    if found:
+        yield Problem(
+            CHECK,
+            f"{len(found)} dense weights ({format_bytes(size_of(found))}) are consumed by matrix products as plain "
+            f"parameters, not as nn.Linear: {spec.quant} does not see them",
+            named(found),
+            size_of(found),
+            _hint(spec.quant, found),
+        )
+    for text, helds in (
+        ("are dense as dense_ok or skip_modules says", allowed),
+        ("are dense parameters that reading text does not use", unread),
+    ):
+        if helds:
+            names = ", ".join(held.path for held in helds[:3])
+            loaded.notes.append(f"{len(helds)} weights ({format_bytes(size_of(helds))}) {text}: {names}")
+
+
+def _candidates(loaded: Loaded) -> dict[str, Held]:
+    """Return dense matrices that the other check did not judge, and that are neither embedding, head nor router."""
+    judged = {weight.held.path for weight in quantisable(loaded.model, loaded.inventory)}
+    left_out = exempt(loaded.model, loaded.inventory)
+    return {
+        held.path: held
+        for held in loaded.inventory.parameters()
+        if len(held.shape) >= 2
+        and held.dtype in ("float32", "float16", "bfloat16")
+        and held.path not in judged
+        and held.tensor is not None
+        and held.device != "meta"
+        and not isinstance(loaded.inventory.modules[held.module], (torch.nn.Embedding, torch.nn.modules.conv._ConvNd))
+        and id(_parameter(loaded, held)) not in left_out
+    }
+
+
+def _parameter(loaded: Loaded, held: Held) -> Any:
+    return loaded.inventory.modules[held.module]._parameters.get(held.name, held.tensor)
+
+
+def _hint(scheme: str, found: list[Held]) -> str:
+    ends = sorted({f"*.{held.path.rsplit('.', 2)[-2]}.{held.name}" for held in found if "." in held.path})
+    return f"where that is as it should be: quant({scheme!r}, dense_ok={ends})" if 0 < len(ends) <= 3 else ""

@@ -1,0 +1,128 @@
+"""A sample of transformers' architectures, each a kind of case, tiny and random, in this process.
+
+``benchmarks/architectures.py`` measures all of them under every strategy; what it finds is docs/architectures.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loads import _CACHE, quick
+
+from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker.checkpoints.resolve import resolve
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import tiny_configs
+
+_FAMILIES = tiny_configs.types()
+#: Loaded, run and generated with as they are.
+_PLAIN = ("gpt2", "qwen3", "opt", "bloom", "phi3", "gemma2", "mamba", "mixtral")
+#: Parameters or buffers stand directly on a container.
+_OFFLOADED = ("bert", "gpt_bigcode", "ctrl", "electra", "roberta", "xlm", "distilbert", "zamba", "rembert")
+#: Encoder and decoder; the decoder needs a token to start with.
+_SEQ2SEQ = ("marian", "t5", "mt5", "pegasus", "umt5", "bart")
+#: The text part is nested.
+_COMPOSITE = ("gemma3", "llava", "qwen2_vl", "llama4")
+
+
+@functools.cache
+def tiny(model_type: str) -> Checkpoint:
+    folder = Path(_CACHE.name) / "configs" / model_type
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_configs.tiny(model_type, _FAMILIES[model_type])
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+    return resolve(f"random:{folder}", Path(_CACHE.name))
+
+
+def loaded(model_type: str, **fields: Any) -> LoadResult:
+    result = quick(tiny(model_type), **fields)
+    assert not result.faults, result.faults
+    return result
+
+
+def names(result: LoadResult) -> str:
+    return " ".join(name for problem in result.problems for name in problem.names)
+
+
+@pytest.mark.parametrize("model_type", _PLAIN)
+def test_it_is_loaded_run_and_recognised(model_type: str) -> None:
+    result = loaded(model_type)
+    assert result.problems == []
+    assert result.numbers.padded
+    assert result.settings["attention"]
+
+
+@pytest.mark.parametrize("model_type", _OFFLOADED)
+def test_it_is_offloaded_without_hooks_around_all_of_it(model_type: str) -> None:
+    assert loaded(model_type, strategy="offload").problems == []
+
+
+@pytest.mark.parametrize("model_type", _SEQ2SEQ)
+def test_an_encoder_and_decoder_generate(model_type: str) -> None:
+    result = loaded(model_type)
+    assert result.problems == []
+    assert "generate" in result.phases
+    assert isinstance(json.loads((Path(tiny(model_type).path) / "generation_config.json").read_text()), dict)
+
+
+@pytest.mark.parametrize("model_type", _COMPOSITE)
+def test_a_model_of_several_parts_has_a_tokenizer_and_generates(model_type: str) -> None:
+    result = loaded(model_type)
+    assert result.problems == []
+    assert (Path(tiny(model_type).path) / "tokenizer.json").exists()
+    assert "generate" in result.phases
+
+
+@pytest.mark.parametrize(
+    ("model_type", "weight"),
+    [
+        ("xlnet", "rel_attn.q"),
+        ("recurrent_gemma", "gate_weight"),
+        ("zamba", "x_proj_weight"),
+        ("mixtral", "experts.gate_up_proj"),
+    ],
+)
+def test_a_dense_matrix_is_named_wherever_it_stands(model_type: str, weight: str) -> None:
+    assert weight in names(loaded(model_type, quant="nf4"))
+
+
+def test_a_matrix_that_reading_text_does_not_use_is_noted() -> None:
+    result = loaded("gemma3", quant="nf4")
+    assert any("mm_input_projection_weight" in note for note in result.notes)
+
+
+def test_the_cause_of_a_shared_block_left_dense_is_named() -> None:
+    messages = " ".join(problem.message for problem in loaded("zamba", quant="nf4").problems)
+    assert "tied to those of model.layers." in messages
+
+
+def test_weights_that_the_class_keeps_dense_are_told_with_their_dtype() -> None:
+    messages = " ".join(problem.message for problem in loaded("t5", dtype="bf16", quant="nf4").problems)
+    assert "32 bit" not in messages
+    assert "_keep_in_fp32_modules), here in bfloat16" in messages
+
+
+def test_constants_that_the_class_writes_are_no_wrong_values() -> None:
+    result = loaded("zaya")
+    assert result.problems == []
+    assert any("writes constants into" in note for note in result.notes)
+
+
+def test_a_linear_that_is_smaller_than_a_block() -> None:
+    """gemma3n has such; a Llama with narrow heads is enough."""
+    folder = Path(_CACHE.name) / "configs" / "small_linear"
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 512}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, "max_position_embeddings": 64}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32", **sizes, **heads}
+    (folder / "config.json").write_text(json.dumps(config))
+    result = quick(resolve(f"random:{folder}", Path(_CACHE.name)), quant="nf4")
+    assert not result.faults
+    assert {problem.check for problem in result.problems} <= {"forward"}
