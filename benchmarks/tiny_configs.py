@@ -32,8 +32,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"^(rotary_dim)$", HEAD // 2),
     (r"(^|_)(q_lora_rank|kv_lora_rank|lora_rank|index_head_dim|.*_rank)$", 64),
     (r"(^|_)(num_local_experts|num_experts|n_routed_experts|moe_num_experts|num_moe_experts|.*_num_experts)$", 4),
-    (r"(experts_per_tok(en)?|^top_?k$|moe_top_?k|num_selected_experts|topk_group|moe_k|router_top_k)$", 2),
-    (r"^(n_shared_experts|num_shared_experts|moe_num_shared_experts|n_group|first_k_dense_replace)$", 1),
+    (r"(experts_per_tok(en)?|^top_?k$|moe_top_?k|num_selected_experts|moe_k|router_top_k)$", 2),
+    (r"^(n_shared_experts|num_shared_experts|moe_num_shared_experts|n_group|topk_group|first_k_dense_replace)$", 1),
     (r"(^|_)(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|max_.*positions|n_ctx|seq_length)$",
      POSITIONS),
     (r"(hidden_layers|^num_layers|n_layer|n_layers|_layers|^depth|decoder_depth|encoder_depth)$", LAYERS),
@@ -53,7 +53,26 @@ _TOKEN = re.compile(r"(token_id|token_index|_token|token_ids?)$")
 _BY_LAYER = re.compile(r"(layer_types|layers_block_type|block_types|_layer_types|mlp_layer_types|hybrid_.*pattern)$")
 
 #: Model type -> what its default configuration, shrunk, still needs; a dotted name is of a part.
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "xlnet": {"d_head": HEAD},
+    "mamba2": {"num_heads": 8, "head_dim": HEAD},
+    # Two blocks have to share their weights.
+    "zamba": {
+        **{"num_hidden_layers": 4, "attention_hidden_size": 256, "attention_head_dim": 64, "num_key_value_heads": 4},
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+    },
+    # One layer of each kind.
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": HEAD},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "falcon_h1": {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": HEAD},
+    # Parts of half a head: time, height, width.
+    **{
+        name: {"text_config.rope_parameters.mrope_section": [HEAD // 8, HEAD * 3 // 16, HEAD * 3 // 16]}
+        for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v")
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma3n": {"text_config.num_kv_shared_layers": 0},
+}
 
 
 def shrink(config: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +81,9 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
             small[name] = shrink(value)
+        elif isinstance(value, dict) and "mrope_section" in value:
+            # Parts of half a head: time, height, width.
+            small[name] = {**value, "mrope_section": [HEAD // 8, HEAD * 3 // 16, HEAD * 3 // 16]}
         elif isinstance(value, bool):
             small[name] = value
         elif isinstance(value, int):
