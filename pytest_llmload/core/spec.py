@@ -176,10 +176,12 @@ class LoadSpec:
         }
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold; :meth:`from_json` reads it."""
         return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LoadSpec:
+        """Return the spec that :meth:`to_json` wrote. Raises TypeError, KeyError or ValueError for anything else."""
         values = {name: _frozen(value) for name, value in data.items()}
         values["workload"] = Workload.parse(data["workload"])
         return cls(**values)

@@ -47,6 +47,31 @@ GATED = """
         memory_baseline.check(llm, metrics=["power.joules"])
 """
 
+STRATEGY = """
+    from pytest_llmload.core.results import Problem
+    from pytest_llmload.strategies import Strategy
+
+    class HalfContext(Strategy):
+        name = "half_context"
+        summary = "Everything on one device, with half of the positions."
+        fields = {"strategy": "half_context"}
+        options = ("divide_by",)
+
+        @classmethod
+        def refuses(cls, spec, endpoint):
+            return "divide_by=0 leaves no positions" if spec.option("divide_by") == 0 else ""
+
+        def load(self, job, kwargs):
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(job.checkpoint.path)
+            config.max_position_embeddings //= job.spec.option("divide_by", 2)
+            return super().load(job, {**kwargs, "config": config, "device_map": {"": "cpu"}})
+
+        def applied(self, job, loaded):
+            if loaded.config.max_position_embeddings > 4096:
+                yield Problem("positions", f"the model has {loaded.config.max_position_embeddings} positions")
+"""
 MARKER = """
     from pytest_llmload.host.markers.base import LoadMarker, Value
     from pytest_llmload.host.markers.table import LOAD_MARKERS
@@ -95,6 +120,34 @@ def test_a_probe_with_a_metric_is_gated_and_reported_like_ours(pytester: pytest.
     assert run["declared"]["power.joules"]["tolerance"] == {"relative": 0.02, "absolute": 0.0}
     assert 'name="llmload.power.joules" value="103.5"' in (pytester.path / "junit.xml").read_text()
     project("--llm-tolerance=power.joules=4J").assert_outcomes(passed=1)
+
+
+def test_a_strategy_of_ones_own_is_selected_checked_and_recorded(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.strategy("half_context", divide_by=4)
+        def test_a(llm, memory_baseline):
+            assert llm.run(lambda model, tokenizer: model.config.max_position_embeddings) == 2048
+            memory_baseline.check(llm)
+
+        @pytest.mark.strategy("half_context", divide_by=1)
+        def test_not_applied(llm): pass
+        """,
+        ours=STRATEGY,
+    )
+    pytester.makeconftest("def pytest_llmload_strategies(config): return {'half_context': 'ours:HalfContext'}")
+    result = project("--llm-record-missing", "--llm-report=run.md")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*half_context+* was not applied: tiny-llama*", "*positions  the model has 8192 positions*"]
+    )
+    assert len(list(pytester.path.glob("baselines/tiny-llama/*/half_context+*.json"))) == 1
+    assert "half_context" in (pytester.path / "run.md").read_text()
+    pytester.makepyfile("import pytest\n@pytest.mark.strategy('half_context', divide_by=0)\ndef test_a(llm): pass")
+    refused = project("--collect-only")
+    refused.stderr.fnmatch_lines(["*::test_a: divide_by=0 leaves no positions"])
 
 
 def test_a_figure_that_no_probe_declares_is_refused(pytester: pytest.Pytester, project: Run) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmload import plugin
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.core.presets import PRESETS
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.loads.llm import LLM, Memory, Timing
 from pytest_llmload.host.markers.table import markers
 from pytest_llmload.host.settings.options import OPTIONS
 from pytest_llmload.strategies.builtin import BUILTIN
@@ -124,3 +128,21 @@ def test_the_picture_of_the_layers_is_the_contract_that_is_checked() -> None:
     assert [sorted(layer) for layer in drawn] == [sorted(layer) for layer in checked]
     homes = {path.stem for path in (ROOT / "pytest_llmload").iterdir() if not path.name.startswith("_")}
     assert {name for layer in drawn for name in layer} == homes - {"py"}
+
+
+def test_every_hook_says_what_it_does_and_where_pytest_describes_it() -> None:
+    hooks = {name: hook for name, hook in vars(plugin).items() if name.startswith("pytest_") and callable(hook)}
+    assert len(hooks) >= 20
+    reference = "https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec"
+    assert [name for name, hook in hooks.items() if f"{reference}.{name}\n" not in (hook.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("kind", [LLM, Memory, Timing, LoadResult, LoadSpec], ids=lambda kind: kind.__name__)
+def test_every_public_member_has_a_docstring(kind: type) -> None:
+    members = {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+    bare = [
+        name
+        for name, member in members.items()
+        if (callable(member) or isinstance(member, (property, classmethod))) and not member.__doc__
+    ]
+    assert bare == []

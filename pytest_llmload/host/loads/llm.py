@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model generated, greedily: exactly ``max_new_tokens`` tokens per prompt."""
+    """The continuation of one text: exactly ``max_new_tokens`` tokens, decoded greedily."""
 
+    #: Ids of the new tokens, without the prompt's.
     tokens: list[int]
+    #: The new tokens as text.
     text: str
 
 
 class Metrics(Mapping[str, float]):
-    """Every figure of a load by name, read-only; a KeyError says why there is none."""
+    """Every figure of a load by name, read-only. A KeyError says why a figure is missing."""
 
     def __init__(self, result: LoadResult) -> None:
         self._result = result
@@ -49,7 +51,7 @@ class Metrics(Mapping[str, float]):
 
 
 def _absent(result: LoadResult, name: str) -> str:
-    """Why a load has no figure of a name."""
+    """Return why a load has no figure of a name."""
     if name in result.unavailable:
         return f"{name} was not measured: {result.unavailable[name]}"
     alike = difflib.get_close_matches(name, result.metrics, n=1)
@@ -83,13 +85,16 @@ class PartFigures(Figures):
 
     @property
     def weights_share(self) -> float:
-        """Its part of the whole model's weights, by elements; 0.5 on each of two GPUs that halve it."""
+        """Its share of the whole model's weights by elements: 0.5 on each of two GPUs that halve the model."""
         return self._result.metrics[f"{self._prefix}.logical"] / self._result.whole_bytes
 
 
 class Memory:
-    """``.gpu``, ``.host``, ``.weights``, ``.server``: figures in bytes; ``.gpus`` and ``.shards``: each GPU's, each
-    rank's; ``.kv_cache.tokens`` is what an endpoint's cache holds.
+    """The memory of a load, in bytes.
+
+    ``.gpu`` (sum over GPUs), ``.host``, ``.weights`` and ``.server`` have a metric each as attribute: ``.gpu.settled``.
+    ``.gpus`` and ``.shards`` are lists with the figures of each GPU and each rank. ``.kv_cache.tokens`` is the number
+    of tokens that an endpoint's cache holds. An AttributeError says why a figure is missing.
     """
 
     def __init__(self, result: LoadResult) -> None:
@@ -153,9 +158,9 @@ class Timing:
 
 
 class LLM:
-    """A load: what was measured, frozen before any test code ran, and the model itself behind ``generate`` and ``run``.
+    """A load: its figures, frozen before any test code runs, and the model behind ``generate`` and ``run``.
 
-    Raises the load's error (:class:`LoadError`) from ``generate`` and ``run`` if it did not end in a model.
+    ``generate`` and ``run`` raise the load's error (a :class:`LoadError`) if the load did not end in a model.
     """
 
     def __init__(self, load: Load) -> None:
@@ -163,35 +168,40 @@ class LLM:
 
     @property
     def spec(self) -> LoadSpec:
+        """The frozen spec of the load. ``spec.id`` is its name in test ids, ``spec.slug`` that of its baseline."""
         return self._load.spec
 
     @property
     def outcome(self) -> str:
-        """``loaded``, ``not_applied``, ``out_of_memory``, ``crashed``, ``timeout`` or ``failed``."""
+        """How it ended: ``loaded``, ``not_applied``, ``out_of_memory``, ``crashed``, ``timeout`` or ``failed``."""
         return self._load.result.outcome
 
     @property
     def result(self) -> LoadResult:
-        """Everything that was seen, as plain data: a copy, which is the test's own."""
+        """Everything that was measured and found, as plain data. It is a copy: changing it changes no other test."""
         return copy.deepcopy(self._load.result)
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Every figure by name: ``llm.metrics["gpu.settled"]``."""
+        """Every figure by name, in the unit of its metric (bytes, seconds or a count): ``metrics["gpu.settled"]``."""
         return Metrics(self._load.result)
 
     @property
     def memory(self) -> Memory:
+        """Memory in bytes: ``memory.gpu.settled``, ``memory.host.peak``, ``memory.gpus[0].weights``."""
         return Memory(self._load.result)
 
     @property
     def timing(self) -> Timing:
+        """Times in seconds: ``timing.load``, ``timing.ttft``, ``timing.per_token``."""
         return Timing(self._load)
 
     @property
     def work(self) -> Mapping[str, float]:
-        """Kernels, copies, synchronisations and operators per token and of the prefill: counted when first asked for,
-        in a process apart. Raises the load's error."""
+        """Counts of operators, kernels, copies and waits: of the prefill (``prefill.ops``), per token (``token.ops``).
+
+        They are counted when first requested, in a process of their own. Raises the load's error.
+        """
         __tracebackhide__ = True
         if (error := self._load.error) is not None:
             raise error
@@ -202,35 +212,42 @@ class LLM:
 
     @property
     def numbers(self) -> Numbers:
-        """The model's fingerprint: a copy, which is the test's own."""
+        """Logits, log-sum-exp and top-1 margins at fixed positions of fixed tokens, and sums of buffers: a copy."""
         return copy.deepcopy(self._load.result.numbers)
 
     @property
     def manifest(self) -> list[ManifestRow]:
+        """The model's modules: class, dtype, device, quantisation, count and bytes, alike modules in one row."""
         return list(self._load.result.manifest)
 
     @property
     def environment(self) -> Mapping[str, str]:
+        """Versions of libraries, hardware and settings of the load's process: name -> text."""
         return MappingProxyType(self._load.result.environment)
 
     def generate(self, text: str, max_new_tokens: int = 32) -> Generated:
-        """Continue a text greedily by exactly ``max_new_tokens`` tokens; EOS does not end it."""
+        """Continue a text greedily by exactly ``max_new_tokens`` tokens; an end-of-sequence token does not end it.
+
+        Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and ``.text``. Raises the load's error, RemoteError if
+        generating raises, and ValueError for text if the checkpoint has no tokenizer.
+        """
         __tracebackhide__ = True
         return Generated(**self._load.generate(text, max_new_tokens))
 
     def run(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
         """Execute ``function(model, tokenizer, *args, **kwargs)`` where the model lives, and return its plain value.
 
-        A function travels by value; ``"module:function"`` is imported there. Raises TypeError if what it returns is
-        not plain data, and what the function raises: as its own class if pytest knows it, else as RemoteError. A load
-        that the function changed is not handed to the next test but loaded anew.
+        A function is sent by value; ``"module:function"`` is imported in the load's process. Raises TypeError if the
+        value is not plain data (a tensor: call ``.tolist()``), and the function's own exception: as its own class if
+        pytest's process knows that class, else as RemoteError with its traceback. If the function changes the model,
+        the next test gets a new load.
         """
         __tracebackhide__ = True
         return self._load.run(function, args, kwargs)
 
     @property
     def model(self) -> Any:
-        """The model itself, under ``--llm-isolation=inline`` only; RuntimeError otherwise."""
+        """The model itself, with ``--llm-isolation=inline`` only. Raises RuntimeError otherwise."""
         return self._load.model
 
     def __repr__(self) -> str:
