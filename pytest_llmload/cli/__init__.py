@@ -13,6 +13,7 @@ from pytest_llmload.cli.refused import Refused
 
 #: Command -> what it does, in the order of the help. Each is the module of its name, imported when it is used.
 COMMANDS: dict[str, str] = {
+    "plan": "predict a model's memory, the context that fits and the time to load it, without its weights",
     "accept": "write the baselines that a report measured, on any machine",
     "diff": "compare two reports, baseline folders or git revisions",
     "history": "follow a metric through the git history of the baselines",
@@ -24,6 +25,7 @@ COMMANDS: dict[str, str] = {
 }
 _EXAMPLES = """\
 examples:
+  llmload plan org/model --gpu 24GiB                            what fits, before anything is downloaded
   pytest --llm-model=org/model --llm-report=run.json            measure and gate
   llmload accept run.json && git diff baselines/                accept what a CI job measured
   llmload diff main HEAD                                        what a branch changed in the baselines

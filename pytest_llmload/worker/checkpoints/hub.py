@@ -56,6 +56,16 @@ def download_model(spec: str, *, trust_remote_code: bool = False) -> Path:
     return directory
 
 
+def download_outline(spec: str, *, trust_remote_code: bool = False) -> Path:
+    """Return the snapshot directory of a model without its weights: configuration and index, for planning.
+
+    Raises as :func:`download_model`.
+    """
+    name, revision = split_id(spec)
+    with _one_sentence(spec):
+        return _snapshot(name, revision, (*_SMALL_FILES, *(("*.py",) if trust_remote_code else ())))
+
+
 def download_adapter(spec: str) -> Path:
     """The snapshot directory of a PEFT adapter. Raises as :func:`download_model`."""
     name, revision = split_id(spec)

@@ -1,0 +1,164 @@
+"""Predict a model's memory by every strategy, the context and batch that fit, where layers go, and the time to load.
+
+No weight is read, built or downloaded: of a hub model, only its configuration. torch and transformers are used in a
+process of their own; the GPUs are this machine's, or named by --gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+from pytest_llmload.cli.refused import Refused, columns
+from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.job import Gpu
+from pytest_llmload.core.spec import Workload
+from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes
+from pytest_llmload.host.loads.hardware import visible_gpus
+from pytest_llmload.host.settings.models import parse_model
+
+#: Total memory of GPUs as NVML tells it, in MiB.
+KNOWN = {
+    "t4": 15_360,
+    "rtx3090": 24_576,
+    "rtx4090": 24_564,
+    "l4": 23_034,
+    "a10g": 23_028,
+    "l40s": 46_068,
+    "a100-40gb": 40_960,
+    "a100-80gb": 81_920,
+    "h100": 81_559,
+    "h200": 143_771,
+}
+_TIMEOUT = 600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="hub id, directory, random:PRESET or random:PATH of a config")
+    parser.add_argument(
+        "--gpu",
+        metavar="SIZE",
+        action="append",
+        default=[],
+        help=f"a GPU instead of this machine's: 24GiB, or one of {', '.join(KNOWN)}; repeatable",
+    )
+    parser.add_argument("--workload", metavar="BxP+N", default="1x128+32", help="batch x prompt + new tokens")
+    parser.add_argument("--bandwidth", metavar="SIZE", help="bytes in a second that files are read with: 2GiB")
+    parser.add_argument("--layers", action="store_true", help="also where each block goes")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan; 1 if no strategy fits."""
+    try:
+        Workload.parse(options.workload)
+        bandwidth = parse_bytes(options.bandwidth) if options.bandwidth else 0
+        gpus = [_gpu(text, index) for index, text in enumerate(options.gpu)] or list(visible_gpus()[0])
+    except (ValueError, MachineError) as error:
+        raise Refused(str(error)) from None
+    if not gpus:
+        raise Refused("this machine has no GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
+    told = ask(options.model, gpus, options.workload, trusted=options.trust_remote_code, measure=not bandwidth)
+    told["bandwidth"] = bandwidth or told["bandwidth"]
+    if options.json:
+        print(json.dumps(told, indent=1, sort_keys=True))
+    else:
+        print("\n".join(lines(told, gpus, options.workload, with_layers=options.layers)))
+    return 0 if any(way["fits"] for way in told["overview"]["ways"]) else 1
+
+
+def _gpu(text: str, index: int) -> Gpu:
+    total = KNOWN[text.lower()] << 20 if text.lower() in KNOWN else parse_bytes(text)
+    return Gpu(f"planned-{index}", text, total, (8, 0), index)
+
+
+def ask(model: str, gpus: list[Gpu], workload: str, *, trusted: bool, measure: bool) -> dict[str, Any]:
+    """Return what the planning process answers. Raises Refused with its one sentence."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    try:
+        spec = parse_model(model, Path.cwd()).spec
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    question = {
+        "model": spec,
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "workload": workload,
+        "trust_remote_code": trusted,
+        "measure": measure,
+    }
+    command = [sys.executable, "-m", "pytest_llmload.process.planning"]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(question), capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Refused(f"planning {model} took more than {_TIMEOUT:g} s") from None
+    if done.returncode or not done.stdout.strip():
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise Refused(f"the planning process ended with status {done.returncode}: {last}")
+    # Libraries may print before the answer, which is the last line.
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in told:
+        raise Refused(told["error"])
+    return told
+
+
+def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_layers: bool) -> list[str]:
+    """Return the plan as people read it."""
+    found = told["overview"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["cache_kinds"].items())
+    sizes = ", ".join(f"{gpu.name} ({format_bytes(gpu.total)})" for gpu in gpus)
+    constant = f" and {format_bytes(found['cache_constant'])} a sequence" if found["cache_constant"] > 0 else ""
+    head = [
+        f"{found['model_type']}, {found['parameters'] / 1e9:.2f} B weights; planned for {sizes}",
+        f"cache: {kinds} layers, {format_bytes(found['cache_per_token'])} a token{constant}",
+    ]
+    if unknown := found["cache_kinds"].get("unknown"):
+        head.append(f"the cache of {unknown} layers is of a kind that is not known here: contexts are upper bounds")
+    title = ("strategy", "GPU", "host", "disk", f"cache {workload}", "fits", "longest", "largest batch", "load")
+    rows = [title, *(_row(way, _seconds(told), found["context"]) for way in found["ways"])]
+    notes = [f"  {way['slug']}: {way['problem']}" for way in found["ways"] if way["problem"]]
+    if with_layers:
+        notes += [
+            f"  {way['slug']}: {place}: {blocks}" for way in found["ways"] for place, blocks in way["places"].items()
+        ]
+    source = f"reading at {format_bytes(told['bandwidth'])}/s" if told["bandwidth"] else "--bandwidth tells load times"
+    tail = f"planned in {format_seconds(told['seconds'])}; {source}; contexts keep 600 MiB for CUDA and a prefill's"
+    return [*head, *columns(rows), *notes, f"{tail} intermediate results"]
+
+
+def _seconds(told: dict[str, Any]) -> float:
+    """The time to read the files, which hold what the first way loads: what is quantised while loading is read whole.
+
+    0 where the bandwidth is not known.
+    """
+    first = told["overview"]["ways"][0]["figures"]
+    size = told["stored"] or first.get("weights.logical", 0)
+    return float(size / told["bandwidth"]) if told["bandwidth"] else 0.0
+
+
+def _row(way: dict[str, Any], seconds: float, context: int) -> tuple[str, ...]:
+    if way["problem"]:
+        return (way["slug"], *("-",) * 4, "not planned", "-", "-", "-")
+    figures = way["figures"]
+    longest = f"{way['tokens']:,}" if way["tokens"] else "-"
+    if context and way["tokens"] > context:
+        longest = f"{context:,} (the model's)"
+    return (
+        way["slug"],
+        format_bytes(figures["gpu.settled"]),
+        format_bytes(figures["host.weights"]) if figures["host.weights"] else "-",
+        format_bytes(figures["disk"]) if figures["disk"] else "-",
+        format_bytes(way["cache"]),
+        "yes" if way["fits"] else "no",
+        longest,
+        f"{way['batch']:,}" if way["batch"] else "-",
+        f"from {format_seconds(seconds)}" if seconds else "-",
+    )

@@ -1,0 +1,211 @@
+"""``llmload plan``: caches as transformers keeps them, memory as it was measured on H100, and nothing read or built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from pytest_llmload.baselines.codec import loads
+from pytest_llmload.cli import main, plan
+from pytest_llmload.core.job import Adapter, Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.presets import PRESETS
+from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.process import planning
+from pytest_llmload.worker.planning.cache import FULL, GROUPED, LATENT, LINEAR, SLIDING, UNKNOWN, cache_of
+from pytest_llmload.worker.planning.overview import outline, overview
+from pytest_llmload.worker.planning.planner import PLANNED
+from pytest_llmload.worker.planning.planner import plan as planned_metrics
+
+ROOT = Path(__file__).parents[2]
+H100 = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 85_029_158_912, (9, 0))
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DEEPSEEK = {
+    **SMALL, "q_lora_rank": 16, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 4,
+    "n_group": 1, "topk_group": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+NEXT = {
+    **SMALL, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2,
+}  # fmt: skip
+CACHES = {
+    "full": ("llama", SMALL, {FULL: 4}),
+    "grouped": ("llama", {**SMALL, "num_key_value_heads": 2}, {GROUPED: 4}),
+    "sliding": ("mistral", {**SMALL, "num_key_value_heads": 2, "sliding_window": 8}, {SLIDING: 4}),
+    "mixed": ("gemma3_text", {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8,
+                              "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}, {SLIDING: 3, GROUPED: 1}),
+    "latent": ("deepseek_v3", DEEPSEEK, {LATENT: 4}),
+    "linear": ("qwen3_next", NEXT, {LINEAR: 3, GROUPED: 1}),
+    "other": ("gpt_neox", SMALL, {FULL: 4}),
+}  # fmt: skip
+
+
+def tensors(value: object, seen: set[int]) -> Iterable[torch.Tensor]:
+    """Every tensor that a cache holds, however its release arranges them."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item, seen)
+    elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers"):
+        yield from tensors(vars(value), seen)
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("tokens", [5, 24])
+def test_a_cache_is_what_transformers_keeps(name: str, tokens: int) -> None:
+    model_type, fields, kinds = CACHES[name]
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    cache = cache_of(config, 2)
+    assert cache.kinds == kinds
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        kept = model(torch.ones(3, tokens, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(kept, set()) if tensor.numel() > 8)
+    assert cache.bytes(3, tokens) == held
+
+
+def test_a_layer_of_an_unknown_kind_is_said_and_not_counted() -> None:
+    config = transformers.AutoConfig.for_model("llama", **SMALL)
+    config.layer_types = ["full_attention"] * 3 + ["telepathy"]
+    cache = cache_of(config, 2)
+    assert cache.kinds == {FULL: 3, UNKNOWN: 1}
+    assert cache.layers[3].bytes(100, 2) == 0
+
+
+# --- every committed baseline ----------------------------------------------------------------------------------------
+
+
+def committed() -> list[Path]:
+    """The baselines of loads that are planned, measured on H100."""
+    found = []
+    for path in sorted((ROOT / "baselines").glob("*/nvidia-h100*/*.json")):
+        baseline = loads(path.read_text(), str(path))
+        if baseline.spec.get("strategy", "single") in PLANNED and path.parts[-3] in PRESETS:
+            found.append(path)
+    return found
+
+
+@pytest.mark.parametrize("path", committed(), ids=lambda path: "/".join(path.parts[-3:]))
+def test_what_is_planned_was_measured_within_one_percent(path: Path, tmp_path: Path) -> None:
+    baseline = loads(path.read_text(), str(path))
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS[path.parts[-3]]))
+    fields = {
+        name: tuple(map(tuple, value)) if name == "max_memory" else value for name, value in baseline.spec.items()
+    }
+    spec = LoadSpec(model="m", name="m", **fields)
+    gpus = tuple(Gpu(**{**asdict(H100), "index": index}) for index in range(spec.gpu_count))
+    job = Job(spec, Device("cuda", path.parts[-2], gpus), Checkpoint(str(tmp_path), "", ""))
+    if spec.adapter:
+        pytest.importorskip("peft")
+        from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
+
+        folder = resolve_adapter("random", job.checkpoint, tmp_path / "cache")
+        job = Job(spec, job.device, job.checkpoint, Adapter(str(folder), ""))
+    found = planned_metrics(job)
+    names = [name for name in found if name.endswith(".settled") and name in baseline.memory]
+    # Which GPU a block goes to is inferred by transformers, by rules that its releases change for 4-bit weights.
+    is_same = baseline.environment["transformers"].split(".")[:2] == transformers.__version__.split(".")[:2]
+    if spec.strategy != "single" and spec.quant == "nf4" and not is_same:
+        names = [name for name in names if not name.split(".")[1].isdigit()]
+    assert "gpu.settled" in names
+    for name in (*names, "host.weights", "gpu.weights"):
+        assert found[name] == pytest.approx(baseline.memory[name], rel=0.01), name
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_built_for_a_random_model(tmp_path: Path) -> None:
+    directory = outline("random:polyglot-ko-12.8b", tmp_path, trust_remote_code=False)
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+
+
+def test_what_fits_is_found_to_the_token(tmp_path: Path) -> None:
+    directory = outline("random:llama-7b", tmp_path, trust_remote_code=False)
+    gpu = Gpu("a", "24GiB", 24 << 30, (8, 0))
+    found = overview("random:llama-7b", directory, (gpu,), Workload.parse("4x2048+64"))
+    ways = {way.slug: way for way in found.ways}
+    assert not ways["fp32"].fits
+    assert (ways["fp32"].tokens, ways["fp32"].batch) == (0, 0)
+    assert ways["none"].fits
+    assert ways["nf4"].tokens > ways["int8"].tokens > ways["none"].tokens > 4096
+    assert ways["none"].batch >= 4
+    assert ways["offload"].figures["disk"] > 0
+    assert "model.layers" in ways["offload"].places["disk"]
+    assert found.cache_per_token == 32 * 2 * 4096 * 2
+
+
+def answer(**fields: Any) -> dict[str, Any]:
+    question = {
+        "model": "random:tiny-llama",
+        "gpus": [asdict(H100)],
+        "workload": "1x128+32",
+        "trust_remote_code": False,
+        "measure": True,
+        **fields,
+    }
+    return planning.answer(question)
+
+
+def test_the_table_says_what_the_plan_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = answer(gpus=[asdict(H100), asdict(H100)])
+    assert told["stored"] == 0, "there are no weights to read"
+    monkeypatch.setattr(plan, "ask", lambda *_, **__: told)
+    assert main(["plan", "random:tiny-llama", "--gpu", "h100", "--bandwidth", "1GiB", "--layers"]) == 0
+    out = capsys.readouterr().out
+    for text in ("llama, ", "3 grouped layers", "nf4-dq", "auto-nf4", "from ", "offload: disk: model.layers"):
+        assert text in out
+    assert main(["plan", "random:tiny-llama", "--gpu", "24GiB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["overview"]["model_type"] == "llama"
+
+
+def test_the_speed_of_the_disk_is_measured_where_weights_are(tmp_path: Path) -> None:
+    from pytest_llmload.worker.checkpoints.resolve import resolve
+
+    checkpoint = resolve("random:tiny-llama", tmp_path)
+    told = answer(model=checkpoint.path)
+    assert told["bandwidth"] > 1 << 20
+    assert told["stored"] == pytest.approx(checkpoint.bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu", "24"], "is not a size"),
+        (["--workload", "1x2"], "is not a workload"),
+        (["--gpu", "24GiB", "--bandwidth", "fast"], "is not a size"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert main(["plan", "random:tiny-llama", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_plans_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "random:polyglot-ko-12.8b", "--gpu", "8GiB"]) == 0
+    out = capsys.readouterr().out
+    assert "nf4-dq" in out
+    assert main(["plan", "random:nonsense", "--gpu", "8GiB"]) == 2
+    assert "nonsense" in capsys.readouterr().err
