@@ -53,9 +53,8 @@ class Lora(Strategy):
         return loaded
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
-        from pytest_llmload.worker.checks import adapter, merged
+        from pytest_llmload.worker.checks import merged
 
-        yield from adapter.check(loaded)
         yield from merged.check(loaded)
 
     def exercised(self, job: Job, loaded: Loaded) -> Iterable[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,29 @@ from safetensors import safe_open
 
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-#: What PEFT puts before the model's own names when it saves (peft/utils/save_and_load.py).
-PREFIX = "base_model.model."
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
+#: What PEFT puts before names when it saves a ``PeftModel`` (peft/utils/save_and_load.py); transformers does not.
+_PREFIXES = ("base_model.model.", "base_model.")
 
 
-class AdapterFiles:
-    """adapter_config.json and the tensors of adapter_model.safetensors, read one at a time."""
+class AdapterFiles(Mapping[str, Any]):
+    """adapter_config.json and the tensors of adapter_model.safetensors, read one at a time, in the file's dtypes."""
 
     def __init__(self, path: str) -> None:
         self.config: dict[str, Any] = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         file: Any = safe_open(str(Path(path) / ADAPTER_WEIGHTS), framework="pt", device="cpu")
         self._file = file
-        #: Tensor name as the model would have it without PEFT's own parts -> name in the file.
-        self.names: dict[str, str] = {
-            name.removeprefix(PREFIX).replace(".base_layer.", "."): name for name in list(file.keys())
-        }
+        #: Name without PEFT's prefix -> name in the file.
+        self.names: dict[str, str] = {bare(name): name for name in list(file.keys())}
 
-    def tensor(self, name: str) -> Any:
-        """A tensor, by its key in ``names``, in the file's dtype."""
+    def __getitem__(self, name: str) -> Any:
         return self._file.get_tensor(self.names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
@@ -45,31 +49,46 @@ class AdapterFiles:
         )
 
     @cached_property
-    def whole(self) -> tuple[str, ...]:
-        """The tensors that stand for the model's own: modules that were trained as a whole, resized embeddings."""
+    def whole(self) -> dict[str, str]:
+        """Name of a tensor of the model -> name of the one in the file that stands for it.
+
+        Of modules that were trained as a whole, of trained biases, and of embeddings that were resized.
+        """
         tuned = {f"{target}.weight" for target in self.targets}
-        return tuple(name for name in self.names if ".lora_" not in name and name not in tuned)
+        return {in_base(name): name for name in self if ".lora_" not in name and in_base(name) not in tuned}
 
     def factors(self, module: str) -> tuple[Any, Any]:
         """``A`` (rank x inputs) and ``B`` (outputs x rank) of a target; of an embedding the inputs are its rows."""
         a, b = next(pair for pair in FACTORS if f"{module}.{pair[0]}" in self.names)
-        return self.tensor(f"{module}.{a}"), self.tensor(f"{module}.{b}")
+        return self[f"{module}.{a}"], self[f"{module}.{b}"]
 
-    def scaling(self, module: str, rank: int) -> float:
-        """What ``B @ A`` is multiplied by: alpha / rank, or alpha / sqrt(rank) (peft/tuners/lora/layer.py).
-
-        ``alpha_pattern`` maps ends of module paths, as regular expressions, to an alpha of their own
-        (peft/utils/other.py, ``get_pattern_key``).
-        """
-        alpha = self.config.get("lora_alpha", 8)
-        for pattern, own in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = own
-                break
+    def scaling(self, module: str) -> float:
+        """Return what ``B @ A`` is multiplied by: alpha / rank, or alpha / sqrt(rank) (peft/tuners/lora/layer.py)."""
+        alpha, rank = self._of(module, "alpha_pattern", "lora_alpha"), self._of(module, "rank_pattern", "r")
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _of(self, module: str, patterns: str, otherwise: str) -> Any:
+        """Return a setting that modules may have of their own, by regular expressions of the ends of their paths.
+
+        See peft/utils/other.py, ``get_pattern_key``.
+        """
+        for pattern, own in (self.config.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return own
+        return self.config.get(otherwise, 8)
 
     @property
     def is_plain_lora(self) -> bool:
         """Whether a weight changes by ``scaling * B @ A`` and nothing else."""
         special = ("use_dora", "alora_invocation_tokens", "arrow_config", "use_qalora", "lora_bias", "use_bdlora")
         return self.config.get("peft_type") == "LORA" and not any(self.config.get(name) for name in special)
+
+
+def bare(name: str) -> str:
+    """Return a name of PEFT's without what stands for the model itself."""
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
+
+
+def in_base(name: str) -> str:
+    """Return a bare name as the model without the adapter would have it."""
+    return name.replace(".base_layer.", ".")

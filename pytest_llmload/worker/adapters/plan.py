@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.worker.adapters.files import PREFIX
+from pytest_llmload.worker.adapters.files import bare
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_WEIGHTS, read_header
 
 _FP32 = 4
@@ -25,7 +25,7 @@ def adapter_tensors(job: Job, base_itemsize: int) -> Iterator[tuple[str, str, in
         return
     size = _FP32 if peft or spec.quant != "none" else base_itemsize
     for stored in read_header(Path(job.adapter.path) / ADAPTER_WEIGHTS):
-        name = stored.tensor.name.removeprefix(PREFIX)
+        name = bare(stored.tensor.name)
         module, lora, leaf = name.partition(".lora_")
         if not lora:
             module, _, leaf = name.rpartition(".")

@@ -1,9 +1,8 @@
-"""What an adapter library put around a model: which modules are its own, and what the others were called before.
+"""Which modules around a model are an adapter library's own, and what the others were called before it.
 
 PEFT replaces ``q_proj`` by a layer of its own that holds the original as ``q_proj.base_layer`` and the adapter beside
-it, keeps trained copies of whole modules under ``modules_to_save``, and may put a ``PeftModel`` around everything
-(peft/tuners/tuners_utils.py, ``BaseTunerLayer``; peft/utils/other.py, ``AuxiliaryTrainingWrapper``). The checks of the
-model itself go by the names that its own code and its checkpoint use.
+it, keeps trained copies of whole modules under ``modules_to_save``, and may put a ``PeftModel`` around everything. The
+checks of the model itself go by the names that its own code and its checkpoint use.
 """
 
 from __future__ import annotations
@@ -12,52 +11,57 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-#: The child of a wrapper that is the wrapped module itself.
-_TUNED, _SAVED = "base_layer", "original_module"
+#: Children of a PEFT module that are what the module was put around (peft/tuners/tuners_utils.py, ``BaseTunerLayer``
+#: and ``BaseTuner``; peft/utils/other.py, ``AuxiliaryTrainingWrapper``; peft/peft_model.py, ``PeftModel``).
+_AROUND = ("base_layer", "original_module", "model", "base_model")
 
 
 class Wrapping:
-    """The wrappers among a model's modules; nothing is one where peft was never imported."""
+    """The modules of PEFT among a model's modules; there is none where peft was never imported."""
 
     def __init__(self, modules: Mapping[str, Any]) -> None:
+        #: Path -> every module whose class PEFT defines, outermost first.
+        self.own: dict[str, Any] = {
+            path: module for path, module in modules.items() if "peft" in sys.modules and _is_of_peft(type(module))
+        }
         #: Path -> PEFT's layer around a module that the adapter tunes.
-        self.tuned: dict[str, Any] = _instances(modules, "peft.tuners.tuners_utils", "BaseTunerLayer")
-        tuners = _instances(modules, "peft.tuners.tuners_utils", "BaseTuner")
-        saved = _instances(modules, "peft.utils.other", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+        self.tuned = self._of_kind("peft.tuners.tuners_utils", "BaseTunerLayer")
         #: Path -> PEFT's wrapper around a module of which the adapter has a copy of its own.
-        self.saved: dict[str, Any] = {path: module for path, module in saved.items() if path not in self.tuned}
-        root = _instances({"": modules[""]}, "peft.peft_model", "PeftModel")
-        kept = {**dict.fromkeys(self.saved, _SAVED), **dict.fromkeys(self.tuned, _TUNED)}
+        self.saved = self._of_kind("peft.utils.other", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
         self._base: dict[str, str | None] = {}
-        for path in modules:
-            parent, _, leaf = path.rpartition(".")
-            if not path:
-                self._base[path] = None if root or path in tuners else ""
-            elif parent in kept:
-                self._base[path] = self._base[parent] if leaf == kept[parent] else None
-            elif (parent in tuners and leaf == "model") or (root and not tuners and path == "base_model"):
-                # The model as it was before: below a tuner, or, with a prompt that is learned, below the PeftModel.
-                self._base[path] = ""
-            else:
-                above = self._base[parent]
-                self._base[path] = None if above is None else f"{above}.{leaf}" if above else leaf
+        for path, module in modules.items():
+            self._base[path] = self._place(path, module)
+
+    def _of_kind(self, source: str, *names: str) -> dict[str, Any]:
+        """The modules of the classes that ``source`` defines; names that this version of peft lacks are passed over."""
+        found = sys.modules.get(source)
+        classes = tuple(getattr(found, name) for name in names if hasattr(found, name))
+        return {path: module for path, module in self.own.items() if classes and isinstance(module, classes)}
+
+    def _place(self, path: str, module: Any) -> str | None:
+        parent, _, leaf = path.rpartition(".")
+        if not path:
+            return ""
+        above = self._base[parent]
+        if parent in self.own:
+            # A layer within a wrapper (peft/tuners/trainable_tokens) stands where the wrapper stands.
+            around = leaf in _AROUND or (path in self.own and not module._modules.keys().isdisjoint(_AROUND))
+            return above if around else None
+        return None if above is None else f"{above}.{leaf}" if above else leaf
 
     def base_module(self, path: str) -> str | None:
-        """The path of a module in the model without the adapter; None for the adapter's own modules."""
+        """Return the path of a module in the model without the adapter; None for the adapter's own modules."""
         return self._base[path]
 
     def owner(self, path: str) -> str | None:
-        """As :func:`base_module`, for the module that owns a tensor: what a wrapper itself owns is the adapter's."""
-        return None if path in self.tuned or path in self.saved else self._base[path]
+        """Return :func:`base_module` of a module that owns a tensor; None too where that is a wrapper of PEFT."""
+        return None if path in self.own else self._base[path]
 
     @property
     def layers(self) -> dict[str, Any]:
-        """Every wrapper, by path."""
+        """Every wrapper of a single module, by path."""
         return {**self.tuned, **self.saved}
 
 
-def _instances(modules: Mapping[str, Any], source: str, *names: str) -> dict[str, Any]:
-    """The modules of the classes that ``source`` defines; names that this version of peft lacks are passed over."""
-    found = sys.modules.get(source)
-    classes = tuple(getattr(found, name) for name in names if hasattr(found, name))
-    return {path: module for path, module in modules.items() if classes and isinstance(module, classes)}
+def _is_of_peft(kind: type) -> bool:
+    return any(base.__module__.partition(".")[0] == "peft" for base in kind.__mro__)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.worker.checks import (
+    adapter,
     attention,
     checkpoint_coverage,
     devices,
@@ -23,6 +24,8 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 #: After the load, before any forward: a forward may repack weights.
 AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
+    # First: what is wrong with an adapter explains what the others find below it.
+    adapter.check,
     keys.check,
     checkpoint_coverage.check,
     devices.check,

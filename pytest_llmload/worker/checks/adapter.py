@@ -4,48 +4,53 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.adapters.files import AdapterFiles
+from pytest_llmload.worker.adapters.attached import active_names
+from pytest_llmload.worker.adapters.files import AdapterFiles, in_base
 from pytest_llmload.worker.model.generation import first_forward
 from pytest_llmload.worker.model.loaded import Loaded
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
 
 CHECK = "adapter"
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A tensor that an adapter brought."""
-
-    held: Held
-    #: The adapter's name in the model: ``default``.
-    adapter: str
-    #: Names that the adapter's file may give it, without PEFT's prefix.
-    stored: tuple[str, ...]
+def _uninvited(loaded: Loaded) -> Iterator[Problem]:
+    """Yield a problem where the model has an adapter although the test asks for none."""
+    own = loaded.inventory.wrapping.own
+    if not own:
+        return
+    kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in loaded.attached.configs.values()}
+    paths = tuple(loaded.inventory.wrapping.layers) or tuple(own)
+    yield Problem(
+        CHECK,
+        f"a PEFT adapter ({', '.join(sorted(kinds)) or 'of an unknown kind'}) is in the model, in {len(paths)} "
+        "modules, but the test asks for none: name it with lora(...), or merge or leave it out while loading",
+        paths,
+        sum(held.nbytes for held in loaded.inventory.distinct() if loaded.inventory.is_adapter(held)),
+    )
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Every tensor of the file where it belongs, none missing, none left over; the layers active and scaled."""
+    """Every tensor of the file where it belongs, none missing, none left over; the layers active and scaled.
+
+    Where the test asks for no adapter, none is there.
+    """
     files = loaded.adapter
     if files is None:
+        yield from _uninvited(loaded)
         return
-    wrapping = loaded.inventory.wrapping
-    if not wrapping.layers:
+    if not loaded.attached.is_there:
         if not loaded.job.spec.adapter_merged:
-            yield Problem(CHECK, "there is no adapter in the model: no layer of it is wrapped by peft")
+            yield Problem(CHECK, "there is no adapter in the model: peft wraps no layer of it and adds no prompt")
         return
-    parts = list(_parts(loaded))
-    name = _chosen(loaded, parts)
-    mine = [part for part in parts if part.adapter == name]
-    yield from _tensors(loaded, files, mine)
-    yield from _layers(loaded, files, name)
-    _note(loaded, parts)
+    yield from _tensors(loaded, files)
+    yield from _layers(loaded, files, loaded.attached.name)
+    _note(loaded)
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:
@@ -53,13 +58,21 @@ def output(loaded: Loaded) -> Iterator[Problem]:
 
     That alone proves little: half an adapter, or a random one in the place of the file's, changes the logits too.
     """
-    layers = loaded.inventory.wrapping.layers
-    if loaded.adapter is None or not layers or any(getattr(layer, "merged", False) for layer in layers.values()):
+    attached = loaded.attached
+    if loaded.adapter is None or not attached.is_there:
+        return
+    if any(getattr(layer, "merged", False) for layer in loaded.inventory.wrapping.layers.values()):
+        return
+    if not attached.stored(loaded.inventory.state()):
+        # The check of its tensors says that there are none.
         return
     loaded.forget()
-    enabled = first_forward(loaded).detach().float().cpu()
-    with _disabled(list(layers.values())):
-        first, second = (first_forward(loaded).detach().float().cpu() for _ in range(2))
+    heard = attached.tokens
+    enabled = first_forward(loaded, heard).detach().float().cpu()
+    with attached.disabled():
+        first, second = (first_forward(loaded, heard).detach().float().cpu() for _ in range(2))
+    # A learned prompt has logits of its own before those of the tokens.
+    enabled = enabled[:, -first.shape[1] :]
     effect, noise = float((enabled - first).norm()), float((first - second).norm())
     relative = effect / max(float(first.norm()), 1e-30)
     if not math.isfinite(effect):
@@ -74,81 +87,43 @@ def output(loaded: Loaded) -> Iterator[Problem]:
         loaded.notes.append(f"the adapter moves the logits by {relative:.2f} (relative)")
 
 
-def _parts(loaded: Loaded) -> Iterator[_Part]:
-    """``q_proj.lora_A.default.weight`` of the model is ``q_proj.lora_A.weight`` in the file."""
+def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
     inventory = loaded.inventory
-    wrapping = inventory.wrapping
-    for held in inventory.held:
-        if held.role not in (PARAMETER, BUFFER) or not inventory.is_adapter(held):
-            continue
-        layer = _layer_of(held.path, wrapping.layers)
-        if layer is None:
-            continue
-        base = wrapping.base_module(layer) or ""
-        kind, _, rest = held.path[len(layer) + 1 :].partition(".")
-        adapter, dot, leaf = rest.partition(".")
-        stored = [f"{kind}{dot}{leaf}", kind] if layer in wrapping.tuned else [leaf, f"{kind}{dot}{leaf}"]
-        yield _Part(held, adapter, tuple(f"{base}.{name}" if base else name for name in stored))
-
-
-def _layer_of(path: str, layers: dict[str, Any]) -> str | None:
-    """The nearest wrapper above a tensor."""
-    while path:
-        path = path.rpartition(".")[0]
-        if path in layers:
-            return path
-    return None
-
-
-def _chosen(loaded: Loaded, parts: list[_Part]) -> str:
-    """The adapter that is held against the file, where a loader attached several: the active one, else the first."""
-    names = list(dict.fromkeys(part.adapter for part in parts))
-    active = {name for layer in loaded.inventory.wrapping.layers.values() for name in _active(layer)}
-    return next((name for name in names if name in active), names[0] if names else "default")
-
-
-def _active(layer: Any) -> list[str]:
-    names = layer.active_adapters if hasattr(layer, "active_adapters") else layer.active_adapter
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _tensors(loaded: Loaded, files: AdapterFiles, parts: list[_Part]) -> Iterator[Problem]:
-    inventory = loaded.inventory
-    own = {inventory.base_path(held): held for held in inventory.parameters()}
-    placed: dict[str, Held] = {}
-    empty: list[_Part] = []
-    for part in parts:
-        name = next((name for name in part.stored if name in files.names), None)
-        if name is None:
-            empty.append(part)
-        else:
-            placed[name] = part.held
+    held = {id(each.tensor): each for each in inventory.held if each.tensor is not None}
+    stored = loaded.attached.stored(inventory.state())
+    given: Mapping[str, Any] = files
+    if not stored.keys() <= files.names.keys() and loaded.attached.renames:
+        given = loaded.attached.converted({stored_as: files[name] for name, stored_as in files.names.items()})
     # A file may hold whole weights of the base: embeddings that were resized.
-    placed |= {name: own[name] for name in files.names if name not in placed and name in own}
-    yield from _unplaced(loaded, files, [name for name in files.names if name not in placed])
+    own = {inventory.base_path(each): each.tensor for each in inventory.parameters()}
+    placed = {name: stored.get(name, own.get(in_base(name))) for name in given}
+    yield from _unplaced(loaded, files, [name for name, tensor in placed.items() if tensor is None])
+    empty = {name: tensor for name, tensor in stored.items() if name not in given}
     if empty:
-        size = sum(part.held.nbytes for part in empty)
+        known = [held[id(tensor)] for tensor in empty.values() if id(tensor) in held]
         yield Problem(
             CHECK,
-            f"{len(empty)} of the adapter's {len(parts)} tensors in the model are left at their initial values: its "
+            f"{len(empty)} of the adapter's {len(stored)} tensors in the model are left at their initial values: its "
             "file has none for them",
-            tuple(part.held.path for part in empty),
-            size,
+            tuple(each.path for each in known) or tuple(empty),
+            sum(each.nbytes for each in known),
         )
-    nowhere = [held for held in placed.values() if held.device == "meta"]
+    found = {name: tensor for name, tensor in placed.items() if tensor is not None}
+    shown = {name: held[id(t)].path if id(t) in held else name for name, t in found.items()}
+    nowhere = [shown[name] for name, tensor in found.items() if tensor.device.type == "meta"]
     if nowhere:
         yield Problem(
             CHECK,
             f"{len(nowhere)} of the adapter's tensors are left without values on meta: their layers are offloaded",
-            tuple(held.path for held in nowhere),
+            tuple(nowhere),
         )
-    wrong = [held for name, held in placed.items() if held.device != "meta" and not _equal(files, name, held)]
+    wrong = [name for name, tensor in found.items() if not _equal(given[name], tensor, id(tensor) in held)]
     if wrong:
         yield Problem(
             CHECK,
-            f"{len(wrong)} of {len(placed)} tensors do not hold the values of the adapter's file",
-            tuple(held.path for held in wrong),
-            sum(held.nbytes for held in wrong),
+            f"{len(wrong)} of {len(found)} tensors do not hold the values of the adapter's file",
+            tuple(shown[name] for name in wrong),
+            sum(found[name].nbytes for name in wrong),
         )
 
 
@@ -179,16 +154,21 @@ def _short(targets: Any) -> str:
     return ", ".join(sorted(map(str, targets))[:6]) if isinstance(targets, list) else str(targets)
 
 
-def _equal(files: AdapterFiles, name: str, held: Held) -> bool:
-    """Exactly, after the cast to the dtype that the model keeps it in. A shard is its strategy's to judge."""
-    if held.tensor is None:
-        # On disk, where a hook reads it from at every forward.
+def _equal(original: Any, tensor: Any, is_kept: bool) -> bool:
+    """Return whether a tensor of the file is in the model, exactly after the cast to the dtype that it has there.
+
+    One that PEFT computes from others when it saves is equal within the rounding of its dtype. A shard is its
+    strategy's to judge, and what is on meta was named already.
+    """
+    if tensor.device.type == "meta" or hasattr(tensor, "to_local"):
         return True
-    if held.nbytes != held.whole_bytes:
-        return True
-    original = files.tensor(name).to(held.tensor.dtype)
-    value = held.tensor.detach().cpu()
-    return original.shape == value.shape and bool((original == value).all())
+    value = tensor.detach().cpu()
+    if original.shape != value.shape:
+        return False
+    original = original.to(value.dtype)
+    if is_kept or not value.dtype.is_floating_point:
+        return bool((original == value).all())
+    return bool(torch.allclose(original, value, rtol=8 * torch.finfo(value.dtype).eps, atol=1e-6))
 
 
 def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]:
@@ -199,10 +179,10 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
     for path, layer in wrapping.layers.items():
         if layer.disable_adapters:
             wrong["disabled"].append(path)
-        elif name not in _active(layer):
-            wrong[f"not active (active: {', '.join(_active(layer)) or 'none'})"].append(path)
-        elif _active(layer) != [name]:
-            others = ", ".join(other for other in _active(layer) if other != name)
+        elif name not in active_names(layer):
+            wrong[f"not active (active: {', '.join(active_names(layer)) or 'none'})"].append(path)
+        elif active_names(layer) != [name]:
+            others = ", ".join(other for other in active_names(layer) if other != name)
             wrong[f"not alone: {others} is active beside it"].append(path)
         if path not in wrapping.tuned:
             continue
@@ -222,28 +202,16 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
 
 def _expected_scaling(files: AdapterFiles, module: str) -> float | None:
     """None where the file has no factors of a LoRA for the module."""
-    return files.scaling(module, files.factors(module)[0].shape[0]) if module in files.targets else None
+    return files.scaling(module) if module in files.targets else None
 
 
-def _note(loaded: Loaded, parts: list[_Part]) -> None:
+def _note(loaded: Loaded) -> None:
     sizes: Counter[str] = Counter()
-    for part in parts:
-        sizes[part.held.dtype] += part.held.nbytes
+    count = 0
+    for held in loaded.inventory.distinct():
+        if loaded.inventory.is_adapter(held):
+            sizes[held.dtype] += held.nbytes
+            count += 1
     if sizes:
         what = ", ".join(f"{format_bytes(size)} in {dtype}" for dtype, size in sorted(sizes.items()))
-        loaded.notes.append(f"the adapter holds {what} ({len(parts)} tensors)")
-
-
-@contextmanager
-def _disabled(layers: list[Any]) -> Iterator[None]:
-    """The model without its adapters; enabling them again makes them trainable, which is undone."""
-    trained = [(param, param.requires_grad) for layer in layers for param in layer.parameters()]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for param, requires_grad in trained:
-            param.requires_grad_(requires_grad)
+        loaded.notes.append(f"the adapter holds {what} ({count} tensors)")

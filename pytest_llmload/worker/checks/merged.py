@@ -49,7 +49,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     worst, unknown = 0.0, 0
     for path, weight in targets.items():
         if path in files.whole:
-            same = torch.equal(files.tensor(path).to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
+            same = torch.equal(files[files.whole[path]].to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
             wrong += [] if same else [weight]
             continue
         name = names.find(path)
@@ -123,7 +123,7 @@ class _Sum:
         self._weight = weight
         module = path.removesuffix(".weight")
         a, b = (factor.float() for factor in files.factors(module))
-        b = b * files.scaling(module, a.shape[0])
+        b = b * files.scaling(module)
         # An embedding has a row for each of its inputs.
         self._left, self._right = (a.T, b.T) if weight.kind == EMBEDDING else (b, a)
         self.rows = int(self._left.shape[0])
@@ -216,7 +216,7 @@ def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[N
 def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, weight: Weight, merged: bool) -> Any:
     module = path.removesuffix(".weight")
     a, b = (factor.float() for factor in files.factors(module))
-    b = b * files.scaling(module, a.shape[0])
+    b = b * files.scaling(module)
     linear, embedding = torch.nn.functional.linear, torch.nn.functional.embedding
 
     def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:

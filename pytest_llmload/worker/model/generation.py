@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,15 @@ def check_inputs(loaded: Loaded) -> str:
     )
 
 
-def first_forward(loaded: Loaded) -> Any:
-    """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without."""
+def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
+    """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without.
+
+    ``heard`` are token ids that an adapter reacts to: they take the place of the row's from its second one on.
+    """
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
-    ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    (row,) = workload_tokens(workload, vocabulary(loaded))
+    ids = input_ids(loaded, [row[:1] + list(heard) + row[1 + len(heard) :]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **loaded.attached.arguments(1, ids.device)}
     if getattr(loaded.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
@@ -164,6 +168,7 @@ def generate_ids(
     sequence are -inf; not where a class of the user's own generates in its own way.
     """
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= loaded.attached.arguments(len(ids), ids.device)
     if on_token is not None:
 
         def tell(sequences: Any, scores: Any, **rest: Any) -> Any:

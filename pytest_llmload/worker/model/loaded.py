@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.system.scratch import Scratch
+from pytest_llmload.worker.adapters.attached import Attached
 from pytest_llmload.worker.adapters.files import AdapterFiles
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
@@ -67,6 +68,7 @@ class Loaded:
     scratch: Scratch | None = None
     _inventory: Inventory | None = field(default=None, repr=False)
     _names: CheckpointNames | None = field(default=None, repr=False)
+    _attached: Attached | None = field(default=None, repr=False)
 
     @property
     def inventory(self) -> Inventory:
@@ -114,12 +116,28 @@ class Loaded:
         """The files of the adapter that was asked for."""
         return AdapterFiles(self.job.adapter.path) if self.job.adapter is not None else None
 
+    @property
+    def attached(self) -> Attached:
+        """The adapters that are in the model, whoever put them there."""
+        if self._attached is None or self._attached.model is not self.model:
+            self._attached = Attached(self.model)
+        return self._attached
+
     @cached_property
     def merged(self) -> frozenset[str]:
         """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
         if self.adapter is None or not self.job.spec.adapter_merged:
             return frozenset()
         return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Names of the model's own tensors that the adapter's file has values for: merged ones, and trained biases."""
+        if self.adapter is None or not self.attached.is_there:
+            return self.merged
+        own = {id(held.tensor): self.inventory.base_path(held) for held in self.inventory.parameters()}
+        stored = self.attached.stored(self.inventory.state()).values()
+        return self.merged | {own[id(tensor)] for tensor in stored if id(tensor) in own}
 
     @property
     def config(self) -> Any:

@@ -129,6 +129,12 @@ class Inventory:
                 places[id(module)].append(owner)
         return places
 
+    def state(self) -> dict[str, Any]:
+        """The model's state dict: its own tensors by every name, those that a hook puts in place for a forward too."""
+        held = {each.path: each.tensor for each in self.held if each.role in (PARAMETER, BUFFER)}
+        state: dict[str, Any] = self._model.state_dict(keep_vars=True)
+        return state | {path: held[path] for path in state if held.get(path) is not None}
+
     def storages(self) -> dict[tuple[str, int], int]:
         """Distinct live storages: (device, address) -> bytes. Meta and disk hold none."""
         found: dict[tuple[str, int], int] = {}

@@ -1,0 +1,219 @@
+"""Every kind of adapter that PEFT registers: clean as a bare script saved it, and red with a fault planted."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import adapter_kinds
+import peft
+import pytest
+import torch
+from adapter_kinds import KINDS
+from loads import job, quick
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import safe_open
+
+from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checks import adapter
+from pytest_llmload.worker.model.loaded import Loaded
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 1024,
+    "max_position_embeddings": 512,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+#: Bytes that a kind keeps where only a hook of its gradient sees them: CPT's mask of four tokens.
+HOOKS = {"cpt": 4}
+#: Kinds that learn a prompt, and have no layers in the model.
+PROMPTS = ("PromptTuning", "MultitaskPromptTuning", "PromptEncoder", "PrefixTuning", "CPT", "Cartridge")
+LAYERED = [name for name, kind in KINDS.items() if kind.config.removesuffix("Config") not in PROMPTS]
+#: Kinds whose layers have a scaling.
+SCALED = [name for name in KINDS if KINDS[name].config in ("LoraConfig", "AdaLoraConfig")]
+SCALED += ["gralora", "lily", "loha", "lokr", "peanut", "psoft", "randlora", "randlora_not_saved", "shira"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("small-llama")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return resolve(f"random:{folder}", tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def saved(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return the directory of an adapter that a bare script saved, by its kind."""
+    folder = tmp_path_factory.mktemp("adapters")
+
+    @cache
+    def directory(name: str) -> str:
+        if name == "adamss":
+            pytest.importorskip("sklearn")
+        adapter_kinds.save(KINDS[name], adapter_kinds.base(small.path), folder / name)
+        return str(folder / name)
+
+    return directory
+
+
+def attach(small: Checkpoint, directory: str) -> Any:
+    """A model with the adapter, as a bare script loads it."""
+    return peft.PeftModel.from_pretrained(adapter_kinds.base(small.path), directory, torch_device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _a_small_heap() -> Iterator[None]:
+    """Keep what the libraries hold out of the collector's sight: a load collects and lists all that is in it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def bytes_of(small: Checkpoint, directory: str) -> int:
+    """What an adapter brings, by counting the tensors that exist since it was attached, less what it took away."""
+    model = adapter_kinds.base(small.path)
+    before = sum(_storages([*model.parameters(), *model.buffers()]).values())
+    gc.freeze()
+    wrapped = peft.PeftModel.from_pretrained(model, directory, torch_device="cpu")
+    gc.collect()
+    came = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return sum(_storages([*came, *wrapped.parameters(), *wrapped.buffers()]).values()) - before
+
+
+def _storages(tensors: list[Any]) -> dict[int, int]:
+    """Address -> bytes of each storage, once."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def looked_at(small: Checkpoint, directory: str, model: Any) -> list[Problem]:
+    """What the checks of adapters say of a model that is to have the adapter of a directory."""
+    loaded = Loaded(job(small, adapter=directory), model)
+    return [*adapter.check(loaded), *adapter.output(loaded)]
+
+
+def test_every_kind_of_adapter_is_in_the_table() -> None:
+    """A kind that a later release of PEFT brings fails here until it is looked at."""
+    known = {str(adapter_kinds.configuration(kind).peft_type.value) for kind in KINDS.values()}
+    assert known | {"XLORA"} == {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_clean_load(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    result = quick(small, adapter=saved(name))
+    assert [problem.message for problem in result.problems] == []
+    assert not [note for note in result.notes if "not compared" in note]
+    assert result.metrics["weights.adapter"] == bytes_of(small, saved(name)) - HOOKS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_tensor_that_was_not_loaded(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    """Its values are those of another training; the file that was asked for says which are right."""
+    wrapped = attach(small, saved(name))
+    loaded = Loaded(job(small, adapter=saved(name)), wrapped)
+    stored = loaded.attached.stored(loaded.inventory.state())
+    with safe_open(f"{saved(name)}/adapter_model.safetensors", framework="pt") as file:
+        assert len(stored) == len(file.keys())
+    held = {id(each.tensor): each.path for each in loaded.inventory.held}
+    victim = next(tensor for tensor in stored.values() if id(tensor) in held)
+    with torch.no_grad():
+        victim.copy_(victim + 1 if victim.is_floating_point() else victim.flip(0).roll(1))
+    (problem, *_) = looked_at(small, saved(name), wrapped)
+    assert "do not hold the values of the adapter's file" in problem.message
+    assert held[id(victim)] in problem.names
+
+
+@pytest.mark.parametrize("name", sorted({"lora", "loha", "oft", "vera", "prompt_tuning", "adaption_prompt", "shadow"}))
+def test_an_adapter_that_was_forgotten(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    (problem,) = looked_at(small, saved(name), adapter_kinds.base(small.path))
+    assert "there is no adapter in the model" in problem.message
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_an_adapter_that_is_disabled(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    wrapped = attach(small, saved(name))
+    wrapped.base_model.disable_adapter_layers()
+    messages = [problem.message for problem in looked_at(small, saved(name), wrapped)]
+    assert messages
+    assert any("disabled" in text or "no adapter" in text or "not in the model" in text for text in messages)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scaling_of_zero(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    wrapped = attach(small, saved(name))
+    scaled = [m for m in wrapped.modules() if isinstance(getattr(m, "scaling", None), dict) and m.scaling]
+    assert scaled
+    for layer in scaled:
+        layer.scaling = dict.fromkeys(layer.scaling, 0.0)
+    messages = [problem.message for problem in looked_at(small, saved(name), wrapped)]
+    assert f"the adapter is scaled by 0, so it does nothing, in {len(scaled)} of" in messages[0]
+
+
+def test_corda_cannot_be_attached_as_it_was_saved(
+    small: Checkpoint, saved: Callable[[str], str], tmp_path: Path
+) -> None:
+    """PEFT initialises it anew, for which it needs activations that only the training script had."""
+    shutil.copytree(saved("lora"), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "init_lora_weights": "corda"}))
+    (problem,) = quick(small, adapter=str(tmp_path)).problems
+    assert "the adapter cannot be attached to this model: ValueError: `eigens` attribute not found" in problem.message
+
+
+def test_a_mixture_of_adapters_needs_its_parts(small: Checkpoint, saved: Callable[[str], str], tmp_path: Path) -> None:
+    """X-LoRA needs a cache that is off, and its parts as arguments: only a loader of the user's own can give both."""
+    weights = (Path(saved("lora")) / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+    config = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 128, "adapters": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (problem,) = quick(small, adapter=str(tmp_path)).problems
+    assert "the adapter cannot be attached to this model: ValueError: " in problem.message
+    assert "`use_cache` must be False" in problem.message
+
+
+def loader_that_attaches(spec: LoadSpec) -> Any:
+    return peft.PeftModel.from_pretrained(adapter_kinds.base(spec.model), os.environ["ATTACHED"], torch_device="cpu")
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt_tuning"])
+def test_an_adapter_that_was_not_asked_for(
+    name: str, small: Checkpoint, saved: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTACHED", saved(name))
+    result = quick(small, strategy="loader", target="test_adapter_kinds:loader_that_attaches")
+    assert result.outcome == "not_applied"
+    assert "a PEFT adapter (" in result.problems[0].message
+    assert "but the test asks for none" in result.problems[0].message
+    assert result.problems[0].bytes > 0
+
+
+def test_an_adapter_that_lies_beside_the_checkpoint(
+    small: Checkpoint, saved: Callable[[str], str], tmp_path: Path
+) -> None:
+    """transformers attaches it without being asked."""
+    shutil.copytree(small.path, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(saved("lora"), tmp_path, dirs_exist_ok=True)
+    result = quick(dataclasses.replace(small, path=str(tmp_path)))
+    assert result.outcome == "not_applied"
+    assert "a PEFT adapter (LORA) is in the model, in 4 modules" in result.problems[0].message
