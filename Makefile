@@ -10,7 +10,7 @@ INSTALL = -m pip install --quiet
 OLDEST_TESTS := tests/host/test_options.py tests/host/test_markers.py tests/worker/test_clean_loads.py \
 	tests/worker/test_faults.py tests/unit
 
-.PHONY: venv demo test test-oldest test-bare test-servers cover lint docs tables wheel bench bench-latency clean
+.PHONY: fuzz venv demo test test-oldest test-bare test-servers cover lint docs tables wheel bench bench-latency clean
 
 venv: $(STAMP)
 
@@ -87,3 +87,7 @@ bench-latency: venv
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(BARE) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# A minute of mutated input for every parser; `benchmarks/fuzz.py --count 100000` for more.
+fuzz: venv
+	$(BIN)/python benchmarks/fuzz.py --seconds 60

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llmload.baselines.model import SCHEMA, Baseline, Timing
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.results import ManifestRow, Numbers
+from pytest_llmload.system.json_text import Unreadable, check_structure, short
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
@@ -22,6 +24,8 @@ _LATER_NUMBERS = {"padded", "layers", "checksums"}
 _TIMING = ("median", "samples", "relative", "control", "parts")
 #: Of the longest whole number that is read; a sign counts.
 _DIGITS = 20
+#: Of all rows of a manifest: models with hundreds of experts in each of sixty layers have 50,000.
+_MODULES = 100_000
 #: ``0-3,7``; empty where the row is of one module.
 _INDICES = re.compile(r"(?:\d{1,6}(?:-\d{1,6})?(?:,\d{1,6}(?:-\d{1,6})?)*)?", re.ASCII)
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
@@ -125,8 +129,9 @@ def loads(text: str, source: str) -> Baseline:
             "upgrade pytest-llmload, or record the baseline again with this one"
         )
     try:
+        check_structure(data)
         return _baseline(data)
-    except _Bad as error:
+    except (_Bad, Unreadable) as error:
         raise BaselineError(f"{source} {error}: {_REMEDY}") from None
 
 
@@ -134,8 +139,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # A careless merge leaves a metric twice, and JSON would silently take the last.
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Bad(f"holds {next(name for name in names if names.count(name) > 1)!r} twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _Bad(f"holds {short(twice)} twice")
     return values
 
 
@@ -161,11 +166,11 @@ def read_timing(value: object, where: str) -> Timing:
 def _baseline(data: object) -> Baseline:
     top = _mapping(data, "the file")
     if unknown := sorted(set(top) - _TOP - _LATER):
-        raise _Bad(f"has an unknown entry {unknown[0]!r}")
+        raise _Bad(f"has an unknown entry {short(unknown[0])}")
     if missing := sorted(_TOP - set(top)):
         raise _Bad(f"has no {missing[0]!r}")
     if top["schema"] != SCHEMA or isinstance(top["schema"], bool):
-        raise _Bad(f"has schema {top['schema']!r} instead of {SCHEMA}")
+        raise _Bad(f"has schema {short(top['schema'])} instead of {SCHEMA}")
     digests = _strings(top["digests"], "digests")
     if set(digests) != {"shape", "weights"}:
         raise _Bad("needs exactly 'shape' and 'weights' in 'digests'")
@@ -181,7 +186,7 @@ def _baseline(data: object) -> Baseline:
             for host, rows in _mapping(top["time"], "time").items()
         },
         numbers=_read_numbers(top["numbers"]),
-        manifest=tuple(_read_row(row, index) for index, row in enumerate(_list(top["manifest"], "manifest"))),
+        manifest=_read_manifest(_list(top["manifest"], "manifest")),
         settings=_strings(top.get("settings", {}), "settings"),
         environment=_strings(top["environment"], "environment"),
         suite=_true(top.get("suite", False), "suite"),
@@ -244,13 +249,27 @@ def _vector(value: object, where: str) -> list[float]:
     return [_float(x, where) for x in _list(value, where)]
 
 
+def _read_manifest(rows: list[Any]) -> tuple[ManifestRow, ...]:
+    read = tuple(_read_row(row, index) for index, row in enumerate(rows))
+    modules = sum(_module_count(row.indices) for row in read)
+    if modules > _MODULES:
+        raise _Bad(f"describes {modules} modules in its manifest, and no model has more than {_MODULES}")
+    return read
+
+
+def _module_count(indices: str) -> int:
+    """Return how many numbers and ranges stand for, without making a list of them."""
+    ends = (part.partition("-") for part in indices.split(",") if part)
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends) or 1
+
+
 def _read_row(value: object, index: int) -> ManifestRow:
     item = _mapping(value, f"manifest row {index + 1}")
     if set(item) != set(_ROW):
         raise _Bad(f"needs exactly {', '.join(sorted(_ROW))} in manifest row {index + 1}")
     for name, kind in _ROW.items():
         if type(item[name]).__name__ != kind:
-            raise _Bad(f"holds {item[name]!r} where manifest row {index + 1} needs {kind} for {name!r}")
+            raise _Bad(f"holds {short(item[name])} where manifest row {index + 1} needs {kind} for {name!r}")
     row = ManifestRow(**item)
     wrong = {
         "indices": not _are_indices(row.indices),
@@ -259,7 +278,7 @@ def _read_row(value: object, index: int) -> ManifestRow:
         "bytes": row.bytes < 0,
     }
     for name in (name for name, is_wrong in wrong.items() if is_wrong):
-        raise _Bad(f"holds {item[name]!r} for {name!r} in manifest row {index + 1}, which no module has")
+        raise _Bad(f"holds {short(item[name])} for {name!r} in manifest row {index + 1}, which no module has")
     return row
 
 
@@ -273,19 +292,19 @@ def _are_indices(text: str) -> bool:
 
 def _mapping(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Bad(f"holds {_short(value)} where {where} needs an object")
+        raise _Bad(f"holds {short(value)} where {where} needs an object")
     return value
 
 
 def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _Bad(f"holds {_short(value)} where {where} needs a list")
+        raise _Bad(f"holds {short(value)} where {where} needs a list")
     return value
 
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise _Bad(f"holds {_short(value)} where {where} needs a text")
+        raise _Bad(f"holds {short(value)} where {where} needs a text")
     return value
 
 
@@ -296,14 +315,9 @@ def _strings(value: object, where: str) -> dict[str, str]:
 def _float(value: object, where: str) -> float:
     # True is an int to Python and no measured value; 1e999 is read as infinity.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _Bad(f"holds {_short(value)} where {where} needs a number")
+        raise _Bad(f"holds {short(value)} where {where} needs a number")
     return value
 
 
 def _floats(value: object, where: str) -> dict[str, float]:
     return {name: _float(number, f"{where}, {name}") for name, number in _mapping(value, where).items()}
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.paths import path_of
@@ -201,13 +202,20 @@ def config_of(spec: str) -> dict[str, Any]:
         path /= "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{spec!r} is no preset and there is no {path}: give a config.json, a directory that has one, "
+            f"{spec!r} is no preset and there is no {_shown(path)}: give a config.json, a directory that has one, "
             f"or a preset ({', '.join(PRESETS)})"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}): {spec!r} needs a model's config.json") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{_shown(path)} cannot be read as JSON ({error}): {spec!r} needs a model's config.json"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f'{path} has no "model_type": {spec!r} needs the config.json of a transformers model')
     return config
+
+
+def _shown(path: Path) -> str:
+    """Return a path as an error writes it: as it is, or quoted with escapes where it cannot be printed."""
+    return str(path) if str(path).isprintable() else repr(str(path))

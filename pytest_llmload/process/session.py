@@ -18,7 +18,7 @@ from pytest_llmload.core.job import HERE, RANKS, SERVER, Job
 from pytest_llmload.quantisation import registry
 from pytest_llmload.system import process
 from pytest_llmload.system.process_exit import Died
-from pytest_llmload.system.protocol import Channel, Closed, Message
+from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 from pytest_llmload.worker.model.device import is_out_of_memory
 
 
@@ -48,18 +48,26 @@ class Session:
         self.phase = "start"
 
     def serve(self) -> None:
-        while True:
-            try:
+        """Answer requests until the other side hangs up, or until the load's own code has spoilt the connection."""
+        try:
+            while True:
                 message, _ = self._channel.receive()
-            except Closed:
-                return
-            try:
-                reply = getattr(self, f"do_{message['kind']}")(message)
-            except Died as death:
-                reply = {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
-            except told() as error:
-                reply = describe(error, self.phase)
-            self._channel.send(reply)
+                self._channel.send(self._reply(message))
+        except Garbled as error:
+            sys.stderr.write(f"code of the load closed or wrote to the connection to the pytest process: {error}\n")
+        except Closed:
+            return
+
+    def _reply(self, message: Message) -> Message:
+        try:
+            reply: Message = getattr(self, f"do_{message['kind']}")(message)
+        except Died as death:
+            return {"kind": "died", "outcome": death.outcome, "error": asdict(death.info), "signal": death.signal}
+        except Closed:
+            raise
+        except told() as error:
+            return describe(error, self.phase)
+        return reply
 
     def _enter(self, phase: str) -> None:
         self.phase = phase

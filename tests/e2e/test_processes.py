@@ -298,7 +298,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
             """
             import subprocess, sys
             from pytest_llmload.process.session import Session
-            def do_leave(self, message):
+            def do_run(self, message):
                 grandchild = "block = bytearray(b'1') * (1 << 30); print(flush=True); import signal; signal.pause()"
                 code = (
                     "import signal, subprocess, sys; new = sys.argv[2] == 'True'; "
@@ -312,8 +312,8 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
                 )
                 # The grandchild's empty line and its number, in either order.
                 (number,) = filter(str.strip, (child.stdout.readline().decode() for _ in range(2)))
-                return {"kind": "left", "pids": [child.pid, int(number)]}
-            Session.do_leave = do_leave
+                return {"kind": "value", "pids": [child.pid, int(number)]}
+            Session.do_run = do_run
             """
         )
     )
@@ -321,7 +321,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
     try:
         server.warm_up(["leaver"], None)
         load = server.fork(tmp_path / "load.log")
-        pids = load.request({"kind": "leave", "own": own_session}, 60.0)["pids"]
+        pids = load.request({"kind": "run", "own": own_session}, 60.0)["pids"]
         load.close()
         assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
     finally:
@@ -363,10 +363,10 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
             """
             import os, signal
             from pytest_llmload.process.session import Session
-            def do_kill(self, message):
+            def do_run(self, message):
                 os.kill(os.getppid(), signal.SIGKILL)
                 signal.pause()
-            Session.do_kill = do_kill
+            Session.do_run = do_run
             """
         )
     )
@@ -375,7 +375,7 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
         server.warm_up(["killer"], None)
         load, idle = (server.fork(tmp_path / f"{name}.log") for name in ("load", "idle"))
         with pytest.raises(MachineError, match=r"died \(killed by SIGKILL\), and the load with it in phase"):
-            load.request({"kind": "kill"}, 60.0)
+            load.request({"kind": "run"}, 60.0)
         assert not load.alive
         with pytest.raises(MachineError, match=r"the process that loads are forked from died \(killed by SIGKILL\):"):
             server.fork(tmp_path / "next.log")

@@ -121,7 +121,7 @@ def broken(baseline, change):
     ("change", "what"),
     [
         (lambda data: data.update(memory=[]), r"holds \[\] where memory needs an object"),
-        (lambda data: data["memory"].update({"gpu.settled": "7 GiB"}), 'holds "7 GiB" where memory, gpu.settled needs'),
+        (lambda data: data["memory"].update({"gpu.settled": "7 GiB"}), "holds '7 GiB' where memory, gpu.settled needs"),
         (
             lambda data: data["memory"].update({"gpu.settled": True}),
             "holds true where memory, gpu.settled needs a number",

@@ -175,7 +175,7 @@ def test_an_offset_is_counted_from_the_start_of_the_file(tmp_path: Path) -> None
         ({"a": ENTRY}, b"0123456789", "its header describes"),
         (b"{}{", b"", "no readable safetensors header"),
         ({"a": {"dtype": "F32", "shape": [2]}}, b"01234567", "no readable safetensors header"),
-        ({"a": {**ENTRY, "dtype": "F31"}}, b"01234567", "unknown dtype F31"),
+        ({"a": {**ENTRY, "dtype": "F31"}}, b"01234567", "unknown dtype 'F31'"),
         ({"a": {**ENTRY, "shape": [3]}}, b"01234567", "needs 12 bytes, its header gives it 8"),
     ],
 )
@@ -217,11 +217,17 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
     [
         ({}, "has no model.safetensors and no model.safetensors.index.json, so it holds no weights"),
         ({"pytorch_model.bin": ""}, "only pytorch_model.bin: convert them to safetensors"),
-        ({headers.INDEX: "{"}, "is no readable index"),
-        ({headers.INDEX: "{}"}, "is no readable index"),
-        ({headers.INDEX: '{"weight_map": {}}'}, "is no readable index of weights .KeyError: 'metadata'"),
-        ({headers.INDEX: '{"metadata": {}, "weight_map": {"a": "../m-1"}}'}, "names '../m-1', which is no file name"),
-        ({headers.INDEX: '{"metadata": {}, "weight_map": {"a": "sub/m-1"}}'}, "names 'sub/m-1', which is no file name"),
+        ({headers.INDEX: "{"}, "is not a readable index"),
+        ({headers.INDEX: "{}"}, "is not a readable index"),
+        ({headers.INDEX: '{"weight_map": {}}'}, "needs the objects weight_map and metadata"),
+        (
+            {headers.INDEX: '{"metadata": {}, "weight_map": {"a": "../m-1"}}'},
+            "'../m-1', which is not a file name",
+        ),
+        (
+            {headers.INDEX: '{"metadata": {}, "weight_map": {"a": "sub/m-1"}}'},
+            "'sub/m-1', which is not a file name",
+        ),
         (
             {headers.INDEX: '{"metadata": {}, "weight_map": {"a": "m-1", "b": "m-2"}}', "m-2": ""},
             "2 files of which 1 are missing: m-1",

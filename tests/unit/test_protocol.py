@@ -27,23 +27,25 @@ def packed(message: dict[str, object]) -> bytes:
 def test_messages_that_arrive_together_are_told(ends):
     """Whoever waits for the socket would wait for ever for the second one."""
     channel, peer = ends
-    peer.sendall(packed({"n": 1}) + packed({"n": 2}) + packed({"n": 3})[:-1])
-    assert channel.receive()[0] == {"n": 1}
+    peer.sendall(
+        packed({"kind": "value", "n": 1}) + packed({"kind": "value", "n": 2}) + packed({"kind": "value", "n": 3})[:-1]
+    )
+    assert channel.receive()[0] == {"kind": "value", "n": 1}
     assert channel.has_message
-    assert channel.receive()[0] == {"n": 2}
+    assert channel.receive()[0] == {"kind": "value", "n": 2}
     assert not channel.has_message
-    peer.sendall(packed({"n": 3})[-1:])
-    assert channel.receive()[0] == {"n": 3}
+    peer.sendall(packed({"kind": "value", "n": 3})[-1:])
+    assert channel.receive()[0] == {"kind": "value", "n": 3}
     assert not channel.has_message
 
 
 def test_a_wait_that_times_out_loses_nothing(ends):
     channel, peer = ends
-    peer.sendall(packed({"n": 1})[:9])
+    peer.sendall(packed({"kind": "value", "n": 1})[:9])
     with pytest.raises(TimeoutError):
         channel.receive(timeout=0.01)
-    peer.sendall(packed({"n": 1})[9:])
-    assert channel.receive() == ({"n": 1}, [])
+    peer.sendall(packed({"kind": "value", "n": 1})[9:])
+    assert channel.receive() == ({"kind": "value", "n": 1}, [])
     peer.close()
     with pytest.raises(Closed):
         channel.receive()

@@ -66,7 +66,7 @@ def test_a_directory_is_itself(cache: Path, built: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [({}, "has no config.json: it is no transformers"), ({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
-     ({"config.json": "{"}, "cannot be read as JSON"), ({"config.json": "3"}, "holds no JSON object"),
+     ({"config.json": "{"}, "cannot be read: it is not valid JSON"), ({"config.json": "3"}, "holds no JSON object"),
      ({"config.json": "{}"}, "has no model.safetensors")],
 )  # fmt: skip
 def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: str, tmp_path: Path) -> None:

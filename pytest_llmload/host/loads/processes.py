@@ -21,7 +21,7 @@ from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.system.logs import LINE, last_lines
 from pytest_llmload.system.process_exit import how
-from pytest_llmload.system.protocol import Channel, Closed, Message
+from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 
 #: Seconds a process gets to write its stacks, and then to end, before it is killed.
 _GRACE = 2.0
@@ -90,6 +90,8 @@ class LoadProcess:
                 if reply["kind"] != "phase":
                     return _fit(reply)
                 self.phase = reply["phase"]
+        except Garbled as error:
+            raise self._spoilt(error) from None
         except Closed:
             raise self._death() from None
         except TimeoutError:
@@ -147,6 +149,12 @@ class LoadProcess:
         )
         self.kill()
         return LoadDied(results.TIMEOUT, info)
+
+    def _spoilt(self, error: Garbled) -> LoadDied:
+        """Return the end of a load whose own code wrote to the channel, so that its replies cannot be read any more."""
+        self.kill()
+        message = f"wrote to the connection between it and pytest in phase '{self.phase}', killed: {error}"
+        return LoadDied(results.CRASHED, ErrorInfo(message=_fit_texts(message), log=self.tail(), phase=self.phase))
 
     def _part_died(self, reply: Message) -> LoadDied:
         """The load consists of several processes, and one of them is gone: then the load is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.system.json_text import Unreadable, read_json, short
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
@@ -19,11 +20,37 @@ FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedd
 _PREFIXES = ("base_model.model.", "base_model.")
 
 
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    """Return what an adapter says of itself. Raises LoadFailed, in one sentence, where that cannot be read."""
+    path = directory / ADAPTER_CONFIG
+    try:
+        config = read_json(path)
+    except FileNotFoundError:
+        raise LoadFailed(f"{directory} has no {ADAPTER_CONFIG}: it is not a PEFT adapter") from None
+    except Unreadable as error:
+        raise LoadFailed(f"{path} cannot be read: it {error}") from None
+    if not isinstance(config, dict):
+        raise LoadFailed(f"{path} is {short(config)}, expected is an object")
+    for name, kinds in _TYPES.items():
+        value = config.get(name)
+        if value is not None and not isinstance(value, kinds):
+            raise LoadFailed(f"{path}: {name} is {short(value)}, which PEFT does not write")
+    return config
+
+
+#: What is read of an adapter's configuration, and what it may be beside None.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "peft_type": (str,),
+    **dict.fromkeys(("lora_alpha", "r"), (int, float)),
+    **dict.fromkeys(("alpha_pattern", "rank_pattern"), (dict,)),
+}
+
+
 class AdapterFiles(Mapping[str, Any]):
     """adapter_config.json and the tensors of adapter_model.safetensors, read one at a time, in the file's dtypes."""
 
     def __init__(self, path: str) -> None:
-        self.config: dict[str, Any] = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_adapter_config(Path(path))
         file: Any = safe_open(str(Path(path) / ADAPTER_WEIGHTS), framework="pt", device="cpu")
         self._file = file
         #: Name without PEFT's prefix -> name in the file.

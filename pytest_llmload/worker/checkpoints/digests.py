@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.system.files import replace_text
+from pytest_llmload.system.json_text import Unreadable, read_json, short
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor, weight_files
 from pytest_llmload.worker.checkpoints.threads import workers
 
@@ -27,16 +27,43 @@ def read_config(directory: Path) -> dict[str, Any]:
     """``config.json`` of a checkpoint. Raises LoadFailed, in one sentence, where there is none or it is damaged."""
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         adapter = (directory / ADAPTER_CONFIG).is_file()
         hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
         raise LoadFailed(f"{directory} has no config.json: {hint}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LoadFailed(f"{path} cannot be read as JSON: {error}") from error
+    except Unreadable as error:
+        raise LoadFailed(f"{path} cannot be read: it {error}") from None
     if not isinstance(config, dict):
         raise LoadFailed(f"{path} holds no JSON object")
+    _check_types(path, config)
     return config
+
+
+#: What is read of a config, and what it may be beside None.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("num_attention_heads", "hidden_size", "num_key_value_heads"), (int, list, dict)),
+    "quantization_config": (dict,),
+    "architectures": (list,),
+    **dict.fromkeys(("model_type", "dtype", "torch_dtype"), (str, dict)),
+}
+
+
+def _check_types(path: Path, config: dict[str, Any]) -> None:
+    """Raise LoadFailed for an entry of a type that no config has, here or in a part of a composite model."""
+    for name, kinds in _TYPES.items():
+        value = config.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            expected = " or ".join(_KINDS[kind] for kind in kinds if kind is not dict or len(kinds) == 1)
+            raise LoadFailed(f"{path}: {name} is {short(value)}, expected is {expected}")
+    if not all(isinstance(name, str) for name in config.get("architectures") or ()):
+        raise LoadFailed(f"{path}: architectures is {short(config['architectures'])}, expected is a list of names")
+    for name, part in config.items():
+        if name.endswith("_config") and isinstance(part, dict):
+            _check_types(path, part)
+
+
+_KINDS: dict[type, str] = {int: "a whole number", list: "a list", dict: "an object", str: "a text"}
 
 
 def geometry(config: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +80,7 @@ def geometry(config: dict[str, Any]) -> dict[str, Any]:
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if found.get("num_key_value_heads") == heads:
         found.pop("num_key_value_heads", None)
-    if heads and hidden and found.get("head_dim") == hidden // heads:
+    if isinstance(heads, int) and isinstance(hidden, int) and heads > 0 and found.get("head_dim") == hidden // heads:
         del found["head_dim"]
     if config.get("use_sliding_window") is False:
         found.pop("sliding_window", None)
@@ -116,8 +143,5 @@ def _file_hash(path: Path, cache_dir: Path) -> str:
     with real.open("rb") as file:
         while block := file.read(1 << 22):
             hasher.update(block)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False, encoding="ascii") as temporary:
-        temporary.write(hasher.hexdigest())
-    Path(temporary.name).replace(entry)
+    replace_text(entry, hasher.hexdigest())
     return hasher.hexdigest()

@@ -11,8 +11,10 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.system.json_text import LARGEST, Unreadable, parse, read_json, short
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,6 +30,10 @@ _BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
+
+
+#: Dimensions of a tensor, the end of its sizes, and bytes of a file's name.
+_RANK, _LARGEST_SIZE, _LONGEST_NAME = 32, 1 << 50, 255
 
 
 @dataclass(frozen=True)
@@ -80,26 +86,25 @@ def read_header(path: Path) -> list[Stored]:
         if first == b"version ":
             raise LoadFailed(f"{path} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not length or 8 + length > size:
+        if not length or 8 + length > size or length > LARGEST:
             raise LoadFailed(f"{path} is truncated or no safetensors file: its header should have {length} bytes, "
                              f"the file has {size}")  # fmt: skip
         text = file.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        stored = [
-            (Tensor(name, tuple(entry["shape"]), entry["dtype"]), *entry["data_offsets"])
-            for name, entry in header.items()
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LoadFailed(f"{path} has no readable safetensors header ({type(error).__name__}: {error})") from error
+        header = parse(text)
+    except Unreadable as error:
+        raise LoadFailed(f"{path} has no readable safetensors header: it {error}") from None
+    if not isinstance(header, dict):
+        raise LoadFailed(f"{path} has no readable safetensors header: it is {short(header)} instead of an object")
+    header.pop("__metadata__", None)
+    stored = [_entry(path, name, entry) for name, entry in header.items()]
     for tensor, begin, end in stored:
         if tensor.dtype not in _BITS:
-            raise LoadFailed(f"{path}: tensor {tensor.name} has the unknown dtype {tensor.dtype}")
+            raise LoadFailed(f"{path}: tensor {short(tensor.name)} has the unknown dtype {short(tensor.dtype)}")
         if end - begin != tensor.bytes:
             raise LoadFailed(
-                f"{path}: tensor {tensor.name} of {tensor.dtype} {list(tensor.shape)} needs {tensor.bytes} bytes, "
-                f"its header gives it {end - begin}"
+                f"{path}: tensor {short(tensor.name, 200)} of {tensor.dtype} {list(tensor.shape)} needs "
+                f"{tensor.bytes} bytes, its header gives it {end - begin}"
             )
     needed = 8 + length + max((end for _, _, end in stored), default=0)
     if needed != size:
@@ -107,21 +112,51 @@ def read_header(path: Path) -> list[Stored]:
     return [Stored(tensor, 8 + length + begin) for tensor, begin, _ in stored]
 
 
+def _entry(path: Path, name: str, entry: object) -> tuple[Tensor, int, int]:
+    """Return a header's tensor, and where its bytes begin and end among the data. Raises LoadFailed."""
+    found: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+    if not (isinstance(dtype, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise LoadFailed(
+            f"{path} has no readable safetensors header: tensor {short(name)} is described as {short(entry, 120)}; "
+            "expected are a dtype, a shape of whole numbers and two data_offsets"
+        )
+    return Tensor(name, tuple(shape), dtype), offsets[0], offsets[1]
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    """Return whether a value is a list of whole numbers that a file's sizes can be, not too many of them."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _RANK
+        and all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _LARGEST_SIZE for size in value)
+    )
+
+
 def read_index(index: Path) -> dict[str, str]:
-    """Tensor -> file, as an index has them.
+    """Return tensor -> file, as an index has them.
 
     Raises LoadFailed, in one sentence, for what transformers cannot read and for files outside the index's folder.
     """
     try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-        # transformers takes no index without it.
-        weight_map, _ = dict(data["weight_map"]), dict(data["metadata"])
-        outside = [name for name in weight_map.values() if Path(name).name != name]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LoadFailed(f"{index} is no readable index of weights ({type(error).__name__}: {error})") from error
-    if outside:
-        raise LoadFailed(f"{index} names {outside[0]!r}, which is no file name: weights lie beside their index")
+        data = read_json(index)
+    except Unreadable as error:
+        raise LoadFailed(f"{index} is not a readable index of weights: it {error}") from None
+    weight_map, metadata = (data.get(key) if isinstance(data, dict) else None for key in ("weight_map", "metadata"))
+    # transformers takes no index without metadata.
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
+        raise LoadFailed(f"{index} is not a readable index of weights: it needs the objects weight_map and metadata")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not _is_file_name(file):
+            raise LoadFailed(
+                f"{index} says that {short(tensor)} is in {short(file, 80)}, which is not a file name: weights lie "
+                "beside their index"
+            )
     return weight_map
+
+
+def _is_file_name(name: str) -> bool:
+    return name.isprintable() and Path(name).name == name and len(name.encode()) <= _LONGEST_NAME
 
 
 def weight_files(directory: Path) -> list[Path]:

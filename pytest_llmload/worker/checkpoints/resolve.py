@@ -59,7 +59,7 @@ def _directory(path: Path, cache_dir: Path, revision: str = "") -> Checkpoint:
     except OSError as error:
         raise MachineError(
             f"cannot read the checkpoint {path} or keep its digest in {cache_dir} (--llm-cache-dir): "
-            f"{error.strerror or error}: {error.filename}"
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         ) from error
 
 

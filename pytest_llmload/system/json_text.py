@@ -1,0 +1,86 @@
+"""Read JSON that anyone may have written: bounded in size, depth and digits, and printable.
+
+By hand and not by msgspec or cattrs: they add types to json, and each of our readers says in a sentence of its own
+which entry is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+#: Bytes of the largest file that is read: headers and indexes of the largest models have some 10 MiB.
+LARGEST = 100 << 20
+#: Levels of objects and lists in one another, and digits of a whole number.
+_DEEPEST, _DIGITS = 64, 20
+#: Half of a character, which no encoding can write; JSON can spell it.
+_HALF = re.compile("[\ud800-\udfff]")
+_SPELT_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Unreadable(ValueError):
+    """A text that is not JSON as this package reads it; the message says what is wrong with it."""
+
+
+def read_json(path: Path, most: int = LARGEST) -> Any:
+    """Return the content of a JSON file. Raises OSError, and Unreadable for what is not one of a sane size."""
+    # A FIFO would be waited for until something writes to it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("is not a regular file")
+        if status.st_size > most:
+            raise Unreadable(f"has {status.st_size} bytes, and at most {most} are read")
+        return parse(file.read())
+
+
+def parse(text: bytes | str, *, halves: bool = False) -> Any:
+    """Return what a JSON text says. Raises Unreadable; with ``halves`` not for half characters, which logs may have."""
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        found = json.loads(decoded, parse_int=_whole)
+    except UnicodeDecodeError:
+        raise Unreadable("is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"is not valid JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise Unreadable("is nested too deeply") from None
+    check_structure(found, halves=halves or not (_HALF.search(decoded) or _SPELT_HALF.search(decoded)))
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise Unreadable(f"holds a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def check_structure(found: Any, *, halves: bool = False) -> None:
+    """Raise Unreadable for what is nested too deeply and, without ``halves``, for texts that cannot be written."""
+    level, depth = [found], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise Unreadable("is nested too deeply")
+        texts = [item for item in level if isinstance(item, str)]
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                texts += item
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        if not halves and any(map(_HALF.search, texts)):
+            raise Unreadable("holds half a character (a lone surrogate), which cannot be written")
+        level = inner
+
+
+def short(value: object, most: int = 40) -> str:
+    """Return a value on one line and printable, its end cut: as an error quotes it."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
