@@ -124,6 +124,28 @@ class Strategy:
         return ()
 
 
+#: Options of ``from_pretrained`` that choose files -> what names the same files to everything that reads them.
+_CHOOSE_FILES = {
+    "revision": "name it in the model: --llm-model=org/model@REVISION",
+    "subfolder": "name that folder as the model: --llm-model=path/to/FOLDER",
+    "variant": "give a folder that has those files under their plain names, model.safetensors",
+    "gguf_file": "load it in a loader of your own: strategy('loader', target='module:function')",
+    "use_safetensors": "give a folder that has only the files to load",
+    "config": "give a folder with that config.json",
+    "code_revision": "load it in a loader of your own: strategy('loader', target='module:function')",
+}
+
+
+def chooses_files(spec: LoadSpec, own: Iterable[str]) -> str:
+    """Return why options of from_pretrained that choose files are refused; empty if a spec has none.
+
+    ``own`` are the options that the spec's strategies declare, which mean something else. Digests, comparison and the
+    baseline's name are those of the files that the model's own name stands for.
+    """
+    name = next((name for name in _CHOOSE_FILES if spec.option(name) is not None and name not in own), "")
+    return f"{name}= would load other files than those that are compared: {_CHOOSE_FILES[name]}" if name else ""
+
+
 def unheeded(spec: LoadSpec, *fields: str) -> str:
     """Why a placement refuses fields of a spec that it would ignore; empty where none of them is set."""
     found = " and ".join(name for name in fields if getattr(spec, name))

@@ -19,6 +19,7 @@ from pytest_llmload.host.markers.base import Fields, Value
 from pytest_llmload.host.markers.nearest import nearest
 from pytest_llmload.host.markers.table import LOAD_MARKERS
 from pytest_llmload.host.settings.adapters import RANDOM
+from pytest_llmload.strategies.base import chooses_files
 from pytest_llmload.system.nodes import nodes
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Marks:
         facets = self._strategies.of(spec)
         own = {option for facet in facets for option in facet.options}
         reasons = [self._without_effect(spec), _said_twice(spec, own), self._other_count(spec)]
+        reasons.append("" if self._strategies[spec.strategy].own_code else chooses_files(spec, own))
         reasons += [facet.refuses(spec, self._settings.endpoint or "") for facet in facets]
         if reason := next(filter(None, reasons), ""):
             raise pytest.UsageError(f"{where}: {reason}")

@@ -190,4 +190,12 @@ def read_tensors(directory: Path) -> list[Tensor]:
             name, file = wrong[0]
             more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
             raise LoadFailed(f"{directory / INDEX} says that {name} is in {file}, which does not hold it{more}")
-    return sorted((tensor for tensors in held.values() for tensor in tensors), key=lambda tensor: tensor.name)
+    every = sorted((tensor for tensors in held.values() for tensor in tensors), key=lambda tensor: tensor.name)
+    if every and all(0 in tensor.shape for tensor in every if tensor.name.endswith("weight")):
+        first = next(tensor for tensor in every if 0 in tensor.shape)
+        raise LoadFailed(
+            f"{directory} holds no values: its weights have no elements ({first.name} is {list(first.shape)}); that is "
+            "what save_pretrained writes of a model which DeepSpeed ZeRO-3 has partitioned: save it with "
+            "stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
+        )
+    return every

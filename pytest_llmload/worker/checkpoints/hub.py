@@ -49,6 +49,14 @@ def download_model(spec: str, *, trust_remote_code: bool = False) -> Path:
         if not _has_weights(directory):
             wanted = _indexed(directory) or [WEIGHTS]
             directory = _snapshot(name, directory.name, wanted)
+    indexed = _indexed(directory)
+    missing = [file for file in indexed if not (directory / file).is_file()]
+    if missing:
+        raise MachineError(
+            f"{spec} is not wholly in the hub's cache: {len(missing)} of {len(indexed)} files that its index names are "
+            f"missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}): run once with the hub in "
+            "reach, without HF_HUB_OFFLINE"
+        )
     if not _has_weights(directory):
         raise MachineError(
             f"{spec} of the hub has no {WEIGHTS} and no complete {INDEX} in {directory}: safetensors are needed"

@@ -9,6 +9,7 @@ from pytest_llmload.worker.checks import (
     adapter,
     attention,
     checkpoint_coverage,
+    computed_buffers,
     devices,
     dtype,
     eval_mode,
@@ -35,6 +36,7 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     eval_mode.check,
     tied.check,
     values.check,
+    computed_buffers.check,
     shards.check,
 )
 #: After the first forward, whose logits are still there.

@@ -13,7 +13,7 @@ from typing import Any
 from pytest_llmload.core.results import Problem
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
-from pytest_llmload.worker.checks.keys import CHECK, HINTED, hint, is_allowed
+from pytest_llmload.worker.checks.keys import CHECK, HINTED, hint, is_allowed, patterns
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.tied import pairs
 from pytest_llmload.worker.model.loaded import Loaded
@@ -56,12 +56,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             size_of(missing),
         )
     if unused:
-        patterns = _patterns(unused, claimed)
+        found = patterns(unused, claimed)
         yield Problem(
             CHECK,
             f"{len(unused)} tensors are in the checkpoint, but not in the model: their place is gone or changed",
             tuple(sorted(unused)),
-            hint=hint(loaded, patterns) if len(patterns) <= HINTED else "",
+            hint=hint(loaded, found) if len(found) <= HINTED else "",
         )
 
 
@@ -179,16 +179,3 @@ def _parted(items: Iterable[Any], test: Callable[[Any], bool]) -> tuple[list[Any
 def _like(name: str) -> str:
     """The same for all layers."""
     return re.sub(r"\d+", "*", name)
-
-
-def _patterns(unused: list[str], claimed: set[str]) -> list[str]:
-    """Names for ``keys_ok``: ``model.layers.31.*`` where nothing below it is in use."""
-    found = dict.fromkeys(unused)
-    for name in unused:
-        parts = name.split(".")
-        above = (".".join(parts[:depth]) + "." for depth in range(1, len(parts)))
-        free = next((prefix for prefix in above if not any(other.startswith(prefix) for other in claimed)), None)
-        if free is not None:
-            found.pop(name)
-            found[f"{free}*"] = None
-    return list(found)

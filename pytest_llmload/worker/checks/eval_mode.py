@@ -16,7 +16,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if not loaded.trained:
         return
     random = tuple(path for path in loaded.trained if path in loaded.inventory.modules and _drops(loaded, path))
-    by_user = loaded.loading_info is None
+    by_user = loaded.own_code
     where = "the loader returned the model" if by_user else "the library left the model"
     if random:
         remedy = ": call model.eval() in it" if by_user else ""

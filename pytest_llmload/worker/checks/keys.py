@@ -30,13 +30,21 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     ):
         keys = sorted(key for key in info.get(kind, ()) if kind != "unexpected_keys" or not is_allowed(loaded, {key}))
         if keys:
-            said = hint(loaded, keys) if kind == "unexpected_keys" and len(keys) <= HINTED else ""
+            said = _allowing(loaded, keys) if kind == "unexpected_keys" else ""
             yield Problem(CHECK, f"{len(keys)} tensors are {message}", tuple(keys), _bytes(loaded, keys), said)
     if info.get("error_msgs"):
         yield Problem(CHECK, "; ".join(info["error_msgs"]))
     ignored = [key for key in info.get("unexpected_keys", ()) if is_allowed(loaded, {key})]
     if ignored:
         loaded.notes.append(f"{len(ignored)} unexpected checkpoint keys are allowed by {OPTION}")
+
+
+def _allowing(loaded: Loaded, keys: list[str]) -> str:
+    """Return the hint for unexpected keys, by patterns where there are many; empty where that takes too many."""
+    names = loaded.checkpoint_names
+    used = {names.target(name) for name in names.files.where} - set(keys)
+    found = keys if len(keys) <= HINTED else patterns(keys, used)
+    return hint(loaded, found) if len(found) <= HINTED else ""
 
 
 def is_allowed(loaded: Loaded, names: set[str]) -> bool:
@@ -47,6 +55,19 @@ def is_allowed(loaded: Loaded, names: set[str]) -> bool:
 def hint(loaded: Loaded, keys: list[str]) -> str:
     """What to write where they are not in the model on purpose."""
     return f"where that is as it should be: strategy({loaded.job.spec.strategy!r}, {OPTION}={keys})"
+
+
+def patterns(unused: list[str], claimed: set[str]) -> list[str]:
+    """Return names for ``keys_ok``: ``model.layers.31.*`` where nothing below it is in use."""
+    found = dict.fromkeys(unused)
+    for name in unused:
+        parts = name.split(".")
+        above = (".".join(parts[:depth]) + "." for depth in range(1, len(parts)))
+        free = next((prefix for prefix in above if not any(other.startswith(prefix) for other in claimed)), None)
+        if free is not None:
+            found.pop(name)
+            found[f"{free}*"] = None
+    return list(found)
 
 
 def _bytes(loaded: Loaded, keys: list[str]) -> int:

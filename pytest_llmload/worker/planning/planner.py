@@ -245,7 +245,10 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
 
     def visit(path: str, module: Any) -> None:
         children = list(module.named_children())
-        if type(module).__name__ in whole or not children:
+        numbered = any(part.isdigit() for part in path.split("."))
+        # A tensor of its own follows its module only if that is placed as a whole.
+        owns = any(each is not None for each in module._parameters.values())
+        if type(module).__name__ in whole or not children or (numbered and owns):
             sizes[path] = 0
             for parameter in module.parameters():
                 places[id(parameter)].add(path)
