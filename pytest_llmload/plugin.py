@@ -240,6 +240,10 @@ def pytest_runtest_makereport(
         from pytest_llmload.host.hooks import running
 
         running.judge_report(item, call, report)
+        if call.when == "teardown":
+            from pytest_llmload.host.hooks import finishing
+
+            finishing.write_progress(item.config)
     return report
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -28,15 +30,33 @@ _SECRETS = (
 )
 
 
-#: Control characters but for tab and line feed, and what no encoding can write.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+#: Characters of the shortest value of a variable that is taken for a secret.
+_SHORTEST = 6
+#: Control characters but for tab and line feed, what turns the direction of text, and what no encoding can write.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def scrub(text: str) -> str:
-    """The text with whatever looks like a secret replaced by ``***``, and as escapes what cannot be printed."""
+    """Return the text with secrets replaced by ``***``, and as escapes what cannot be printed.
+
+    Secrets are what looks like one, and the values of the environment variables whose names look secret.
+    """
+    for secret in _secret_values(tuple(os.environ.items())):
+        text = text.replace(secret, HIDDEN)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+@lru_cache(maxsize=1)
+def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Return the values of secret variables, the longest first: one may contain another one.
+
+    Short ones are left: ``true``, or ``1``, would hide words that say something.
+    """
+    # Texts are scrubbed line by line, and a key may have several.
+    lines = {line for name, value in environment if _SECRET_NAME.search(name) for line in (value, *value.splitlines())}
+    return tuple(sorted((line for line in lines if len(line) >= _SHORTEST), key=len, reverse=True))
 
 
 def bounded(text: str, most: int) -> str:

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pytest_llmload.core.errors import MachineError
+
 #: What a load keeps on disk, the logs of a run's processes, and what the workers of pytest-xdist tell each other.
 LOAD, LOGS, XDIST = "llmload-scratch-", "pytest-llmload-logs-", "pytest-llmload-xdist-"
 _LOCK = "lock"
@@ -17,15 +19,21 @@ _LOCK = "lock"
 class Scratch:
     """A temporary folder (in ``TMPDIR``), locked for as long as this process lives.
 
-    A process may end without running exit handlers; whoever makes the next folder of that ``prefix`` removes those that
-    nobody locks.
+    A process may end without running exit handlers: making the next folder of that ``prefix`` removes those that no
+    process locks.
     """
 
     def __init__(self, prefix: str) -> None:
-        base = Path(tempfile.gettempdir())
-        for old in base.glob(f"{prefix}*"):
-            _remove_if_free(old)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        """Make the folder. Raise MachineError where that is not possible."""
+        remove_abandoned(prefix)
+        try:
+            self._make(prefix)
+        except OSError as error:
+            place = error.filename or "TMPDIR names no folder that can be written"
+            raise MachineError(f"cannot make a temporary folder: {error.strerror or error} ({place})") from None
+
+    def _make(self, prefix: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
         # Under its name only once it is locked: without, the folder is unfinished, and nobody's to remove.
         new = self.path / f"{_LOCK}.new"
         self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
@@ -43,6 +51,13 @@ class Scratch:
             shutil.rmtree(self.path)
             os.close(self._lock)
             self._lock = -1
+
+
+def remove_abandoned(prefix: str) -> None:
+    """Remove what processes that were killed have left behind under a prefix."""
+    with contextlib.suppress(OSError):
+        for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            _remove_if_free(old)
 
 
 def _remove_if_free(folder: Path) -> None:

@@ -81,3 +81,20 @@ def test_what_http_sends_is_hidden():
 )
 def test_names_stay(text):
     assert scrub(text) == text
+
+
+def test_the_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_ENDPOINT_KEY", "swordfish-17")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "swordfish-17/longer")
+    monkeypatch.setenv("DEPLOY_KEY", "first line of it\nsecond line of it")
+    monkeypatch.setenv("DEBUG_TOKEN", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "swordfish-is-none")
+    assert scrub("got swordfish-17/longer and swordfish-17!") == "got *** and ***!"
+    assert scrub("second line of it") == "***"
+    assert scrub("1 of 2, swordfish-is-none") == "1 of 2, swordfish-is-none"
+    monkeypatch.delenv("LLM_ENDPOINT_KEY")
+    assert scrub("swordfish-17!") == "swordfish-17!"
+
+
+def test_what_turns_text_around_is_escaped() -> None:
+    assert scrub("a\u202eb\u2066") == "a\\u202eb\\u2066"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmload.core.errors import ReportError
 from pytest_llmload.host.run.stale import stale_baselines
+from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
 
 if TYPE_CHECKING:
     from pytest_llmload.host.run.state import State
+
+#: The suffix of the reports that are written as the run goes on: other programs read them.
+PROGRESS = ".json"
 
 
 def finish(session: pytest.Session, state: State) -> None:
@@ -36,6 +41,23 @@ def finish(session: pytest.Session, state: State) -> None:
             # Another plugin's hook may have put a value into a result that the format cannot hold.
             reason = getattr(error, "strerror", None) or error
             _session_error(session, state, "report", f"cannot write {path}: {reason}")
+
+
+def write_progress(config: pytest.Config) -> None:
+    """Write the JSON reports of a run that goes on, so that one that is killed leaves what was measured until then.
+
+    In an xdist worker nothing is written: the controller knows of its loads at the worker's end.
+    """
+    state = state_of(config)
+    files = [path for path in state.settings.reports if formats.suffix_of(str(path)) == PROGRESS]
+    if state.is_worker or not files:
+        return
+    so_far = report_document(state)
+    so_far["notes"].append("the run had not ended when this was written")
+    for path in files:
+        # Why it cannot be written is told at the end of the run, where it is an error.
+        with contextlib.suppress(OSError, TypeError, ValueError, ReportError):
+            formats.write(path, so_far)
 
 
 def report_document(state: State) -> dict[str, Any]:

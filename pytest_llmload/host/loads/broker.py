@@ -31,7 +31,7 @@ from pytest_llmload.host.loads.opened import Opened
 from pytest_llmload.host.loads.preloaded_modules import BASE, own_modules
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment, start_cold
 from pytest_llmload.system.nodes import local_size
-from pytest_llmload.system.scratch import LOGS, Scratch
+from pytest_llmload.system.scratch import LOAD, LOGS, Scratch, remove_abandoned
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -266,8 +266,9 @@ class Broker:
         return self._folder.files / f"{self._logs:03d}-{name}.log"
 
     def close(self) -> None:
-        """End every process and remove the logs."""
+        """End every process and remove the logs, and what loads that were killed have left on disk."""
         self._end_server()
+        remove_abandoned(LOAD)
         if self._folder is not None:
             self._folder.close()
             self._folder = None

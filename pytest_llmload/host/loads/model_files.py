@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Adapter, Checkpoint
+from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
 from pytest_llmload.host.settings.adapters import location
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from pytest_llmload.host.settings.settings import Settings
     from pytest_llmload.system.protocol import Message
 
-#: Downloads and builds of checkpoints; their progress is the network's and the disk's.
-_TIMEOUT = 6 * 3600.0
+#: Seconds for a download: its progress is the network's. Building a random model is bounded by ``--llm-timeout``.
+_DOWNLOAD = 6 * 3600.0
 
 
 class Files:
@@ -76,7 +78,9 @@ class Files:
         process = self._start()
         settings = {"cache_dir": str(self._settings.cache_dir), "trust_remote_code": self._settings.trust_remote_code}
         try:
-            reply = process.request({**message, **settings}, _TIMEOUT)
+            is_local = what.startswith(PREFIX) or what == "random" or Path(what).exists()
+            timeout = self._settings.timeout if is_local else _DOWNLOAD
+            reply = process.request({**message, **settings}, timeout)
         except LoadDied as death:
             return MachineError(f"preparing {what!r}: {death}\n{death.info.log}")
         finally:
