@@ -27,6 +27,7 @@ from pytest_llmload.core.errors import (
 )
 from pytest_llmload.core.metrics import section_of, tolerance_of
 from pytest_llmload.core.verdicts import Comparison
+from pytest_llmload.host.loads.llm import LLM
 from pytest_llmload.host.loads.timing_rounds import until_clear
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import State
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.core.units import Tolerance
-    from pytest_llmload.host.loads.llm import LLM
     from pytest_llmload.host.loads.load import Load
 
 
@@ -91,6 +91,10 @@ class _Gate(ABC):
             }
         except (KeyError, ValueError) as wrong:
             raise ValueError(f"{self.fixture}.check: {wrong.args[0]}") from None
+        if not isinstance(llm, LLM):
+            raise TypeError(
+                f"{self.fixture}.check takes a load (the fixture llm, or what llm_load returns); got {llm!r:.80}"
+            )
         load: Load = llm._load
         settings, state = self._state.settings, self._state
         path = state.baseline_path(load.spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,12 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
     state = state_of(config)
     for item in items:
         names = getattr(item, "fixturenames", ())
+        if "llm_spec" in names and _is_unittest(item):
+            state.log.mistakes.append(
+                f"{item.nodeid}: a method of unittest.TestCase cannot use llm: it cannot be parametrised by its loads; "
+                "write a function, or a method of a plain class"
+            )
+            continue
         try:
             if "llm_spec" in names or "llm_load" in names or "llm_gpus" in names:
                 limits.validate(item)
@@ -101,6 +108,10 @@ def validate(config: pytest.Config, items: list[pytest.Item]) -> None:
         except pytest.UsageError as error:
             state.log.mistakes.append(str(error))
     _refuse(state, items)
+
+
+def _is_unittest(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and item.cls is not None and issubclass(item.cls, unittest.TestCase)
 
 
 def _refuse(state: State, items: list[pytest.Item]) -> None:

@@ -38,14 +38,17 @@ class Factory:
     def __call__(self, model: str | None = None, *, shared: bool = False, **keywords: Any) -> LLM:
         __tracebackhide__ = True
         state = self._state
-        if model is not None:
-            chosen = parse_model(model, state.config.rootpath)
-        elif state.models:
-            chosen = state.models[0]
-        else:
+        if model is None and not state.models:
             pytest.skip(f"no model to load: give {options.flag(state.config, 'model')}=SPEC")
         where = f"{self._item.nodeid}: llm_load"
-        spec = state.marks.spec(chosen, state.marks.from_keywords(where, **keywords), where)
+        try:
+            chosen = state.models[0] if model is None else parse_model(model, state.config.rootpath)
+            spec = state.marks.spec(chosen, state.marks.from_keywords(where, **keywords), where)
+        except ValueError as wrong:
+            raise pytest.UsageError(f"{where}: {wrong}") from None
+        except pytest.UsageError as wrong:
+            # Raised here, so that the traceback ends at the test's line.
+            raise pytest.UsageError(str(wrong)) from None
         state.log.has_load_tests = True
         if reason := requirements.missing(state, self._item, spec):
             state.skip(self._item, spec, reason)

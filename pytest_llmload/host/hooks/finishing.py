@@ -26,7 +26,8 @@ def finish(session: pytest.Session, state: State) -> None:
     In an xdist worker, the controller does both.
     """
     option = session.config.option
-    if state.is_worker or option.collectonly:
+    lists_only = option.collectonly or option.showfixtures or option.show_fixtures_per_test
+    if state.is_worker or lists_only:
         return
     if session.exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         return

@@ -35,12 +35,25 @@ _LOAD_ERROR = pytest.StashKey[LoadError]()
 def around_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
     __tracebackhide__ = True
+    _forget_failed_load(item)
     _skip_if_missing(item)
     _check_recordable(item)
     try:
         return (yield)
     except LoadError as error:
         item.stash[_LOAD_ERROR] = error
+
+
+def _forget_failed_load(item: pytest.Item) -> None:
+    """Have a load that failed loaded anew if pytest-rerunfailures runs the test again."""
+    state = state_of(item.config)
+    load = state.load_of(item)
+    if load is None or getattr(item, "execution_count", 1) == 1 or not load.forget_failure():
+        return
+    run = state.run(load.spec)
+    if set(run.nodeids) <= {item.nodeid}:
+        # What the first attempt added says nothing about this one.
+        del state.log.runs[load.spec]
 
 
 def _skip_if_missing(item: pytest.Item) -> None:
@@ -86,6 +99,9 @@ def around_call(item: pytest.Item) -> Generator[None, None, None]:
         raise item.stash[_LOAD_ERROR]
     if load is not None and (error := load.error) is not None:
         raise error
+    if load is not None:
+        # The fixture of a test that is run again may have been set up by its first attempt.
+        state.run(load.spec).result = load.result
     value = yield
     loads = [load] if load is not None else []
     for each in dict.fromkeys(loads + item.stash.get(ASKED_FOR, [])):
@@ -133,7 +149,7 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         # Our failures are texts for people; the frames they went through say nothing more.
         text = call.excinfo.getrepr(style="value")
         if text.reprcrash is not None:
-            text.reprcrash.message = str(error)
+            text.reprcrash.message = f"{_cause(str(error))}\n{error}"
         if isinstance(error, (LoadError, MachineError, RemoteError)):
             # It happened in another process: say where the test was meanwhile.
             text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
@@ -165,6 +181,12 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.
         item.user_properties += junit.properties(state.run(spec))
+
+
+def _cause(text: str) -> str:
+    """Return the line of a failure that pytest's short summary shows: the cause first, then what it is about."""
+    head, *rows = text.splitlines() or [""]
+    return f"{' '.join(rows[0].split())} ({head})" if rows else head
 
 
 def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:

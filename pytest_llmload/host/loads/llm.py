@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -225,13 +225,20 @@ class LLM:
         """Versions of libraries, hardware and settings of the load's process: name -> text."""
         return MappingProxyType(self._load.result.environment)
 
-    def generate(self, text: str, max_new_tokens: int = 32) -> Generated:
+    def generate(self, text: str | Sequence[int], max_new_tokens: int = 32) -> Generated:
         """Continue a text greedily by exactly ``max_new_tokens`` tokens; an end-of-sequence token does not end it.
 
-        Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and ``.text``. Raises the load's error, RemoteError if
-        generating raises, and ValueError for text if the checkpoint has no tokenizer.
+        ``text`` is one text, or the ids of its tokens. Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and
+        ``.text``. Raises the load's error, RemoteError if generating raises, TypeError for anything else than one text,
+        and ValueError for text if the checkpoint has no tokenizer.
         """
         __tracebackhide__ = True
+        ids = isinstance(text, (list, tuple)) and all(type(token) is int for token in text)
+        if not (isinstance(text, str) or ids) or not text:
+            raise TypeError(
+                f"llm.generate takes one text, or the ids of its tokens; got {text!s:.80}. Call it once for each text; "
+                "for chat messages, have llm.run return tokenizer.apply_chat_template(messages, tokenize=False)"
+            )
         return Generated(**self._load.generate(text, max_new_tokens))
 
     def run(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +255,7 @@ class LLM:
     @property
     def model(self) -> Any:
         """The model itself, with ``--llm-isolation=inline`` only. Raises RuntimeError otherwise."""
+        __tracebackhide__ = True
         return self._load.model
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pytest_llmload.baselines.statistics import PROCESSES
@@ -204,7 +204,7 @@ class Load:
             raise self._launcher.error(result)
         return result
 
-    def generate(self, text: str, max_new_tokens: int) -> dict[str, Any]:
+    def generate(self, text: str | Sequence[int], max_new_tokens: int) -> dict[str, Any]:
         __tracebackhide__ = True
         reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
         if reply["kind"] == "error":
@@ -226,6 +226,7 @@ class Load:
 
     @property
     def model(self) -> Any:
+        __tracebackhide__ = True
         if self.error is not None:
             raise self.error
         if reason := self._launcher.why_no_model(self.spec):
@@ -250,6 +251,14 @@ class Load:
             # The figures were taken and stay; what died is the process that served this test.
             result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
             raise self._launcher.error(result) from None
+
+    def forget_failure(self) -> bool:
+        """Load anew at the next request if the load failed. Return whether it had failed."""
+        failed = self._machine_error is not None or (self._result is not None and not self._result.ok)
+        if failed:
+            self.close()
+            self._result = self._machine_error = None
+        return failed
 
     def after_test(self) -> None:
         """A load that the test changed is not handed on."""

@@ -92,6 +92,10 @@ class LoadMarker(Marker):
         """Remove the marker's keywords from those of ``llm_load``; return its arguments, or None if it has none."""
         return ((keywords.pop(self.name),), {}) if self.name in keywords else None
 
+    def extra_keywords(self) -> tuple[str, ...]:
+        """Return the keywords of ``llm_load`` that the marker has beside its name."""
+        return ()
+
     def values(self, mark: pytest.Mark, where: str) -> list[Value]:
         """Return the values that a mark lists. Raises UsageError that names the test and says what to write."""
         self.bind(mark, where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +12,10 @@ from pytest_llmload.host.markers.base import Fields, LoadMarker, Value
 
 #: Options of ``quant``, which strategies of a quantisation take too.
 _QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
+#: Attention implementations of transformers.
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+#: A device by its name in torch, or accelerate's for offloading.
+_DEVICE = r"(cpu|cuda|disk|meta|mps|xpu|npu|hpu)(:\d+)?|\d+"
 _ADAPTER_OPTIONS = ("adapter", "via", "merged")
 
 
@@ -62,6 +68,9 @@ class Strategy(LoadMarker):
             raise pytest.UsageError(f"{where}: world_size={value!r}: a whole number of shards or ranks, at least 1")
         return value
 
+    def extra_keywords(self) -> tuple[str, ...]:
+        return ("world_size", "target", "max_memory")
+
     def from_keywords(self, keywords: Fields) -> tuple[tuple[Any, ...], Fields] | None:
         # Without a strategy of its own, max_memory belongs to the device map.
         placed = "strategy" in keywords and "device_map" not in keywords
@@ -104,8 +113,11 @@ class Quant(LoadMarker):
                 raise pytest.UsageError(f"{where}: quant({schemes}) has no {key}")
         return values
 
+    def extra_keywords(self) -> tuple[str, ...]:
+        return tuple(self.keywords())
+
     def from_keywords(self, keywords: Fields) -> tuple[tuple[Any, ...], Fields] | None:
-        options = {key: keywords.pop(key) for key in self.keywords() if key in keywords}
+        options = {key: keywords.pop(key) for key in self.extra_keywords() if key in keywords}
         if not options and "quant" not in keywords:
             return None
         return (keywords.pop("quant", "none"),), options
@@ -140,8 +152,11 @@ class Lora(LoadMarker):
         # An empty name is the run's adapter, unless another marker names one.
         return [Value({"adapter": "", **adapter_fields(given, self.settings.root, where)})]
 
+    def extra_keywords(self) -> tuple[str, ...]:
+        return tuple(self.keywords())
+
     def from_keywords(self, keywords: Fields) -> tuple[tuple[Any, ...], Fields] | None:
-        options = {key: keywords.pop(key) for key in self.keywords() if key in keywords}
+        options = {key: keywords.pop(key) for key in self.extra_keywords() if key in keywords}
         if not options and "lora" not in keywords:
             return None
         adapter = keywords.pop("lora", True)
@@ -164,6 +179,11 @@ class DeviceMap(LoadMarker):
         fields: Fields
         if isinstance(value, str) and value in self.strategies and self.strategies[value].is_device_map:
             fields = dict(self.strategies[value].fields)
+        elif isinstance(value, str) and re.fullmatch(_DEVICE, value) is None:
+            known = [name for name in self.strategies if self.strategies[name].is_device_map]
+            raise pytest.UsageError(
+                f"{where}: device_map: {value!r} is neither a device nor one of {', '.join(known)}{meant(value, known)}"
+            )
         elif isinstance(value, (str, int, dict)):
             mapping = value if isinstance(value, dict) else {"": value}
             fields = {"device_map": as_json(mapping, f"{where}: device_map")}
@@ -207,7 +227,11 @@ class Attn(LoadMarker):
     def signature(name: str) -> None: ...
 
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        return [Value({"attn": _text(self.one(args, kwargs), f"{where}: attn")})]
+        name = _text(self.one(args, kwargs), f"{where}: attn")
+        # Libraries register further names, so only what looks like a known one is refused.
+        if name not in _ATTENTION and (likely := meant(name, _ATTENTION)):
+            raise pytest.UsageError(f"{where}: attn: unknown {name!r}{likely}")
+        return [Value({"attn": name})]
 
 
 class AutoClass(LoadMarker):
@@ -274,6 +298,14 @@ def adapter_fields(given: Fields, root: Any, where: str) -> Fields:
     if "merged" in given:
         found["adapter_merged"] = flag(given["merged"], f"{where}: lora: merged")
     return found
+
+
+def meant(text: str, known: Sequence[str]) -> str:
+    """Return ``; did you mean 'sdpa'?`` for a text that resembles a known one, else nothing."""
+    import difflib
+
+    alike = difflib.get_close_matches(text, known, n=1, cutoff=0.7)
+    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def _text(value: object, where: str) -> str:

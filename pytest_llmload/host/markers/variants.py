@@ -6,6 +6,7 @@ variants; different markers multiply.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -133,6 +134,7 @@ class Marks:
 
         Raises UsageError for a value that a marker refuses, and TypeError for a keyword of no marker.
         """
+        __tracebackhide__ = True
         values = []
         env = keywords.pop("env", {})
         if env:
@@ -142,8 +144,12 @@ class Marks:
                 args, kwargs = found
                 values += self._values(getattr(pytest.mark, name)(*args, **kwargs).mark, where)
         if keywords:
-            known = ", ".join(self._markers)
-            raise TypeError(f"{where}: unknown keyword {next(iter(keywords))!r}; known: {known}, options, env")
+            unknown = next(iter(keywords))
+            known = ["model", "shared", "env", "options", *self._markers]
+            known += [word for marker in self._markers.values() for word in marker.extra_keywords()]
+            alike = difflib.get_close_matches(unknown, known, n=1)
+            meant = f"; did you mean {alike[0]!r}?" if alike else ""
+            raise TypeError(f"{where}: unknown keyword {unknown!r}{meant}; known: {', '.join(known)}")
         return values
 
     def _variant(self, model: Model, values: Sequence[Value], where: str) -> Variant:

@@ -1,0 +1,118 @@
+"""What users do every day: listing fixtures, running a test again, misspelling a name, passing the wrong thing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.mark.parametrize("option", ["--fixtures", "--fixtures-per-test"])
+def test_listing_fixtures_is_not_a_run(pytester: pytest.Pytester, project: Run, option: str) -> None:
+    pytester.makepyfile("def test_a(llm): pass")
+    result = project(option)
+    assert result.ret == pytest.ExitCode.OK
+    assert "nothing-measured" not in result.stdout.str() + result.stderr.str()
+
+
+def test_a_rerun_loads_anew(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        ours="""
+        from pathlib import Path
+        from transformers import AutoModelForCausalLM
+
+        def load(spec):
+            first = Path("first")
+            if not first.exists():
+                first.touch()
+                raise OSError("the network share is not mounted yet")
+            return AutoModelForCausalLM.from_pretrained(spec.model)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.strategy("loader", target="ours:load")
+
+        def test_a(llm): pass
+        def test_b(llm): assert llm.outcome == "loaded"
+        """
+    )
+    result = project("--reruns=1", "--llm-report=run.json")
+    result.assert_outcomes(passed=2)
+    assert "1 rerun" in result.stdout.str()
+    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert (run["verdict"], run["outcome"], run["messages"]) == ("measured", "pass", [])
+    assert len(run["tests"]) == 2
+
+
+def test_a_testcase_is_told_at_collection(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        """
+        import unittest
+        import pytest
+
+        class TestModel(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def model(self, llm):
+                self.llm = llm
+
+            def test_a(self): pass
+        """
+    )
+    refused = project("--collect-only")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*TestModel::test_a: a method of unittest.TestCase cannot use llm*"])
+
+
+def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        """
+        def test_keyword(llm_load): llm_load(quants="nf4")
+        def test_scheme(llm_load): llm_load(quant="nf5")
+        def test_place(llm_load): llm_load(model="/nope")
+        def test_map(llm_load): llm_load(device_map="balnced")
+        def test_attn(llm_load): llm_load(attn="spda")
+        def test_check(memory_baseline): memory_baseline.check(None)
+        def test_batch(llm): llm.generate(["a", "b"])
+        def test_chat(llm): llm.generate([{"role": "user", "content": "a"}])
+        def test_model(llm): llm.model
+        """
+    )
+    result = project("--tb=short")
+    result.assert_outcomes(failed=9)
+    text = result.stdout.str()
+    for sentence in (
+        "unknown keyword 'quants'; did you mean 'quant'?; known: model, shared, env, options, strategy,",
+        "test_scheme: llm_load: quant: unknown 'nf5': one of none, int8, nf4, fp4",
+        "test_place: llm_load: '/nope' is",
+        "device_map: 'balnced' is neither a device nor one of auto, balanced, sequential; did you mean 'balanced'?",
+        "attn: unknown 'spda'; did you mean 'sdpa'?",
+        "memory_baseline.check takes a load (the fixture llm, or what llm_load returns); got None",
+        "llm.generate takes one text, or the ids of its tokens; got ['a', 'b']. Call it once for each text",
+        "the model lives in a process of its own: use llm.run(function)",
+    ):
+        assert sentence in text
+    # Every traceback ends at the test's own line.
+    assert "/pytest_llmload/" not in text
+
+
+def test_the_short_summary_begins_with_the_cause(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def load(spec): raise OSError("the network share is not mounted")
+
+        @pytest.mark.strategy("loader", target="test_the_short_summary_begins_with_the_cause:load")
+        def test_a(llm): pass
+        """
+    )
+    result = project("--junitxml=junit.xml")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["FAILED *::test_a* - because *OSError: the network share is not mounted*"])
+    assert 'message="because' in (pytester.path / "junit.xml").read_text()
