@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WE
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
 RANK, ALPHA = 8, 16
-VERSION = 1
+VERSION = 2
 
 #: Projections of the attention, by the names that architectures give them.
 _ATTENTION = re.compile(
     r"(attn|attention)\.(q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|Wqkv|query_key_value|dense|c_attn|c_proj|q|k|v|o)$"
 )
+#: Every linear layer of an attention, whatever its name.
+_IN_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
+_ANY = re.compile("")
 
 
 def resolve_adapter(spec: str, checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
@@ -50,12 +55,13 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
     """
 
     def write(directory: Path) -> None:
-        projections = _projections(meta_model(Path(checkpoint.path), trust_remote_code=trust_remote_code))
+        model = meta_model(Path(checkpoint.path), trust_remote_code=trust_remote_code)
+        projections = _projections(model)
         if not projections:
             raise ValueError(
                 f"{checkpoint.path} has no linear layer that a LoRA could tune: give an adapter with --llm-adapter"
             )
-        _write(directory, projections)
+        _write(directory, projections, _targets(model, list(projections)))
 
     # Module names are transformers', so its version is part of the key.
     key = digest([VERSION, random_values.VERSION, checkpoint.shape, version("transformers")], 12)
@@ -67,26 +73,96 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
 def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
     """Module name -> inputs, outputs, whether its weight is stored (in, out) as the GPT-2 family does.
 
-    Where no name is known, every layer but the output head that PEFT itself would call linear.
+    The projections of the attention by name, else every linear layer of an attention, else every one but the output
+    head; of them those that read tokens reach, and that PEFT tunes as they are.
     """
     from torch import nn
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    elsewhere = tuple(f"{name}." for name in _of_other_inputs(model))
     linear = {
         name: module
         for name, module in model.named_modules()
-        if module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        if module is not head
+        and not name.startswith(elsewhere)
+        and (type(module).__name__ == "Conv1D" or (isinstance(module, nn.Linear) and _is_plain(module)))
     }
-    known = {name: module for name, module in linear.items() if _ATTENTION.search(name)}
+    for pattern in (_ATTENTION, _IN_ATTENTION, _ANY):
+        names = _accepted(model, [name for name in linear if pattern.search(name)])
+        if names:
+            break
     found = {}
-    for name, module in (known or linear).items():
-        rows, columns = module.weight.shape
-        transposed = type(module).__name__ == "Conv1D"
+    for name in names:
+        rows, columns = linear[name].weight.shape
+        transposed = type(linear[name]).__name__ == "Conv1D"
         found[name] = (rows, columns, True) if transposed else (columns, rows, False)
     return found
 
 
-def _write(directory: Path, projections: dict[str, tuple[int, int, bool]]) -> None:
+def _is_plain(module: Any) -> bool:
+    """Return whether a Linear, or a class derived of it, gives ``out_features`` numbers for each row of its inputs.
+
+    Not torch's own attention's, which is never called.
+    """
+    import torch
+
+    if type(module) is torch.nn.Linear:
+        return True
+    if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
+    row = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+    try:
+        return tuple(module(row).shape) == (1, module.out_features)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        # A class of its own geometry, such as a Linear in groups.
+        return False
+
+
+def _of_other_inputs(model: Any) -> list[str]:
+    """The parts of a composite model that read images or sound, which a prompt of tokens does not reach."""
+    inputs = {name: getattr(module, "main_input_name", "input_ids") for name, module in model.named_modules() if name}
+    return [name for name, needed in inputs.items() if needed not in ("input_ids", "inputs_embeds")]
+
+
+def _accepted(model: Any, names: list[str]) -> list[str]:
+    """Those of the modules that PEFT tunes when it is asked for them, and tunes nothing else in their place.
+
+    All of them where PEFT is not installed. The modules of one name in all layers are taken or left together.
+    """
+    if find_spec("peft") is None or not names:
+        return names
+    if _tuned(model, names) == set(names):
+        return names
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return [name for group in groups.values() if _tuned(model, group) == set(group) for name in group]
+
+
+def _tuned(model: Any, names: list[str]) -> set[str]:
+    """What PEFT puts a layer around when it is asked for some modules of a model on the meta device."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    attempt = copy.deepcopy(model)
+    try:
+        inject_adapter_in_model(
+            LoraConfig(r=RANK, target_modules=_targets(model, names)), attempt, low_cpu_mem_usage=True
+        )
+    except ValueError:
+        # PEFT's word for modules that it refuses in an architecture.
+        return set()
+    return {name for name, module in attempt.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def _targets(model: Any, names: list[str]) -> list[str]:
+    """``target_modules`` for some modules: their last two names, or all where other modules end in the same."""
+    short = {".".join(name.split(".")[-2:]) for name in names}
+    hit = {name for name, _ in model.named_modules() if ".".join(name.split(".")[-2:]) in short}
+    return sorted(short if hit == set(names) else names)
+
+
+def _write(directory: Path, projections: dict[str, tuple[int, int, bool]], targets: list[str]) -> None:
     tensors = []
     for name, (inputs, outputs, _) in projections.items():
         prefix = f"base_model.model.{name}"
@@ -103,7 +179,6 @@ def _write(directory: Path, projections: dict[str, tuple[int, int, bool]]) -> No
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": any(transposed for _, _, transposed in projections.values()),
-        # The last two names: "dense" alone would also match layers elsewhere.
-        "target_modules": sorted({".".join(name.split(".")[-2:]) for name in projections}),
+        "target_modules": targets,
     }
     write_json(directory / ADAPTER_CONFIG, config)
