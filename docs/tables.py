@@ -23,6 +23,8 @@ from pytest_llmload.host.hooks import hookspecs
 from pytest_llmload.host.markers import table
 from pytest_llmload.host.settings.options import OPTIONS, help_text, ini_name
 from pytest_llmload.process.serving.servers import KINDS
+from pytest_llmload.quantisation.builtin import BUILTIN as QUANTISATION
+from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.reports.formats import WRITERS
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
@@ -192,6 +194,37 @@ def strategies() -> str:
     return _table(("strategy", "is", "needs"), rows)
 
 
+def schemes() -> str:
+    """Every scheme of ``quant(...)``: what it is, its bits, its options, and its packages."""
+    rows = [
+        (
+            f"`{scheme.name}`",
+            scheme.summary,
+            f"{scheme.bits:g}",
+            ", ".join(f"`{option}`" for option in scheme.options),
+            ", ".join(f"`{package}`" for package in (*method.packages, *scheme.packages)) or "-",
+        )
+        for scheme, method in Methods().schemes.values()
+    ]
+    return _table(("scheme", "is", "bits", "options", "needs"), rows)
+
+
+def quantisation() -> str:
+    """Every quantisation method: what it needs, where it runs, where its bytes are, and what is proved."""
+    rows = [
+        (
+            method.name,
+            method.summary,
+            ", ".join(f"`{package}`" for package in method.packages) or "-",
+            method.runs_on,
+            method.held_as,
+            method.proved,
+        )
+        for method in QUANTISATION
+    ]
+    return _table(("method", "is", "needs", "runs quantised on", "held as", "proved"), rows)
+
+
 def _first_line(text: str | None) -> str:
     return inspect.cleandoc(text or "").partition("\n")[0]
 
@@ -235,6 +268,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reports": ("reference.md", reports),
     "strategies": ("reference.md", strategies),
     "presets": ("strategies.md", presets),
+    "schemes": ("strategies/quantisation.md", schemes),
+    "quantisation": ("strategies/quantisation.md", quantisation),
     "servers": ("strategies/served.md", servers),
 }
 

@@ -12,6 +12,8 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.portable import portable_spec
 
 DTYPES = ("fp32", "fp16", "bf16")
+#: Values of ``quant`` that are not schemes: as the checkpoint says, and by a ``quantization_config`` of the user's.
+NONE, BY_CONFIG = "none", "config"
 #: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
 ADAPTER_WAYS = ("peft", "load_adapter")
 #: The placement of a load that no marker places: everything on the one device it asked for.
@@ -65,7 +67,9 @@ class LoadSpec:
     #: ``fp32``, ``fp16``, ``bf16``; None: as the checkpoint says.
     dtype: str | None = None
     #: A scheme of a quantisation method (``nf4``); ``none``: as the checkpoint says.
-    quant: str = "none"
+    quant: str = NONE
+    #: The user's function that returns a ``quantization_config``, ``pkg.mod:function``; called with the spec.
+    quant_config: str | None = None
     double_quant: bool = False
     compute_dtype: str | None = None
     #: Module names the quantiser is told to leave alone, added to its defaults.
@@ -113,7 +117,8 @@ class LoadSpec:
         [+digest]``, ``none`` where all is as the checkpoint says. What has no short form, or cannot stand in a
         file's name, is in the digest, which is the same on every machine.
         """
-        texts = {"target": (self.target or "").replace(":", "."), "attn": self.attn or ""}
+        references = {name: (getattr(self, name) or "").replace(":", ".") for name in ("target", "quant_config")}
+        texts = {**references, "attn": self.attn or ""}
         unnamed = [name for name, text in texts.items() if not _PLAIN.fullmatch(text)]
         what = []
         if self.strategy != SINGLE:

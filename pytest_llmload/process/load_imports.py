@@ -52,8 +52,8 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
                 importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
-    if job.spec.target:
-        importlib.import_module(job.spec.target.partition(":")[0])
+    for reference in filter(None, (job.spec.target, job.spec.quant_config)):
+        importlib.import_module(reference.partition(":")[0])
 
 
 def _of_method(job: Job) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.worker.model.tensors import inner_tensors, local_part
+from pytest_llmload.worker.model.tensors import leaves, local_part
 
 _State = tuple[object, ...]
 #: Bytes of a tensor that are looked at.
@@ -48,7 +48,9 @@ def _replaced(module: Any) -> Iterator[tuple[str, int]]:
     """Functions that a module has of its own: ``forward`` where somebody put another one in its place."""
     for name, value in vars(module).items():
         # A model's method that is kept under its own name is what a wrapper's call leaves behind.
-        own = isinstance(value, MethodType) and value.__name__ == name and isinstance(value.__self__, torch.nn.Module)
+        # A bound functools.partial has no name of its own.
+        named = isinstance(value, MethodType) and getattr(value.__func__, "__name__", "") == name
+        own = named and isinstance(value.__self__, torch.nn.Module)
         if callable(value) and not own and name not in _MADE_BY_CALLS and not isinstance(value, torch.nn.Module):
             yield name, id(value)
 
@@ -57,8 +59,7 @@ def _samples(tensors: list[Any]) -> Iterator[tuple[str, str]]:
     """A digest of some bytes of all tensors of a device, which come to the host in one copy."""
     parts: dict[str, list[Any]] = defaultdict(list)
     for tensor in tensors:
-        part = local_part(tensor)
-        for leaf in [leaf for _, leaf in inner_tensors(part)] or [part]:
+        for leaf in leaves(local_part(tensor)):
             if leaf.device.type != "meta" and leaf.numel() and leaf.is_contiguous():
                 raw = leaf.reshape(-1).view(torch.uint8)
                 step = max(1, raw.numel() // _BYTES)

@@ -41,6 +41,8 @@ class Scheme:
     bits: float
     #: Options of the marker ``quant`` that it heeds.
     options: tuple[str, ...] = (SKIP_MODULES, DENSE_OK)
+    #: Import names of the packages that it needs beside its method's.
+    packages: tuple[str, ...] = ()
     #: Whether the ready-made suite loads it without being asked.
     by_default: bool = False
     #: Variants that the ready-made suite loads too, as fields of a LoadSpec.
@@ -306,6 +308,11 @@ def _told(config: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(weights, dict):
             size = weights.get("group_size")
             yield f"{weights.get('type', 'int')}{weights.get('num_bits', '')}" + (f" group={size}" if size else "")
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a tensor, or of a lazy slice of a file."""
+    return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
 
 
 def dtype_name(tensor: Any) -> str:

@@ -11,7 +11,7 @@ from pytest_llmload.strategies.loader import Loader
 from pytest_llmload.strategies.lora import Lora, QLora
 from pytest_llmload.strategies.max_memory import MaxMemory
 from pytest_llmload.strategies.offload import Offload
-from pytest_llmload.strategies.quantised import strategies_of
+from pytest_llmload.strategies.quantised import Configured, strategies_of
 from pytest_llmload.strategies.served import Served
 from pytest_llmload.strategies.single import Single
 from pytest_llmload.strategies.tensor_parallel import TensorParallel
@@ -28,6 +28,7 @@ _ALL: tuple[type[Strategy], ...] = (
     MaxMemory,
     Offload,
     *strategies_of(Methods().schemes.values()).values(),
+    Configured,
     Lora,
     QLora,
     TensorParallel,

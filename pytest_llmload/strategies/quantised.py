@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Device, Job
+from pytest_llmload.core.references import resolve
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import BY_CONFIG
 from pytest_llmload.quantisation import Method, Scheme
 from pytest_llmload.strategies.base import Refused, Strategy
 
@@ -37,6 +39,28 @@ class Quantised(Strategy):
             raise Refused(Problem("quantised", f"{self.name} cannot be loaded: {error}")) from error
 
 
+class Configured(Strategy):
+    """Passes the ``quantization_config`` that a function of the user's returns."""
+
+    name = BY_CONFIG
+    summary = "Any quantization_config of the user's: quant(config='pkg.mod:function')."
+    fields: ClassVar[dict[str, Any]] = {"quant": BY_CONFIG}
+
+    @classmethod
+    def why_not_by_default(cls, device: Device) -> str:
+        return "only where a test names a function: quant(config='pkg.mod:function')"
+
+    @classmethod
+    def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
+        if spec.quant_config is None:
+            return f"quant({BY_CONFIG!r}) needs config='pkg.mod:function', which returns a quantization_config"
+        return ""
+
+    def load_kwargs(self, job: Job) -> dict[str, Any]:
+        assert job.spec.quant_config is not None
+        return {"quantization_config": resolve(job.spec.quant_config)(job.spec)}
+
+
 def strategies_of(schemes: Iterable[tuple[Scheme, Method]]) -> dict[str, type[Strategy]]:
     """Return a strategy for each scheme, by the scheme's name."""
     return {scheme.name: _strategy(scheme, method) for scheme, method in schemes}
@@ -51,7 +75,7 @@ def _strategy(scheme: Scheme, method: Method) -> type[Strategy]:
         "fields": {"quant": scheme.name},
         "also": scheme.also,
         "options": method.settings,
-        "packages": (*Strategy.packages, *method.packages),
+        "packages": (*Strategy.packages, *method.packages, *scheme.packages),
         "scheme": scheme,
         "method": method,
     }

@@ -40,7 +40,7 @@ AFTER_LOAD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     shards.check,
 )
 #: After the first forward, whose logits are still there.
-AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check,)
+AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check, quantised.after_forward)
 #: After the workload was generated and every figure taken: they read all weights, or what the logits were meanwhile.
 AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     finite.weights,

@@ -83,7 +83,7 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
         if not weight or held.tensor is None or held.device == "meta":
             continue
         parts = [(held.tensor, held.name)]
-        state = stored(inventory.modules[held.module], held.name) if held.role == PARAMETER else None
+        state = stored(inventory.modules[held.module], held.name)
         if state is not None:
             parts = [(tensor, f"{held.name}'s {name}") for name, tensor in state.statistics()]
         for tensor, name in parts:

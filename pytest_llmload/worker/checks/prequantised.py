@@ -1,8 +1,4 @@
-"""A checkpoint that others quantised (GPTQ, AWQ, FP8, MXFP4 …) is in the model as its config says it is.
-
-What such weights stand for is not computed here; whether they are still quantised shows in the model's own tensors, and
-in what the files hold.
-"""
+"""A checkpoint that is quantised already (GPTQ, AWQ, FP8, MXFP4 …) is in the model as its config says it is."""
 
 from __future__ import annotations
 
@@ -11,9 +7,12 @@ from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.quantisation import FileFormat
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
-from pytest_llmload.worker.checkpoints.quantisation_config import FileFormat, known_method
+from pytest_llmload.worker.checkpoints.quantisation_config import known_method
 from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.quantised_values import FileTensors, stored_in_file, wrong_shapes, wrong_values
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import Weight, quantisable
 from pytest_llmload.worker.model.tensors import Held, is_packed
@@ -22,16 +21,18 @@ CHECK = "quantised"
 
 
 def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
-    """Something is quantised, and nothing is dense that the files hold quantised."""
-    owned: dict[str, list[Held]] = defaultdict(list)
-    for held in loaded.inventory.held:
-        owned[held.module].append(held)
-    packed = [tensors for tensors in owned.values() if is_packed(tensors)]
-    dense = [weight for weight in quantisable(loaded.model, loaded.inventory) if _is_dense(weight)]
-    what = f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
+    """Yield that nothing is quantised, or what is dense although the files hold it quantised, or has other values."""
+    weights = list(quantisable(loaded.model, loaded.inventory))
+    quantised = [weight for weight in weights if weight.quantised is not None]
+    dense = [weight for weight in weights if _is_dense(weight)]
+    packed = packed_modules(loaded)
     if not packed:
-        yield Problem(CHECK, f"{_nothing(found)}: {what}", named(dense), size_of(dense))
+        lost = _packed_in_file(loaded, dense, found) or dense
+        what = f"{len(lost)} weights ({format_bytes(size_of(lost))}) are dense"
+        yield Problem(CHECK, f"{_nothing(found)}: {what}", named(lost), size_of(lost))
         return
+    yield from wrong_shapes(quantised)
+    yield from wrong_values(loaded, quantised)
     names = loaded.checkpoint_names
     lost = [weight for weight in dense if (name := names.find(weight.name)) is None or _is_narrow(names, name)]
     if lost:
@@ -42,7 +43,30 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
             named(lost),
             size_of(lost),
         )
-    loaded.notes.append(f"the checkpoint is {found.description}: {len(packed)} modules hold quantised weights, {what}")
+    loaded.notes.append(
+        f"the checkpoint is {found.description}: {packed} modules hold quantised weights, "
+        f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
+    )
+    if not any(found.method in method.file_methods for method in methods()):
+        loaded.notes.append(
+            f"{found.method} is not a method that pytest-llmload knows: its weights are counted and named, but neither "
+            "their type nor their values were checked"
+        )
+
+
+def packed_modules(loaded: Loaded) -> int:
+    """Return how many modules hold a weight in a quantised form."""
+    owned: dict[str, list[Held]] = defaultdict(list)
+    for held in loaded.inventory.held:
+        owned[held.module].append(held)
+    return sum(is_packed(tensors) for tensors in owned.values())
+
+
+def _packed_in_file(loaded: Loaded, weights: list[Weight], found: FileFormat) -> list[Weight]:
+    """Return the weights that the files hold quantised, by the method that knows their form."""
+    files = FileTensors(loaded.checkpoint_names)
+    tensors = ((weight, files.of(weight.module_path)) for weight in weights)
+    return [weight for weight, own in tensors if stored_in_file(own, weight.name.rpartition(".")[2], found) is not None]
 
 
 def _nothing(found: FileFormat) -> str:

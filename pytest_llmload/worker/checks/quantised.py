@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import BY_CONFIG, NONE
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.quantisation import Method, Request
 from pytest_llmload.quantisation.registry import method_of, methods
@@ -21,7 +22,15 @@ from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.quantised_values import wrong_shapes, wrong_values
 from pytest_llmload.worker.checks.tied import pairs
 from pytest_llmload.worker.model.loaded import Loaded
-from pytest_llmload.worker.model.quantisable import CONV1D, EXPERTS, LINEAR, Weight, out_of_reach, quantisable
+from pytest_llmload.worker.model.quantisable import (
+    CONV1D,
+    EXPERTS,
+    LINEAR,
+    Weight,
+    out_of_reach,
+    quantisable,
+    weights_of,
+)
 
 CHECK = "quantised"
 
@@ -30,21 +39,79 @@ _HINTED = 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Problems of a load that asked for int8, nf4 or fp4, or for a checkpoint as it is that is quantised already."""
+    """Yield the problems of a load that asked for a scheme, or for a checkpoint as it is that is quantised already."""
     spec = loaded.job.spec
+    loaded.quantised = {
+        weight.name: weight.nbytes for weight in quantisable(loaded.model, loaded.inventory) if weight.quantised
+    }
     in_file = read_format(loaded.job.checkpoint.path) if not loaded.own_code else None
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
-    if spec.quant != "none":
+    if spec.quant == BY_CONFIG:
+        yield from _as_configured(loaded, skips)
+    elif spec.quant != NONE:
         compute = TORCH_NAMES.get(spec.compute_dtype or "", "")
         yield from _as_asked(
             loaded, Request(spec.quant, spec.double_quant, compute, skips, may_nest=spec.target is not None)
         )
-    elif in_file is not None and in_file.scheme:
+    elif in_file is not None and in_file.scheme and in_file.method in method_of(in_file.scheme).file_methods:
         compute = TORCH_NAMES.get(in_file.compute, "")
         yield from _as_asked(loaded, Request(in_file.scheme, in_file.double_quant, compute, skips))
         loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
     elif in_file is not None:
         yield from prequantised.check(loaded, in_file)
+    _note_held_bits(loaded)
+
+
+def after_forward(loaded: Loaded) -> Iterator[Problem]:
+    """Yield the weights that were quantised when the load returned, and are dense in the state that serves."""
+    if not loaded.quantised:
+        return
+    now = {weight.name: weight for weight in quantisable(loaded.model, loaded.inventory)}
+    dense = [now[name] for name in loaded.quantised if name in now and now[name].quantised is None]
+    if not dense:
+        return
+    before = format_bytes(sum(loaded.quantised[weight.name] for weight in dense))
+    reasons = {reason for weight in dense for method in methods() if (reason := method.why_dense(weight.module))}
+    text = (
+        f"the first forward made {len(dense)} of {len(loaded.quantised)} quantised weights dense: they took {before} "
+        f"when the load returned, and serve in {format_bytes(size_of(dense))}"
+    )
+    yield Problem(CHECK, ": ".join([text, *sorted(reasons)]), named(dense), size_of(dense))
+
+
+def _as_configured(loaded: Loaded, skips: tuple[str, ...]) -> Iterator[Problem]:
+    """Judge a load with a ``quantization_config`` of the user's: something is quantised, in true shapes and values."""
+    weights = [w for w in quantisable(loaded.model, loaded.inventory) if not _skipped(w.module_path, skips)]
+    quantised = [weight for weight in weights if weight.quantised is not None]
+    dense = [weight for weight in weights if weight.quantised is None]
+    packed = prequantised.packed_modules(loaded)
+    if not packed:
+        text = f"{loaded.job.spec.quant_config} was asked for, but nothing is quantised: {len(dense)} weights"
+        yield Problem(CHECK, f"{text} ({format_bytes(size_of(dense))}) are dense", named(dense), size_of(dense))
+        return
+    yield from wrong_shapes(quantised)
+    yield from wrong_values(loaded, quantised)
+    kinds = ", ".join(sorted({weight.quantised.scheme for weight in quantised if weight.quantised is not None}))
+    loaded.notes.append(
+        f"{loaded.job.spec.quant_config} quantised {len(quantised)} weights ({kinds or 'of an unknown method'}); "
+        f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
+    )
+    if packed and not quantised:
+        loaded.notes.append(
+            f"{packed} modules hold quantised weights in a form that pytest-llmload does not know: they are counted "
+            "and named, but neither their type nor their values were checked"
+        )
+
+
+def _note_held_bits(loaded: Loaded) -> None:
+    """Note weights whose values take more bits in memory than their type has."""
+    found: dict[tuple[str, float, float], int] = defaultdict(int)
+    for weight in quantisable(loaded.model, loaded.inventory):
+        state = weight.quantised
+        if state is not None and state.packed_bytes * 8 > state.elements * state.bits:
+            found[state.scheme, state.bits, state.packed_bytes * 8 / state.elements] += 1
+    for (scheme, bits, held), count in found.items():
+        loaded.notes.append(f"{count} weights of {scheme} hold their {bits:g} bits in {held:g} bits of memory each")
 
 
 def library_hint(loaded: Loaded, place: str) -> str:
@@ -81,6 +148,7 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
         yield Problem(
             CHECK, "skip_modules names modules that were quantised all the same", named(touched), size_of(touched)
         )
+    yield from _not_asked(loaded)
     for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
             loaded.notes.append(f"{len(weights)} weights ({format_bytes(size_of(weights))}) are dense as {source} says")
@@ -94,6 +162,21 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
         yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
+
+
+def _not_asked(loaded: Loaded) -> Iterator[Problem]:
+    """Yield embeddings, output heads and routers that are quantised although they are dense by default."""
+    expected = {weight.name for weight in quantisable(loaded.model, loaded.inventory)}
+    found = [held for held, state, _ in weights_of(loaded.inventory) if state is not None]
+    # A parametrized weight is called original in its own module.
+    others = [held for held in found if loaded.inventory.base_path(held) not in expected and held.name != "original"]
+    if not others:
+        return
+    what = f"{len(others)} weights that are dense by default are quantised: output head, embedding or router"
+    if loaded.own_code:
+        loaded.notes.append(f"{what} ({', '.join(held.path for held in others[:3])})")
+    else:
+        yield Problem(CHECK, what, tuple(held.path for held in others), sum(held.nbytes for held in others))
 
 
 def _skipped(path: str, patterns: Iterable[str]) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.quantisation import Stored
+from pytest_llmload.quantisation import FileFormat, Stored
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.values import BETWEEN, spot
 from pytest_llmload.worker.model.loaded import Loaded
@@ -21,9 +24,13 @@ CHECK = "quantised"
 
 #: Packed values that are compared with a checkpoint that is quantised already.
 _PACKED_BLOCK = 4096
-#: Mean square of the distance from what the quantiser makes of the checkpoint's values, relative to the mean square of
-#: its own error. A load that casts the weight to 16 bit first moves single elements to a neighbouring code.
-_FROM_ROUNDED = 0.36
+#: The mean square of the error, relative to that of the quantiser's own result for the same values. Rounding to 16 bit
+#: first moves elements near a tie to the other neighbour, which adds little.
+_SPREAD = 1.3
+#: The scale of the values, relative to that of the quantiser's own result.
+_SLOPE = 0.03
+#: The rounding of a value, its scale and their quotient to 16 bit, relative to the value.
+_ROUNDING = 2**-8
 
 
 def wrong_shapes(weights: list[Weight]) -> Iterator[Problem]:
@@ -56,85 +63,160 @@ def wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
     Where the checkpoint holds them quantised, values and scales must be the very ones.
     """
     names = loaded.checkpoint_names
-    wrong: list[Weight] = []
-    moved: list[Weight] = []
-    worst = furthest = 0.0
-    unnamed = 0
-    scheme = ""
+    files, in_file = FileTensors(names), read_format(loaded.job.checkpoint.path)
+    found: dict[str, list[tuple[Weight, _Errors]]] = defaultdict(list)
+    unread = unnamed = 0
     for weight in weights:
         state = weight.quantised
         # A merged weight is judged with the adapter that is merged into it.
         if weight.name in loaded.merged or state is None or weight.held.device in ("meta", "disk"):
             continue
-        if state.max_error is None:
+        try:
+            errors = _errors(weight, state, names, in_file, files)
+        except NotImplementedError:
+            unread += 1
             continue
-        scheme = state.scheme
-        error, distance = _errors(weight, state, names)
-        if error is None:
+        if errors is None:
             unnamed += 1
-        elif error > 1:
-            wrong.append(weight)
-            worst = max(worst, error)
-        elif distance > _FROM_ROUNDED:
-            moved.append(weight)
-            furthest = max(furthest, distance)
+        elif errors.largest > 1:
+            found["largest"].append((weight, errors))
+        elif errors.spread > _SPREAD or abs(errors.slope - 1) > _SLOPE:
+            found["mean"].append((weight, errors))
+    if unread:
+        loaded.notes.append(f"values of {unread} quantised weights were not read: their order belongs to a kernel")
     if unnamed:
-        loaded.notes.append(f"values of {unnamed} quantised weights were not compared: the checkpoint has other names")
-    if wrong:
-        off = f"off by {worst:.1f} times the error of {scheme}" if math.isfinite(worst) else "not near it"
-        yield Problem(
-            CHECK,
-            f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}",
-            named(wrong),
-            size_of(wrong),
+        loaded.notes.append(
+            f"values of {unnamed} quantised weights were not compared: the checkpoint has no counterpart, or their "
+            "error has no bound"
         )
-    if moved:
-        yield Problem(
-            CHECK,
-            f"{len(moved)} of {len(weights)} weights are not what {scheme} makes of the checkpoint's values, although "
-            f"each is within its error: quantised twice, scaled or clipped ({furthest**0.5:.1f} times its mean error)",
-            named(moved),
-            size_of(moved),
-        )
+    for kind, judged in found.items():
+        wrong = [weight for weight, _ in judged]
+        scheme = wrong[0].quantised.scheme if wrong[0].quantised is not None else ""
+        if kind == "largest":
+            worst = max(errors.largest for _, errors in judged)
+            off = f"off by {worst:.1f} times the error of {scheme}" if math.isfinite(worst) else "not near it"
+            text = f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}"
+        else:
+            spread = max(errors.spread for _, errors in judged) ** 0.5
+            slope = max((errors.slope for _, errors in judged), key=lambda slope: abs(slope - 1))
+            text = (
+                f"{len(wrong)} of {len(weights)} weights are not what {scheme} makes of the checkpoint's values, "
+                f"although each is within its error: quantised twice, scaled or clipped (up to {spread:.1f} times its "
+                f"mean error, and {slope:.2f} times the size)"
+            )
+        yield Problem(CHECK, text, named(wrong), size_of(wrong))
 
 
-def _errors(weight: Weight, state: Stored, names: CheckpointNames) -> tuple[float | None, float]:
-    """Return the largest difference over some blocks, relative to what the type allows, and the mean square of the
-    distance from the quantiser's own result, relative to the mean square of its error.
+@dataclass(frozen=True)
+class _Errors:
+    """How far the sampled blocks of a weight are from the checkpoint's."""
 
-    None if the checkpoint's tensor is unknown. Against a checkpoint that holds the packed values already, they must be
-    the same.
+    #: The largest difference, relative to what the type allows.
+    largest: float
+    #: As :data:`_SPREAD` and :data:`_SLOPE` have it; 1 where they are not known.
+    spread: float = 1.0
+    slope: float = 1.0
+
+
+def _errors(
+    weight: Weight, state: Stored, names: CheckpointNames, in_file: FileFormat | None, files: FileTensors
+) -> _Errors | None:
+    """Return how far some blocks of a weight are from the checkpoint's; None if they cannot be compared.
+
+    Raises NotImplementedError if its values cannot be read.
     """
+    if in_file is not None:
+        same = _as_in_file(weight, state, files.of(weight.module_path), in_file)
+        if same is not None:
+            return _Errors(0.0 if same else math.inf)
     name = names.find(weight.name)
+    if state.max_error is None or (name is None and names.fused(weight.name) is None):
+        return None
     if name is not None and not names.files.slice(name).get_dtype().startswith(("F", "BF")):
-        module = name.removesuffix(weight.name.rpartition(".")[2])
-        same = all(_begins_as(tensor, module + part, names) for part, tensor in state.kept().items())
-        return (0.0 if same else math.inf), 0.0
-    if name is None and names.fused(weight.name) is None:
-        return None, 0.0
-    worst = distance = error = 0.0
+        return None
+    largest = actual_error = own_error = product = power = 0.0
     for start, original in _originals(weight, state, name, names):
         scale = float(original.abs().max())
-        allowed = ((state.max_error or 0.0) + state.scale_error) * scale
+        allowed = (state.max_error + state.scale_error) * scale
         actual = state.dequantised(start, start + original.numel())
         difference = float((actual - original).abs().max())
         # A scale of 0 allows nothing but 0; NaN is never allowed.
         fits = difference <= allowed
-        worst = max(worst, difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf)
+        ratio = difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf
+        largest = max(largest, ratio)
         rounded = state.rounded(original)
         if rounded is not None:
-            # Values that the type holds exactly have no error but that of a scale in 16 bit.
-            error += max(float((rounded - original).square().sum()), original.numel() * (scale * 2**-9) ** 2)
-            distance += float((actual - rounded).square().sum())
-    return worst, distance / error if error else 0.0
+            own_error += float((rounded - original).square().sum() + (original * _ROUNDING).square().sum())
+            actual_error += float((actual - original).square().sum())
+            product += float(actual.double() @ rounded.double())
+            power += float(rounded.double() @ rounded.double())
+    if not own_error or not power:
+        return _Errors(largest)
+    return _Errors(largest, actual_error / own_error, product / power)
 
 
-def _begins_as(tensor: Any, name: str, names: CheckpointNames) -> bool:
-    """Return whether a tensor's first values are the checkpoint's; a file that lacks the tensor says nothing."""
-    if name not in names.files.where:
-        return True
+def _as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file: FileFormat) -> bool | None:
+    """Return whether a weight is the one that a checkpoint holds quantised; None if the file holds it in no such form.
+
+    What is kept value by value must be the very values; what the library rewrites is compared dequantised.
+    """
+    if not any(_is_narrow(tensors[part]) for part in {*state.kept(), *state.holders} if part in tensors):
+        return None
+    if not all(_begins_as(tensor, tensors[part]) for part, tensor in state.kept().items() if part in tensors):
+        return False
+    original = stored_in_file(tensors, weight.name.rpartition(".")[2], in_file)
+    if original is None or original.shape != state.shape:
+        return original is None
+    for number in range(BETWEEN):
+        start = spot(weight.name, state.shape[-2], number) * state.shape[-1]
+        both = [each.dequantised(start, start + state.shape[-1]) for each in (state, original)]
+        if not torch.allclose(*both, rtol=1e-2, atol=float(both[1].abs().max()) * 1e-3):
+            return False
+    return True
+
+
+class FileTensors:
+    """A checkpoint's tensors by the module that they belong to."""
+
+    def __init__(self, names: CheckpointNames) -> None:
+        self._names = names
+        self._of: dict[str, dict[str, str]] = defaultdict(dict)
+        for name in names.files.where:
+            module, _, last = name.rpartition(".")
+            self._of[module][last] = name
+            # What a quantiser stores beside a weight may be called weight.absmax.
+            above, _, middle = module.rpartition(".")
+            self._of[above][f"{middle}.{last}"] = name
+
+    def of(self, module: str) -> dict[str, Any]:
+        """Return lazy slices of a module's tensors, by their names in it."""
+        prefix = self._names.prefix
+        bare = module.removeprefix(f"{prefix}.") if prefix else module
+        found = next((self._of[path] for path in (module, bare, f"{prefix}.{bare}") if path in self._of), {})
+        return {name: self._names.files.slice(full) for name, full in found.items()}
+
+
+def stored_in_file(tensors: dict[str, Any], name: str, in_file: FileFormat) -> Stored | None:
+    """Return a weight as a checkpoint's file holds it; None if the file does not hold it quantised."""
+    own = (method for method in methods() if in_file.method in method.file_methods)
+    found = (method.in_file(tensors, name, in_file.config) for method in own)
+    return next((stored for stored in found if stored is not None), None)
+
+
+def _is_narrow(part: Any) -> bool:
+    """Return whether a tensor of a file holds codes: integers, or floats of 8 bit."""
+    return part.get_dtype() not in ("F64", "F32", "F16", "BF16")
+
+
+def _begins_as(tensor: Any, original: Any) -> bool:
+    """Return whether a tensor's first values are those of a tensor of the checkpoint."""
     values = tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
-    return bool(torch.equal(values, names.files.block(name, 0, values.numel())))
+    shape = original.get_shape()
+    rows = -(-values.numel() // max(1, math.prod(shape[1:])))
+    first = (original[:rows] if shape else original[...]).reshape(-1)[: values.numel()]
+    if first.dtype.itemsize == 1 and values.dtype.itemsize == 1:
+        return bool(torch.equal(values.view(torch.uint8), first.view(torch.uint8)))
+    return bool(torch.equal(values, first))
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:

@@ -49,6 +49,8 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     #: Why there is no tokenizer.
     tokenizer_error: str = "the checkpoint has none"
+    #: Names of the weights that were quantised before the first forward, and what their modules then held, in bytes.
+    quantised: dict[str, int] = field(default_factory=dict)
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
     #: What the logits of the workload's tokens were; None before it was generated.

@@ -183,6 +183,15 @@ def inner_tensors(tensor: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(tensor, name)) for name in names]
 
 
+def leaves(tensor: Any) -> Iterator[Any]:
+    """Yield the plain tensors that a tensor consists of: those inside wrapper subclasses, at any depth, or itself."""
+    inner = inner_tensors(tensor)
+    for _, part in inner:
+        yield from leaves(part)
+    if not inner:
+        yield tensor
+
+
 def _held(module: str, name: str, role: str, tensor: Any, **rest: Any) -> Iterator[Held]:
     part = local_part(tensor)
     inner = inner_tensors(part)

@@ -1,0 +1,18 @@
+"""GGUF: files that transformers reads and makes dense."""
+
+from __future__ import annotations
+
+from pytest_llmload.quantisation.base import Method
+
+
+class Gguf(Method):
+    """Files of llama.cpp, which transformers dequantises while it loads them."""
+
+    name = "gguf"
+    summary = "Files of llama.cpp; transformers makes them dense while loading."
+    packages = ("gguf",)
+    imports = ("gguf",)
+    file_methods = ("gguf",)
+    runs_on = "CPU, GPU: dense"
+    held_as = "dense, in the dtype of the load"
+    proved = "nothing is quantised in memory, whatever the log says; the file's types are told"

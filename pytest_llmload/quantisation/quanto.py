@@ -1,0 +1,133 @@
+"""optimum-quanto: QLinear, whose weight is a tensor subclass with another one inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmload.quantisation.base import Method, Scheme, Stored
+from pytest_llmload.quantisation.grouped import Grouped, GroupedFloat8
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.job import Job
+
+_PREFIX = "quanto-"
+#: What QuantoConfig calls a scheme's weights.
+_WEIGHTS = {"quanto-int8": "int8", "quanto-int4": "int4", "quanto-int2": "int2", "quanto-fp8": "float8"}
+_NAMES = {"qint8": "int8", "qint4": "int4", "qint2": "int2", "qfloat8_e4m3fn": "fp8", "qfloat8": "fp8"}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPacked(Grouped):
+    """WeightQBitsTensor: groups of a row below each other, two or four to a byte, ``code * scale - shift``.
+
+    ``pack_weights`` of optimum/quanto/tensor/packed.py: byte i of a column has the groups i, i + n/2 (int4) or i,
+    i + n/4, i + n/2, i + 3n/4 (int2), lowest bits first.
+    """
+
+    group_size: int = 128
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    def codes(self, first: int, last: int) -> Any:
+        import torch
+
+        per_byte = 8 // int(self.code_bits)
+        groups = int(self.shape[-1]) // self.group_size
+        index = torch.arange(first * groups, last * groups)
+        place, lane = index % self.data.shape[0], index // self.data.shape[0]
+        packed = self.data.detach().cpu()[place].int()
+        shift = (lane * (8 // per_byte)).int().unsqueeze(-1)
+        return ((packed >> shift) & (2 ** int(self.code_bits) - 1)).float().reshape(last - first, -1)
+
+    def row_scales(self, first: int, last: int) -> Any:
+        return self.scales.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+
+    def row_zeros(self, first: int, last: int) -> Any:
+        """The shift is in units of the weight; an integer one is a code."""
+        zeros = self.zeros.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+        return zeros / self.row_scales(first, last) if self.zeros.is_floating_point() else zeros
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTinyGemm(Grouped):
+    """TinyGemmWeightQBitsTensor: 4 bit in the order of a kernel, which is not documented; values are not read."""
+
+    group_size: int = 128
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    @property
+    def max_error(self) -> float | None:
+        return None
+
+    def dequantised(self, start: int, stop: int) -> Any:
+        raise NotImplementedError("the order of tinygemm's packed values is not documented")
+
+
+class Quanto(Method):
+    """Modules that quanto made, whoever asked it: QuantoConfig, or ``quantize`` and ``freeze`` in a loader."""
+
+    name = "optimum-quanto"
+    summary = "int8, int4, int2 and float8 weights of optimum-quanto, quantised while loading or by a loader."
+    schemes = (
+        Scheme("quanto-int8", "optimum-quanto: weights in 8 bit, one scale a row.", 8),
+        Scheme("quanto-int4", "optimum-quanto: weights in 4 bit, groups of 128.", 4),
+        Scheme("quanto-int2", "optimum-quanto: weights in 2 bit, groups of 128.", 2),
+        Scheme("quanto-fp8", "optimum-quanto: weights in float8_e4m3fn.", 8),
+    )
+    packages = ("optimum.quanto",)
+    imports = (
+        "optimum.quanto",
+        *(f"optimum.quanto.tensor.weights.{name}" for name in ("awq", "marlin", "tinygemm")),
+        "transformers.integrations.quanto",
+    )
+    file_methods = ("quanto",)
+    runs_on = "CPU, GPU"
+    held_as = "tensors inside a subclass, which for int4 and int2 is inside a second one"
+    proved = (
+        "type, bytes; blocks of int8, float8 and int2 dequantised against the checkpoint's values; int4's order of "
+    )
+    proved += "values belongs to a kernel"
+
+    def config(self, job: Job, scheme: str, skips: tuple[str, ...]) -> Any:
+        from transformers import QuantoConfig
+
+        return QuantoConfig(weights=_WEIGHTS[scheme], modules_to_not_convert=list(skips) or None)
+
+    def read(self, module: Any) -> Iterable[Stored]:
+        for name, param in module._parameters.items():
+            if type(param).__module__.startswith("optimum.quanto") and hasattr(param, "_qtype"):
+                yield _stored(name, param)
+
+
+def _stored(name: str, tensor: Any) -> Stored:
+    kind = tensor._qtype
+    scheme = _PREFIX + _NAMES.get(kind.name, kind.name)
+    common: dict[str, Any] = {
+        "shape": tuple(tensor.shape),
+        "holders": (name, "input_scale", "output_scale"),
+        "name": name,
+        "code_bits": kind.bits,
+    }
+    if hasattr(tensor, "_scale_shift"):
+        packed = tensor._data._data
+        scales = tensor._scale_shift[..., 0]
+        return StoredTinyGemm(scheme, data=packed, scales=scales, group_size=tensor._group_size, **common)
+    if hasattr(tensor, "_shift"):
+        return StoredPacked(
+            scheme,
+            data=tensor._data._data,
+            scales=tensor._scale,
+            zeros=tensor._shift,
+            group_size=tensor._group_size or tensor.shape[-1],
+            **common,
+        )
+    rows: dict[str, Any] = {"data": tensor._data, "scales": tensor._scale, **common}
+    # WeightQBytesTensor: one scale a row.
+    return GroupedFloat8(scheme, **rows) if kind.is_floating_point else Grouped(scheme, largest_code=kind.qmax, **rows)
