@@ -1,5 +1,8 @@
 """The warm server: imports once, forks a process per load, and says how each one ended.
 
+Not ``multiprocessing.forkserver``: a load needs a log, a session and a channel of its own, its exit status and those of
+its orphans are waited for, and the server refuses to fork once that would not be safe.
+
 Started with exec from the pytest process's main thread, with one end of a socket pair. It never loads anything
 itself and refuses to fork once a fork would not be safe.
 """
@@ -18,6 +21,7 @@ from typing import Any, NoReturn
 
 from pytest_llmload.process import server_imports, session
 from pytest_llmload.system import process
+from pytest_llmload.system.process_tree import descendants
 from pytest_llmload.system.protocol import Channel, Closed, Message
 
 
@@ -67,7 +71,7 @@ class Server:
         gc.collect()
         gc.freeze()
         self._threads = process.thread_count()
-        self._helpers = process.descendants(keep=self._children)
+        self._helpers = descendants(os.getpid(), keep=self._children)
         self._channel.send({"kind": "ready"})
 
     def _unsafe(self) -> str | None:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from pytest_llmload.system.process_tree import descendants
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MADV_POPULATE_WRITE = 23
@@ -33,30 +35,8 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _parents() -> dict[int, int]:
-    """Every process that can be seen, zombies among them -> its parent."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        # One that has ended meanwhile is nobody's child any more.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parents[int(entry.parent.name)] = int(entry.read_text(errors="replace").rpartition(")")[2].split()[1])
-    return parents
-
-
-def descendants(keep: Collection[int] = ()) -> dict[int, int]:
-    """This process's descendants -> their parents, without the children ``keep`` and what is theirs."""
-    parents = _parents()
-    found: dict[int, int] = {}
-    new = {os.getpid()}
-    while new:
-        more = {pid: parent for pid, parent in parents.items() if parent in new and pid not in keep}
-        found |= more
-        new = set(more)
-    return found
-
-
 def end_descendants(keep: Collection[int] = ()) -> None:
-    """Kill all :func:`descendants` and wait until they have ended, whatever session or group they are in.
+    """Kill this process's descendants in whatever session, but for ``keep`` and what is theirs, and wait for their end.
 
     Once orphans are adopted none gets away: those of a process that was killed are children in the next round. One
     that was killed still holds its GPU until the kernel is through with it, which is what is waited for.
@@ -64,7 +44,7 @@ def end_descendants(keep: Collection[int] = ()) -> None:
     killed = [os.getpid()]
     while killed:
         killed = []
-        family = descendants(keep)
+        family = descendants(os.getpid(), keep)
         for pid in family:
             # What runs as another user cannot be killed, and is left.
             with contextlib.suppress(ProcessLookupError, PermissionError):

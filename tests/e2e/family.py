@@ -12,21 +12,7 @@ from pathlib import Path
 
 import pytest
 
-
-def children_of(pid: int) -> set[int]:
-    """Every living descendant of a process."""
-    found: set[int] = set()
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] != "Z":
-            parents[int(entry.parent.name)] = int(fields[1])
-    while more := {child for child, parent in parents.items() if (parent == pid or parent in found)} - found:
-        found |= more
-    return found
+from pytest_llmload.system.process_tree import descendants
 
 
 class EndedEarly(Exception):
@@ -64,7 +50,7 @@ def assert_nothing_outlives(
     )  # fmt: skip
     try:
         wait_for(started, process)
-        family = children_of(process.pid)
+        family = set(descendants(process.pid, zombies=False))
         check(family)
         watched = [os.pidfd_open(pid) for pid in family]
         process.send_signal(number)

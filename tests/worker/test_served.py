@@ -23,13 +23,14 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.process.serving import launch, memory
+from pytest_llmload.process.serving import launch
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.served_model import Served
 from pytest_llmload.system.process_exit import Died
+from pytest_llmload.system.process_tree import tree
 
 FAKE = Path(__file__).with_name("fake_server.py")
 SMALL = Workload(1, 16, 4)
@@ -112,7 +113,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         refused = served.ask({"kind": "run"})
         assert "llm.generate() asks it" in refused["error"]["message"]
         assert served._server is not None
-        pids = memory.tree(served._server.pid)
+        pids = tree(served._server.pid)
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
 
 

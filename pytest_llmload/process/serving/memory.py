@@ -7,36 +7,11 @@ from typing import Any
 
 from pytest_llmload.core.job import Device
 from pytest_llmload.system import proc
+from pytest_llmload.system.process_tree import tree
 
 _PROC = Path("/proc")
 #: What a process is asked for may end in the middle: it was counted as long as it was there.
 _GONE = (FileNotFoundError, ProcessLookupError)
-
-
-def tree(root: int) -> list[int]:
-    """The process and its descendants that are alive."""
-    children: dict[int, list[int]] = {}
-    for folder in _PROC.iterdir():
-        if folder.name.isdecimal():
-            parent = _parent(folder)
-            if parent is not None:
-                children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
-
-
-def _parent(folder: Path) -> int | None:
-    """The parent of a process; None for one that is gone or a zombie (proc(5), ``stat``: fields 3 and 4)."""
-    try:
-        # The name, in brackets, may hold blanks and brackets.
-        state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-    except _GONE:
-        return None
-    return None if state == "Z" else int(parent)
 
 
 def settled(root: int) -> int:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pytest_llmload.core.environment_entries import ENTRIES, VERSION
-from pytest_llmload.process.serving import memory
+from pytest_llmload.system.process_tree import tree
 
 _PROC = Path("/proc")
 _PACKAGES = re.compile(r"/\S*/python(\d+\.\d+)/(?:site|dist)-packages(?=/)")
@@ -34,7 +34,7 @@ def versions(root: int) -> dict[str, str]:
 def _folders(root: int) -> set[tuple[str, str]]:
     """Return each folder of packages that the tree uses, with the version of Python that it is for."""
     found = set()
-    for pid in memory.tree(root):
+    for pid in tree(root):
         try:
             text = (_PROC / str(pid) / "maps").read_text(encoding="utf-8", errors="replace")
         except _GONE:
