@@ -27,6 +27,8 @@ SKIPPED = "skipped"
 STALE = "stale"
 MACHINE = "machine"
 NOTHING_MEASURED = "nothing_measured"
+#: A run's verdict if a ceiling or a budget of a test was exceeded, whatever its comparisons are.
+OVER_LIMIT = "over_limit"
 #: A run's verdict where no baseline was asked for.
 MEASURED = "measured"
 #: A run's verdict where what decides it was written: over an entry, or where there was none.
@@ -90,6 +92,7 @@ TABLE: tuple[Row, ...] = (
     # Nothing was measured, so there is nothing to write.
     Row((UNAVAILABLE,), _ONCE, _FAIL, _ONCE, _ONCE),
     Row((NOT_APPLIED, OUT_OF_MEMORY, CRASHED, TIMEOUT, FAILED), _FAIL, _FAIL, _FAIL, _FAIL),
+    Row((OVER_LIMIT,), _FAIL, _FAIL, _FAIL, _FAIL),
     Row((MACHINE,), _ERROR, _ERROR, _ERROR, _ERROR),
     Row((SKIPPED,), _SKIP, _ERROR, _SKIP, _SKIP),
     Row((STALE,), _STALE, _ERROR, _STALE, _STALE),
@@ -259,6 +262,8 @@ class Run:
     outcome: str = PASS
     #: Why it was skipped or is an error; a ceiling or budget that was exceeded.
     messages: list[str] = field(default_factory=list)
+    #: Ceilings and budgets that were exceeded, one sentence each.
+    over_limits: list[str] = field(default_factory=list)
     #: The baseline's file, relative to the root directory.
     baseline: str = ""
     #: Entries written that were there before, and entries that were not.
@@ -292,9 +297,12 @@ class Run:
             return SKIPPED if self.outcome == SKIP else MACHINE
         if self.result.outcome != LOADED:
             return self.result.outcome
-        if not self.comparisons:
+        decisive = max(self.comparisons, key=_rank, default=None)
+        failing = (MISSING, CHANGED, REGRESSED)
+        if self.over_limits and (decisive is None or decisive.verdict not in failing or self._wrote(decisive)):
+            return OVER_LIMIT
+        if decisive is None:
             return MEASURED
-        decisive = max(self.comparisons, key=_rank)
         if not self._wrote(decisive):
             return decisive.verdict
         return ACCEPTED if self.accepted else RECORDED
@@ -321,6 +329,6 @@ class Run:
         self.locations = {**other.locations, **self.locations}
         self.times = {**other.times, **self.times}
         self.suite = self.suite or other.suite
-        for name in ("nodeids", "messages", "accepted", "recorded"):
+        for name in ("nodeids", "messages", "over_limits", "accepted", "recorded"):
             own: list[str] = getattr(self, name)
             own += [text for text in getattr(other, name) if text not in own]

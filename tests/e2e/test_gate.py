@@ -296,6 +296,11 @@ def test_limits_need_no_baseline(pytester, project):
     assert "latency budget exceeded: load is" in text
     assert "no gpu memory in this run" in text
     assert "assert 1 == 2" in text
+    result.stdout.fnmatch_lines(["*variant*verdict", "*none* over limit"])
+    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert run["verdict"] == "over_limit"
+    line = project("--tb=line", "-k", "test_memory")
+    line.stdout.fnmatch_lines(["*test_limits_need_no_baseline.py:5: memory ceiling exceeded: the host held*"])
     project("--llm-strict", "-k", "no_gpu").assert_outcomes(failed=1, deselected=5)
 
 

@@ -10,6 +10,7 @@ import pytest
 from pytest_llmload.core.job import Checkpoint, Device, Gpu
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.checks.requirements import does_not_fit
+from pytest_llmload.strategies.builtin import BUILTIN
 
 GIB = 1 << 30
 
@@ -42,12 +43,12 @@ def test_a_gpus_context_takes_its_part(settled, skips, monkeypatch):
     spec = LoadSpec(model="org/model", name="model", gpu_count=2)
     gpus = tuple(Gpu(f"GPU-{index}", "A GPU", 10 * GIB, (9, 0), index) for index in range(2))
     broker = SimpleNamespace(
-        load=lambda spec: SimpleNamespace(measured=False),
         checkpoint=lambda model: Checkpoint("/model", "s", "w", bytes=18 * GIB),
         gpus_needed=lambda spec: 2,
         plan=lambda spec: {"gpu.0.settled": 8 * GIB, "gpu.1.settled": settled, "host.weights": 0},
     )
-    state = SimpleNamespace(broker=broker, device=Device("cuda", "a-gpu", gpus))
+    loads = SimpleNamespace(of=lambda spec: SimpleNamespace(measured=False))
+    state = SimpleNamespace(broker=broker, loads=loads, strategies=BUILTIN, device=Device("cuda", "a-gpu", gpus))
     reason = does_not_fit(state, spec)
     said = "none needs 10.00 GiB on GPU 1 by plan, which has 9.41 GiB beside CUDA's context"
     assert reason == (said if skips else None)

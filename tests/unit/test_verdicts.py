@@ -37,6 +37,7 @@ PROMISED = {
     ("crashed", False): ("fail", "fail", "fail", "fail"),
     ("timeout", False): ("fail", "fail", "fail", "fail"),
     ("failed", False): ("fail", "fail", "fail", "fail"),
+    ("over_limit", False): ("fail", "fail", "fail", "fail"),
     ("machine", False): ("error", "error", "error", "error"),
     ("skipped", False): ("skip", "error", "skip", "skip"),
     ("stale", False): ("pass", "error", "pass", "pass"),
@@ -225,3 +226,15 @@ def test_a_run_whose_verdict_was_written_says_so():
     # Of what else was written the verdict says nothing.
     assert Run(NF4, device, load(), [mixed("missing", "regressed")], recorded=["m0"]).verdict == "regressed"
     assert Run(NF4, device, load(outcome=CRASHED), [missing], recorded=["host.weights"]).verdict == CRASHED
+
+
+def test_a_limit_that_was_exceeded_is_the_verdict_unless_a_comparison_is_worse() -> None:
+    run = Run(NF4, "cpu", load(), over_limits=["memory ceiling exceeded"])
+    assert run.verdict == "over_limit"
+    run.comparisons = [Comparison("memory", "improved")]
+    assert run.verdict == "over_limit"
+    run.comparisons = [Comparison("memory", "regressed")]
+    assert run.verdict == "regressed"
+    other = Run(NF4, "cpu", load(), over_limits=["latency budget exceeded"])
+    run.merge(other)
+    assert run.over_limits == ["memory ceiling exceeded", "latency budget exceeded"]

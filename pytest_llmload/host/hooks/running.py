@@ -117,6 +117,7 @@ def _check_limits(state: State, item: pytest.Item, load: Load) -> None:
     spec = load.spec
     over_ceiling, no_memory = limits.over_ceilings(item, load.result, state.subject(spec))
     over_budget, no_time = limits.over_budgets(item, load, state)
+    state.run(spec).over_limits += over_ceiling + over_budget
     if over_ceiling:
         raise CeilingExceeded("\n".join(over_ceiling + over_budget))
     if over_budget:
@@ -150,6 +151,10 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
         text = call.excinfo.getrepr(style="value")
         if text.reprcrash is not None:
             text.reprcrash.message = f"{_cause(str(error))}\n{error}"
+            if not _is_below(Path(text.reprcrash.path), item.path.parent):
+                # It was raised around the test's body, in a file of this plugin or of pytest.
+                path, line, _ = item.reportinfo()
+                text.reprcrash.path, text.reprcrash.lineno = str(path), (line or 0) + 1
         if isinstance(error, (LoadError, MachineError, RemoteError)):
             # It happened in another process: say where the test was meanwhile.
             text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
@@ -181,6 +186,10 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.
         item.user_properties += junit.properties(state.run(spec))
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.is_absolute() and path.is_relative_to(folder) and "site-packages" not in path.parts
 
 
 def _cause(text: str) -> str:
