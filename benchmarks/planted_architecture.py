@@ -39,11 +39,13 @@ def plant(fault: str) -> None:
 
 def _largest(model: Any) -> Any:
     import torch
+    import transformers
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     base = getattr(model, model.base_model_prefix, model) if model.base_model_prefix else model
-    linear = [module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    return max(linear, key=lambda module: module.in_features * module.out_features)
+    kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    linear = [module for module in base.modules() if isinstance(module, kinds) and module is not head]
+    return max(linear, key=lambda module: module.weight.numel())
 
 
 def said(fault: str, result: dict[str, Any]) -> str:

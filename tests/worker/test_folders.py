@@ -100,3 +100,57 @@ def test_many_unexpected_keys_have_a_pattern(tmp_path: Path) -> None:
     result = quick(resolve(str(folder), tmp_path))
     hints = [problem.hint for problem in result.problems if problem.check == "keys"]
     assert any("keys_ok=['model.layers.2.*']" in hint for hint in hints), hints
+
+
+class _Registered(modeling_llama.LlamaForCausalLM):
+    """A class that only code of the user's knows."""
+
+
+def test_a_class_that_the_users_code_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    class OwnConfig(LlamaConfig):
+        model_type = "our-own-llama"
+
+    _Registered.config_class = OwnConfig
+    folder = tmp_path / "own"
+    shutil.copytree(checkpoint("tiny-llama").path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "our-own-llama", "architectures": ["_Registered"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    files = resolve(str(folder), tmp_path)
+    with pytest.raises(ValueError, match=r"no class '_Registered', which the checkpoint's config names.*--llm-import"):
+        quick(files)
+    from transformers import AutoConfig
+
+    AutoConfig.register("our-own-llama", OwnConfig)
+    AutoModelForCausalLM.register(OwnConfig, _Registered)
+    result = quick(files)
+    assert (result.problems, result.faults) == ([], [])
+
+
+def test_a_typo_in_auto_class_says_where_it_stands() -> None:
+    with pytest.raises(ValueError, match=r"auto_class\('AutoModelForCausalLMM'\).*did you mean AutoModelForCausalLM"):
+        quick("tiny-llama", auto_class="AutoModelForCausalLMM")
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [("tiny-llama", "rms_norm_eps", 0.1), ("tiny-gpt-neox", "use_parallel_residual", False)],
+)
+def test_a_config_that_the_load_changed_is_named_without_a_baseline(
+    monkeypatch: pytest.MonkeyPatch, model: str, field: str, value: Any
+) -> None:
+    import transformers
+
+    loading = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def changed(cls: type, *args: Any, **kwargs: Any) -> Any:
+        found, info = loading(cls, *args, **kwargs)
+        setattr(found.config, field, value)
+        return found, info
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(changed))
+    problems = quick(model).problems
+    assert [problem.check for problem in problems] == ["config"]
+    assert f"{field} is {value!r}" in problems[0].names[0]

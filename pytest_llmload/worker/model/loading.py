@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,31 @@ def model_class(job: Job) -> Any:
         name = "AutoModelForCausalLM" if "AutoModelForCausalLM" in autos or not autos else autos[0]
     if name is None:
         name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    found = getattr(transformers, name, None)
+    found = getattr(transformers, name, None) or _registered(name)
+    if found is None and job.spec.auto_class is not None:
+        alike = difflib.get_close_matches(name, (each for each in dir(transformers) if each.startswith("AutoModel")), 3)
+        meant = f": did you mean {' or '.join(alike)}?" if alike else ""
+        raise ValueError(f"auto_class({name!r}): transformers {transformers.__version__} has no such class{meant}")
     if found is None:
         raise ValueError(
             f"transformers {transformers.__version__} has no class {name!r}, which the checkpoint's config names; "
-            "choose one with auto_class(), or allow its own code with --llm-trust-remote-code"
+            "choose one with auto_class(), import the module that registers it with --llm-import, or allow the "
+            "checkpoint's own code with --llm-trust-remote-code"
         )
     return found
+
+
+def _registered(name: str) -> Any:
+    """Return a class that code of the user's has registered with an auto class; None if there is none of that name."""
+    from transformers.models.auto import modeling_auto
+
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None)
+        for classes in getattr(mapping, "_extra_content", {}).values():
+            for found in classes if isinstance(classes, tuple) else (classes,):
+                if found.__name__ == name:
+                    return found
+    return None
 
 
 def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:

@@ -1,0 +1,62 @@
+"""The model's configuration is the checkpoint's: what a load changed in it is named without a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.checkpoints.architecture import meta_model
+from pytest_llmload.worker.model.loaded import Loaded
+
+CHECK = "config"
+#: What a load sets by what it was asked for, and where a config came from.
+_BY_LOAD = frozenset(
+    {"dtype", "torch_dtype", "quantization_config", "architectures", "transformers_version", "auto_map"}
+)
+_PLAIN = (bool, int, float, str)
+
+
+def check(loaded: Loaded) -> Iterator[Problem]:
+    """Compare each plain field with that of the same class made from config.json; options of the test may differ.
+
+    A loader of the user's own may change its config on purpose: what it changed is noted.
+    """
+    expected = _expected(loaded)
+    if expected is None or not hasattr(loaded.config, "to_dict"):
+        return
+    asked = {name for name, _ in loaded.job.spec.options}
+    before, now = dict(_fields(expected.to_dict())), dict(_fields(loaded.config.to_dict()))
+    changed = [
+        f"{name} is {now[name]!r}, config.json says {before[name]!r}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name] and not asked.intersection(name.split("."))
+    ]
+    if changed and loaded.own_code:
+        loaded.notes.append(f"the loader changed the model's config: {'; '.join(changed[:4])}")
+    elif changed:
+        fields = "1 field" if len(changed) == 1 else f"{len(changed)} fields"
+        yield Problem(CHECK, f"{fields} of the model's config differ from the checkpoint's", tuple(changed))
+
+
+def _expected(loaded: Loaded) -> Any:
+    """Return the config of a model without values: classes change it when they are constructed. None if none is."""
+    job = loaded.job
+    try:
+        return meta_model(
+            Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
+        ).config
+    except ValueError as error:
+        loaded.notes.append(f"the model's config was not compared: {error}")
+        return None
+
+
+def _fields(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if name in _BY_LOAD or name.startswith("_"):
+            continue
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            yield from _fields(value, f"{prefix}{name}.")
+        elif type(value) in _PLAIN:
+            yield f"{prefix}{name}", value
