@@ -171,7 +171,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Return the lines that say which baselines are missing.
+    """Return the lines that say which baselines are missing, and which marks keep tests of one load apart.
 
     https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_report_collectionfinish
     """
@@ -179,7 +179,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
         return []
     from pytest_llmload.host.hooks import header
 
-    return header.missing_baselines(state)
+    return [*header.order(state), *header.missing_baselines(state)]
 
 
 # Inside the other wrappers: whoever sets something up for the item gets to tear it down when it is skipped.

@@ -116,3 +116,32 @@ def test_the_short_summary_begins_with_the_cause(pytester: pytest.Pytester, proj
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["FAILED *::test_a* - because *OSError: the network share is not mounted*"])
     assert 'message="because' in (pytester.path / "junit.xml").read_text()
+
+
+def test_marks_that_sort_tests_on_purpose_win(pytester: pytest.Pytester, project: Run) -> None:
+    text = """
+        import pytest
+
+        {one}
+        @pytest.mark.dtype("fp32")
+        def test_1(llm): pass
+
+        {two}
+        @pytest.mark.dtype("bf16")
+        def test_2(llm): pass
+
+        {three}
+        @pytest.mark.dtype("fp32")
+        def test_3(llm): pass
+    """
+    pytester.makepyfile(
+        text.format(one="@pytest.mark.order(3)", two="@pytest.mark.order(2)", three="@pytest.mark.order(1)")
+    )
+    result = project("--collect-only", "-q")
+    assert [line.partition("::")[2][:6] for line in result.outlines if "::" in line] == ["test_3", "test_2", "test_1"]
+    project("--collect-only").stdout.fnmatch_lines(
+        ["llmload: marks 'order' sort these tests, so tests of one load are not*"]
+    )
+    pytester.makepyfile(text.format(one="", two="", three=""))
+    result = project("--collect-only", "-q")
+    assert [line.partition("::")[2][:6] for line in result.outlines if "::" in line] == ["test_1", "test_3", "test_2"]

@@ -1,4 +1,4 @@
-"""Keeping the tests of one load together, whoever reorders them."""
+"""Keep the tests of one load together, after every other plugin has ordered them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Generator
 import pytest
 
 from pytest_llmload.host.run.stash import existing_state
+
+#: Plugins that sort tests by a marker on purpose, and that marker: their order wins.
+_SORTING = {"pytest_order": "order", "pytest_ordering": "run"}
 
 
 class Grouping:
@@ -27,6 +30,9 @@ class Grouping:
         collecting.refuse_suite_without_model(state, items)
         state.log.collected = True
         state.log.tests_left_out |= len(items) < collected
+        state.sorted_by = _sorted_by(self._config, items)
+        if state.sorted_by:
+            return
         groups: dict[object, list[pytest.Item]] = {}
         for item in items:
             # A test without a load is a group of its own and stays where it is.
@@ -38,3 +44,9 @@ class Grouping:
         state = existing_state(self._config)
         if state is not None:
             state.expect(session.items)
+
+
+def _sorted_by(config: pytest.Config, items: list[pytest.Item]) -> str:
+    """Return the marker by which another plugin sorts some of these tests; empty if none does."""
+    present = (marker for plugin, marker in _SORTING.items() if config.pluginmanager.hasplugin(plugin))
+    return next((marker for marker in present if any(item.get_closest_marker(marker) for item in items)), "")

@@ -33,6 +33,14 @@ def missing_baselines(state: State) -> list[str]:
     ]
 
 
+def order(state: State) -> list[str]:
+    """Return the line that says that tests of one load are not moved together, and why."""
+    if not state.sorted_by:
+        return []
+    text = f"marks '{state.sorted_by}' sort these tests, so tests of one load are not moved together"
+    return [f"llmload: {text}; a load that others interrupt is loaded again"]
+
+
 def lines(config: pytest.Config) -> list[str]:
     """Return what this run loads, and which of our options belong to another plugin."""
     found = []

@@ -54,6 +54,8 @@ class State:
         #: Load -> nodeids of its users that have not finished yet.
         self.pending: dict[LoadSpec, set[str]] = {}
         self.log = RunLog()
+        #: The marker by which another plugin sorts the tests, so that those of one load stay where they are; or empty.
+        self.sorted_by = ""
         #: Nodeids of verdicts about the run as a whole.
         self.session_errors: set[str] = set()
         self.stale: list[Path] = []
