@@ -96,7 +96,7 @@ CLOCK = """
 import json, time
 from pytest_llmload.host.loads import broker, processes
 begin = time.perf_counter()
-spent = {"loads": [], "start": 0.0, "end": 0.0}
+spent = {"loads": [], "figures": [], "start": 0.0, "end": 0.0}
 def timed(name, owner, method):
     real = getattr(owner, method)
     def call(*args, **kwargs):
@@ -110,6 +110,7 @@ timed("start", broker.Broker, "start")
 timed("end", processes.LoadProcess, "close")
 def pytest_llmload_load_finished(config, result):
     spent["loads"].append(result.phases)
+    spent["figures"].append({name: value for name, value in result.metrics.items() if name.startswith("gpu.")})
 def pytest_unconfigure(config):
     spent["run"] = time.perf_counter() - begin
     open("spent.json", "w").write(json.dumps(spent))
@@ -152,6 +153,8 @@ class Comparison:
         options = [f"--llm-model={name}={path}", f"--llm-device={device}", f"--llm-workload=1x128+{tokens}"]
         self._plugin = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *options]
         self.pairs: list[tuple[float, float]] = []
+        #: The GPU's figures of each load, in the order they were made.
+        self.figures: list[dict[str, float]] = []
         self._spent: dict[str, list[float]] = defaultdict(list)
 
     def record(self) -> None:
@@ -177,6 +180,7 @@ class Comparison:
 
     def _account(self, wall: float) -> None:
         spent = json.loads((self._folder / "spent.json").read_text())
+        self.figures += spent["figures"]
         phases: dict[str, float] = defaultdict(float)
         for load in spent["loads"]:
             for name, seconds in load.items():
@@ -201,8 +205,12 @@ class Comparison:
         shutil.rmtree(self._folder)
 
 
-def compare(what: str, comparison: Comparison, pairs: int, goal: float | None) -> None:
-    """Run the pairs of one comparison, and print its ratio and where the plugin's time went."""
+def compare(what: str, comparison: Comparison, pairs: int, goal: float | None, *, loads: int) -> None:
+    """Run the pairs of one comparison, and print its ratio and where the plugin's time went.
+
+    ``loads`` is how many different loads it makes; if it is one, the GPU's figures that are not equal in all of its
+    loads are printed too.
+    """
     for _ in range(pairs):
         comparison.pair()
     ratios = sorted(comparison.ratios)
@@ -211,6 +219,9 @@ def compare(what: str, comparison: Comparison, pairs: int, goal: float | None) -
     text = f"plugin / bare script = {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {pairs} pairs"
     told = "" if goal is None else f"; goal {goal:g}, {verdict(middle <= goal)}"
     print(f"{what}: {text}; {plugin:.1f} and {bare:.1f} s{told})\n{comparison.table()}", flush=True)
+    if loads == 1 and comparison.figures:
+        spread = {name: {figures[name] for figures in comparison.figures} for name in comparison.figures[0]}
+        print("  not equal in all loads:", {name: sorted(found) for name, found in spread.items() if len(found) > 1})
     comparison.close()
 
 
@@ -284,11 +295,17 @@ def main() -> int:
         if options.only in (None, "ten"):
             ten = Comparison(model, path, options.device, tokens, TEN_TESTS, [{"dtype": "auto"}] * LOADS)
             goal = RATIO_GOALS.get((options.device, model))
-            compare(f"{LOADS} measured loads of {model} on {device}", ten, options.pairs, goal)
+            compare(f"{LOADS} measured loads of {model} on {device}", ten, options.pairs, goal, loads=1)
         if options.only == "gate":
             gate = Comparison(model, path, options.device, tokens, GATE_TESTS, list(STRATEGIES.values()))
             gate.record()
-            compare(f"a memory gate of {model}: {', '.join(STRATEGIES)}", gate, options.pairs, GATE_GOAL)
+            compare(
+                f"a memory gate of {model}: {', '.join(STRATEGIES)}",
+                gate,
+                options.pairs,
+                GATE_GOAL,
+                loads=len(STRATEGIES),
+            )
     return 0
 
 

@@ -39,8 +39,11 @@ class Probe:
     def start(self) -> None:
         """All is imported, no device has been touched."""
 
+    def device_ready(self) -> None:
+        """The device's context exists, and no kernel has run."""
+
     def mark(self) -> None:
-        """The device's context exists; the load comes next."""
+        """The load comes next; kernels of the architecture have run, and the GPU's allocator is empty again."""
 
     def loading(self) -> None:
         """The loading call comes next, and is timed from here."""

@@ -66,7 +66,7 @@ class Driver(Probe):
         if not self.missing and not self.handles:
             self.missing = "NVML knows none of this run's GPUs"
 
-    def mark(self) -> None:
+    def device_ready(self) -> None:
         self.marked = self._read()
 
     def generated(self, loaded: Loaded) -> None:

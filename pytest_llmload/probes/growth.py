@@ -38,7 +38,6 @@ class Growth(Probe):
 
     def finished(self, loaded: Loaded) -> None:
         # What exists is no growth, and each collection would walk through all of it.
-        gc.collect()
         gc.freeze()
         try:
             for _ in range(CALLS + 1):

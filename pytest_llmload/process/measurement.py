@@ -44,52 +44,78 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
 
     None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
 
-    ``phase`` is told before each of import, context, page_cache, prepare, load, settle, applied, forward, logits,
-    generate, timing, fill, exercised and reference; their seconds add up to the load's.
+    ``phase`` is told before each of import, context, warm_up, page_cache, prepare, load, settle, applied, forward,
+    logits, generate, timing, fill, exercised and reference; their seconds add up to the load's.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
     problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
     what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
     it is loaded and generates, and serves nobody.
     """
-    session = _Session(job, phase, into or new_result(job))
-    try:
-        return session.run()
-    except Exception:
-        session.fill()
-        raise
-    finally:
-        for probe in session.probes:
-            probe.close()
+    return Measurement(job, phase, into).measure()
 
 
-class _Session:
-    def __init__(self, job: Job, phase: Callable[[str], None], result: LoadResult) -> None:
+class Measurement:
+    """One load and what is measured of it; see :func:`measure`."""
+
+    def __init__(self, job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> None:
         self.job = job
-        self.result = result
-        self.phases = Phases(phase, result.phases)
+        self.result = into or new_result(job)
+        self.phases = Phases(phase, self.result.phases)
         self.probes: list[Probe] = []
+        self.is_ready = False
         #: Whether the loading call has returned, so that the probes have something to tell.
         self.is_loaded = False
         self.is_filled = False
 
-    def run(self) -> tuple[LoadResult, Loaded | None]:
+    def measure(self) -> tuple[LoadResult, Loaded | None]:
+        """Load and measure; as :func:`measure` says."""
+        try:
+            if not self.is_ready:
+                self.ready()
+            return self._run()
+        except Exception:
+            self.fill()
+            raise
+        finally:
+            for probe in self.probes:
+                probe.close()
+
+    def ready(self) -> None:
+        """Do everything that comes before the load and is in no figure: imports, the context, first kernels.
+
+        It may pass while the load before is measured, in another process.
+        """
         self.phases.enter("import")
-        served_by = job_strategies.strategies(self.job)
+        served_by = self._served_by = job_strategies.strategies(self.job)
         for strategy in served_by:
             strategy.prepare(self.job)
         import_all(self.job, served_by)
         compared = any(strategy.same_output for strategy in served_by)
         self._keep_output = self.job.measure and self.job.checks and compared and world.answers()
         self._import_own()
-        if not served_by[0].own_code:
-            contradicted = contradiction(self.job.spec, read_format(self.job.checkpoint.path))
-            if contradicted:
-                return self._ended(Problem("quantised", contradicted))
+        from pytest_llmload.process.measuring_modules import kernel_warm_up
+
+        own_code = served_by[0].own_code
+        self.contradicted = "" if own_code else contradiction(self.job.spec, read_format(self.job.checkpoint.path))
+        if self.contradicted:
+            self.is_ready = True
+            return
         self._each("start")
         self.phases.enter("context")
         create_context(self.job)
+        self._each("device_ready")
         for strategy in served_by:
             strategy.context(self.job)
+        self.phases.enter("warm_up")
+        if note := kernel_warm_up.warm_up(self.job):
+            self.result.notes.append(note)
+        self.phases.leave()
+        self.is_ready = True
+
+    def _run(self) -> tuple[LoadResult, Loaded | None]:
+        served_by = self._served_by
+        if self.contradicted:
+            return self._ended(Problem("quantised", self.contradicted))
         try:
             loaded = self._load(served_by)
         except Refused as refused:

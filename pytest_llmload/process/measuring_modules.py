@@ -1,7 +1,7 @@
 """The measuring code that needs torch, as one import: before a load's clock starts, and once in the warm server."""
 
 from pytest_llmload.probes.builtin import probes_for
-from pytest_llmload.process import calls, environment, model_changes
+from pytest_llmload.process import calls, environment, kernel_warm_up, model_changes
 from pytest_llmload.worker import checks
 from pytest_llmload.worker.model import generation, loaded, loading, tensors
 
@@ -10,6 +10,7 @@ __all__ = [
     "checks",
     "environment",
     "generation",
+    "kernel_warm_up",
     "loaded",
     "loading",
     "model_changes",

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
@@ -20,6 +20,9 @@ from pytest_llmload.system import process
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 from pytest_llmload.worker.model.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    from pytest_llmload.process.measurement import Measurement
 
 
 class Runner(Protocol):
@@ -44,18 +47,29 @@ class Session:
         #: What has the model in other processes; None where the model is here.
         self.runner: Runner | None = None
         self.loaded: Any = None
+        #: A measurement whose imports, context and first kernels are done, before its load was asked for.
+        self._ready: Measurement | None = None
+        #: Seconds after which this process ends if nothing is asked of it; None: it waits for ever.
+        self._idle: float | None = None
+        #: What came with messages: locks of GPUs, which are held as long as this process lives.
+        self._descriptors: list[int] = []
         self._fingerprint: object = None
         self.phase = "start"
 
     def serve(self) -> None:
-        """Answer requests until the other side hangs up, or until the load's own code has spoilt the connection."""
+        """Answer requests until the other side hangs up, or until the load's own code has spoilt the connection.
+
+        A process that was made ready also ends if no load is asked of it in time.
+        """
         try:
             while True:
-                message, _ = self._channel.receive()
-                self._channel.send(self._reply(message))
+                message, descriptors = self._channel.receive(self._idle)
+                self._descriptors += descriptors
+                reply = self._reply(message)
+                self._channel.send(reply, tuple(reply.pop("descriptors", ())))
         except Garbled as error:
             sys.stderr.write(f"code of the load closed or wrote to the connection to the pytest process: {error}\n")
-        except Closed:
+        except (Closed, TimeoutError):
             return
 
     def _reply(self, message: Message) -> Message:
@@ -107,6 +121,22 @@ class Session:
         prepare(job)
         return {"kind": "plan", "plan": plan(job)}
 
+    def do_ready(self, message: Message) -> Message:
+        """Do what comes before a load and is in no figure, while the load before is measured."""
+        from pytest_llmload.process.measurement import Measurement
+
+        job = Job.from_json(message["job"])
+        prepare(job)
+        measurement = Measurement(job, self._enter)
+        measurement.ready()
+        self._ready, self._idle = measurement, message["idle"]
+        return {"kind": "ready"}
+
+    def do_claim(self, message: Message) -> Message:
+        """Stay for the load that was made ready, which is asked for next."""
+        self._idle = None
+        return {"kind": "claimed", "descriptors": self._descriptors}
+
     def do_load(self, message: Message) -> Message:
         from pytest_llmload.process.job_strategies import runs_in
 
@@ -131,11 +161,13 @@ class Session:
 
     def measured(self, job: Job) -> Message:
         """Load and measure here; an error has the figures that were taken until then."""
-        from pytest_llmload.process.measurement import measure, new_result
+        from pytest_llmload.process.measurement import Measurement
 
-        result = new_result(job)
+        ready = self._ready if self._ready is not None and self._ready.job == job else None
+        measurement = ready or Measurement(job, self._enter)
+        result = measurement.result
         try:
-            _, self.loaded = measure(job, self._enter, result)
+            _, self.loaded = measurement.measure()
         except told() as error:
             # With what was seen until then.
             return {**describe(error, self.phase), "result": result.to_json()}

@@ -14,6 +14,8 @@ from pytest_llmload.system.json_text import Unreadable, parse, short
 
 Message = dict[str, Any]
 _HEADER = struct.Struct("!Q")
+#: File descriptors that one message may carry: a lock for each GPU of a machine.
+_DESCRIPTORS = 32
 
 
 #: Every message by its ``kind``, and the entries that it must have; it may have more. Requests of the pytest process
@@ -28,6 +30,8 @@ KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "generate": {"max_new_tokens": int},
     "run": {},
     "ready": {},
+    "claim": {},
+    "claimed": {},
     "refused": {"reason": str},
     "forked": {"pid": int},
     "exited": {"pid": int, "status": int},
@@ -99,7 +103,7 @@ class Channel:
             try:
                 # A timeout of zero would mean "do not block" and raise a different error.
                 self.socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
-                chunk, fds, _, _ = socket.recv_fds(self.socket, max(size - len(self._buffer), 1 << 16), 4)
+                chunk, fds, _, _ = socket.recv_fds(self.socket, max(size - len(self._buffer), 1 << 16), _DESCRIPTORS)
             except ConnectionResetError as error:
                 raise Closed from error
             except TimeoutError:

@@ -89,6 +89,7 @@ def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
     assert [name for name in result.phases if name not in SAMPLED_PARTS] == [
         "import",
         "context",
+        "warm_up",
         "page_cache",
         "prepare",
         "load",
@@ -98,6 +99,7 @@ def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
         "logits",
         "generate",
         "timing",
+        "settings",
         "fill",
         "exercised",
     ]

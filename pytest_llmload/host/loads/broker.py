@@ -9,6 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,27 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import EVERYTHING, HERE, RANKS, SERVING, UNCONTROLLED, Checkpoint, Device, Job, Scope
+from pytest_llmload.core.job import (
+    EVERYTHING,
+    HERE,
+    RANKS,
+    SERVING,
+    UNCONTROLLED,
+    WITHOUT_TIMES,
+    Checkpoint,
+    Device,
+    Job,
+    Scope,
+)
 from pytest_llmload.core.results import ErrorInfo, LoadResult
+from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
 from pytest_llmload.host.loads.model_files import Files
 from pytest_llmload.host.loads.opened import Opened
 from pytest_llmload.host.loads.preloaded_modules import BASE, own_modules
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment, start_cold
+from pytest_llmload.host.loads.spare import Spare
 from pytest_llmload.system.nodes import local_size
 from pytest_llmload.system.scratch import LOAD, LOGS, Scratch, remove_abandoned
 
@@ -40,6 +54,10 @@ if TYPE_CHECKING:
     from pytest_llmload.host.settings.settings import Settings
 
 _PLAN_TIMEOUT = 300.0
+#: Share of a GPU that the weights of a load may take for another process to be made ready beside it.
+_BESIDE = 0.25
+#: The first phase of a load whose context exists, if it was made ready for it or not.
+_WITH_CONTEXT = ("warm_up", "page_cache")
 #: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.
 ENDPOINT = "endpoint"
 #: Variables that pytest changes between tests and no load looks at.
@@ -79,6 +97,9 @@ class Broker:
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
+        self._spare = Spare()
+        #: Loads whose figures were taken.
+        self._measured: set[LoadSpec] = set()
         #: Whether the server was told what this run's own loads need.
         self._is_warm = False
         self._folder: Scratch | None = None
@@ -220,6 +241,7 @@ class Broker:
 
     def _end_server(self) -> None:
         """End the warm server, and every load before it: one that is used again reopens."""
+        self._spare.discard()
         self._close_opened()
         if self._server is not None:
             self._server.close()
@@ -309,12 +331,14 @@ class Broker:
 
     def _open(self, spec: LoadSpec, scope: Scope, *, keep: bool) -> tuple[LoadResult, Opened | None]:
         """Load in a fresh process, which ends unless it is to be kept and has a model."""
-        held = self._lease(spec)
-        process = None
+        process: LoadProcess | InlineProcess | None
+        process, held = self._take_spare(spec, scope) or (None, self._lease(spec))
         opened = None
         try:
-            process = self.start(spec)
-            result = self._request(process, self.job(spec, scope, held))
+            process = process or self.start(spec)
+            job = self.job(spec, scope, held)
+            self._measured.add(spec)
+            result = self._request(process, job, partial(self._beside, process, job, scope, held))
             if keep and result.ok:
                 opened = Opened(process, held)
                 self._opened.append(opened)
@@ -325,9 +349,51 @@ class Broker:
                     process.close()
                 held.release()
 
-    def _request(self, process: LoadProcess | InlineProcess, job: Job) -> LoadResult:
+    def _take_spare(self, spec: LoadSpec, scope: Scope) -> tuple[LoadProcess, Lease] | None:
+        """Return the process that was made ready for this load and its GPUs, after every other load has ended."""
+        expected = self._spare.job
+        if expected is None:
+            return None
+        self._close_opened()
+        gpus = expected.device.gpus
+        if any(hardware.holders(gpu, own=self._spare.pid) for gpu in gpus):
+            # A stranger has come: the lease waits for it, or says who it is.
+            self._spare.discard()
+            return None
+        return self._spare.take(self.job(spec, scope, Lease(gpus)))
+
+    def _beside(self, process: LoadProcess | InlineProcess, job: Job, scope: Scope, held: Lease, phase: str) -> None:
+        """While a load is measured, make a process ready for the one that probably follows: the next, or the same.
+
+        Not beside a load that is timed; not if the driver hides which processes use a GPU, since a spare would be taken
+        for a stranger; and only if its context and one layer fit beside the load with room to spare.
+        """
+        server = self._server
+        if phase not in _WITH_CONTEXT or server is None or not isinstance(process, LoadProcess):
+            return
+        if scope != WITHOUT_TIMES or not held.gpus or "PYTEST_XDIST_WORKER" in os.environ:
+            return
+        if job.checkpoint.bytes > _BESIDE * min(gpu.total for gpu in held.gpus):
+            return
+        if not all(hardware.lists(gpu, process.pid) for gpu in held.gpus):
+            return
+        spec = next((each for each in self.expected if each not in self._measured), job.spec)
+        same_place = (
+            spec.model == job.spec.model
+            and spec.adapter in (None, job.spec.adapter)
+            and self.gpus_needed(spec) == len(held.gpus)
+            and not self.runs_elsewhere(spec)
+            and self.environment(spec) == self._server_env
+        )
+        if same_place:
+            self._spare.make(self.job(spec, scope, held), held.descriptors, lambda: server.fork(self._log("spare")))
+
+    def _request(
+        self, process: LoadProcess | InlineProcess, job: Job, entered: Callable[[str], None] | None = None
+    ) -> LoadResult:
+        """Have a process load; ``entered`` is called with each phase that it enters."""
         try:
-            reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout)
+            reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout, entered)
         except LoadDied as death:
             return LoadResult(spec=job.spec.to_json(), outcome=death.outcome, error=death.info)
         if reply["kind"] == "error":

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import time
+from collections.abc import Sequence
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device, Gpu
@@ -18,14 +19,21 @@ _NAME = "pytest-llmload"
 
 
 class Lease:
-    """Some GPUs, held until released. The locks are the kernel's: they end with their holder, however it dies."""
+    """Some GPUs, held until released. The locks are the kernel's: they end with their last holder, however it dies."""
 
-    def __init__(self, gpus: tuple[Gpu, ...], locks: contextlib.ExitStack) -> None:
+    def __init__(self, gpus: tuple[Gpu, ...], locks: Sequence[socket.socket] = ()) -> None:
         self.gpus = gpus
-        self._locks = locks
+        self._locks = list(locks)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The locks as file descriptors: a process that is sent them holds the GPUs too."""
+        return tuple(lock.fileno() for lock in self._locks)
 
     def release(self) -> None:
-        self._locks.close()
+        """Give the GPUs back, unless another process holds the locks too."""
+        while self._locks:
+            self._locks.pop().close()
 
 
 def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) -> Lease:
@@ -35,7 +43,7 @@ def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) 
     too few GPUs, ``wait_foreign`` seconds for those. Raises MachineError naming the holders.
     """
     if device.kind == "cpu":
-        return Lease((), contextlib.ExitStack())
+        return Lease(())
     lock_deadline = time.monotonic() + wait_lock
     foreign_deadline: float | None = None
     while True:
@@ -81,19 +89,22 @@ def _free(device: Device, count: int) -> tuple[Lease | None, dict[Gpu, list[str]
     """
     gpus: list[Gpu] = []
     foreign: dict[Gpu, list[str]] = {}
-    with contextlib.ExitStack() as locks:
+    locks: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
         for gpu in device.gpus:
             if len(gpus) == count:
                 break
             lock = _taken(gpu)
             if lock is None:
                 continue
-            locks.callback(lock.close)
+            undo.callback(lock.close)
             if users := hardware.holders(gpu):
                 foreign[gpu] = users
                 lock.close()
             else:
                 gpus.append(gpu)
+                locks.append(lock)
         if len(gpus) == count:
-            return Lease(tuple(gpus), locks.pop_all()), foreign
+            undo.pop_all()
+            return Lease(tuple(gpus), locks), foreign
     return None, foreign

@@ -156,10 +156,19 @@ def _key(gpu: Gpu) -> str:
     return f"{name}-mig-{gpu.mig_profile}" if gpu.mig_profile else name
 
 
-def holders(gpu: Gpu) -> list[str]:
+def lists(gpu: Gpu, pid: int) -> bool:
+    """Return whether the driver lists a process of this machine among those that use a GPU, with its memory."""
+    with nvml() as library:
+        if library is None:
+            return False
+        processes = library.nvmlDeviceGetComputeRunningProcesses(library.nvmlDeviceGetHandleByUUID(gpu.uuid))
+        return any(process.pid == pid and process.usedGpuMemory for process in processes)
+
+
+def holders(gpu: Gpu, own: int = 0) -> list[str]:
     """Who else uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
 
-    This process itself is nobody else: under inline isolation it has loaded before.
+    Not this process itself, which has loaded before under inline isolation, and not ``own``, a process of this run.
     Raises MachineError where the driver does not say.
     """
     from pytest_llmload.core.units import format_bytes
@@ -171,7 +180,7 @@ def holders(gpu: Gpu) -> list[str]:
         processes = library.nvmlDeviceGetComputeRunningProcesses(handle)
         found = []
         for process in processes:
-            if process.pid == os.getpid():
+            if process.pid in (os.getpid(), own):
                 continue
             used = format_bytes(process.usedGpuMemory) if process.usedGpuMemory else "an unknown amount"
             found.append(f"pid {process.pid} ({_command(process.pid)}) with {used}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_llmload.system.protocol import Message
@@ -28,8 +29,8 @@ class InlineProcess:
         self._session = session.Session(cast("Channel", _Nowhere()))
         self.alive = True
 
-    def request(self, message: Message, timeout: float) -> Message:
-        """As LoadProcess.request; a hang is not cut short here."""
+    def request(self, message: Message, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
+        """As LoadProcess.request; a hang is not cut short here, and no phase is told."""
         try:
             reply: Message = getattr(self._session, f"do_{message['kind']}")(message)
         except self._worker.told() as error:

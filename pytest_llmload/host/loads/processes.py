@@ -74,22 +74,41 @@ class LoadProcess:
         self._oom_kills = hardware.oom_kills()
         self.phase = "start"
         self.alive = True
+        #: File descriptors that came with replies; whoever uses one takes it out.
+        self.received: list[int] = []
 
-    def request(self, message: Message, timeout: float) -> Message:
-        """Send a request and wait for its reply, seconds at most.
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._pid
+
+    def request(self, message: Message, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
+        """Send a request and wait for its reply, seconds at most; ``entered`` is called with each phase it enters.
 
         Raises LoadDied, or MachineError where it was the server that died; then the process is gone.
         """
+        self.send(message)
+        return self.reply(timeout, entered)
+
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send a request, whose reply is waited for later; a process that is gone is told of then."""
+        with contextlib.suppress(Closed):
+            self._channel.send(message, descriptors)
+
+    def reply(self, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
+        """Wait for the reply to a request that was sent; as :meth:`request`."""
         deadline = time.monotonic() + timeout
         try:
-            self._channel.send(message)
             while True:
-                reply, _ = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+                reply, descriptors = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+                self.received += descriptors
                 if reply["kind"] == "died":
                     raise self._part_died(_fit(reply))
                 if reply["kind"] != "phase":
                     return _fit(reply)
                 self.phase = reply["phase"]
+                if entered is not None:
+                    entered(self.phase)
         except Garbled as error:
             raise self._spoilt(error) from None
         except Closed:

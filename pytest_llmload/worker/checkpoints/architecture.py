@@ -23,19 +23,26 @@ def stored_dtype(config: dict[str, Any]) -> str:
 
 
 def meta_model(
-    directory: Path, *, trust_remote_code: bool = False, dtype: Any = None, auto_class: str | None = None
+    directory: Path,
+    *,
+    trust_remote_code: bool = False,
+    dtype: Any = None,
+    auto_class: str | None = None,
+    layers: int | None = None,
 ) -> Any:
     """The model that ``directory``'s config.json describes, on the meta device; nothing is allocated.
 
     Its class is ``auto_class``, else the one that the config names, else AutoModelForCausalLM's; ``dtype`` that of its
-    parameters (default: as the config says). Raises ValueError, in one sentence, where the installed transformers does
-    not know the architecture.
+    parameters (default: as the config says); with ``layers``, it has only so many decoder layers. Raises ValueError, in
+    one sentence, where the installed transformers does not know the architecture.
     """
     import torch
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if layers is not None:
+            _cut(config, layers)
         named = (getattr(config, "architectures", None) or [""])[0]
         cls = getattr(transformers, auto_class or named, None) or transformers.AutoModelForCausalLM
         config = _part_for(cls, config)
@@ -48,6 +55,19 @@ def meta_model(
         raise ValueError(
             f"transformers {transformers.__version__} cannot build the architecture of {directory}/config.json: {first}"
         ) from error
+
+
+def _cut(config: Any, layers: int) -> None:
+    """Leave a config only its first decoder layers, and its lists with an entry a layer only those entries."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for part in {id(part): part for part in (config, text)}.values():
+        count = getattr(part, "num_hidden_layers", None)
+        if not isinstance(count, int) or count <= layers:
+            continue
+        for name, value in list(vars(part).items()):
+            if isinstance(value, list) and len(value) == count:
+                setattr(part, name, value[:layers])
+        part.num_hidden_layers = layers
 
 
 def _part_for(cls: Any, config: Any) -> Any:

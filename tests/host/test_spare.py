@@ -1,0 +1,120 @@
+"""A process that is made ready before its load is asked for: real processes on the CPU, and locks of a GPU's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import select
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_llmload.core.job import MEMORY, Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.host.loads import gpu_leases, hardware
+from pytest_llmload.host.loads.processes import LoadProcess, environment, start_cold
+from pytest_llmload.host.loads.spare import Spare
+from pytest_llmload.worker.checkpoints.resolve import resolve
+
+TIMEOUT = 240
+
+
+@pytest.fixture(scope="module")
+def job(checkpoint_cache: Path) -> Job:
+    found = resolve("random:tiny-llama", checkpoint_cache)
+    return Job(
+        spec=LoadSpec(model="random:tiny-llama", name="tiny-llama", workload=Workload(1, 8, 2)),
+        device=Device("cpu", f"cpu-{platform.machine()}"),
+        checkpoint=Checkpoint(**dataclasses.asdict(found)),
+        figures=(MEMORY,),
+    )
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Callable[[], LoadProcess]]:
+    """Start a load's process; whatever is left of it ends with the test."""
+    started: list[LoadProcess] = []
+
+    def fork() -> LoadProcess:
+        started.append(start_cold(tmp_path / f"{len(started)}.log", environment(os.environ)))
+        return started[-1]
+
+    yield fork
+    for process in started:
+        process.kill()
+
+
+def test_what_was_made_ready_loads_as_any_other(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    spare = Spare()
+    spare.make(job, (), forked)
+    assert spare.job == job
+    taken = spare.take(job)
+    assert taken is not None
+    process, _ = taken
+    assert spare.job is None
+    assert spare.pid == 0
+    reply = process.request({"kind": "load", "job": job.to_json()}, TIMEOUT)
+    result = LoadResult.from_json(reply["result"])
+    assert result.ok
+    phases = list(result.phases)
+    assert phases.index("context") < phases.index("warm_up") < phases.index("load")
+
+    other = forked()
+    plain = LoadResult.from_json(other.request({"kind": "load", "job": job.to_json()}, TIMEOUT)["result"])
+    exact = ("host.weights", "weights.logical", "host.other_tensors")
+    assert {name: result.metrics[name] for name in exact} == {name: plain.metrics[name] for name in exact}
+    assert result.manifest == plain.manifest
+
+
+def test_a_spare_for_a_different_load_is_ended(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    spare = Spare()
+    spare.make(job, (), forked)
+    pid = spare.pid
+    assert spare.take(dataclasses.replace(job, spec=dataclasses.replace(job.spec, dtype="fp32"))) is None
+    assert not Path(f"/proc/{pid}").exists()
+    assert spare.job is None
+
+
+def test_a_spare_that_fails_leaves_the_failure_to_the_load(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    spare = Spare()
+    missing = dataclasses.replace(job, imports=("no_such_module_anywhere",))
+    spare.make(missing, (), forked)
+    assert spare.take(missing) is None
+    process = forked()
+    reply = process.request({"kind": "load", "job": missing.to_json()}, TIMEOUT)
+    assert "no_such_module_anywhere" in reply["error"]["message"]
+
+
+def test_a_spare_that_no_load_is_asked_of_ends_by_itself(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    spare = Spare(idle=0.0)
+    spare.make(job, (), forked)
+    descriptor = os.pidfd_open(spare.pid)
+    ended, _, _ = select.select([descriptor], [], [], TIMEOUT)
+    os.close(descriptor)
+    assert ended, "it still waits"
+    assert spare.take(job) is None
+
+
+def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
+    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1, capability=(9, 0))
+    device = Device("cuda", "stub", gpus=(gpu,))
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=0: [])
+    held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+    spare = Spare()
+    spare.make(job, held.descriptors, forked)
+    held.release()
+    with pytest.raises(gpu_leases.MachineError, match="other loads hold them"):
+        gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+    taken = spare.take(job)
+    assert taken is not None
+    process, lease = taken
+    process.close()
+    assert len(lease.descriptors) == 1
+    lease.release()
+    gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0).release()
