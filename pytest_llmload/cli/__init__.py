@@ -14,6 +14,7 @@ from pytest_llmload.cli.refused import Refused
 #: Command -> what it does, in the order of the help. Each is the module of its name, imported when it is used.
 COMMANDS: dict[str, str] = {
     "plan": "predict a model's memory, the context that fits and the time to load it, without its weights",
+    "doctor": "look for what stops a load before it starts, and name the command that mends it",
     "accept": "write the baselines that a report measured, on any machine",
     "diff": "compare two reports, baseline folders or git revisions",
     "history": "follow a metric through the git history of the baselines",
@@ -25,6 +26,7 @@ COMMANDS: dict[str, str] = {
 }
 _EXAMPLES = """\
 examples:
+  llmload doctor --model org/model                              before the first run
   llmload plan org/model --gpu 24GiB                            what fits, before anything is downloaded
   pytest --llm-model=org/model --llm-report=run.json            measure and gate
   llmload accept run.json && git diff baselines/                accept what a CI job measured
@@ -32,8 +34,8 @@ examples:
   llmload history gpu.settled --svg history.svg                 how a metric came to be what it is
   llmload prune run.json --dry-run                              what a full run found stale
 
-The exit status is 0, or 2 with one sentence on stderr; accept, diff and merge end with 1 if something was refused,
-differs, or failed.
+The exit status is 0, or 2 with one sentence on stderr; accept, diff, merge, plan and doctor end with 1 if something was
+refused, differs, failed, does not fit, or is wrong.
 """
 
 

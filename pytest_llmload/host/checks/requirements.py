@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.host.doctor import disk
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.markers.limits import GpuMemory
 from pytest_llmload.host.markers.nearest import limit_marks, nearest
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 _CONTEXT = 600 << 20
 #: No load needs more than this many times its checkpoint: 4-bit files that are loaded in fp32.
 _MOST = 8
+#: Strategies whose map may put weights into files.
+_OFFLOADING = ("offload", "max_memory", "auto", "balanced", "sequential")
 
 
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
@@ -50,7 +55,25 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
         if smallest < size:
             return f"needs GPUs of {format_bytes(size)}, this run's have {format_bytes(smallest)} ({state.device.key})"
     uses = "llm" in getattr(item, "fixturenames", ())
-    return does_not_fit(state, spec) if spec is not None and uses else None
+    if spec is None or not uses:
+        return None
+    fill_no_disk(state, spec)
+    return does_not_fit(state, spec)
+
+
+def fill_no_disk(state: State, spec: LoadSpec) -> None:
+    """Raise MachineError, before the load starts, where the weights that it offloads would fill the disk."""
+    if spec.strategy not in _OFFLOADING or state.loads.of(spec).measured:
+        return
+    try:
+        size = state.broker.checkpoint(spec.model).bytes
+    except LoadFailed:
+        return  # the files are no model: the load itself says so
+    folder = Path(tempfile.gettempdir())
+    if not disk.shortage(folder, size * _MOST):
+        return
+    if short := disk.shortage(folder, int(state.broker.plan(spec).get("disk", 0))):
+        raise MachineError(f"{spec.slug} {short}: nothing was loaded; make room or set TMPDIR to a larger disk")
 
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:

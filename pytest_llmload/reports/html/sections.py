@@ -61,7 +61,9 @@ def _card(number: int, run: Run) -> ET.Element:
         parts, whole = [el("pre", figures.cause(run), tabindex="0")], None  # type: ignore[assignment]
     accept = None
     if run.command and run.result is not None and run.result.ok and figures.failing_parts(run):
-        accept = el("p", "Accept it: ", el("code", run.command))
+        accept = el(
+            "p", "Accept it: ", el("code", run.command), " or, anywhere, ", el("code", "llmload accept run.json")
+        )
     return el("article", head, *parts, accept, whole, class_=f"card {tone(run.verdict)}", **marks(number))
 
 

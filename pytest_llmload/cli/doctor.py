@@ -1,0 +1,72 @@
+"""Look for what stops a load before it starts, and name the command that mends it.
+
+The exit status is 1 if there is an error; a warning is none. With --model, the space that the model's files and its
+offloaded weights need is held against what the disks have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from pytest_llmload.cli import plan
+from pytest_llmload.cli.refused import Refused
+from pytest_llmload.core.job import Gpu
+from pytest_llmload.core.presets import PREFIX
+from pytest_llmload.core.units import parse_bytes
+from pytest_llmload.host.doctor.disk import BUILT, HUB, TEMPORARY
+from pytest_llmload.host.doctor.examination import examine
+from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
+from pytest_llmload.host.settings.settings import default_cache
+
+_SIGNS = {ERROR: "ERROR", WARNING: "warning", FINE: "ok"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--model", metavar="MODEL", help="what is to be loaded: hub id, directory or random:PRESET")
+    parser.add_argument("--needs", metavar="SIZE", help="bytes that the model's files take, instead of planning it")
+    parser.add_argument("--cache-dir", metavar="DIR", type=Path, default=default_cache(), help="--llm-cache-dir")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was found; 1 if there is an error."""
+    found = examine(Path.cwd(), options.cache_dir, _needs(options))
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
+    else:
+        for finding in found:
+            print("\n".join(_lines(finding)))
+        counts = Counter(finding.level for finding in found)
+        print(", ".join(f"{count} {level}" for level, count in counts.items()))
+    return 1 if any(finding.level == ERROR for finding in found) else 0
+
+
+def _lines(finding: Finding) -> list[str]:
+    mend = [f"         mend it: {finding.command}"] if finding.command else []
+    return [f"{_SIGNS[finding.level]:<8} {finding.check}: {finding.message}", *mend]
+
+
+def _needs(options: argparse.Namespace) -> dict[str, int]:
+    """Bytes that loading the model writes, by place. Raises Refused."""
+    if options.needs:
+        try:
+            size = parse_bytes(options.needs)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        return {BUILT if (options.model or "").startswith(PREFIX) else HUB: size}
+    if not options.model:
+        return {}
+    # Any GPU will do: where weights go that fit none is what matters.
+    gpu = Gpu("planned", "planned", 80 << 30, (8, 0))
+    told = plan.ask(options.model, [gpu], "1x128+32", trusted=False, measure=False)
+    ways = {way["slug"]: way["figures"] for way in told["overview"]["ways"] if not way["problem"]}
+    needs = {TEMPORARY: int(ways.get("offload", {}).get("disk", 0))}
+    if not told["stored"]:
+        place = BUILT if options.model.startswith(PREFIX) else HUB
+        needs[place] = int(ways.get("none", {}).get("weights.logical", 0))
+    return needs
