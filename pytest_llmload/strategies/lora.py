@@ -90,4 +90,6 @@ def _attached(job: Job, model: Any) -> Any:
     # The device is where the base layers are: without it the file is read to the first GPU.
     device = "cpu" if job.device.kind == "cpu" else "cuda:0"
     wrapped = PeftModel.from_pretrained(model, job.adapter.path, torch_device=device)
+    if job.spec.adapter_merged and wrapped.active_peft_config.is_prompt_learning:
+        raise ValueError("it is a learned prompt, which has no weights that could be merged; leave out merged=True")
     return wrapped.merge_and_unload() if job.spec.adapter_merged else wrapped

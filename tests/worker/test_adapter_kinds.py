@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,8 +17,8 @@ import adapter_kinds
 import peft
 import pytest
 import torch
-from adapter_kinds import KINDS
-from loads import job, quick
+from adapter_kinds import KINDS, Kind
+from loads import checkpoint, job, quick
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import safe_open
 
@@ -46,6 +47,8 @@ LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+NAMES = ["q_proj", "v_proj"]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 #: Bytes that a kind keeps where only a hook of its gradient sees them: CPT's mask of four tokens.
 HOOKS = {"cpt": 4}
 #: Kinds that learn a prompt, and have no layers in the model.
@@ -217,3 +220,74 @@ def test_an_adapter_that_lies_beside_the_checkpoint(
     result = quick(dataclasses.replace(small, path=str(tmp_path)))
     assert result.outcome == "not_applied"
     assert "a PEFT adapter (LORA) is in the model, in 4 modules" in result.problems[0].message
+
+
+# Other bases: the same mechanism where layers have other names, are fused, or are quantised
+
+
+@pytest.mark.parametrize(
+    ("preset", "quant", "kind"),
+    [
+        ("tiny-gpt-neox", "none", Kind("VeraConfig", {"r": 8, "target_modules": ["query_key_value"]})),
+        ("tiny-gpt-neox", "none", Kind("PrefixTuningConfig", {"num_virtual_tokens": 4})),
+        ("tiny-gpt-neox", "nf4", Kind("OFTConfig", {"oft_block_size": 16, "target_modules": ["query_key_value"]})),
+        ("tiny-llama", "nf4", Kind("VBLoRAConfig", {"num_vectors": 16, "vector_length": 32, "target_modules": NAMES})),
+        ("tiny-llama", "nf4", Kind("PromptTuningConfig", {"num_virtual_tokens": 4})),
+        ("tiny-mixtral", "none", Kind("LoraConfig", {"r": 4, "target_modules": NAMES, "target_parameters": EXPERTS})),
+        ("tiny-gpt2", "none", Kind("LoraConfig", {"r": 4, "target_modules": ["c_attn"], "init_lora_weights": "pissa"})),
+    ],
+    ids=lambda value: value.config if isinstance(value, Kind) else value,
+)
+def test_a_clean_load_on_another_base(preset: str, quant: str, kind: Kind, tmp_path: Path) -> None:
+    adapter_kinds.save(kind, adapter_kinds.base(checkpoint(preset).path), tmp_path)
+    result = quick(preset, adapter=str(tmp_path), quant=quant)
+    assert [problem.message for problem in result.problems] == []
+    assert result.metrics["weights.adapter"] > 0
+
+
+# Merged
+
+
+@pytest.mark.parametrize("name", ["loha", "dora", "vera", "unilora", "token_indices", "trainable_tokens"])
+def test_a_clean_merge(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    result = quick(small, adapter=saved(name), adapter_merged=True)
+    assert [problem.message for problem in result.problems] == []
+    assert any("is not a plain LoRA" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", ["loha", "trainable_tokens"])
+def test_a_merge_that_was_lost(
+    name: str, small: Checkpoint, saved: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    (problem,) = quick(small, adapter=saved(name), adapter_merged=True).problems
+    assert "the adapter is not merged into " in problem.message
+    assert problem.names[0].endswith("embed_tokens" if name == "trainable_tokens" else "self_attn.q_proj")
+
+
+def test_a_learned_prompt_cannot_be_merged(small: Checkpoint, saved: Callable[[str], str]) -> None:
+    (problem,) = quick(small, adapter=saved("prompt_tuning"), adapter_merged=True).problems
+    assert "it is a learned prompt, which has no weights that could be merged" in problem.message
+
+
+def loader_that_merges(spec: LoadSpec) -> Any:
+    return peft.PeftModel.from_pretrained(adapter_kinds.base(spec.model), spec.adapter).merge_and_unload()
+
+
+def test_a_merge_that_was_not_asked_for_is_the_first_line(small: Checkpoint, saved: Callable[[str], str]) -> None:
+    fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_merges"}
+    first, *_ = quick(small, adapter=saved("lora"), **fields).problems
+    assert first.message.startswith("the adapter is merged into the model's weights, which was not asked for")
+
+
+def test_a_merge_into_a_head_that_is_tied_to_the_embedding(tmp_path: Path) -> None:
+    """PEFT changes the embedding with it; both are told, and the logits are held against untied ones."""
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))
+    tied = resolve(f"random:{tmp_path}", tmp_path / "cache")
+    adapter_kinds.save(KINDS["head"], adapter_kinds.base(tied.path), tmp_path / "adapter")
+    problems = quick(tied, adapter=str(tmp_path / "adapter"), adapter_merged=True).problems
+    assert {problem.check for problem in problems} == {"values", "merged"}
+    (logits,) = (problem.message for problem in problems if problem.check == "merged")
+    moved = re.match(r"merging moved the logits by (\S+) \(relative\); rounding the sums to \S+ explains (\S+)", logits)
+    assert moved is not None
+    assert float(moved[1]) > 5 * float(moved[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,13 @@ from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.system.json_text import Unreadable, read_json, short
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
+#: Settings of a LoRA that is more than a product of two factors.
+_SPECIAL = (
+    *("use_dora", "alora_invocation_tokens", "arrow_config", "use_qalora", "lora_bias", "use_bdlora"),
+    *("target_parameters", "trainable_token_indices", "layer_replication"),
+)
+#: How the initialisations are called that change the weight below the adapter.
+_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 #: What PEFT puts before names when it saves a ``PeftModel`` (peft/utils/save_and_load.py); transformers does not.
 _PREFIXES = ("base_model.model.", "base_model.")
@@ -84,6 +91,19 @@ class AdapterFiles(Mapping[str, Any]):
         tuned = {f"{target}.weight" for target in self.targets}
         return {in_base(name): name for name in self if ".lora_" not in name and in_base(name) not in tuned}
 
+    def modules(self, known: Iterable[str]) -> frozenset[str]:
+        """Return those of a model's modules that the adapter's tensors are for: the longest path in each name."""
+        paths, found = frozenset(known) - {""}, set()
+        for name in map(in_base, self):
+            while name and name not in paths:
+                name = name.rpartition(".")[0]
+            found.add(name)
+        if found == {""}:
+            # Only what all layers share is stored; the configuration says which they are.
+            ends = tuple(f".{target}" for target in self.config.get("target_modules") or ())
+            return frozenset(path for path in paths if f".{path}".endswith(ends))
+        return frozenset(found - {""})
+
     def factors(self, module: str) -> tuple[Any, Any]:
         """``A`` (rank x inputs) and ``B`` (outputs x rank) of a target; of an embedding the inputs are its rows."""
         a, b = next(pair for pair in FACTORS if f"{module}.{pair[0]}" in self.names)
@@ -107,8 +127,9 @@ class AdapterFiles(Mapping[str, Any]):
     @property
     def is_plain_lora(self) -> bool:
         """Whether a weight changes by ``scaling * B @ A`` and nothing else."""
-        special = ("use_dora", "alora_invocation_tokens", "arrow_config", "use_qalora", "lora_bias", "use_bdlora")
-        return self.config.get("peft_type") == "LORA" and not any(self.config.get(name) for name in special)
+        if str(self.config.get("init_lora_weights")).startswith(_REWRITING):
+            return False
+        return self.config.get("peft_type") == "LORA" and not any(self.config.get(name) for name in _SPECIAL)
 
 
 def bare(name: str) -> str:

@@ -13,6 +13,7 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.adapters.attached import active_names
 from pytest_llmload.worker.adapters.files import AdapterFiles, in_base
+from pytest_llmload.worker.checks import merged
 from pytest_llmload.worker.model.generation import first_forward
 from pytest_llmload.worker.model.loaded import Loaded
 
@@ -45,7 +46,15 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         yield from _uninvited(loaded)
         return
     if not loaded.attached.is_there:
-        if not loaded.job.spec.adapter_merged:
+        if loaded.job.spec.adapter_merged:
+            return
+        if merged.is_merged(loaded):
+            yield Problem(
+                CHECK,
+                "the adapter is merged into the model's weights, which was not asked for: the test wants it beside "
+                "them; write lora(merged=True), or do not merge while loading",
+            )
+        else:
             yield Problem(CHECK, "there is no adapter in the model: peft wraps no layer of it and adds no prompt")
         return
     yield from _tensors(loaded, files)

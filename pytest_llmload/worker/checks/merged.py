@@ -7,7 +7,8 @@ from those with the adapter beside the weights as a merge that we make ourselves
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +18,11 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.quantisation import Stored
 from pytest_llmload.worker.adapters.files import AdapterFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.checks.values import difference_from
 from pytest_llmload.worker.model.generation import first_forward
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import CONV1D, LINEAR, Weight, quantisable
+from pytest_llmload.worker.model.tensors import Held
 
 CHECK = "merged"
 EMBEDDING = "embedding"
@@ -42,7 +45,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if missing:
         yield Problem(CHECK, f"{len(missing)} weights that the adapter changes are not in the model", tuple(missing))
     if not files.is_plain_lora:
-        loaded.notes.append("merged weights were not compared: the adapter is no plain LoRA")
+        yield from _lost(loaded, targets)
+        loaded.notes.append(
+            "merged weights were seen to differ from the checkpoint's; by how much they should was not computed: the "
+            "adapter is not a plain LoRA"
+        )
         return
     names = loaded.checkpoint_names
     wrong: list[Weight] = []
@@ -52,8 +59,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             same = torch.equal(files[files.whole[path]].to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
             wrong += [] if same else [weight]
             continue
-        name = names.find(path)
-        if name is None or not names.files.slice(name).get_dtype().startswith(("F", "BF")):
+        name = _name_in_file(loaded, path, weight)
+        if name is None:
             unknown += 1
             continue
         error = _error(weight, _Sum(files, names, path, name, weight))
@@ -70,6 +77,35 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             tuple(weight.name for weight in wrong),
             sum(weight.held.nbytes for weight in wrong),
         )
+
+
+def is_merged(loaded: Loaded) -> bool:
+    """Return whether the adapter that was asked for is merged into a weight, by that weight's values."""
+    files, inventory = loaded.adapter, loaded.inventory
+    if files is None or not files.is_plain_lora:
+        return False
+    for weight in quantisable(loaded.model, inventory):
+        name = _name_in_file(loaded, weight.name, weight)
+        if weight.name.removesuffix(".weight") in files.targets and name is not None:
+            return _error(weight, _Sum(files, loaded.checkpoint_names, weight.name, name, weight)) <= 1
+    return False
+
+
+def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
+    """Modules all of whose weights are still the checkpoint's, although an adapter was to be merged into them."""
+    names = loaded.checkpoint_names
+    same: dict[str, bool] = {}
+    for path, weight in targets.items():
+        name = _name_in_file(loaded, path, weight)
+        if name is not None and weight.quantised is None and weight.held.tensor is not None:
+            # A sample tells most; of an embedding an adapter may change single rows.
+            equal = not difference_from(weight.held.tensor, names.files, name) and torch.equal(
+                names.files.slice(name)[:].to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu()
+            )
+            same[weight.module_path] = same.get(weight.module_path, True) and equal
+    lost = [module for module, equal in same.items() if equal]
+    if lost:
+        yield Problem(CHECK, f"the adapter is not merged into {len(lost)} of {len(same)} modules", tuple(lost))
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:
@@ -106,8 +142,7 @@ def _targets(loaded: Loaded) -> dict[str, Weight]:
         if name in loaded.merged and name not in found:
             # Embeddings and heads, which no quantiser touches.
             module = inventory.modules[held.module]
-            kind = EMBEDDING if isinstance(module, torch.nn.Embedding) else LINEAR
-            found[name] = Weight(held, name.rpartition(".")[0], module, kind, None)
+            found[name] = Weight(held, name.rpartition(".")[0], module, _kind_of(module), None)
     return {name: found[name] for name in sorted(loaded.merged) if name in found}
 
 
@@ -199,13 +234,25 @@ def _largest(ratios: Any) -> float:
 
 @contextmanager
 def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[None]:
-    """Merged layers answer from the files: with the adapter beside their weights, or merged into them by us."""
-    names = loaded.checkpoint_names
+    """Merged layers answer from the files: with the adapter beside their weights, or merged into them by us.
+
+    A module that shares a merged weight without being a target of the adapter answers with the checkpoint's.
+    """
+    names, modules = loaded.checkpoint_names, loaded.inventory.modules
+    targets = _targets(loaded)
     handles = []
-    for path, weight in _targets(loaded).items():
-        name = names.find(path) if path not in files.whole else None
-        if name is not None and names.files.slice(name).get_dtype().startswith(("F", "BF")):
-            handles.append(weight.module.register_forward_hook(_answer(files, names, path, name, weight, merged)))
+    for path, weight in targets.items():
+        name = _name_in_file(loaded, path, weight) if path not in files.whole else None
+        if name is None:
+            continue
+        module = path.removesuffix(".weight")
+        a, b = (factor.float() for factor in files.factors(module))
+        hook = _answer(names, name, weight, (a, b * files.scaling(module)), merged)
+        handles.append(weight.module.register_forward_hook(hook))
+        for other, held in _sharing(loaded, weight).items():
+            if other not in targets:
+                alone = dataclasses.replace(weight, kind=_kind_of(modules[held.module]))
+                handles.append(modules[held.module].register_forward_hook(_answer(names, name, alone, None, merged)))
     try:
         yield
     finally:
@@ -213,27 +260,53 @@ def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[N
             handle.remove()
 
 
-def _answer(files: AdapterFiles, names: CheckpointNames, path: str, name: str, weight: Weight, merged: bool) -> Any:
-    module = path.removesuffix(".weight")
-    a, b = (factor.float() for factor in files.factors(module))
-    b = b * files.scaling(module)
+def _sharing(loaded: Loaded, weight: Weight) -> dict[str, Held]:
+    """The model's other parameters in the memory of a weight, by name: an embedding that is tied to its head."""
+    inventory = loaded.inventory
+    return {
+        inventory.base_path(held): held
+        for held in inventory.parameters()
+        if held.tensor is not None and held.storage == weight.held.storage and held.module != weight.held.module
+    }
+
+
+def _name_in_file(loaded: Loaded, path: str, weight: Weight) -> str | None:
+    """What the checkpoint calls a weight, or one that is tied to it; None where it holds it in a quantised form."""
+    names = loaded.checkpoint_names
+    found = (names.find(each) for each in (path, *_sharing(loaded, weight)))
+    name = next((each for each in found if each is not None), None)
+    dense = name is not None and names.files.slice(name).get_dtype().startswith(("F", "BF"))
+    return name if dense else None
+
+
+def _kind_of(module: Any) -> str:
+    return EMBEDDING if isinstance(module, torch.nn.Embedding) else LINEAR
+
+
+def _answer(
+    names: CheckpointNames, name: str, weight: Weight, factors: tuple[Any, Any] | None, merged: bool
+) -> Callable[..., Any]:
     linear, embedding = torch.nn.functional.linear, torch.nn.functional.embedding
 
     def hook(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         values, dtype = inputs[0], output.dtype
         matrix = names.files.slice(name)[:].to(output.device)
-        left, right = b.to(output.device), a.to(output.device)
-        if weight.kind == EMBEDDING:
-            table = _as_stored(matrix, weight)
-            if merged:
-                return embedding(values, _as_stored(table.float() + (left @ right).T, weight))
-            return (embedding(values, table).float() + linear(embedding(values, right.T), left)).to(dtype)
         matrix = _as_stored(matrix.T if weight.kind == CONV1D else matrix, weight)
-        if merged:
-            matrix = _as_stored((matrix.float() + left @ right).to(matrix.dtype), weight)
         bias = getattr(layer, "bias", None)
-        plain = linear(values.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype))
-        return plain if merged else (plain.float() + linear(linear(values.float(), right), left)).to(dtype)
+
+        def apply(matrix: Any) -> Any:
+            if weight.kind == EMBEDDING:
+                return embedding(values, matrix)
+            return linear(values.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype))
+
+        if factors is None:
+            return apply(matrix).to(dtype)
+        right, left = (factor.to(output.device) for factor in factors)
+        if merged:
+            added = (left @ right).T if weight.kind == EMBEDDING else left @ right
+            return apply(_as_stored((matrix.float() + added).to(matrix.dtype), weight)).to(dtype)
+        lower = embedding(values, right.T) if weight.kind == EMBEDDING else linear(values.float(), right)
+        return (apply(matrix).float() + linear(lower, left)).to(dtype)
 
     return hook
 

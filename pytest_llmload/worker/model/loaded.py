@@ -130,7 +130,11 @@ class Loaded:
         """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
         if self.adapter is None or not self.job.spec.adapter_merged:
             return frozenset()
-        return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
+        if self.adapter.is_plain_lora:
+            return frozenset((*(f"{target}.weight" for target in self.adapter.targets), *self.adapter.whole))
+        owners = [(held, self.inventory.wrapping.owner(held.module)) for held in self.inventory.parameters()]
+        modules = self.adapter.modules(owner for _, owner in owners if owner is not None)
+        return frozenset(self.inventory.base_path(held) for held, owner in owners if owner in modules)
 
     @property
     def replaced(self) -> frozenset[str]:
