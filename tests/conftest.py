@@ -15,10 +15,9 @@ FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x16+4")
 
 
 @pytest.fixture(scope="session")
-def checkpoint_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every run of this session keeps the checkpoints that it builds."""
-    base = os.environ.get("LLMLOAD_TEST_CACHE")
-    return Path(base) if base else tmp_path_factory.mktemp("checkpoints")
+def checkpoint_cache() -> Path:
+    """Return the folder in which every run of this session keeps the checkpoints that it builds."""
+    return Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 WORKLOAD = Workload(1, 16, 3)
 CPU = Device("cpu", "cpu-x86_64")
-_CACHE = tempfile.TemporaryDirectory(prefix="llmload-test-")
+_CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 #: Every built-in way of loading that runs on a CPU, by what its spec sets.
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def checkpoint(preset: str) -> Checkpoint:
-    return resolve(f"random:{preset}", Path(_CACHE.name))
+    return resolve(f"random:{preset}", _CACHE)
 
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
@@ -61,8 +61,8 @@ def job(preset: str | Checkpoint, **fields: Any) -> Job:
 
 
 def adapter_files(adapter: str, files: Checkpoint) -> Adapter:
-    path = resolve_adapter(adapter, files, Path(_CACHE.name))
-    return Adapter(str(path), adapter_digest(path, Path(_CACHE.name)))
+    path = resolve_adapter(adapter, files, _CACHE)
+    return Adapter(str(path), adapter_digest(path, _CACHE))
 
 
 def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
