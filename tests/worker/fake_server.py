@@ -33,6 +33,10 @@ class Handler(BaseHTTPRequestHandler):
     model = MODEL
     seen: list[dict[str, Any]]
     cache_tokens = 1000
+    #: The path below which it answers.
+    prefix = ""
+    #: Answers that run now; one number, shared by all requests.
+    running: list[int]
 
     def log_message(self, *_: object) -> None:
         pass
@@ -51,6 +55,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.has("locked") and self.headers.get("Authorization") != "Bearer opensesame":
             return self.send(401, {"error": "who are you?"})
+        if self.prefix and not self.path.startswith(self.prefix):
+            return self.send(404, {"detail": "Not Found"})
+        self.path = self.path.removeprefix(self.prefix)
         if self.path == "/health":
             return self.send(503 if self.has("unhealthy") else 200, "loading" if self.has("unhealthy") else "")
         if self.path == "/info" and self.has("tgi"):
@@ -70,12 +77,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append({**body, "path": self.path})
+        if self.has("guarded") and self.headers.get("Authorization") != "Bearer opensesame":
+            return self.send(401, {"error": "who are you?"})
         if self.has("500"):
             return self.send(500, "Internal Server Error", "text/plain")
         known = (
             "/generate_stream" if self.has("tgi") else "/v1/chat/completions" if self.has("chat") else "/v1/completions"
         )
-        if self.path != known:
+        if self.path.removeprefix(self.prefix) != known:
             return self.send(404, {"detail": "Not Found"})
         served = "org/other" if self.has("other") else self.model
         if not self.has("tgi") and body["model"] != served and not self.has("any"):
@@ -89,7 +98,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        return self.stream(body)
+        self.running[0] += 1
+        self.stream(body)
+        self.running[0] -= 1
+        return None
 
     def event(self, value: object) -> None:
         text = value if isinstance(value, str) else json.dumps(value)
@@ -115,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.event({"index": index + 1, "token": token, "generated_text": "…", "details": details})
             else:
                 self.event(self.chunk([self.choice(piece)]))
+        if self.has("cuts") and self.running[0] > 1:
+            return self.event("[DONE]")
         if not self.has("tgi"):
             self.event(self.chunk([{"index": 0, **self.choice(""), "finish_reason": "length"}]))
             count = 0 if self.has("silent") else wanted
@@ -139,7 +153,8 @@ class Handler(BaseHTTPRequestHandler):
             self.event({"error": {"message": "CUDA out of memory", "code": 500}})
 
     def choice(self, piece: str) -> dict[str, Any]:
-        return {"delta": {"content": piece}} if self.has("chat") else {"text": piece}
+        name = "reasoning" if self.has("reasons") else "content"
+        return {"delta": {name: piece}} if self.has("chat") else {"text": piece}
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": "x", "model": "org/impostor" if self.has("impostor") else self.model, "choices": choices}
@@ -154,7 +169,7 @@ class Quiet(ThreadingHTTPServer):
 
 def server(port: int, mode: str, **attributes: Any) -> Quiet:
     words = tuple(mode.split("+"))
-    handler = type("Own", (Handler,), {"mode": words, "seen": [], **attributes})
+    handler = type("Own", (Handler,), {"mode": words, "seen": [], "running": [0], **attributes})
     return Quiet(("127.0.0.1", port), handler)
 
 

@@ -226,6 +226,75 @@ def test_an_id_that_proves_nothing_is_a_note(tmp_path: Path) -> None:
     assert any("any model id" in note for note in asked("openai+any", tmp_path).notes)
 
 
+def test_answers_that_another_request_cut_off_are_said_and_single_ones_are_measured(tmp_path: Path) -> None:
+    result = asked("openai+cuts", tmp_path)
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    assert {"ttft", "per_token"} <= set(result.metrics)
+    assert "--interrupt_requests False" in result.unavailable["served.total.x8"]
+    assert "served.ttft.x8" not in result.metrics
+    # Alone it must not happen.
+    with serving("openai+cuts", running=[1]) as (url, _), client(foreign(url), tmp_path) as served:
+        result = served.load()
+    assert result.outcome == NOT_APPLIED
+    assert "ended with [DONE] and no finish_reason" in problems(result)[0][1]
+
+
+def test_each_kind_of_delta_is_text(tmp_path: Path) -> None:
+    result = asked("chat+reasons", tmp_path)
+    assert {"ttft", "per_token"} <= set(result.metrics)
+
+
+def test_a_key_that_only_requests_need_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers leave /health and the list of models open."""
+    with pytest.raises(MachineError, match="answers 401: its key is read from LLM_ENDPOINT_KEY, which is not set"):
+        asked("openai+guarded", tmp_path)
+    monkeypatch.setenv(KEY, "wrong")
+    with pytest.raises(MachineError, match="LLM_ENDPOINT_KEY, the one there is refused"):
+        asked("openai+guarded", tmp_path)
+
+
+def test_a_wrong_path_is_an_error_at_once_and_the_right_one_is_named(tmp_path: Path) -> None:
+    with serving("openai", prefix="/llm") as (url, _):
+        for wrong, write in (("/llm/more", "end the address with /llm"), ("", "end the address with /llm")):
+            with pytest.raises(MachineError, match=f"no API is below the address: .*404.*{write}"):
+                with client(foreign(f"{url}{wrong}"), tmp_path) as served:
+                    served.load()
+    with serving("openai") as (url, _), client(foreign(f"{url}/else/v1"), tmp_path) as served:
+        with pytest.raises(MachineError, match="leave its path out"):
+            served.load()
+
+
+def test_an_id_before_the_address_and_a_path_that_chooses_chat(tmp_path: Path) -> None:
+    with serving("chat") as (url, seen):
+        address = f"{MODEL}={url}/v1/chat/completions"
+        with client(foreign(address, model="acme/else"), tmp_path) as served:
+            result = served.load()
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    assert {request["path"] for request in seen} == {"/v1/chat/completions"}
+    assert not any("chat template" in note for note in result.notes)
+
+
+def test_tokens_without_usage_are_counted_by_tokenising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Served, "_load_tokenizer", lambda self: setattr(self, "_tokenizer", split))
+    result = asked("openai+uncounted", tmp_path)
+    assert "per_token" in result.metrics
+    assert any("counted by tokenising the text here" in note for note in result.notes)
+
+
+def test_answers_in_lumps_are_in_no_figure() -> None:
+    lump = Answer(0.0, stamps=[1.0] * 8, pieces=["w"] * 8, tokens=8, ended=1.0)
+    assert "8 pieces of text came in 1 read: the server, or a proxy before it" in lump.lumps
+    lump.starved = 0.6
+    assert "since this client waited 0.6 of 1 s for a processor" in lump.lumps
+    assert Answer(0.0, stamps=[1.0, 2.0, 3.0], pieces=["w"] * 3).lumps == ""
+
+
+def test_what_an_endpoint_speaks_is_said(tmp_path: Path) -> None:
+    with serving("openai") as (url, _), client(foreign(url.replace("http:", "https:")), tmp_path) as served:
+        with pytest.raises(MachineError, match="it does not speak TLS: write http:// in place of https://"):
+            served.load()
+
+
 def test_another_name_by_option(tmp_path: Path) -> None:
     own = (("model_id", '"org/model"'),)
     assert asked("openai", tmp_path, model="acme/else").outcome == NOT_APPLIED

@@ -8,9 +8,9 @@ from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.servers.base import ServerKind
 
-#: Of the tokens that a server says it generated, those that its text must give when it is tokenised: pieces of words
-#: may join, and special tokens have no text.
-_FEWEST = 0.5
+#: How many times the tokens that a request asked for its text may give when it is tokenised, or the other way round:
+#: pieces of words may join, special tokens have no text, and bytes that are no text become several tokens.
+_MOST = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def count(kind: ServerKind, prompts: Prompts, answer: Answer, new_tokens: int) -
     if ids is None:
         return None
     told = kind.told_tokens(answer, new_tokens)
-    if told is not None and _FEWEST * told <= len(ids) <= told:
+    if told is not None and told <= _MOST * len(ids) and len(ids) <= _MOST * told:
         return Count(told, "by the request, whose limit was reached, and held against the text tokenised here")
     return Count(len(ids), "by tokenising the text here")
 

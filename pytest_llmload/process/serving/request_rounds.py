@@ -61,8 +61,11 @@ class Figures:
         """Take the times of a round."""
         for error in part.cut_off:
             self.left_out[f"cut off: {self.kind.cut_off} ({error})"] += 1
+        if part.cut_off:
+            # The others were not answered beside as many as were asked for.
+            return
         whole = [self._take(answer) for answer in part.answers]
-        if all(whole) and not part.cut_off:
+        if all(whole):
             self.total.append(part.seconds)
 
     def _take(self, answer: Answer) -> bool:

@@ -120,7 +120,7 @@ class Served:
         with self._answered():
             assert self._kind is not None
             answer = self._kind.answer(message["text"], message["max_new_tokens"])
-            return {"kind": "value", "tokens": self._ids(answer), "text": answer.text}
+            return {"kind": "value", "tokens": self._ids(answer, message["max_new_tokens"]), "text": answer.text}
         return _error(self._result.problems[before].message)
 
     def close(self) -> None:
@@ -371,13 +371,16 @@ class Served:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
-    def _ids(self, answer: Answer) -> list[int]:
+    def _ids(self, answer: Answer, asked: int) -> list[int]:
         """Return the ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the
-        text as the endpoint counted; none where neither is known."""
+        text as were generated; none where neither is known."""
         if answer.ids:
             return answer.ids
         ids = self._prompts.ids(answer.text)
-        return ids if ids is not None and answer.tokens in (None, len(ids)) else []
+        told = (
+            answer.tokens if answer.tokens is not None or self._kind is None else self._kind.told_tokens(answer, asked)
+        )
+        return ids if ids is not None and len(ids) == told else []
 
     def _dump(self, *_: Any) -> None:
         """On the pytest process's SIGUSR1, before it kills a load that hangs: what the server said last."""

@@ -44,7 +44,8 @@ def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, fl
             take(answer, moment, _object(path, data))
             answer.finished = answer.finished or (moment if answer.finish else 0.0)
     except HungUp as error:
-        if not answer.finish:
+        # llama-cpp-python sends the last event of an answer that it cut off, and then breaks the connection.
+        if not (answer.finish or is_done):
             raise HungUp(f"POST {path}: {_so_far(answer)}, then the connection broke ({error})") from None
     answer.ended = perf_counter()
     answer.starved = run_delay() - waited
