@@ -40,7 +40,7 @@ _load = transformers.PreTrainedModel.from_pretrained.__func__
 def needs_more_for_a_moment(cls, *args, **kwargs):
     given = _load(cls, *args, **kwargs)
     model = given[0] if isinstance(given, tuple) else given
-    size = sum(parameter.nbytes for parameter in model.parameters())
+    size = (32 << 20) + sum(parameter.nbytes for parameter in model.parameters())
     torch.ones(size, dtype=torch.uint8, device=next(model.parameters()).device)  # planted
     return given
 

@@ -16,7 +16,7 @@ from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: Lines of a moment and a place that are told, and the fewest bytes of one.
-_MOST, _LEAST = 8, 64 << 10
+_MOST, _LEAST = 8, 256 << 10
 
 
 class Allocations(Probe):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import sysconfig
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,8 @@ DEPTH = 64
 #: Whose lines say nothing: what allocates on behalf of the code that is looked for, and this package itself.
 _INTERNAL = ("torch", "numpy", "pytest_llmload/process", "pytest_llmload/probes", "pytest_llmload/worker/model")
 _PACKAGES = ("/site-packages/", "/dist-packages/")
+#: Where Python's own library lies: a thread of a pool begins there, and so does an import.
+_STANDARD = sysconfig.get_paths()["stdlib"]
 
 
 class Frame(NamedTuple):
@@ -38,7 +41,8 @@ def stack(frame: FrameType | None) -> tuple[Frame, ...]:
 def site(frames: Iterable[Frame]) -> str:
     """Return the line that allocated: ``ourapp/serving.py:12 in load_model``.
 
-    It is the innermost one outside torch and numpy; where that is a library's, the user's line that called it follows.
+    It is the innermost one outside torch, numpy and Python's own library. If that is a library's line, the user's line
+    that called it follows.
     """
     known = [frame for frame in frames if not frame.file.startswith("<")]
     telling = [frame for frame in known if not _is_internal(frame.file)]
@@ -90,4 +94,5 @@ def _is_installed(file: str) -> bool:
 @cache
 def _is_internal(file: str) -> bool:
     path = f"/{file}"
-    return any(f"/{package}/" in path for package in _INTERNAL)
+    is_standard = file.startswith(_STANDARD) and not any(packages in file for packages in _PACKAGES)
+    return is_standard or any(f"/{package}/" in path for package in _INTERNAL)
