@@ -256,6 +256,23 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 #: Name -> the page it stands on, and what makes it.
+def adapters() -> str:
+    """PEFT's configuration classes, and the adapters of each that the tests save, load, damage and merge."""
+    file = DOCS.parent / "tests" / "worker" / "adapter_kinds.py"
+    assigned = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.AnnAssign)]
+    (kinds,) = (node.value for node in assigned if isinstance(node.target, ast.Name) and node.target.id == "KINDS")
+    assert isinstance(kinds, ast.Dict)
+    found: dict[str, list[str]] = {}
+    for key, value in zip(kinds.keys, kinds.values, strict=True):
+        assert isinstance(key, ast.Constant)
+        assert isinstance(value, ast.Call)
+        first = value.args[0] if value.args else None
+        config = first.value if isinstance(first, ast.Constant) else "LoraConfig"
+        found.setdefault(str(config), []).append(str(key.value))
+    rows = [(f"`{config}`", ", ".join(names)) for config, names in sorted(found.items())]
+    return _table(("PEFT's configuration", "adapters in the tests"), rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("baselines.md", metrics),
     "verdicts": ("baselines.md", verdicts),
@@ -268,6 +285,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reports": ("reference.md", reports),
     "strategies": ("reference.md", strategies),
     "presets": ("strategies.md", presets),
+    "adapters": ("strategies/lora.md", adapters),
     "schemes": ("strategies/quantisation.md", schemes),
     "quantisation": ("strategies/quantisation.md", quantisation),
     "servers": ("strategies/served.md", servers),

@@ -17,6 +17,7 @@ import adapter_kinds
 import peft
 import pytest
 import torch
+import transformers
 from adapter_kinds import KINDS, Kind
 from loads import checkpoint, job, quick
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -243,6 +244,25 @@ def test_a_clean_load_on_another_base(preset: str, quant: str, kind: Kind, tmp_p
     result = quick(preset, adapter=str(tmp_path), quant=quant)
     assert [problem.message for problem in result.problems] == []
     assert result.metrics["weights.adapter"] > 0
+
+
+# transformers' own way of attaching
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="what transformers 5 does")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alora", "the adapter changes nothing: the logits with it and without it are the same"),
+        ("dora", "4 of 12 tensors do not hold the values of the adapter's file"),
+        ("randlora", "2 of 18 tensors of the adapter's file are not in the model: the layers of the adapter share"),
+        ("vera", "the adapter cannot be attached to this model: ValueError: `inject_adapter_in_model` does not"),
+        ("prompt_tuning", "the adapter cannot be attached to this model: ValueError: `create_and_replace` does not"),
+    ],
+)
+def test_what_load_adapter_does_not_do(name: str, message: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    (problem,) = quick(small, adapter=saved(name), adapter_via="load_adapter").problems
+    assert message in problem.message
 
 
 # Merged

@@ -144,7 +144,9 @@ def _unplaced(loaded: Loaded, files: AdapterFiles, names: list[str]) -> Iterator
     reasons: dict[str, list[str]] = defaultdict(list)
     for name in names:
         module = name.split(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
-        if module not in known:
+        if not module:
+            reasons["the layers of the adapter share them, and what they share was not attached"].append(name)
+        elif module not in known:
             reasons["the model has no such modules"].append(name)
         elif module not in tuned:
             targets = files.config.get("target_modules")
