@@ -129,11 +129,18 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--jobs", type=int, default=5, help="processes at a time (default: 5)")
     parser.add_argument("--cache-dir", type=Path, default=Path(tempfile.gettempdir()) / "predict-gpu")
+    parser.add_argument(
+        "--compact", type=Path, help="write what OUT has of the named cases as test data to this folder"
+    )
     parser.add_argument("--one", choices=CASES, help="measure this case in this process")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.one:
         return measure_case(options.one, options.output, options.cache_dir)
+    if options.compact:
+        for name in options.names:
+            compact(options.output / f"{name}.json", options.compact / f"{name}.json")
+        return 0
     return run_cases(options)
 
 
@@ -268,6 +275,33 @@ def write_trace(path: Path, name: str, snapshot: Any, phases: list[list[Any]], r
     }
     lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)
     path.write_text(f'{json.dumps(head)[:-1]}, "events": [\n{lines}\n]}}\n')
+
+
+def compact(source: Path, target: Path) -> None:
+    """Write a trace up to the end of the first forward: the bytes of each allocation; where released, minus its number.
+
+    Allocations are numbered from 1.
+    """
+    data = json.loads(source.read_text())
+    phases = dict(data["phases"])
+    events: list[int] = []
+    marks: dict[str, int] = {}
+    live: dict[int, int] = {}
+    count = 0
+    for action, address, size, _ in data["events"]:
+        if action == "alloc":
+            done = phases["load"] + count
+            marks |= {name: len(events) for name in ("settle", "forward", "logits") if phases[name] == done}
+            if done == phases["logits"]:
+                break
+            live[address] = count
+            events.append(size)
+            count += 1
+        elif action == "free_completed" and address in live:
+            events.append(-1 - live.pop(address))
+    figures = {name: data["metrics"][name] for name in (*METRICS, "gpu.forward_peak")}
+    head = {"figures": figures, "reserved": {name: peaks["gpu.0"] for name, peaks in data["phase_peaks"].items()}}
+    target.write_text(json.dumps({**head, "marks": marks, "events": events}, separators=(",", ":")) + "\n")
 
 
 def short(file: str) -> str:

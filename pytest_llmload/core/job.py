@@ -138,6 +138,8 @@ class Job:
     timeout: float = 1800.0
     #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
     page_cache: str = UNCONTROLLED
+    #: Whether the device is not there, and the load's memory is predicted for it.
+    predicted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "spec": self.spec.to_json()}

@@ -153,6 +153,8 @@ class LoadResult:
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Memory while loading, for the report: ``gpu.0`` … and ``host`` -> pairs of seconds and bytes, in order of time.
     timeline: dict[str, list[list[float]]] = field(default_factory=dict)
+    #: Of a predicted load, the places that allocate the most: phase -> operator, line, bytes, count, bytes at the peak.
+    sites: dict[str, list[list[Any]]] = field(default_factory=dict)
     #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
     ledger: list[dict[str, float]] = field(default_factory=list)
     #: Seconds of each phase: import, context, load, forward, generate; and of the load its LOAD_PARTS.

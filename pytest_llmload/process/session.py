@@ -93,7 +93,10 @@ class Session:
 
         self._enter("resolve")
         checkpoint = resolve(
-            message["spec"], Path(message["cache_dir"]), trust_remote_code=message["trust_remote_code"]
+            message["spec"],
+            Path(message["cache_dir"]),
+            trust_remote_code=message["trust_remote_code"],
+            with_values=message.get("with_values", True),
         )
         return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
 
@@ -145,12 +148,21 @@ class Session:
             return self._repeated(job)
         prepare(job)
         place = runs_in(job)
+        if job.predicted:
+            return self.predicted(job, place)
         if place == HERE:
             return self.measured(job)
         if not self._log:
             raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
         self.runner = _runner(place)(job, self._enter, Path(self._log))
         return {"kind": "result", "result": self.runner.load().to_json()}
+
+    def predicted(self, job: Job, place: str) -> Message:
+        """Trace the load here on fake tensors; there is no model afterwards."""
+        from pytest_llmload.process.predicting import not_here, predict
+
+        result = predict(job, self._enter) if place == HERE else not_here(job, place)
+        return {"kind": "result", "result": result.to_json()}
 
     def _repeated(self, job: Job) -> Message:
         """Measure once more what this process has found already: a running endpoint, which no load changes."""

@@ -35,7 +35,9 @@ def built_path(config: dict[str, Any], name: str, cache_dir: Path) -> Path:
     return cache_dir / "checkpoints" / f"{name}-{digest([VERSION, random_values.VERSION, config], 12)}"
 
 
-def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
+def build(
+    config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_code: bool = False, with_values: bool = True
+) -> Path:
     """The directory of a checkpoint with random weights; built if it is not there yet.
 
     Two processes that ask for the same one build it once. Raises MachineError where the disk is too small or cannot be
@@ -45,8 +47,11 @@ def build(config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_co
     def write(directory: Path) -> None:
         write_json(directory / "config.json", config)
         tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
-        _check_space(sum(tensor.bytes for tensor in tensors), target)
-        write_weights(directory, tensors)
+        _check_space(sum(tensor.bytes for tensor in tensors) if with_values else 0, target)
+        if with_values:
+            write_weights(directory, tensors)
+        else:
+            write_weights(directory, tensors, write=write_header)
         text = text_part(config)
         if isinstance(text.get("vocab_size"), int):
             write_tokenizer(directory, text)
@@ -109,16 +114,22 @@ def _check_space(needed: int, target: Path) -> None:
         )
 
 
-def write_weights(directory: Path, tensors: list[Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+def write_weights(
+    directory: Path,
+    tensors: list[Tensor],
+    shard_bytes: int = SHARD_BYTES,
+    write: Callable[[Path, list[Tensor]], None] | None = None,
+) -> None:
     """Writes ``tensors`` with random values, as one safetensors file or as shards with an index."""
+    write = write or write_file
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
-        write_file(directory / WEIGHTS, shards[0])
+        write(directory / WEIGHTS, shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(directory / name, shard)
+        write(directory / name, shard)
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.bytes for tensor in tensors)
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
@@ -132,6 +143,14 @@ def _shards(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
             shard = []
         shard.append(tensor)
     yield shard
+
+
+def write_header(path: Path, tensors: list[Tensor]) -> None:
+    """Write a safetensors file that has its header and its size, and no values: a hole takes no space."""
+    head, _ = layout(tensors)
+    with path.open("xb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(tensor.bytes for tensor in tensors))
 
 
 def write_file(path: Path, tensors: list[Tensor]) -> None:

@@ -20,14 +20,16 @@ from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors, weig
 from pytest_llmload.worker.checkpoints.hub import download_model
 
 
-def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False, with_values: bool = True) -> Checkpoint:
     """The files of a hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``.
 
     Raises ValueError for a spec that can be none of these, MachineError where a download or the disk fails, LoadFailed
     where the files are there and damaged; each in one sentence.
     """
     if spec.startswith(PREFIX):
-        return _random(spec, cache_dir, trust_remote_code)
+        # Apart from those that are loaded in earnest.
+        folder = cache_dir if with_values else cache_dir / "without-values"
+        return _random(spec, folder, trust_remote_code, with_values)
     directory = Path(spec).expanduser()
     if directory.is_dir():
         return _directory(directory.resolve(), cache_dir)
@@ -35,11 +37,11 @@ def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False) -> C
     return _directory(snapshot, cache_dir, revision=snapshot.name)
 
 
-def _random(spec: str, cache_dir: Path, trust_remote_code: bool) -> Checkpoint:
+def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bool) -> Checkpoint:
     config = config_of(spec)
     what = spec.removeprefix(PREFIX)
     name = what if what in PRESETS else str(config["model_type"])
-    path = build(config, name, cache_dir, trust_remote_code=trust_remote_code)
+    path = build(config, name, cache_dir, trust_remote_code=trust_remote_code, with_values=with_values)
     try:
         read_config(path)
         tensors = read_tensors(path)

@@ -1,0 +1,70 @@
+"""bitsandbytes' own CUDA backend on fake tensors: its Python code allocates as it would, its C library does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pytest_llmload.prediction.fake_tensors import Untraceable
+
+
+class _Library:
+    """In place of the C library: every function takes its pointers and writes nothing."""
+
+    compiled_with_cuda = True
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._functions.setdefault(name, _Function())
+
+
+class _Function:
+    def __call__(self, *_: Any) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def fresh_tables() -> Iterator[None]:
+    """Have bitsandbytes make its tables of codes anew, as a process that has just begun does."""
+    functional = sys.modules.get("bitsandbytes.functional")
+    tables: dict[str, Any] = getattr(functional, "name2qmap", {})
+    before = dict(tables)
+    tables.clear()
+    try:
+        yield
+    finally:
+        tables.clear()
+        tables.update(before)
+
+
+def register() -> None:
+    """Have bitsandbytes register its kernels for CUDA in this process, whose torch has no CUDA.
+
+    Raises Untraceable where the installed release keeps them in another way than this code knows.
+    """
+    import bitsandbytes
+
+    name = "bitsandbytes.backends.cuda.ops"
+    if name in sys.modules:
+        return
+    try:
+        cextension = importlib.import_module("bitsandbytes.cextension")
+        functional = importlib.import_module("bitsandbytes.functional")
+        library = _Library()
+        for module in (cextension, functional):
+            vars(module)["lib"] = library
+        torch._C._cuda_getCurrentRawStream = lambda device: 0
+        importlib.import_module(name)
+    except (ImportError, AttributeError) as error:
+        raise Untraceable(
+            f"bitsandbytes {bitsandbytes.__version__} has no CUDA kernels that can be traced: {error}"
+        ) from error

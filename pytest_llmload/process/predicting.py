@@ -1,0 +1,134 @@
+"""A load predicted for GPUs that are not there: the steps of a measured one, on fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.job import Job
+from pytest_llmload.core.results import LOADED, LoadResult
+from pytest_llmload.prediction.devices import MODELS, PREDICTED
+from pytest_llmload.process.measurement import _Session, new_result
+from pytest_llmload.worker.model.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    from pytest_llmload.prediction.tracing import Tracing
+    from pytest_llmload.strategies import Strategy
+    from pytest_llmload.worker.model.loaded import Loaded
+
+#: The CUDA release that torch says it was built for, where the installed one says none.
+_CUDA = "13.0"
+
+
+def predict(job: Job, phase: Callable[[str], None]) -> LoadResult:
+    """Return the GPU memory that a load would take on the job's device.
+
+    What cannot be traced is unavailable, with the reason; memory that runs out on the device propagates, as it does in
+    a measured load.
+    """
+    from pytest_llmload.prediction.tracing import Tracing
+
+    model = MODELS[job.device.key]
+    tracing = Tracing(model, len(job.device.gpus), _CUDA)
+    result = new_result(job)
+    with contextlib.ExitStack() as entered:
+        session = _Predicted(job, phase, result, tracing, entered)
+        try:
+            session.run()
+        except LoadFailed:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                session.fill()
+                raise
+            reason = tracing.reason or f"the load cannot be traced: {type(error).__name__}: {_line(error)}"
+            tracing.reason = f"{reason} (at {tracing.record.last_line})"
+            session.fill()
+    return _as_predicted(result, tracing)
+
+
+def not_here(job: Job, place: str) -> LoadResult:
+    """Return the result of a load whose model is in other processes, of which nothing is traced."""
+    result = new_result(job)
+    reason = f"strategy {job.spec.strategy!r} loads in processes of its own ({place}), which are not traced"
+    result.unavailable = dict.fromkeys(PREDICTED, reason)
+    return result
+
+
+def _as_predicted(result: LoadResult, tracing: Tracing) -> LoadResult:
+    """Leave what a prediction says: memory of GPUs, the reason for each figure that is missing, and who allocates."""
+    result.metrics = {name: value for name, value in result.metrics.items() if name.startswith("gpu.")}
+    # A CPU build of a release allocates what its GPU build does.
+    result.environment = {**result.environment, "torch": result.environment.get("torch", "").partition("+")[0]}
+    if tracing.reason:
+        # Also where the library has put our refusal in an error of its own.
+        result.outcome, result.problems = LOADED, []
+    missing = [name for name in PREDICTED if name not in result.metrics]
+    result.unavailable |= dict.fromkeys(missing, tracing.reason or "the load did not get that far")
+    result.notes += [f"predicted as if {assumption}" for assumption in tracing.assumed]
+    result.sites = {
+        phase: [[row.site.operator, row.site.line, row.nbytes, row.count, row.at_peak] for row in rows]
+        for phase, rows in tracing.record.tables().items()
+    }
+    return result
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+class _Predicted(_Session):
+    """Loads, runs the first forward and generates the workload; checks compare values, and there are none."""
+
+    def __init__(
+        self,
+        job: Job,
+        phase: Callable[[str], None],
+        result: LoadResult,
+        tracing: Tracing,
+        entered: contextlib.ExitStack,
+    ) -> None:
+        super().__init__(job, phase, result)
+        self._tracing = tracing
+        self._entered = entered
+
+    def _import_own(self) -> None:
+        from pytest_llmload.probes.gpu_memory import GpuMemory
+        from pytest_llmload.probes.weights import Weights
+        from pytest_llmload.worker.model import generation
+
+        # The libraries were imported as on this machine; from here on there are GPUs.
+        self._entered.enter_context(self._tracing.active())
+        self.probes = [GpuMemory(self.job), Weights(self.job)]
+        generation.check_length(self.job)
+
+    def _each(self, moment: str, *args: Any) -> None:
+        self._tracing.record.moment(moment)
+        super()._each(moment, *args)
+
+    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        pass
+
+    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        pass
+
+    def _checked(self, name: str, check: Callable[[], Any]) -> None:
+        pass
+
+    def _looking(self, loaded: Loaded) -> Callable[[Any], None]:
+        """As while a load is measured, whose monitor takes some memory at each token."""
+        from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
+
+        monitor = loaded.logits_monitor = LogitsMonitor(loaded.model)
+
+        def look(logits: Any) -> None:
+            self._tracing.token_follows(logits)
+            monitor.look(logits)
+
+        return look
+
+    def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
+        """The call's result; what raises ends the prediction, with its reason."""
+        return call()
