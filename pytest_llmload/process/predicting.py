@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.prediction.devices import MODELS, PREDICTED
-from pytest_llmload.process.measurement import _Session, new_result
+from pytest_llmload.process.measurement import Measurement, new_result
 from pytest_llmload.worker.model.device import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ def predict(job: Job, phase: Callable[[str], None]) -> LoadResult:
     """
     from pytest_llmload.prediction.tracing import Tracing
 
+    # No group of figures: kernels that run first, to be fast afterwards, leave nothing in the allocator.
+    job = dataclasses.replace(job, figures=())
     model = MODELS[job.device.key]
     tracing = Tracing(model, len(job.device.gpus), _CUDA)
     result = new_result(job)
     with contextlib.ExitStack() as entered:
         session = _Predicted(job, phase, result, tracing, entered)
         try:
-            session.run()
+            session.measure()
         except LoadFailed:
             raise
         except Exception as error:
@@ -79,7 +82,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-class _Predicted(_Session):
+class _Predicted(Measurement):
     """Loads, runs the first forward and generates the workload; checks compare values, and there are none."""
 
     def __init__(
@@ -109,6 +112,9 @@ class _Predicted(_Session):
         super()._each(moment, *args)
 
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
+        pass
+
+    def _finished(self, loaded: Loaded) -> None:
         pass
 
     def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:

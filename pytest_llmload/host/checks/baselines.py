@@ -32,7 +32,9 @@ from pytest_llmload.host.loads.timing_rounds import until_clear
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import State
 from pytest_llmload.host.run.suite import SUITE
+from pytest_llmload.prediction.devices import PREDICTED
 from pytest_llmload.reports import allocations, failure
+from pytest_llmload.reports.prediction import origin_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,8 +104,12 @@ class _Gate(ABC):
         state.log.used_baselines.add(path)
         if (error := load.error) is not None:
             raise error
-        if settings.inline:
+        if settings.inline or (settings.predict and "memory" not in self.sections):
             return None
+        if settings.predict:
+            metrics = [name for name in PREDICTED if metrics is None or name in metrics]
+            if not metrics:
+                return None
         tolerances = {**settings.tolerances, **given}
         comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
         run = state.run(load.spec)
@@ -205,7 +211,7 @@ class _Gate(ABC):
 
     def _failure(self, load: Load, failed: Sequence[Comparison]) -> AssertionError:
         state, spec = self._state, load.spec
-        if any(map(allocations.is_explained, failed)):
+        if not state.settings.predict and any(map(allocations.is_explained, failed)):
             load.record_allocations()
         text = "\n".join(
             failure.comparison_text(
@@ -221,11 +227,24 @@ class _Gate(ABC):
             )
             for comparison in failed
         )
+        text = "\n".join([text, *self._origins(load, failed)])
         if all(comparison.verdict == verdicts.MISSING for comparison in failed):
             return BaselineMissing(text)
         if all(comparison.verdict == verdicts.INCOMPARABLE and comparison.whole for comparison in failed):
             return BaselineIncomparable(text)
         return self.regressed(text)
+
+    def _origins(self, load: Load, failed: Sequence[Comparison]) -> list[str]:
+        """Lines that name what allocates more, where the load was predicted."""
+        settings = self._state.settings
+        moved = [item.name for part in failed for item in part.metrics if item.verdict == verdicts.REGRESSED]
+        if not settings.predict or not moved:
+            return []
+        base = None
+        if settings.against:
+            root = self._state.config.rootpath
+            base = self._state.broker.predict_at(load.spec, root, settings.against).sites
+        return origin_lines(moved, load.result.sites, base, settings.against or "")
 
 
 class MemoryBaseline(_Gate):

@@ -78,7 +78,7 @@ def fill_no_disk(state: State, spec: LoadSpec) -> None:
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     """Why a model cannot fit by the planner's figures, made before any weight is read."""
-    if state.strategies[spec.strategy].own_code or state.loads.of(spec).measured:
+    if state.settings.predict or state.strategies[spec.strategy].own_code or state.loads.of(spec).measured:
         return None
     device = state.device
     try:

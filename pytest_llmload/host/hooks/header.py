@@ -59,8 +59,11 @@ def lines(config: pytest.Config) -> list[str]:
         mode = " · updating" if settings.update_baselines else " · recording what is missing" * settings.record_missing
         strict = " · strict" if settings.strict else ""
         inline = " · inline: nothing is gated or recorded" if settings.inline else ""
+        predicted = f" · predicted for {settings.predict}: nothing is recorded" if settings.predict else ""
         where = settings.baselines
         if where.is_relative_to(config.rootpath):
             where = where.relative_to(config.rootpath)
-        found.append(f"llmload: {models} · workload {settings.workload} · baselines {where}{mode}{strict}{inline}")
+        found.append(
+            f"llmload: {models} · workload {settings.workload} · baselines {where}{mode}{strict}{inline}{predicted}"
+        )
     return found

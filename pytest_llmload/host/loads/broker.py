@@ -37,6 +37,7 @@ from pytest_llmload.core.job import (
 )
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads import hardware
+from pytest_llmload.host.loads.base_revision import BaseRevision
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
 from pytest_llmload.host.loads.model_files import Files
@@ -118,6 +119,11 @@ class Broker:
         return bool(self._strategies[spec.strategy].runs_in != HERE)
 
     @property
+    def predicts(self) -> bool:
+        """True if loads are traced for a device that is not here; they leave no model to use."""
+        return self._settings.predict is not None
+
+    @property
     def timeout(self) -> float:
         """Seconds after which a load's process is ended."""
         return self._settings.timeout
@@ -191,7 +197,8 @@ class Broker:
             generates=scope.generates,
             endpoint=(self._settings.endpoint or "") if self.runs_already(spec) else "",
             timeout=self._settings.timeout,
-            page_cache=self._settings.page_cache if scope.measure else UNCONTROLLED,
+            page_cache=self._settings.page_cache if scope.measure and not self.predicts else UNCONTROLLED,
+            predicted=self.predicts,
         )
 
     def _lease(self, spec: LoadSpec) -> Lease:
@@ -200,6 +207,8 @@ class Broker:
         Raises MachineError if they are not free in time.
         """
         self._close_opened()
+        if self.predicts:
+            return Lease(self.device().gpus[: self.gpus_needed(spec)])
         return lease(
             self._device_of(spec),
             self.gpus_needed(spec),
@@ -266,6 +275,8 @@ class Broker:
 
         Where the device is in doubt, each load that needs one says so.
         """
+        if self.predicts:
+            return None
         try:
             device = self.device()
         except MachineError:
@@ -322,6 +333,20 @@ class Broker:
             self._finished(result)
         return result, opened
 
+    def predict_at(self, spec: LoadSpec, root: Path, revision: str) -> LoadResult:
+        """Return what a load is predicted to take with the user's code of a git revision. Raises MachineError."""
+        base = BaseRevision(root, revision)
+        job = self.job(spec, EVERYTHING)
+        there = dataclasses.replace(
+            job, sys_path=tuple(base.path(path) for path in job.sys_path), cwd=base.path(job.cwd)
+        )
+        process = start_cold(self._log("base"), {**self.environment(spec), **base.environment(job.sys_path)})
+        try:
+            return self._request(process, there)
+        finally:
+            process.close()
+            base.close()
+
     def reopen(self, spec: LoadSpec) -> Opened:
         """Load again only to serve tests. Raises LoadError if that does not end in a model, and MachineError."""
         result, opened = self._open(spec, SERVING, keep=True)
@@ -339,7 +364,7 @@ class Broker:
             job = self.job(spec, scope, held)
             self._measured.add(spec)
             result = self._request(process, job, partial(self._beside, process, job, scope, held))
-            if keep and result.ok:
+            if keep and result.ok and not self.predicts:
                 opened = Opened(process, held)
                 self._opened.append(opened)
             return result, opened
@@ -371,7 +396,7 @@ class Broker:
         server = self._server
         if phase not in _WITH_CONTEXT or server is None or not isinstance(process, LoadProcess):
             return
-        if scope != WITHOUT_TIMES or not held.gpus or "PYTEST_XDIST_WORKER" in os.environ:
+        if self.predicts or scope != WITHOUT_TIMES or not held.gpus or "PYTEST_XDIST_WORKER" in os.environ:
             return
         if job.checkpoint.bytes > _BESIDE * min(gpu.total for gpu in held.gpus):
             return

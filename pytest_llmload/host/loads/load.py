@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import pytest
+
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
@@ -32,6 +34,9 @@ class Launcher(Protocol):
 
     @property
     def timeout(self) -> float: ...
+
+    @property
+    def predicts(self) -> bool: ...
 
     def measure(self, spec: LoadSpec, scope: Scope = ..., *, keep: bool = ...) -> tuple[LoadResult, Opened | None]: ...
 
@@ -241,6 +246,8 @@ class Load:
         __tracebackhide__ = True
         if self.error is not None:
             raise self.error
+        if self._launcher.predicts:
+            pytest.skip("the load is predicted: there is no model to use")
         if self._opened is None or not self._opened.is_alive:
             self.close()
             self._opened, self._changed = self._launcher.reopen(self.spec), False

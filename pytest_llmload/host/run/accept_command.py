@@ -10,8 +10,8 @@ import pytest
 from pytest_llmload.host.run.suite import SUITE
 from pytest_llmload.host.settings import options
 
-#: Options that the command does not repeat.
-_WITHOUT: tuple[str, ...] = ("update-baselines", "record-missing", "strict", "report")
+#: Options that the command does not repeat. What is predicted is recorded on the device itself.
+_WITHOUT: tuple[str, ...] = ("update-baselines", "record-missing", "strict", "report", "predict", "against")
 
 
 def accept_command(item: pytest.Item, model: str | None) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def stale_baselines(state: State) -> list[Path]:
     """Return the stale baseline files; none if this run left tests out."""
-    if not state.log.collected or state.log.tests_left_out:
+    if not state.log.collected or state.log.tests_left_out or state.settings.predict:
         return []
     try:
         devices = _devices(state)

@@ -26,6 +26,7 @@ from pytest_llmload.host.settings import options
 from pytest_llmload.host.settings.models import Model, parse_model
 from pytest_llmload.host.settings.probes import OwnProbes
 from pytest_llmload.host.settings.settings import resolve
+from pytest_llmload.prediction.devices import predicted_device
 
 if TYPE_CHECKING:
     from pytest_llmload.baselines.store import Store
@@ -93,6 +94,8 @@ class State:
 
     @cached_property
     def _device(self) -> Device | MachineError:
+        if self.settings.predict:
+            return predicted_device(self.settings.predict)
         try:
             device = hardware.detect(self.settings.device)
         except MachineError as error:
@@ -156,7 +159,8 @@ class State:
         return self.store.path_for(spec.name, self.device_key(spec), spec.slug)
 
     def subject(self, spec: LoadSpec) -> Subject:
-        return Subject(spec.name, spec.slug, self.device_key(spec))
+        key = self.device_key(spec)
+        return Subject(spec.name, spec.slug, f"{key} (predicted)" if self.settings.predict else key)
 
     def display(self, path: Path) -> str:
         """Return a path as text, relative to the root directory if it is inside."""
@@ -170,7 +174,7 @@ class State:
     def run(self, spec: LoadSpec) -> Run:
         """Return the report entry of a load."""
         try:
-            key = self.device_key(spec)
+            key = self.subject(spec).device
         except MachineError:
             key = ""
         return self.log.run(spec, key)

@@ -56,6 +56,12 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "device": ("string", "auto", {
         "choices": ("auto", "cuda", "cpu"), "help": "Where to load (default: auto, the GPU if there is one)",
     }),
+    "predict": (None, "", {
+        "metavar": "DEVICE", "help": "Predict GPU memory for a device of the baselines, without one; never records",
+    }),
+    "against": (None, "", {
+        "metavar": "REV", "help": "Where a prediction regressed, trace the code of this git revision too, and compare",
+    }),
     "baselines": ("string", "baselines", {
         "metavar": "DIR", "help": "Folder of the baselines (default: baselines/ under rootdir)",
     }),

@@ -20,6 +20,7 @@ from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance, parse_seconds
 from pytest_llmload.host.settings.adapters import parse_adapter
 from pytest_llmload.host.settings.options import OPTIONS, dest, flag, ini_name, ini_value
+from pytest_llmload.prediction.devices import predicted_device
 from pytest_llmload.reports.formats import suffix_of
 
 _Value = TypeVar("_Value")
@@ -42,6 +43,10 @@ class Settings:
     imports: tuple[str, ...]
     workload: Workload
     device: str
+    #: The device key that loads are predicted for; None if they are measured.
+    predict: str | None
+    #: The git revision that a prediction is compared with.
+    against: str | None
     baselines: Path
     baseline_variant: str | None
     update_baselines: bool
@@ -85,6 +90,8 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric] = METRICS) -> Set
         imports=tuple(value("import")),
         workload=parsed("workload", Workload.parse),
         device=given.choice("device"),
+        predict=parsed("predict", lambda key: _predict(key, value)),
+        against=value("against") or None,
         baselines=baselines,
         baseline_variant=given.optional("baseline-variant", lambda text: _variant(baselines, text)),
         update_baselines=value("update-baselines"),
@@ -102,6 +109,18 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric] = METRICS) -> Set
         page_cache=given.choice("page-cache"),
         trust_remote_code=value("trust-remote-code"),
     )
+
+
+def _predict(key: str, value: Callable[[str], Any]) -> str | None:
+    """Return the device that loads are predicted for. Raises ValueError if it is not known, or if this run records."""
+    if not key:
+        if value("against"):
+            raise ValueError("a revision to compare with needs the device to predict for")
+        return None
+    unfit = [name for name in ("update-baselines", "record-missing") if value(name)]
+    if unfit or value("isolation") == "inline":
+        raise ValueError(f"a prediction records nothing and needs processes: remove {(*unfit, 'isolation=inline')[0]}")
+    return predicted_device(key).key
 
 
 class _Given:
