@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import format_bytes, format_seconds
 from pytest_llmload.host.doctor import disk
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.markers.limits import GpuMemory
 from pytest_llmload.host.markers.nearest import limit_marks, nearest
+from pytest_llmload.host.settings import options
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -57,8 +59,23 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
     uses = "llm" in getattr(item, "fixturenames", ())
     if spec is None or not uses:
         return None
+    if reason := over_budget(state, spec):
+        return reason
     fill_no_disk(state, spec)
     return does_not_fit(state, spec)
+
+
+def over_budget(state: State, spec: LoadSpec) -> str | None:
+    """Return why a load may not start any more: the time for all loads is spent. One that was measured may be used."""
+    seconds = state.settings.budget
+    if not seconds or state.loads.of(spec).measured:
+        return None
+    now = time.monotonic()
+    if state.budget_ends is None:
+        state.budget_ends = now + seconds
+    if now < state.budget_ends:
+        return None
+    return f"not measured: {options.flag(state.config, 'budget')} of {format_seconds(seconds)} is spent"
 
 
 def fill_no_disk(state: State, spec: LoadSpec) -> None:

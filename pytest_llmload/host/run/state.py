@@ -60,6 +60,8 @@ class State:
         #: Nodeids of verdicts about the run as a whole.
         self.session_errors: set[str] = set()
         self.stale: list[Path] = []
+        #: The moment of ``time.monotonic`` at which --llm-budget is spent; None before the first load.
+        self.budget_ends: float | None = None
         self.is_worker = hasattr(config, "workerinput")
         self.broker = Broker(
             self.settings,

@@ -94,6 +94,10 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "timeout": (_NUMBER, "30min", {
         "metavar": "TIME", "help": "Deadline of one load, download apart (default: 30min)",
     }),
+    "budget": (_NUMBER, "0s", {
+        "metavar": "TIME",
+        "help": "Time for all loads; tests of a load that has not started by then are skipped (default: 0s, no limit)",
+    }),
     "wait-gpu": (_NUMBER, "0s", {
         "metavar": "TIME", "help": "How long to wait for a GPU that another process holds (default: 0s)",
     }),

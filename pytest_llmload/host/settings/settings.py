@@ -57,6 +57,7 @@ class Settings:
     inline: bool
     reports: list[Path]
     timeout: float
+    budget: float
     wait_gpu: float
     cache_dir: Path
     record_repeats: int
@@ -102,6 +103,7 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric] = METRICS) -> Set
         inline=value("isolation") == "inline",
         reports=[config.invocation_params.dir / file for file in parsed("report", _reports)],
         timeout=parsed("timeout", _deadline),
+        budget=parsed("budget", _seconds_or_number),
         wait_gpu=parsed("wait-gpu", _seconds_or_number),
         cache_dir=given.path("cache-dir") if value("cache-dir") else default_cache(),
         record_repeats=parsed("record-repeats", _count),
