@@ -383,7 +383,8 @@ def _four_bit_state(module: Any, name: str, param: Any) -> Any:
     owns the packed values under the name ``original``.
     """
     places = [param]
-    if not param.dtype.is_floating_point or vars(param):
+    # Packed values are a column; a bias beside them may have attributes too, which transformers sets.
+    if param.dim() > 1 and (not param.dtype.is_floating_point or vars(param)):
         places.append(module)
     if name == "original":
         places += list(module.children())

@@ -27,6 +27,7 @@ from pytest_llmload.worker.model.quantisable import (
     EXPERTS,
     LINEAR,
     Weight,
+    dense_by_default,
     out_of_reach,
     quantisable,
     weights_of,
@@ -167,7 +168,9 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
 def _not_asked(loaded: Loaded) -> Iterator[Problem]:
     """Yield embeddings, output heads and routers that are quantised although they are dense by default."""
     expected = {weight.name for weight in quantisable(loaded.model, loaded.inventory)}
-    found = [held for held, state, _ in weights_of(loaded.inventory) if state is not None]
+    # What a model has beside its base, such as a head's hidden layer, a library may quantise.
+    dense = dense_by_default(loaded.model, loaded.inventory)
+    found = [held for held, state, tensor in weights_of(loaded.inventory) if state is not None and id(tensor) in dense]
     # A parametrized weight is called original in its own module.
     others = [held for held in found if loaded.inventory.base_path(held) not in expected and held.name != "original"]
     if not others:

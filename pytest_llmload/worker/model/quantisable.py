@@ -77,7 +77,12 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
 
 
 def exempt(model: Any, inventory: Inventory) -> set[int]:
-    """Return the ids of what stays dense by its place: embeddings, heads, routers, and torch's own attention."""
+    """Return the ids of what need not be quantised: :func:`dense_by_default`, and all that stands beside the base."""
+    return dense_by_default(model, inventory) | _head(model)
+
+
+def dense_by_default(model: Any, inventory: Inventory) -> set[int]:
+    """Return the ids of what stays dense by its place: embeddings, output head, routers, and torch's own attention."""
     routers = {
         id(parameter)
         for path, module in inventory.modules.items()
@@ -88,7 +93,7 @@ def exempt(model: Any, inventory: Inventory) -> set[int]:
             or any(_is_router(model, module, path, held) for held in inventory.held if held.path == f"{path}.{name}")
         )
     }
-    return routers | _embeddings(inventory) | _head(model)
+    return routers | _embeddings(inventory)
 
 
 def weights_of(inventory: Inventory) -> Iterator[tuple[Held, Stored | None, Any]]:
