@@ -484,8 +484,11 @@ def test_a_head_that_was_tied_to_the_embedding(tampered: Callable[[Tamper], None
         model.config.tie_word_embeddings = said
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama"), "values")
+    result = quick("tiny-llama")
+    problem = the_problem(result, "values")
     assert [name.split(" ")[0] for name in problem.names] == ["lm_head.weight"]
+    changed = ["config"] if said else []
+    assert [other.check for other in result.problems if other.check != "values"] == changed
 
 
 def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:
