@@ -25,6 +25,8 @@ LEAST = 16 << 10
 _WORTH = 64 << 10
 #: Frames that tracemalloc keeps of each allocation, and by how many bytes its peak must grow to be looked at again.
 _FRAMES, _STEP = 16, 4 << 20
+#: Where numpy's allocations stand apart (numpy.lib.tracemalloc_domain).
+_NUMPY = 389047
 #: Seconds between two looks at what Python and numpy hold.
 _PERIOD = 0.002
 
@@ -126,8 +128,10 @@ class PythonRecorder:
             return
         self._over.set()
         self._thread.join()
-        self.kept = _large(tracemalloc.take_snapshot())
-        self.holders = _array_holders({block.site for block in self.kept})
+        snapshot = tracemalloc.take_snapshot()
+        self.kept = _large(snapshot)
+        arrays = snapshot.filter_traces((tracemalloc.DomainFilter(True, _NUMPY),))
+        self.holders = _array_holders({block.site for block in _large(arrays)})
         if self._is_ours:
             tracemalloc.stop()
         kept = {block.site for block in self.kept}
@@ -149,7 +153,8 @@ def _line(traceback: tracemalloc.Traceback) -> str:
 def _array_holders(sites: set[str]) -> dict[str, str]:
     """Return who holds the arrays that some lines allocated."""
     found: dict[str, str] = {}
-    for array, container in _arrays():
+    # Going through all objects takes seconds.
+    for array, container in _arrays() if sites else ():
         traceback = tracemalloc.get_object_traceback(array)
         line = _line(traceback) if traceback is not None else ""
         if line in sites and line not in found:
@@ -162,15 +167,13 @@ def _arrays() -> list[tuple[Any, Any]]:
 
     The garbage collector lists neither arrays nor dicts of nothing else: their owners are asked.
     """
+    ndarray = sys.modules["numpy"].ndarray
     found: list[tuple[Any, Any]] = []
     for owner in gc.get_objects():
         for item in gc.get_referents(owner):
-            if _is_large_array(item):
+            kind = type(item)
+            if kind is ndarray and item.nbytes >= LEAST:
                 found.append((item, None))
-            elif type(item) is dict and not gc.is_tracked(item):
-                found += [(value, item) for value in item.values() if _is_large_array(value)]
+            elif kind is dict and not gc.is_tracked(item):
+                found += [(each, item) for each in item.values() if type(each) is ndarray and each.nbytes >= LEAST]
     return found
-
-
-def _is_large_array(item: Any) -> bool:
-    return type(item).__name__ == "ndarray" and type(item).__module__ == "numpy" and item.nbytes >= LEAST
