@@ -27,7 +27,8 @@ def copied(
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
     config = directory / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": quantization}))
+    said = {"quantization_config": quantization} if quantization else {}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
     return directory
 
 
@@ -97,6 +98,30 @@ def awq(source: Path, directory: Path) -> Path:
             tensors[f"{module}scales"] = scales.t().half()
 
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
+    return copied(source, directory, config, change)
+
+
+def compressed_tensors(source: Path, directory: Path) -> Path:
+    """compressed-tensors W4A16: codes plus 8, eight to an int32 word along the inputs, symmetric scales."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in projections(tensors):
+            weight = tensors.pop(name)
+            groups = weight.float().reshape(weight.shape[0], -1, GROUP)
+            scales = (groups.abs().amax(dim=-1) / 7.5).to(torch.bfloat16)
+            codes = (groups / scales.float()[..., None]).round().clamp(-8, 7).reshape(weight.shape).int()
+            tensors[f"{name}_packed"] = _packed(codes + 8)
+            tensors[f"{name}_scale"] = scales
+            tensors[f"{name}_shape"] = torch.tensor(weight.shape, dtype=torch.int64)
+
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+    }
     return copied(source, directory, config, change)
 
 

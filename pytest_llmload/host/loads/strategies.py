@@ -84,11 +84,19 @@ class Strategies:
     def missing_client_packages(self, spec: LoadSpec) -> list[str]:
         """Return the packages that a running endpoint's client needs and that are not installed."""
         needed = [name for strategy in self.of(spec) for name in strategy.client_packages]
-        return [name for name in needed if find_spec(name) is None]
+        return [name for name in needed if not _is_installed(name)]
 
     def missing_packages(self, spec: LoadSpec) -> list[str]:
         """Return the packages that a load needs and that are not installed, found without importing them."""
         needed = ["torch", "transformers"]
         for strategy in self.of(spec):
             needed += strategy.needs(spec)
-        return [name for name in dict.fromkeys(needed) if find_spec(name) is None]
+        return [name for name in dict.fromkeys(needed) if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a package is there, without importing it; its parent, which is imported, may be missing too."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

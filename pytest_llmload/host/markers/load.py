@@ -95,9 +95,12 @@ class Quant(LoadMarker):
         compute_dtype: str | None = None,
         skip_modules: Any = (),
         dense_ok: Any = (),
+        config: str | None = None,
     ) -> None: ...
 
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        if kwargs.get("config") is not None:
+            return [Value(self._configured(args, kwargs, where))]
         options = {key: quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
 
         def fields(scheme: str) -> Fields:
@@ -113,6 +116,20 @@ class Quant(LoadMarker):
                 raise pytest.UsageError(f"{where}: quant({schemes}) has no {key}")
         return values
 
+    def _configured(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> Fields:
+        """Return the fields of ``config=``: the function that it names decides how the model is quantised."""
+        from pytest_llmload.core.references import is_reference
+        from pytest_llmload.core.spec import BY_CONFIG
+
+        config = kwargs["config"]
+        if others := [*(repr(arg) for arg in args if arg != BY_CONFIG), *(key for key in kwargs if key != "config")]:
+            raise pytest.UsageError(
+                f"{where}: quant: config= decides how the model is quantised; leave {', '.join(others)} away"
+            )
+        if not isinstance(config, str) or not is_reference(config):
+            raise pytest.UsageError(f"{where}: quant: config={config!r} is not an import string: 'pkg.mod:function'")
+        return {"quant": BY_CONFIG, "quant_config": config}
+
     def extra_keywords(self) -> tuple[str, ...]:
         return tuple(self.keywords())
 
@@ -120,7 +137,8 @@ class Quant(LoadMarker):
         options = {key: keywords.pop(key) for key in self.extra_keywords() if key in keywords}
         if not options and "quant" not in keywords:
             return None
-        return (keywords.pop("quant", "none"),), options
+        default = "config" if "config" in options else "none"
+        return (keywords.pop("quant", default),), options
 
 
 class Dtype(LoadMarker):

@@ -10,6 +10,7 @@ import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
+from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.quantised import CHECK
 from pytest_llmload.worker.model.consumed import Consumed
@@ -72,6 +73,8 @@ def _candidates(loaded: Loaded) -> dict[str, Held]:
         if len(held.shape) >= 2
         and held.dtype in ("float32", "float16", "bfloat16")
         and held.path not in judged
+        # Scales of a quantised weight are part of it.
+        and stored(loaded.inventory.modules[held.module], held.name) is None
         and held.tensor is not None
         and held.device != "meta"
         and not isinstance(loaded.inventory.modules[held.module], (torch.nn.Embedding, torch.nn.modules.conv._ConvNd))

@@ -1,0 +1,321 @@
+"""Formats beside bitsandbytes, with the real packages: true bytes, named, compared, and judged as they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import format_files
+import pytest
+import torch
+from loads import checkpoint, job, load, quick
+from safetensors import safe_open
+
+from pytest_llmload.core.job import MEMORY, Checkpoint
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.process.model_changes import fingerprint
+from pytest_llmload.quantisation import Stored
+from pytest_llmload.quantisation.awq import Awq
+from pytest_llmload.quantisation.fp8 import FineGrainedFp8
+from pytest_llmload.quantisation.gptq import Gptq
+from pytest_llmload.quantisation.mxfp4 import Mxfp4
+from pytest_llmload.quantisation.stored import stored_weights
+
+TINY = "tiny-llama"
+
+
+def storages(model: Any) -> int:
+    """Bytes of the distinct storages of a model's parameters and buffers, subclasses flattened: an independent walk."""
+    found: dict[int, int] = {}
+
+    def visit(tensor: Any) -> None:
+        if hasattr(type(tensor), "__tensor_flatten__"):
+            for name in tensor.__tensor_flatten__()[0]:
+                visit(getattr(tensor, name))
+        else:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        visit(tensor)
+    found.pop(0, None)
+    return sum(found.values())
+
+
+def quants(result: LoadResult) -> set[str]:
+    return {row.quant for row in result.manifest if row.module.endswith("q_proj")}
+
+
+def messages(result: LoadResult) -> list[str]:
+    return [problem.message for problem in result.problems]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "described", "class_name"),
+    [
+        ("torchao-int8", "torchao-int8 scale=float32 group=512", "Int8Tensor"),
+        ("torchao-int8-dynamic", "torchao-int8-dynamic scale=float32 group=512", "Int8Tensor"),
+        ("torchao-fp8", "torchao-fp8 scale=float32 group=512", "Float8Tensor"),
+        ("quanto-int8", "quanto-int8 scale=bfloat16 group=512", "WeightQBytesTensor"),
+        ("quanto-int4", "quanto-int4 scale=bfloat16 group=128", "TinyGemmWeightQBitsTensor"),
+        ("quanto-fp8", "quanto-fp8 scale=bfloat16 group=512", "WeightQBytesTensor"),
+    ],
+)
+def test_quantised_while_loading(scheme: str, described: str, class_name: str) -> None:
+    result, loaded = load(TINY, quant=scheme, figures=(MEMORY,))
+    assert messages(result) == []
+    assert result.faults == []
+    weight = loaded.model.model.layers[0].self_attn.q_proj.weight
+    assert type(weight).__name__ == class_name
+    assert quants(result) == {described}
+    # quanto's own scales of activations belong to the model too.
+    assert result.metrics["host.weights"] == storages(loaded.model)
+    # What a test may change is seen, whatever is inside a subclass.
+    assert fingerprint(loaded.model) == fingerprint(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target"),
+    [("torchao-int8", "torchao_int8"), ("quanto-int4", "quanto_int4"), ("quanto-int8", "quanto_int8")],
+)
+def test_a_loader_that_quantises_is_judged_the_same(scheme: str, target: str) -> None:
+    target = f"own_quantisers:{target}"
+    result, loaded = load(TINY, strategy="loader", target=target, quant=scheme, figures=(MEMORY,))
+    assert messages(result) == []
+    assert {text.split()[0] for text in quants(result)} == {scheme}
+    assert result.metrics["host.weights"] == storages(loaded.model)
+
+
+def test_a_loader_of_another_scheme() -> None:
+    result = quick(TINY, strategy="loader", target="own_quantisers:quanto_int8", quant="torchao-int8")
+    assert messages(result) == ["torchao-int8 was asked for, quanto-int8 is stored (21 of 21 weights)"]
+
+
+def test_four_bits_that_take_a_byte_each_are_told() -> None:
+    result = quick(TINY, quant="config", quant_config="own_quantisers:intx_int4")
+    assert messages(result) == []
+    assert quants(result) == {"torchao-intx4 scale=bfloat16 group=64 held=8bit"}
+    assert "21 weights of torchao-intx4 hold their 4 bits in 8 bits of memory each" in result.notes
+
+
+def test_a_config_that_quantises_nothing() -> None:
+    (text,) = messages(quick(TINY, quant="config", quant_config="own_quantisers:nothing"))
+    assert text == "own_quantisers:nothing was asked for, but nothing is quantised: 21 weights (13.50 MiB) are dense"
+
+
+def test_hqq_says_why_it_cannot_be() -> None:
+    (text,) = messages(quick(TINY, quant="hqq"))
+    assert "has HqqConfig, but no operation that quantises with it" in text
+
+
+def test_fp8_says_why_it_cannot_be_on_a_cpu() -> None:
+    with pytest.raises(NotImplementedError, match="transformers quantises to FP8 on a GPU only"):
+        FineGrainedFp8().config(job(TINY, quant="fp8"), "fp8", ())
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("scheme", "factor"),
+    [("torchao-int8", 0.9), ("quanto-int8", 0.9), ("quanto-fp8", 0.9), ("nf4", 0.9), ("int8", 0.9)],
+)
+def test_scales_that_clip_by_ten_percent(scheme: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the largest error of some types, and seen without a baseline."""
+    import transformers
+
+    original = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
+        model, info = original(cls, *args, **kwargs)
+        weight = model.model.layers[1].mlp.up_proj.weight
+        state = stored_weights(model.model.layers[1].mlp.up_proj)[0]
+        with torch.no_grad():
+            state.scales.mul_(factor)  # type: ignore[attr-defined]
+        assert weight is not None
+        return model, info
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
+    (problem,) = quick(TINY, quant=scheme).problems
+    assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
+    assert "not the checkpoint's" in problem.message or "quantised twice, scaled or clipped" in problem.message
+
+
+def test_nf4_of_what_was_fp4_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised twice: each value is within nf4's largest error of the original, or nearly so."""
+    import bitsandbytes
+    import transformers
+
+    original = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
+        model, info = original(cls, *args, **kwargs)
+        module = model.model.layers[1].mlp.up_proj
+        functional = bitsandbytes.functional
+        dense = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        coarse = functional.dequantize_4bit(*functional.quantize_4bit(dense, quant_type="fp4"))
+        packed, state = functional.quantize_4bit(coarse, quant_type="nf4", blocksize=64)
+        module.weight.data.copy_(packed)
+        module.weight.quant_state.absmax.copy_(state.absmax)
+        return model, info
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
+    (problem,) = quick(TINY, quant="nf4").problems
+    assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
+
+
+# Checkpoints of other tools
+
+
+def made(make: Callable[[Path, Path], Path], directory: Path) -> Checkpoint:
+    return Checkpoint(str(make(Path(checkpoint(TINY).path), directory)), "shape", "weights")
+
+
+def test_compressed_tensors_that_go_dense_in_the_first_forward(tmp_path: Path) -> None:
+    result = quick(made(format_files.compressed_tensors, tmp_path / "ct"))
+    assert quants(result) == {"compressed-tensors-int4 scale=bfloat16 group=64"}
+    (text,) = messages(result)
+    assert text.startswith("the first forward made 21 of 21 quantised weights dense: they took ")
+    assert text.endswith("serve in 13.50 MiB: compressed-tensors decompressed it")
+
+
+def test_fp8_that_is_made_dense_is_told_once(tmp_path: Path) -> None:
+    (text,) = messages(quick(made(format_files.fp8, tmp_path / "fp8")))
+    assert "config.json says fp8 block=128x128 activations=dynamic, but nothing is quantised" in text
+    assert text.endswith("21 weights (13.50 MiB) are dense")
+
+
+def test_mxfp4_that_is_made_dense_names_what_the_files_hold_packed(tmp_path: Path) -> None:
+    """Attention and embeddings were dense in the file too, and are not told."""
+    files = Checkpoint(str(format_files.gpt_oss(tmp_path / "oss")), "shape", "weights")
+    (text,) = messages(quick(files))
+    assert text == (
+        "the checkpoint's config.json says mxfp4, but nothing is quantised in the model: 4 weights (3.00 MiB) are dense"
+    )
+
+
+class Slices:
+    """The tensors of one module of a checkpoint's file, as lazy slices."""
+
+    def __init__(self, directory: Path, module: str) -> None:
+        (file,) = directory.glob("*.safetensors")
+        self._file = safe_open(str(file), "pt")
+        self.tensors: dict[str, Any] = {
+            name.removeprefix(f"{module}."): self._file.get_slice(name)
+            for name in list(self._file.keys())
+            if name.startswith(f"{module}.")
+        }
+
+
+def rows(weight: Stored, first: int, last: int) -> Any:
+    columns = weight.shape[-1]
+    return weight.dequantised(first * columns, last * columns).reshape(last - first, columns)
+
+
+@pytest.mark.parametrize(
+    ("make", "method"), [(format_files.gptq, Gptq()), (format_files.awq, Awq())], ids=["gptq", "awq"]
+)
+def test_packed_integers_of_a_file_are_the_dense_weight(make: Any, method: Any, tmp_path: Path) -> None:
+    module = "model.layers.0.mlp.up_proj"
+    directory = make(Path(checkpoint(TINY).path), tmp_path / "packed")
+    config = {"bits": 4, "checkpoint_format": "gptq"}
+    weight = method.in_file(Slices(directory, module).tensors, "weight", config)
+    original = Slices(Path(checkpoint(TINY).path), module).tensors["weight"][:].float()
+    assert weight.shape == tuple(original.shape)
+    # Half a step of 4 bit, of the range of the group, and the rounding of the scale to 16 bit.
+    step = original.abs().max() * 2 / 15
+    for first, last in ((0, 3), (13, 17), (509, 512)):
+        assert float((rows(weight, first, last) - original[first:last]).abs().max()) <= float(step) / 2 * 1.02
+
+
+def test_zero_points_of_version_two_are_not_one_lower(tmp_path: Path) -> None:
+    tensors = Slices(format_files.gptq(Path(checkpoint(TINY).path), tmp_path / "packed"), "model.layers.0.mlp.up_proj")
+    first, second = (
+        Gptq().in_file(tensors.tensors, "weight", {"bits": 4, "checkpoint_format": version})
+        for version in ("gptq", "gptq_v2")
+    )
+    assert first is not None
+    assert second is not None
+    difference = rows(second, 0, 1) - rows(first, 0, 1)
+    scales = tensors.tensors["scales"][:, 0].float().repeat_interleave(format_files.GROUP)
+    torch.testing.assert_close(difference.reshape(-1), scales)
+
+
+def test_mxfp4_of_a_file_is_what_the_library_makes_of_it(tmp_path: Path) -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    tensors = Slices(format_files.gpt_oss(tmp_path / "oss"), "model.layers.0.mlp.experts").tensors
+    weight = Mxfp4().in_file(tensors, "gate_up_proj", {})
+    assert weight is not None
+    expected = convert_moe_packed_tensors(
+        tensors["gate_up_proj_blocks"][:], tensors["gate_up_proj_scales"][:], dtype=torch.float32
+    )
+    assert weight.shape == tuple(expected.shape)
+    torch.testing.assert_close(weight.dequantised(1000, 3000), expected.reshape(-1)[1000:3000])
+
+
+# Modules that a library makes
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Linear(256, 192, bias=False, dtype=torch.bfloat16)
+
+
+def test_hqq_dequantises_as_the_library(dense: Any) -> None:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    for bits in (8, 4, 2):
+        config = BaseQuantizeConfig(nbits=bits, group_size=64)
+        module = HQQLinear(dense, config, compute_dtype=torch.float32, device="cpu", del_orig=False)
+        (weight,) = stored_weights(module)
+        assert weight.describe().startswith("hqq scale=" if bits == 4 else f"hqq-int{bits} scale=")
+        assert weight.packed_bytes * 8 == weight.elements * bits
+        torch.testing.assert_close(rows(weight, 0, 192), module.dequantize().float())
+
+
+def test_quanto_int2_dequantises_as_the_library(dense: Any) -> None:
+    from optimum.quanto import WeightQBitsTensor, qint2
+    from optimum.quanto.tensor.optimizers import MaxOptimizer
+
+    scale, shift = MaxOptimizer()(dense.weight.data, qtype=qint2, axis=0, group_size=64)
+    packed = WeightQBitsTensor.quantize(dense.weight.data, qint2, 0, 64, scale, shift)
+    module = torch.nn.Linear(256, 192, bias=False)
+    module.weight = torch.nn.Parameter(packed, requires_grad=False)
+    (weight,) = stored_weights(module)
+    assert weight.describe() == "quanto-int2 scale=bfloat16 group=64"
+    expected = weight.rounded(dense.weight.float().reshape(-1))
+    assert expected is None
+    assert float((rows(weight, 0, 192) - dense.weight.float()).abs().max()) <= float(scale.max()) * 0.55
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_weight_whose_shape_is_not_the_configs(scheme: str, tmp_path: Path) -> None:
+    """The library loads it in the file's shape, and says nothing."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        tensors[name] = tensors[name][:256]
+
+    files = format_files.copied(Path(checkpoint(TINY).path), tmp_path / "odd", {}, change)
+    result = quick(Checkpoint(str(files), "shape", "weights"), quant=scheme)
+    assert result.outcome == "not_applied"
+    (problem,) = [problem for problem in result.problems if "shape" in problem.message]
+    assert "256 x 512 in the model, 512 x 512 by its config" in problem.message
+    assert problem.names[0].startswith("model.layers.0.self_attn.q_proj.weight")
+
+
+def test_an_output_head_that_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_llmload.quantisation.bitsandbytes import BitsAndBytes
+
+    config = BitsAndBytes.config
+    monkeypatch.setattr(
+        BitsAndBytes, "config", lambda self, job, scheme, skips: config(self, job, scheme, ("nothing",))
+    )
+    result = quick("tiny-gpt-neox", quant="nf4")
+    assert any("dense by default are quantised: output head" in text for text in messages(result))
