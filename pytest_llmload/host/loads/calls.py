@@ -71,7 +71,8 @@ def raise_here(reply: Message) -> NoReturn:
     holder = sys.modules.get(module) if module else builtins
     kind = getattr(holder, name, None)
     if info.type_name in _OUTCOMES:
-        raise _OUTCOMES[info.type_name](scrub(info.message))
+        outcome = _OUTCOMES[info.type_name](scrub(info.message))
+        raise outcome from RemoteError(info.message, info.type_name, info.traceback)
     why = ""
     # ``pytest.exit`` is for the pytest process to call: one test's function does not end the whole run.
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, pytest.exit.Exception):

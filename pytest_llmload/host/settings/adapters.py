@@ -26,7 +26,7 @@ def parse_adapter(text: object, base: Path, root: Path) -> str:
         below = path.is_relative_to(root) and path != root
         return f"{BELOW}{path.relative_to(root).as_posix()}" if below else str(path)
     if text.startswith((".", "/", "~")):
-        raise ValueError(f"{text!r} is no directory on this machine (looked at {path})")
+        raise ValueError(f"{text!r} is no directory on this machine (looked at {str(path)!r})")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) is None or ".." in text:
         raise ValueError(f"{text!r} is neither a directory on this machine nor a hub id such as 'org/adapter'")
     return text

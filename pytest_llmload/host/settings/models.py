@@ -69,5 +69,5 @@ def _local(text: str, base: Path) -> Path | None:
     if path.exists():
         return path.resolve()
     if looks_local:
-        raise ValueError(f"{text!r} is no directory on this machine (looked at {path})")
+        raise ValueError(f"{text!r} is no directory on this machine (looked at {str(path)!r})")
     return None
