@@ -88,6 +88,7 @@ def test_figures_of_each_gpu_and_their_sums(allocator: Allocator) -> None:
     probe = GpuMemory(gpu_job())
     allocator.allocate(0, 50 * MIB)
     allocator.free(0, 50 * MIB)
+    probe.device_ready()
     probe.mark()
     allocator.allocate(0, 100 * MIB)
     allocator.free(0, 100 * MIB)
@@ -168,6 +169,7 @@ def drive(probe: Driver, nvml: Nvml, allocator: Allocator, pid: int, figure: boo
     allocator.reserved[0] = 2 * MIB
     nvml.used[uuid] += 502 * MIB
     nvml.processes[uuid].append((pid, 502 * MIB if figure else 0))
+    probe.device_ready()
     probe.mark()
     allocator.allocate(0, 1000 * MIB)
     allocator.reserved[0] = 1100 * MIB
@@ -227,6 +229,7 @@ def test_a_number_that_only_looks_like_ours_is_not_believed(nvml: Nvml, allocato
     probe.start()
     nvml.processes[GPUS[0].uuid].append((os.getpid(), 5 * MIB))
     allocator.allocate(0, 900 * MIB)
+    probe.device_ready()
     probe.mark()
     probe.generated(NOTHING)
     result = LoadResult({}, "loaded")
@@ -244,6 +247,7 @@ def test_no_nvml_is_a_reason(monkeypatch: pytest.MonkeyPatch, allocator: Allocat
     monkeypatch.setitem(sys.modules, "pynvml", broken)
     probe = Driver(gpu_job())
     probe.start()
+    probe.device_ready()
     probe.mark()
     probe.generated(NOTHING)
     result = LoadResult({}, "loaded")
@@ -285,6 +289,7 @@ def test_memory_over_time_is_taken_while_the_load_runs(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_timeline, "POINTS", 8)
     probe = gpu_timeline.GpuTimeline(gpu_job())
     probe.start()
+    probe.device_ready()
     probe.mark()
     probe.loading()
     allocator.allocate(1, 7 * MIB)
@@ -306,6 +311,7 @@ def test_a_load_that_never_began_has_no_memory_over_time(monkeypatch: pytest.Mon
     Allocator(1).install(monkeypatch)
     probe = gpu_timeline.GpuTimeline(gpu_job(1))
     probe.start()
+    probe.device_ready()
     probe.mark()
     result = LoadResult({}, "failed")
     probe.fill(result)
