@@ -101,7 +101,7 @@ def test_a_baseline_is_stale_if_a_whole_run_of_its_model_and_device_did_not_use_
         models=[SimpleNamespace(name="m")],
         store=SimpleNamespace(entries=lambda: entries, read=lambda path: contents.get(str(path))),
         device=Device("cpu", "cpu"),
-        settings=SimpleNamespace(endpoint=None),
+        settings=SimpleNamespace(endpoint=None, predict=None),
         config=None,
     )
     monkeypatch.setattr(stale.partial_runs, "narrowed", lambda config: False)

@@ -191,8 +191,9 @@ def read_tensors(directory: Path) -> list[Tensor]:
             more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
             raise LoadFailed(f"{directory / INDEX} says that {name} is in {file}, which does not hold it{more}")
     every = sorted((tensor for tensors in held.values() for tensor in tensors), key=lambda tensor: tensor.name)
-    if every and all(0 in tensor.shape for tensor in every if tensor.name.endswith("weight")):
-        first = next(tensor for tensor in every if 0 in tensor.shape)
+    weights = [tensor for tensor in every if tensor.name.endswith("weight")]
+    if weights and all(0 in tensor.shape for tensor in weights):
+        first = weights[0]
         raise LoadFailed(
             f"{directory} holds no values: its weights have no elements ({first.name} is {list(first.shape)}); that is "
             "what save_pretrained writes of a model which DeepSpeed ZeRO-3 has partitioned: save it with "
