@@ -131,14 +131,16 @@ def test_a_clean_load(name: str, small: Checkpoint, saved: Callable[[str], str])
     assert result.metrics["weights.adapter"] == bytes_of(small, saved(name)) - HOOKS.get(name, 0)
 
 
-@pytest.mark.parametrize("name", KINDS)
+# A cartridge's state is put together of parts when it is asked for: a changed copy changes nothing in the model.
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "cartridge"])
 def test_one_tensor_that_was_not_loaded(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
     """Its values are those of another training; the file that was asked for says which are right."""
     wrapped = attach(small, saved(name))
     loaded = Loaded(job(small, adapter=saved(name)), wrapped)
     stored = loaded.attached.stored(loaded.inventory.state())
     with safe_open(f"{saved(name)}/adapter_model.safetensors", framework="pt") as file:
-        assert len(stored) == len(file.keys())
+        # PEFT saves the weight of an embedding or head beside its adapter; it is the base's.
+        assert len(stored) == sum(".base_layer." not in key for key in list(file.keys()))
     held = {id(each.tensor): each.path for each in loaded.inventory.held}
     victim = next(tensor for tensor in stored.values() if id(tensor) in held)
     with torch.no_grad():

@@ -29,7 +29,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """
     owned: dict[str, list[Held]] = {}
     for held in loaded.inventory.held:
-        if held.role == BUFFER and not held.persistent and held.tensor is not None and held.tensor.is_floating_point():
+        computed = held.role == BUFFER and not held.persistent and held.tensor is not None
+        # An adapter's buffers are judged with its file.
+        if computed and held.tensor.is_floating_point() and not loaded.inventory.is_adapter(held):
             owned.setdefault(held.module, []).append(held)
     wrong: dict[str, list[Held]] = {}
     unknown: list[Held] = []
