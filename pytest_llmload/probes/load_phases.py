@@ -54,7 +54,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("transformers.core_model_loading", ("WeightRenaming.convert", "materialize_tensors"), OTHER),
     ("transformers", ("convert",), CONVERT),
     ("transformers.quantizers", ("create_quantized_param", "postprocess_model"), CONVERT),
-    *(row for method in methods() for row in method.phases),
+    *((module, functions, f"load.{phase}") for method in methods() for module, functions, phase in method.phases),
     ("torch.nn.modules.module", ("half", "bfloat16", "float", "double", "type"), CONVERT),
     ("torch.nn.modules.module", ("to", "cuda", "cpu"), MOVE),
     ("transformers.integrations.accelerate", ("accelerate_dispatch", "offload_weight"), MOVE),

@@ -442,7 +442,6 @@ def test_a_checkpoint_under_other_names_is_noted(tmp_path: Path) -> None:
 
 def _fewer(model: Any) -> None:
     del model.model.layers[-1]
-    model.config.num_hidden_layers -= 1
 
 
 def test_a_layer_that_was_left_out(tampered: Callable[[Tamper], None]) -> None:

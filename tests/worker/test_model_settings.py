@@ -34,7 +34,8 @@ def recorded(model: str, **fields: Any) -> Baseline:
 
 
 def gated(result: LoadResult, model: str = "tiny-llama", **fields: Any) -> Comparison:
-    assert result.ok, result.problems
+    # A config that differs from the checkpoint's is seen without a baseline too.
+    assert [problem for problem in result.problems if problem.check != "config"] == []
     assert not result.faults
     return compare(recorded(model, **fields), result, metrics=["manifest", "numbers", "host.growth"])
 
