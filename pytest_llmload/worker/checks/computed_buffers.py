@@ -27,6 +27,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
     Of classes whose constructor needs more than a config nothing is known; they are counted in a note.
     """
+    if loaded.shards is not None:
+        # What shards compute is held against the output of the model loaded whole.
+        return
     owned: dict[str, list[Held]] = {}
     for held in loaded.inventory.held:
         computed = held.role == BUFFER and not held.persistent and held.tensor is not None
