@@ -25,7 +25,7 @@ class Quantised(Strategy):
 
     @classmethod
     def why_not_by_default(cls, device: Device) -> str:
-        return "" if cls.scheme.by_default else f"only where --llm-strategy={cls.name} asks for it"
+        return "" if cls.scheme.by_default else "only where --llm-strategy names it"
 
     @classmethod
     def needs(cls, spec: LoadSpec) -> tuple[str, ...]:

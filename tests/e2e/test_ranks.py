@@ -13,7 +13,7 @@ pytest.importorskip("deepspeed")
 #: Strategies of a user's own, each with something wrong on the second rank or on all.
 PLANTED = """
 import os, signal, threading
-from pytest_llmload.strategies.base import from_pretrained
+from pytest_llmload.worker.model.loading import from_pretrained
 from pytest_llmload.strategies.deepspeed import DeepSpeed
 from pytest_llmload.strategies.tp_plan import TpPlan
 

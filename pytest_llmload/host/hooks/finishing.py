@@ -114,7 +114,10 @@ def summarise(reporter: Any, state: State) -> None:
 
 
 def _notes(state: State) -> list[str]:
-    notes = [f"not loaded by the suite: {name}, {reason}" for name, reason in state.log.left_out.items()]
+    alike: dict[str, list[str]] = {}
+    for name, reason in state.log.left_out.items():
+        alike.setdefault(reason, []).append(name)
+    notes = [f"not loaded by the suite: {', '.join(names)}, {reason}" for reason, names in alike.items()]
     cold_reason = state.broker.cold_reason or state.log.cold_reason
     if cold_reason is not None:
         notes.append(f"loads started without the warm server: {cold_reason}")
