@@ -48,7 +48,13 @@ def test_a_gpus_context_takes_its_part(settled, skips, monkeypatch):
         plan=lambda spec: {"gpu.0.settled": 8 * GIB, "gpu.1.settled": settled, "host.weights": 0},
     )
     loads = SimpleNamespace(of=lambda spec: SimpleNamespace(measured=False))
-    state = SimpleNamespace(broker=broker, loads=loads, strategies=BUILTIN, device=Device("cuda", "a-gpu", gpus))
+    state = SimpleNamespace(
+        broker=broker,
+        loads=loads,
+        strategies=BUILTIN,
+        device=Device("cuda", "a-gpu", gpus),
+        settings=SimpleNamespace(predict=None),
+    )
     reason = does_not_fit(state, spec)
     said = "none needs 10.00 GiB on GPU 1 by plan, which has 9.41 GiB beside CUDA's context"
     assert reason == (said if skips else None)

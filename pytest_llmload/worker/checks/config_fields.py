@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, str)
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Compare each plain field with that of the same class made from config.json; options of the test may differ.
 
-    A loader of the user's own may change its config on purpose: what it changed is noted.
+    A loader or a strategy of the user's own may change the config on purpose: what it changed is noted.
     """
     expected = _expected(loaded)
     if expected is None or not hasattr(loaded.config, "to_dict"):
@@ -36,8 +36,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         for name in sorted(before.keys() & now.keys())
         if before[name] != now[name] and not asked.intersection(name.split("."))
     ]
-    if changed and loaded.own_code:
-        loaded.notes.append(f"the loader changed the model's config: {'; '.join(changed[:4])}")
+    users = not loaded.job.strategies.keys().isdisjoint(loaded.job.spec.facets())
+    if changed and (loaded.own_code or users):
+        loaded.notes.append(f"the load's own code changed the model's config: {'; '.join(changed[:4])}")
     elif changed:
         fields = "1 field" if len(changed) == 1 else f"{len(changed)} fields"
         yield Problem(CHECK, f"{fields} of the model's config differ from the checkpoint's", tuple(changed))
