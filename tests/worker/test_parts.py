@@ -494,8 +494,9 @@ libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 
 def mapped():
+    # A free place that the interpreter left in the heap may take some of them.
     before = libc.mallinfo2().hblks
-    for _ in range(16):
+    for _ in range(64):
         libc.malloc(100 << 10)
     return libc.mallinfo2().hblks - before
 
@@ -565,9 +566,8 @@ def blocks(program: str, tuned: dict[str, str]) -> tuple[str, int, int]:
 def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], stands: str, let_go: bool) -> None:
     said, pinned, after = blocks(_PINNED, tuned)
     assert said == stands
-    # A free place that the interpreter left in the heap may take one or two.
-    assert pinned >= 12
-    assert (after >= 12) == let_go
+    assert pinned >= 48
+    assert (after >= 48) == let_go
 
 
 @pytest.mark.parametrize(
@@ -588,8 +588,8 @@ def test_the_allocator_stays_pinned_for_every_figure_of_memory() -> None:
     """Else temporaries come from a heap that fragments differently in each process, and clean loads are called red."""
     for moment in ("loaded(None)", "forwarding()", "forwarded(None)", "generating()"):
         _, pinned, after = blocks(_PROBED.format(end=moment), {})
-        assert pinned >= 12, moment
-        assert after >= 12, moment
+        assert pinned >= 48, moment
+        assert after >= 48, moment
 
 
 @pytest.mark.parametrize("end", ["generated(None)", "close()"])
@@ -597,7 +597,7 @@ def test_the_allocator_is_let_go_when_the_load_ends_however_it_does(end: str) ->
     """Else what is run on the model afterwards would be slower than without us."""
     said, pinned, after = blocks(_PROBED.format(end=end), {})
     assert said == "mmap_threshold=65536"
-    assert pinned >= 12
+    assert pinned >= 48
     assert after == 0
 
 

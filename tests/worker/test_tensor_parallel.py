@@ -52,7 +52,7 @@ needs_fused_experts = pytest.mark.skipif(not FIVE, reason="transformers 5 fuses 
 
 @functools.cache
 def other(name: str) -> Checkpoint:
-    folder = Path(_CACHE.name, "configs", name)
+    folder = Path(_CACHE.name, "halved", name)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**_SMALL, **OTHERS[name]}))
     return resolve(f"random:{folder}", Path(_CACHE.name))
