@@ -1,4 +1,4 @@
-"""One text for equal values, and its digest."""
+"""Canonical JSON of a value, which is the same for equal values, and its digest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no blanks: equal values give equal text."""
+    """Return JSON with sorted keys and without blanks, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest(value: object, length: int = 64) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of a plain value's canonical JSON."""
+    """Return the first ``length`` hexadecimal digits of the SHA-256 of a plain value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]

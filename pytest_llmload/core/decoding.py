@@ -67,7 +67,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _need(kind: type, data: Any, where: str) -> Any:
-    # True is an int to Python and no count.
+    # To Python, True is an int; here it is not a count.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise Malformed(f"{where} needs {kind.__name__}, found {type(data).__name__}")
     return data

@@ -1,4 +1,4 @@
-"""``--llm-endpoint [MODEL_ID=]URL``: where a running server answers, which model it is asked for, and by which path."""
+"""``--llm-endpoint [MODEL_ID=]URL``: the address of a running server, the model to request, and the path to use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WRITE = "write http://HOST:PORT or https://HOST, with MODEL_ID= before it if th
 
 @dataclass(frozen=True)
 class EndpointAddress:
-    """Where a running server answers."""
+    """The address of a running server."""
 
     #: Without ``/v1``, user, password, query or a slash at its end.
     url: str
@@ -24,7 +24,10 @@ class EndpointAddress:
 
     @classmethod
     def parse(cls, text: str) -> EndpointAddress:
-        """Read an address. Raise ValueError that says what to write, and repeats nothing that may be a secret."""
+        """Return the address that a text describes.
+
+        Raises ValueError that says what to write; it does not repeat the text, which may hold a secret.
+        """
         found = re.match(r"(?:(?P<id>.+?)=)?(?P<url>\w+://.*)", text)
         url = found["url"].rstrip("/") if found else text
         try:

@@ -1,4 +1,4 @@
-"""What a load's figures depend on besides the model: the entries of its environment, declared once.
+"""The entries of a load's environment, declared once: everything besides the model that its figures depend on.
 
 The load's process fills them, a baseline keeps those that are ``stored``, and comparing names what differs.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The kind of host. It belongs to each time, not to the file: times of several hosts stand in one file.
+#: The kind of host. It belongs to each time, not to the file: one file holds the times of several hosts.
 HOST = "host"
 
 VERSION = "version"
 MACHINE = "machine"
 SETTING = "setting"
 
-#: When the version of a library is an entry: it is installed; this process has imported it; a strategy of the load
-#: needs it, where the warm server may have imported it for another load.
+#: When the version of a library is an entry: if it is installed; if this process has imported it; if a strategy of the
+#: load needs it (the warm server may have imported it for a different load).
 INSTALLED = "installed"
 IMPORTED = "imported"
 NEEDED = "needed"
@@ -29,11 +29,11 @@ class Entry:
 
     name: str
     kind: str
-    #: Of a library, when it is there; ``name`` is what it is imported as. Empty for anything else.
+    #: For a library, when its version is an entry; ``name`` is then its import name. Empty for anything else.
     present: str = ""
-    #: Whether a baseline file keeps it.
+    #: True if a baseline file keeps it.
     stored: bool = True
-    #: What it means that an environment does not have it; ``unknown`` is equal to every value.
+    #: The value that an environment without this entry is taken to have; ``unknown`` is equal to every value.
     absent: str = UNKNOWN
 
 
@@ -49,7 +49,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("cuda", VERSION),
         Entry("python", VERSION),
         Entry("rocm", VERSION),
-        # Of an endpoint, what it says of itself.
+        # For an endpoint: what its server reports about itself.
         Entry("server", VERSION),
         Entry("cpu", MACHINE),
         Entry("cpu_isa", MACHINE),
@@ -57,23 +57,23 @@ ENTRIES: dict[str, Entry] = {
         Entry("gpu", MACHINE),
         Entry("libc", MACHINE),
         Entry(HOST, MACHINE, stored=False),
-        # Of torch, for the GPU.
+        # torch's caching allocator for GPU memory.
         Entry("allocator", SETTING, absent="default"),
         Entry("attn", SETTING),
         # Threads that transformers reads a checkpoint with.
         Entry("loader_threads", SETTING),
-        # Of the C library.
+        # The C library's allocator.
         Entry("malloc", SETTING),
         Entry("revision", SETTING),
         Entry("threads", SETTING),
-        # Of each time too.
+        # Stored with each time instead.
         Entry("page_cache", SETTING, stored=False),
-        # The spec's, told in reports.
+        # Belongs to the spec; shown in reports.
         Entry("ranks", SETTING, stored=False),
     )
 }
 
 
 def libraries(present: str) -> list[str]:
-    """Import names of the libraries whose version is an entry when they are ``present``."""
+    """Return the import names of the libraries whose version is an entry when they are ``present``."""
     return [entry.name for entry in ENTRIES.values() if entry.present == present]

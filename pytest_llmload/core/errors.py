@@ -1,7 +1,7 @@
 """Every error that a test or a run can end with. Their common base is :class:`LLMLoadError`.
 
-FAILED means that the model or the libraries moved: :class:`LoadError` and the assertion errors.
-ERROR means that the machine, the setup or this plugin did: :class:`MachineError`, :class:`BaselineError` and
+FAILED means that the model or the libraries changed: :class:`LoadError` and the assertion errors.
+ERROR means that the machine, the setup or this plugin is at fault: :class:`MachineError`, :class:`BaselineError` and
 :class:`CheckRaised`.
 """
 
@@ -27,7 +27,7 @@ LLMLoadError.__module__ = "pytest_llmload"
 
 
 class LoadError(LLMLoadError):
-    """A load that did not end in a usable model; ``result`` holds the figures that were taken until then."""
+    """A load that did not end in a usable model; ``result`` holds the figures taken before it ended."""
 
     def __init__(self, message: str, result: LoadResult | None = None) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class LoadTimeout(LoadError):
 
 
 class StrategyNotApplied(LoadError, AssertionError):
-    """The loaded model is not the one that was requested."""
+    """The loaded model is not the model that the test requested."""
 
 
 class MemoryRegressed(LLMLoadError, AssertionError):
@@ -63,7 +63,7 @@ class LatencyRegressed(LLMLoadError, AssertionError):
 
 
 class BaselineMissing(LLMLoadError, AssertionError):
-    """There is no baseline for this load; the message holds the command that records one."""
+    """The load has no baseline; the message holds the command that records one."""
 
 
 class BaselineIncomparable(LLMLoadError, AssertionError):
@@ -79,19 +79,19 @@ class BudgetExceeded(LLMLoadError, AssertionError):
 
 
 class MachineError(LLMLoadError):
-    """The machine cannot do what was asked: GPU held, download failed, disk full, driver mismatch."""
+    """The machine cannot do what the test requests: the GPU is held, a download failed, the disk is full, …"""
 
 
 class CheckRaised(LLMLoadError):
-    """A check or a probe of pytest-llmload raised: its own fault, which says nothing about the load."""
+    """A check or a probe raised an exception: a fault of the check or probe, which says nothing about the load."""
 
 
 class BaselineError(LLMLoadError):
-    """A baseline file that cannot be read or written: truncated, of a newer schema, read-only."""
+    """A baseline file that cannot be read or written: it is truncated, has a newer schema, or is read-only."""
 
 
 class ReportError(LLMLoadError):
-    """A report that cannot be read: damaged, of a newer schema, or not a report."""
+    """A report that cannot be read: it is damaged, has a newer schema, or is not a report."""
 
 
 class RemoteError(LLMLoadError):

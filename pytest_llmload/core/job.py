@@ -1,4 +1,4 @@
-"""What the pytest side asks a load process to do."""
+"""The job of a load's process: what the pytest side asks it to do."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from pytest_llmload.core.spec import LoadSpec
 
-#: Whether a checkpoint's pages are in memory before it is loaded.
+#: The state of the page cache before a load: the checkpoint's pages are in memory, are not, or may be.
 WARM, COLD, UNCONTROLLED = "warm", "cold", "uncontrolled"
 
-#: Which process has the model: the load's own, ranks that it starts, or a model server that it asks.
+#: The process that has the model: the load's own, ranks that it starts, or a model server that it calls.
 HERE, RANKS, SERVER = "here", "ranks", "server"
 
 #: Groups of figures that a load can take; ``probes/builtin.py`` lists the probes of each. ``MEMORY``: memory, manifest
-#: and logits; ``TIMING``: a few rounds for the report; ``LOAD_TIME`` and ``GENERATION_TIME``: repeated in turn with a
-#: control, to judge whether a time has moved; ``WORK``: counts under the profiler.
+#: and logits; ``TIMING``: a few rounds for the report; ``LOAD_TIME`` and ``GENERATION_TIME``: rounds that alternate
+#: with a control, to judge whether a time has changed; ``WORK``: counts under the profiler.
 MEMORY, TIMING = "memory", "timing"
 LOAD_TIME, GENERATION_TIME, WORK = "load_time", "generation_time", "work"
-#: Not a figure: who allocates.
+#: Not a figure: the lines of code that allocate.
 ALLOCATIONS = "allocations"
 
 
@@ -41,7 +41,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Device:
-    """Where loads of this run go."""
+    """The device on which a run loads its models."""
 
     #: ``cpu`` or ``cuda`` (ROCm builds too, as torch calls them).
     kind: str
@@ -80,24 +80,24 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a load is made for."""
+    """The purpose of a load: what it measures, checks and generates."""
 
-    #: Whether figures are taken; a load that is opened again only to serve tests skips them.
+    #: True if the load takes figures; a load that is opened again only to serve tests skips them.
     measure: bool = True
-    #: Whether it is checked; one that repeats another for some figures was checked by that one.
+    #: True if the load is checked. A load that repeats an earlier one for some figures was checked with that one.
     checks: bool = True
-    #: Whether it generates; one of which only its own time is wanted does not.
+    #: True if the load generates; a load that is only timed itself does not.
     generates: bool = True
-    #: The groups of figures that it takes.
+    #: The groups of figures that the load takes.
     figures: tuple[str, ...] = (MEMORY, TIMING)
     #: The sections of a baseline for which the user's probes run: those with a metric in one of them; None for all.
     own_probes: tuple[str, ...] | None = None
 
 
 EVERYTHING = Scope()
-#: What a load takes if no test looks at its times: the rounds that are timed take longer than the rest of a small load.
+#: For a load whose times no test reads: the timed rounds take longer than the rest of a small load.
 WITHOUT_TIMES = Scope(figures=(MEMORY,))
-#: A few timed rounds, for a test that asks for times without having announced it.
+#: A few timed rounds, for a test that reads times without having announced it.
 TIMES_ALONE = Scope(checks=False, figures=(TIMING,), own_probes=())
 SERVING = Scope(measure=False)
 TIMES = Scope(checks=False, figures=(LOAD_TIME, GENERATION_TIME), own_probes=("time",))
@@ -132,20 +132,22 @@ class Job:
     measure: bool = True
     checks: bool = True
     generates: bool = True
-    #: ``--llm-endpoint``, where the load is that of a server that runs already; then the checkpoint may have no files.
+    #: ``--llm-endpoint``, if the model is that of a server that runs already; the checkpoint may then have no files.
     endpoint: str = ""
     #: Seconds after which the pytest process gives up.
     timeout: float = 1800.0
-    #: What becomes of the checkpoint's pages before the load: ``warm``, ``cold`` or ``uncontrolled`` (nothing).
+    #: The state of the page cache to set before the load: ``warm``, ``cold`` or ``uncontrolled`` (as it is).
     page_cache: str = UNCONTROLLED
-    #: Whether the device is not there, and the load's memory is predicted for it.
+    #: True if this machine does not have the device, and the load's memory is predicted for it.
     predicted: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold; :meth:`from_json` reads it."""
         return {**dataclasses.asdict(self), "spec": self.spec.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Job:
+        """Return the job that :meth:`to_json` wrote. Raises TypeError or KeyError for anything else."""
         device = data["device"]
         gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in device["gpus"])
         return cls(

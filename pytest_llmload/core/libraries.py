@@ -1,6 +1,6 @@
-"""The modules that loading a model imports, so that nobody imports them while the clock runs."""
+"""The modules that loading a model imports; a load's process imports them before it starts to measure."""
 
-#: What ``from_pretrained`` and ``generate`` import on their first call.
+#: Modules that ``from_pretrained`` and ``generate`` import on their first call.
 LIBRARY = (
     "torch",
     "safetensors.torch",
@@ -13,5 +13,5 @@ LIBRARY = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
-#: What device maps and weights on disk are made with.
+#: Modules that place weights by device maps, and on disk.
 PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")

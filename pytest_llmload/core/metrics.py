@@ -1,8 +1,8 @@
 """Every metric, declared once: the table that drives comparison, reports, docs, JUnit and JSON.
 
-A metric of ours is one row of :data:`METRICS`, and the probe that takes it names it in ``Probe.metrics``. A probe of
-the user's declares its own :class:`Metric` there. The functions take the table to look in: :func:`table_with` adds
-the user's metrics to ours.
+Each built-in metric is one row of :data:`METRICS`, and the probe that measures it names it in ``Probe.metrics``. A
+user's probe declares its own :class:`Metric` there. The functions take the table to search: :func:`table_with` adds the
+user's metrics to the built-in ones.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from pytest_llmload.core.units import Tolerance, parse_tolerance
 
-#: What is compared in the memory section beside the metrics: the modules, and the model's own numbers.
+#: Names of what the memory section compares besides metrics: the modules, and the model's own numbers.
 MANIFEST = "manifest"
 NUMBERS = "numbers"
 
 MIB = 1 << 20
 _EXACT = Tolerance()
 
-#: Class of a metric -> what it means for its figures.
+#: Class of a metric -> what the class says about its figures.
 KINDS = {
     "exact": "equal in every load",
     "loading_work": "equal in every load under the same library versions",
@@ -37,7 +37,7 @@ _UNIT = re.compile(r"1|[^\W\d_][\w/]*")
 
 @dataclass(frozen=True, init=False)
 class Metric:
-    """One measured figure: what it is called, what it is counted in, and what a change of it means.
+    """A declaration of one measured figure: its name, its unit, and what a change of it means.
 
     Args:
         name: Words in lower case joined by dots: ``gpu.settled``. The figures of each GPU, ``gpu.0.settled`` and so
@@ -77,7 +77,7 @@ class Metric:
         late: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name) or name in (MANIFEST, NUMBERS):
-            raise ValueError(f"{name!r} is not a metric's name; write lower-case words joined by dots: 'power.joules'")
+            raise ValueError(f"{name!r} is not a metric name; write lower-case words joined by dots: 'power.joules'")
         if not _UNIT.fullmatch(unit):
             raise ValueError(
                 f"metric {name!r}: {unit!r} is not a unit; write 'B', 's', '1' or another word such as 'J'"
@@ -96,12 +96,12 @@ class Metric:
 
     @property
     def section(self) -> str:
-        """The section of a baseline in which it stands: ``memory``, ``work`` or ``time``."""
+        """Return the section of a baseline that holds the metric: ``memory``, ``work`` or ``time``."""
         return self.kind if self.kind in ("work", "time") else "memory"
 
     @property
     def exact(self) -> bool:
-        """Whether repeats of one load must agree to the byte, so that a recording refuses what differs."""
+        """Return whether repeats of one load must agree to the byte; a recording refuses repeats that differ."""
         return self.kind in ("exact", "loading_work")
 
 
@@ -157,21 +157,21 @@ METRICS: dict[str, Metric] = {
             "B",
             "exact",
             _EXACT,
-            "Live GPU tensors after the load that are no part of the model",
+            "Live GPU tensors after the load that do not belong to the model",
         ),
         Metric(
             "host.other_tensors",
             "B",
             "exact",
             _EXACT,
-            "Live host tensors after the load that are no part of the model",
+            "Live host tensors after the load that do not belong to the model",
         ),
         Metric(
             "gpu.load_allocated",
             "B",
             "loading_work",
             _EXACT,
-            "Bytes ever asked of the GPUs' allocators during the load",
+            "Bytes requested from the GPUs' allocators during the load, in total",
             _LOADING,
         ),
         Metric(
@@ -233,7 +233,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "host",
             _HOST,
-            "Growth of the process's peak resident memory, mapped libraries apart, since the mark after imports",
+            "Growth of the process's peak resident memory since the imports, without mapped libraries",
             ("malloc",),
         ),
         Metric(
@@ -286,7 +286,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "exact",
             _EXACT,
-            "Weights of one rank by elements, of a load that is split over ranks",
+            "Weights of one rank by elements, for a load that is split over ranks",
             informative=True,
         ),
         Metric(
@@ -312,7 +312,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "host",
             _HOST,
-            "Anonymous memory of a started server's processes once it has answered, libraries and all",
+            "Anonymous memory of a started server's processes once it has answered, including its libraries",
             ("malloc",),
         ),
         Metric(
@@ -320,7 +320,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "host",
             _HOST,
-            "Peak resident memory of a started server's processes, files that are still mapped apart, summed",
+            "Sum of the peak resident memory of a started server's processes, without files that are still mapped",
             ("malloc",),
         ),
         Metric(
@@ -336,8 +336,8 @@ METRICS: dict[str, Metric] = {
             "s",
             "time",
             Tolerance(relative=0.10),
-            "The loading call alone: no download, import, context or tokenizer; of a started server, from its start "
-            "to its first answer",
+            "The loading call alone, without download, import, context or tokenizer; for a started server, the time "
+            "from its start to its first answer",
             ("host", "page_cache"),
         ),
         Metric(
@@ -357,8 +357,8 @@ METRICS: dict[str, Metric] = {
             ("host",),
         ),
         *_served(
-            ("ttft.x8", "Time to first token of an endpoint that is asked eight times at once"),
-            ("per_token.x8", "Time per further token of each of eight answers at once"),
+            ("ttft.x8", "Time to first token of an endpoint that gets eight requests at once"),
+            ("per_token.x8", "Time per further token of each of eight simultaneous answers"),
             ("total.x8", "Eight requests at once, from the first one sent to the end of the last answer"),
         ),
     )
@@ -368,22 +368,25 @@ _NUMBERED = re.compile(r"^(gpu|shard)\.\d+\.")
 
 
 def named(*names: str) -> tuple[Metric, ...]:
-    """Return our own metrics of these names, for the declaration of the code that takes them."""
+    """Return the built-in metrics of these names, for the declaration of the code that measures them.
+
+    Raises KeyError for an unknown name.
+    """
     return tuple(METRICS[name] for name in names)
 
 
 def of_gpu(name: str, gpu: int) -> str:
-    """Return the name of one GPU's figure: ``gpu.0.settled`` of ``gpu.settled``."""
+    """Return the name of one GPU's figure: ``gpu.0.settled`` for ``gpu.settled``."""
     return name.replace("gpu.", f"gpu.{gpu}.", 1)
 
 
 def table_with(own: Iterable[Metric]) -> Mapping[str, Metric]:
-    """Return our table with the user's metrics after it. Raises ValueError for a name that stands in it already."""
+    """Return the built-in metrics followed by the user's. Raises ValueError for a name that is already taken."""
     table = dict(METRICS)
     for metric in own:
         if table.setdefault(metric.name, metric) != metric:
             owner = "is built in" if metric.name in METRICS else "is declared twice, with different contents"
-            raise ValueError(f"metric {metric.name!r} {owner}; give yours a different name")
+            raise ValueError(f"metric {metric.name!r} {owner}; give your metric a different name")
     return table
 
 
@@ -408,15 +411,15 @@ def section_of(name: str, table: Mapping[str, Metric] = METRICS) -> str:
 def tolerance_of(name: str, given: str | Tolerance, table: Mapping[str, Metric] = METRICS) -> Tolerance:
     """Return the tolerance that the user gave a metric, or ``numbers`` (their relative error).
 
-    Raises KeyError for an unknown metric, and ValueError for a tolerance that has no meaning for this one.
+    Raises KeyError for an unknown metric, and ValueError for a tolerance that does not apply to this metric.
     """
     if name == MANIFEST:
-        raise ValueError(f"{name}: modules are compared exactly, they have no tolerance")
+        raise ValueError(f"{name}: modules are compared exactly, so a tolerance does not apply; remove it")
     unit = "1" if name == NUMBERS else lookup(name, table).unit
     try:
         tolerance = given if isinstance(given, Tolerance) else parse_tolerance(given, unit)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if section_of(name, table) == "time" and tolerance == _EXACT:
-        raise ValueError(f"{name}: two times are never equal; its tolerance must be more than 0")
+        raise ValueError(f"{name}: two times are never equal; give a tolerance of more than 0")
     return tolerance

@@ -1,4 +1,4 @@
-"""Parse paths as people write them."""
+"""Read the paths that users write."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 
 def path_of(text: str) -> Path:
-    """A path as people write it, perhaps with ``~``. ValueError for one that nobody can look at: of no known home, too
-    long, or in a folder that is closed to us.
+    """Return the path that a user wrote, with ``~`` expanded; it need not exist.
+
+    Raises ValueError for a path that cannot be examined: an unknown home directory, a name that is too long, or a
+    folder that this process may not enter.
     """
     try:
         path = Path(text).expanduser()
@@ -15,5 +17,5 @@ def path_of(text: str) -> Path:
     except RuntimeError:
         raise ValueError(f"{text!r} begins with a home directory that this machine does not know") from None
     except OSError as error:
-        raise ValueError(f"{text!r} is no path that can be read: {error.strerror}") from None
+        raise ValueError(f"{text!r} is not a path that can be read: {error.strerror}") from None
     return path

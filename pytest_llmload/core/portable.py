@@ -1,4 +1,4 @@
-"""Specs and texts as they may be committed or published: without secrets, without this machine's paths, printable."""
+"""Make specs and texts safe to commit or publish: without secrets, without this machine's paths, printable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
 )
 _SECRETS = (
     # Tokens of the hub, of GitHub and of APIs (one long run of letters and digits: a model may be called sk-…), cloud
-    # keys, what HTTP sends, and user:password in addresses.
+    # keys, HTTP's Authorization header, and user:password in addresses.
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), HIDDEN),
     (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"), HIDDEN),
     (re.compile(r"\bgithub_pat_[A-Za-z0-9_]{16,}"), HIDDEN),
@@ -30,16 +30,18 @@ _SECRETS = (
 )
 
 
-#: Characters of the shortest value of a variable that is taken for a secret.
+#: Characters that the value of a variable must have to be treated as a secret.
 _SHORTEST = 6
-#: Control characters but for tab and line feed, what turns the direction of text, and what no encoding can write.
+#: Control characters except tab and line feed, marks that change the direction of text, and lone surrogates, which no
+#: encoding can write.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def scrub(text: str) -> str:
-    """Return the text with secrets replaced by ``***``, and as escapes what cannot be printed.
+    """Return the text with secrets replaced by ``***`` and unprintable characters replaced by escapes.
 
-    Secrets are what looks like one, and the values of the environment variables whose names look secret.
+    Secrets are texts with the form of a token or key, and the values of environment variables with names such as
+    ``HF_TOKEN`` or ``API_KEY``.
     """
     for secret in _secret_values(tuple(os.environ.items())):
         text = text.replace(secret, HIDDEN)
@@ -50,9 +52,9 @@ def scrub(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """Return the values of secret variables, the longest first: one may contain another one.
+    """Return the values of secret variables, the longest first, since one may contain another.
 
-    Short ones are left: ``true``, or ``1``, would hide words that say something.
+    Short values are ignored: hiding every ``true`` or ``1`` would make texts unreadable.
     """
     # Texts are scrubbed line by line, and a key may have several.
     lines = {line for name, value in environment if _SECRET_NAME.search(name) for line in (value, *value.splitlines())}
@@ -60,16 +62,16 @@ def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 
 
 def bounded(text: str, most: int) -> str:
-    """The first ``most`` characters of a text, and how many there were beyond them."""
+    """Return the first ``most`` characters of a text, followed by the number of characters that were cut off."""
     rest = len(text) - most
     return f"{text[:most]}… ({rest} more characters)" if rest > 0 else text
 
 
 def portable_spec(identity: dict[str, Any]) -> dict[str, Any]:
-    """A ``LoadSpec.identity()`` that is the same on every machine and tells no secret.
+    """Return a ``LoadSpec.identity()`` in a form that is the same on every machine and holds no secrets.
 
-    Absolute paths become their last component; the value of a secret environment variable, option, key of a map or flag
-    of a command is hidden. A command is a list of arguments, however it was written.
+    Absolute paths become their last component. The values of secret environment variables, options, map keys and flags
+    of a command are hidden. A command becomes a list of arguments, however it was written.
     """
     return {
         name: [[key, _option(key, value, encoded=name == "options")] for key, value in item]
@@ -80,7 +82,7 @@ def portable_spec(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(name: str, value: str, *, encoded: bool) -> str:
-    """One pair's value; a load's options are JSON, its environment variables are plain text."""
+    """Return the portable value of one pair; a load's options are JSON, its environment variables are plain text."""
     if _SECRET_NAME.search(name):
         return canonical_json(HIDDEN) if encoded else HIDDEN
     if not encoded:
@@ -100,12 +102,12 @@ def _plain(value: Any) -> Any:
 
 
 def _arguments(command: Any) -> Any:
-    """A command line: ``--api-key VALUE``, ``--api-key=VALUE`` and ``API_KEY=VALUE`` are hidden."""
+    """Return a command's arguments; VALUE is hidden in ``--api-key VALUE``, ``--api-key=VALUE``, ``API_KEY=VALUE``."""
     words = _words(command) if isinstance(command, str) else command
     if not isinstance(words, list):
         return _plain(words)
     found: list[Any] = []
-    # Whether the word before is a flag whose value is a secret; it may have none.
+    # True if the previous word is a flag whose value is a secret; the value may be absent.
     is_awaited = False
     for word in words:
         text = word if isinstance(word, str) else ""
@@ -122,7 +124,7 @@ def _arguments(command: Any) -> Any:
 
 
 def _words(text: str) -> list[str]:
-    """As a shell splits it; where a quote is never closed, at blanks: starting it is what will say so."""
+    """Split a command as a shell does, or at blanks if a quote is never closed; starting it then reports the error."""
     try:
         return shlex.split(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """Architectures that ``random:PRESET`` builds, as plain Hugging Face config dicts.
 
-Tiny ones show every effect in a second: each has a weight of at least 1 MiB and every dimension is a multiple of 64,
-since bitsandbytes' CPU packing needs that. The others have the geometry of the model they are named after.
+The tiny ones show every effect within a second: each has a weight of at least 1 MiB, and every dimension is a multiple
+of 64, as bitsandbytes' CPU packing requires. The others have the geometry of the model that they are named after.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "vocab_size": 1024,
     },
-    # 128 million parameters, 244 MiB: large enough that what tiny models hide (loader threads, arenas) shows.
+    # 128 million parameters, 244 MiB: large enough to show effects that tiny models hide (loader threads, arenas).
     "moe-128m": {
         **_MIXTRAL,
         "hidden_size": 1024,
@@ -188,9 +188,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config_of(spec: str) -> dict[str, Any]:
-    """The config of ``random:PRESET``, or of ``random:PATH``: a ``config.json`` or a directory that has one.
+    """Return the config of ``random:PRESET`` or ``random:PATH`` (a ``config.json`` or a directory that has one).
 
-    Raises ValueError, in one sentence: what is wrong, where, and what to write instead.
+    Raises ValueError that says what is wrong, where, and what to write instead.
     """
     what = spec.removeprefix(PREFIX)
     if what == spec or not what:
@@ -202,8 +202,8 @@ def config_of(spec: str) -> dict[str, Any]:
         path /= "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{spec!r} is no preset and there is no {_shown(path)}: give a config.json, a directory that has one, "
-            f"or a preset ({', '.join(PRESETS)})"
+            f"{spec!r} is not a preset, and {_shown(path)} does not exist: give a config.json, a directory that has "
+            f"one, or a preset ({', '.join(PRESETS)})"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -217,5 +217,5 @@ def config_of(spec: str) -> dict[str, Any]:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as an error writes it: as it is, or quoted with escapes where it cannot be printed."""
+    """Return a path as errors show it: unchanged, or quoted with escapes if it cannot be printed."""
     return str(path) if str(path).isprintable() else repr(str(path))

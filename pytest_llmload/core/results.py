@@ -1,4 +1,4 @@
-"""What a load gave: plain data that crosses process borders and goes into reports and baselines."""
+"""The result of a load: plain data that crosses process borders and goes into reports and baselines."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ CRASHED = "crashed"
 TIMEOUT = "timeout"
 FAILED = "failed"
 
-#: Parts of the loading call among a load's phases, as they are sampled: reading, converting and quantising, moving.
+#: Parts of the loading call, found by sampling: reading, converting and quantising, moving, anything else.
 SAMPLED_PARTS = ("load.read", "load.convert", "load.move", "load.other")
-#: What the time of a load is made of.
+#: The parts that the time of a load consists of.
 LOAD_PARTS = (*SAMPLED_PARTS, "adapter")
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """Alike modules of a model: one row for ``model.layers.*.mlp.up_proj``, not forty."""
+    """Similar modules of a model: one row for ``model.layers.*.mlp.up_proj`` instead of forty."""
 
-    #: Module path; the first number in it stands as ``*``.
+    #: Module path; its first number is written as ``*``.
     module: str
-    #: Which numbers the ``*`` stands for: ``0-39`` or ``0-3,7``; empty where there is no ``*``.
+    #: The numbers that the ``*`` stands for: ``0-39`` or ``0-3,7``; empty if there is no ``*``.
     indices: str
     #: Class of the module.
     cls: str
-    #: Stored dtype of its own parameters: ``bfloat16``, ``uint8``; joined by ``+`` where they differ.
+    #: Stored dtype of the module's own parameters: ``bfloat16``, ``uint8``; several dtypes are joined by ``+``.
     dtype: str
     #: ``cuda:0``, ``cpu``, ``disk``, ``meta``.
     device: str
-    #: ``nf4 absmax=uint8 nested block=64 compute=bf16``; empty where dense.
+    #: ``nf4 absmax=uint8 nested block=64 compute=bf16``; empty for a dense module.
     quant: str
     #: Modules in the row.
     count: int
@@ -52,28 +52,28 @@ class Problem:
 
     #: Short name of the check: ``quantised``, ``values``, ``keys`` …
     check: str
-    #: One sentence: what is, and what should be.
+    #: One sentence: what was found, and what was expected.
     message: str
     #: Names of the modules or tensors, each perhaps with its bytes.
     names: tuple[str, ...] = ()
     #: Bytes concerned.
     bytes: int = 0
-    #: What to write where this is as it should be; empty where there is nothing to allow.
+    #: What to write if this is intended; empty if it cannot be allowed.
     hint: str = ""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A check or a probe that raised: a fault of pytest-llmload (or of a hook's probe), not of the load."""
+    """An exception of a check or a probe: a fault of pytest-llmload (or of a user's probe), not of the load."""
 
     #: ``check 'values'``, ``probe 'Manifest'``.
     who: str
-    #: One sentence: who raised what, and where.
+    #: One sentence: what raised which exception, and where.
     message: str
     traceback: str = ""
 
 
-#: When memory of an :class:`AllocationSite` was held, beside the phases ``load`` and ``generate``: after the load.
+#: A moment of an :class:`AllocationSite` besides the phases ``load`` and ``generate``: after the load.
 KEPT = "kept"
 
 
@@ -81,30 +81,30 @@ KEPT = "kept"
 class AllocationSite:
     """A line of code and the memory that it allocated, in a load that was repeated with its allocations recorded."""
 
-    #: ``load`` or ``generate``: held when most was held in that phase, and not part of the model; ``kept``: still held
-    #: after the load, and not part of the model.
+    #: ``load`` or ``generate``: held at the peak of that phase, and not part of the model; ``kept``: still held after
+    #: the load, and not part of the model.
     moment: str
     #: ``host``, or ``gpu.0`` …
     place: str
     #: ``ourapp/serving.py:12 in load_model``.
     site: str
     bytes: int
-    #: The variable or attribute that keeps it: ``ourapp.serving.COPIES``; empty where nothing is known.
+    #: The variable or attribute that keeps it: ``ourapp.serving.COPIES``; empty if none was found.
     held_by: str = ""
 
 
 @dataclass
 class ErrorInfo:
-    """An exception or a death, as text."""
+    """An exception, or the death of a process, as text."""
 
-    #: One sentence; empty where an exception has none.
+    #: One sentence; empty for an exception without a message.
     message: str
     #: Qualified class name of an exception; empty for a death.
     type_name: str = ""
     traceback: str = ""
-    #: Last lines that the load's process printed.
+    #: The last lines that the load's process printed.
     log: str = ""
-    #: What it was doing: import, context, load, applied, forward, generate, run.
+    #: What the process was doing: import, context, load, applied, forward, generate, run.
     phase: str = ""
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class ErrorInfo:
 
 @dataclass
 class Numbers:
-    """The model's fingerprint on fixed tokens, compared by relative error while weights are equal."""
+    """The model's outputs on fixed tokens, compared by relative error as long as the weights are equal."""
 
     #: positions x ids logits, fp32, row by row.
     logits: list[float] = field(default_factory=list)
@@ -123,47 +123,47 @@ class Numbers:
     margin: list[float] = field(default_factory=list)
     #: Non-persistent floating buffers (rotary frequencies …): name -> [sum, L2 norm].
     buffers: dict[str, list[float]] = field(default_factory=dict)
-    #: Rows x ids logits after a padded batch and of a decoded step, fp32.
+    #: Rows x ids logits after a padded batch and after one decoded step, fp32.
     padded: list[float] = field(default_factory=list)
     #: Output of each layer: name -> [L2 norm, product with fixed signs].
     layers: dict[str, list[float]] = field(default_factory=dict)
-    #: Content of the stored weights: alike tensors -> checksum of all their bytes.
+    #: Content of the stored weights: similar tensors -> checksum of all their bytes.
     checksums: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class LoadResult:
-    """One load: how it ended, what it is, what it cost."""
+    """One load: how it ended, which model it gave, and what it cost."""
 
     spec: dict[str, Any]
     outcome: str
     error: ErrorInfo | None = None
     problems: list[Problem] = field(default_factory=list)
-    #: Checks and probes that raised; the load's other checks and figures are not concerned.
+    #: Checks and probes that raised; the load's other checks and figures are not affected.
     faults: list[Fault] = field(default_factory=list)
     #: Flat: ``gpu.settled`` (sum), ``gpu.0.settled`` (each), ``load`` … in the metric's unit.
     metrics: dict[str, float] = field(default_factory=dict)
-    #: The metrics that the user's probes declare; ours are in :data:`pytest_llmload.core.metrics.METRICS`.
+    #: The metrics that the user's probes declare; built-in ones are in :data:`pytest_llmload.core.metrics.METRICS`.
     declared: tuple[Metric, ...] = ()
-    #: Metric -> why it could not be measured.
+    #: Metric -> the reason why it could not be measured.
     unavailable: dict[str, str] = field(default_factory=dict)
     #: Time metric -> samples in seconds, in the order taken.
     samples: dict[str, list[float]] = field(default_factory=dict)
     #: Highest figure per phase (load, forward, generate): ``gpu.0`` … and ``host`` -> bytes.
     phase_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: Memory while loading, for the report: ``gpu.0`` … and ``host`` -> pairs of seconds and bytes, in order of time.
+    #: Memory during the load, for the report: ``gpu.0`` … and ``host`` -> pairs of seconds and bytes, by time.
     timeline: dict[str, list[list[float]]] = field(default_factory=dict)
-    #: Of a predicted load, the places that allocate the most: phase -> operator, line, bytes, count, bytes at the peak.
+    #: For a predicted load, the places that allocate most: phase -> operator, line, bytes, count, bytes at the peak.
     sites: dict[str, list[list[Any]]] = field(default_factory=dict)
-    #: Where the driver's figure of one GPU comes from: weights, rest, reserved, context, other, process.
+    #: The parts of the driver's figure for each GPU: weights, rest, reserved, context, other, process; in bytes.
     ledger: list[dict[str, float]] = field(default_factory=list)
-    #: Seconds of each phase: import, context, load, forward, generate; and of the load its LOAD_PARTS.
+    #: Seconds of each phase: import, context, load, forward, generate; and of each of the load's LOAD_PARTS.
     phases: dict[str, float] = field(default_factory=dict)
-    #: Looks at the loading call, from which its parts are taken; of too few there are none.
+    #: Samples of the loading call, which divide its time into parts; too few samples give no parts.
     phase_samples: int = 0
     numbers: Numbers = field(default_factory=Numbers)
     manifest: list[ManifestRow] = field(default_factory=list)
-    #: What the model is besides its modules: ``config.rope_theta``, ``attention``, ``mode.training``, ``cache.dtype`` …
+    #: The model's settings besides its modules: ``config.rope_theta``, ``attention``, ``mode.training``, …
     settings: dict[str, str] = field(default_factory=dict)
     #: Versions, hardware and settings, from an allow-list.
     environment: dict[str, str] = field(default_factory=dict)
@@ -171,19 +171,20 @@ class LoadResult:
     digests: dict[str, str] = field(default_factory=dict)
     #: Logical bytes of the model's weights if nothing were sharded.
     whole_bytes: int = 0
-    #: Facts worth telling that are no failure: pinned fp32 parameters, ignored keys, LOAD REPORT lines.
+    #: Facts that are worth reporting but are not failures: pinned fp32 parameters, ignored keys, LOAD REPORT lines.
     notes: list[str] = field(default_factory=list)
-    #: Who allocated what, largest first; of a load whose gate was red, and which was then repeated to be recorded.
+    #: The lines of code that allocated memory, largest first; only of a load whose comparison failed, and which was
+    #: then repeated with its allocations recorded.
     allocations: list[AllocationSite] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if the load ended in the model that was asked for."""
+        """Return whether the load ended in the requested model."""
         return self.outcome == LOADED
 
     @property
     def table(self) -> Mapping[str, Metric]:
-        """Every metric that this load may have, by name: ours, then those of the user's probes."""
+        """Return every metric that this load may have, by name: the built-in ones, then those of the user's probes."""
         return table_with(self.declared) if self.declared else METRICS
 
     def in_section(self, section: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What to load: :class:`LoadSpec`, the one thing that markers, options and factories all turn into."""
+"""What to load: :class:`LoadSpec`, which markers, options and factories all produce."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.portable import portable_spec
 
 DTYPES = ("fp32", "fp16", "bf16")
-#: Values of ``quant`` that are not schemes: as the checkpoint says, and by a ``quantization_config`` of the user's.
+#: Values of ``quant`` that are not schemes: as the checkpoint says, and as the user's ``quantization_config`` says.
 NONE, BY_CONFIG = "none", "config"
 #: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
 ADAPTER_WAYS = ("peft", "load_adapter")
-#: The placement of a load that no marker places: everything on the one device it asked for.
+#: The placement of a load without a placement marker: everything on its one device.
 SINGLE = "single"
 
 
-#: Options of every strategy that relax a check and change nothing in the load, as ``dense_ok`` does.
+#: Options of every strategy that relax a check without changing the load, as ``dense_ok`` does.
 CHECK_OPTIONS = ("keys_ok",)
 
-#: What a free text must be to stand in a file's name as it is.
+#: Free text that may be part of a file name unchanged.
 _PLAIN = re.compile(r"[\w.-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated when figures are taken: ``batch`` x ``prompt_tokens`` + ``new_tokens``."""
+    """The generation that is measured: ``batch`` prompts of ``prompt_tokens``, each continued by ``new_tokens``."""
 
     batch: int = 1
     prompt_tokens: int = 128
@@ -37,7 +37,7 @@ class Workload:
 
     @classmethod
     def parse(cls, text: object) -> Workload:
-        """From ``"4x2048+64"``. ValueError says what to write."""
+        """Return the workload that ``"4x2048+64"`` describes. Raises ValueError that says what to write."""
         match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text) if isinstance(text, str) else None
         if match is None or not all(int(part) for part in match.groups()):
             raise ValueError(f"{text!r} is not a workload: write BATCHxPROMPT+NEW, each at least 1, as in '1x128+32'")
@@ -53,7 +53,7 @@ def _checks_only() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSpec:
-    """One way of loading one model. Equal specs are one load, however they were spelled.
+    """One way of loading one model. Equal specs share one load, however they were written.
 
     Plain, hashable and JSON-able; mappings are sorted tuples of pairs, free-form values canonical JSON.
     """
@@ -64,23 +64,23 @@ class LoadSpec:
     name: str
     #: How the model is placed: ``single``, ``auto``, ``max_memory``, ``offload``, ``tensor_parallel``, ``loader`` …
     strategy: str = SINGLE
-    #: ``fp32``, ``fp16``, ``bf16``; None: as the checkpoint says.
+    #: ``fp32``, ``fp16`` or ``bf16``; None for the checkpoint's own.
     dtype: str | None = None
-    #: A scheme of a quantisation method (``nf4``); ``none``: as the checkpoint says.
+    #: A scheme of a quantisation method (``nf4``); ``none`` for the checkpoint's own.
     quant: str = NONE
-    #: The user's function that returns a ``quantization_config``, ``pkg.mod:function``; called with the spec.
+    #: The user's function ``pkg.mod:function`` that is called with the spec and returns a ``quantization_config``.
     quant_config: str | None = None
     double_quant: bool = False
     compute_dtype: str | None = None
-    #: Module names the quantiser is told to leave alone, added to its defaults.
+    #: Names of modules that the quantiser leaves dense, in addition to its defaults.
     skip_modules: tuple[str, ...] = ()
-    #: Patterns of weights that may stay dense; relaxes the check, changes nothing in the load.
+    #: Patterns of weights that may stay dense; they relax the check without changing the load.
     dense_ok: tuple[str, ...] = _checks_only()
     #: GPUs that the load's process sees (none on a CPU run).
     gpu_count: int = 1
     #: Shards or ranks of a parallel strategy.
     world_size: int = 1
-    #: ``device_map`` as canonical JSON, where it is a map of modules.
+    #: ``device_map`` as canonical JSON, if it is a map of modules.
     device_map: str | None = None
     #: Limit in bytes per device: ``("0", 10737418240)``, ``("cpu", …)``.
     max_memory: tuple[tuple[str, int], ...] = ()
@@ -89,9 +89,9 @@ class LoadSpec:
     #: ``peft`` (PeftModel) or ``load_adapter`` (transformers' integration).
     adapter_via: str = "peft"
     adapter_merged: bool = False
-    #: Attention implementation; None: the library's choice.
+    #: Attention implementation; None for the library's choice.
     attn: str | None = None
-    #: ``AutoModelForCausalLM`` …; None: the class named in the config's ``architectures``.
+    #: ``AutoModelForCausalLM`` …; None for the class that the config names in ``architectures``.
     auto_class: str | None = None
     #: The user's loader, ``pkg.mod:function``.
     target: str | None = None
@@ -100,22 +100,22 @@ class LoadSpec:
     #: Environment variables of the load's process that differ from the run's.
     env: tuple[tuple[str, str], ...] = ()
     workload: Workload = Workload()
-    #: Whether the workload is the test's own; the run's (``--llm-workload``) is not part of the slug.
+    #: True if the workload is the test's own; the run's (``--llm-workload``) is not part of the slug.
     own_workload: bool = False
 
     def facets(self) -> list[str]:
-        """Return the names of the strategies that serve it: its placement, dtype, quantisation, adapter."""
+        """Return the names of the strategies that the spec uses: its placement, dtype, quantisation, adapter."""
         names = [self.strategy, self.dtype, self.quant if self.quant != "none" else None]
         names.append("lora" if self.adapter is not None else None)
         return [name for name in names if name is not None]
 
     @property
     def slug(self) -> str:
-        """The variant's name in ids and baseline files.
+        """Return the variant's name in test ids and baseline files.
 
         ``[strategy[-xN]][-quant[-dq][-compute]][-dtype][+lora[-merged][-load_adapter]][+loader][+attn][+wBxP-N]
-        [+digest]``, ``none`` where all is as the checkpoint says. What has no short form, or cannot stand in a
-        file's name, is in the digest, which is the same on every machine.
+        [+digest]``, or ``none`` if everything is as the checkpoint says. Fields that have no short form, or cannot be
+        part of a file name, go into the digest, which is the same on every machine.
         """
         references = {name: (getattr(self, name) or "").replace(":", ".") for name in ("target", "quant_config")}
         texts = {**references, "attn": self.attn or ""}
@@ -155,22 +155,22 @@ class LoadSpec:
 
     @property
     def _load_options(self) -> tuple[tuple[str, str], ...]:
-        """The options without those that only relax a check."""
+        """Return the options without those that only relax a check."""
         return tuple((name, value) for name, value in self.options if name not in CHECK_OPTIONS)
 
     @property
     def label(self) -> str:
-        """The slug, with the GPUs where there are several: what tells the loads of one model apart in a run."""
+        """Return the slug, with the number of GPUs if there are several; unique among a model's loads in a run."""
         many = self.gpu_count > 1 and self.world_size == 1
         return f"{self.slug}-x{self.gpu_count}" if many else self.slug
 
     @property
     def id(self) -> str:
-        """``tiny-llama-nf4``: the model's name and the label."""
+        """Return the model's name and the label: ``tiny-llama-nf4``."""
         return f"{self.name}-{self.label}"
 
     def identity(self) -> dict[str, Any]:
-        """What makes two loads of one model the same variant: every field but the model's place and mere checks."""
+        """Return the fields that two loads of the same variant share: all except the model's place and mere checks."""
         unchecked = dataclasses.replace(self, options=self._load_options)
         return {
             item.name: _plain(getattr(unchecked, item.name))
@@ -192,7 +192,7 @@ class LoadSpec:
         return cls(**values)
 
     def option(self, name: str, default: Any = None) -> Any:
-        """One of ``options``, decoded."""
+        """Return the decoded value of one of ``options``, or ``default``."""
         return next((json.loads(text) for key, text in self.options if key == name), default)
 
 

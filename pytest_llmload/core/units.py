@@ -1,4 +1,4 @@
-"""Sizes, times and tolerances: parsing what people write, printing what people read."""
+"""Parse and print sizes, times and tolerances."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ def _parse(text: object, units: dict[str, float] | dict[str, int], what: str, ex
 
 
 def parse_bytes(text: object) -> int:
-    """Bytes from ``"9GiB"`` or ``"512 MB"``; units are case-sensitive. ValueError says what to write."""
+    """Return the bytes that ``"9GiB"`` or ``"512 MB"`` stands for; units are case-sensitive.
+
+    Raises ValueError that says what to write.
+    """
     return round(_parse(text, _BYTES, "size", "9GiB"))
 
 
 def parse_seconds(text: object) -> float:
-    """Seconds from ``"150ms"`` or ``"2 min"``. ValueError says what to write."""
+    """Return the seconds that ``"150ms"`` or ``"2 min"`` stands for. Raises ValueError that says what to write."""
     return _parse(text, _SECONDS, "time", "150ms")
 
 
 def format_bytes(value: float, more: int = 0) -> str:
-    """``6.64 GiB``, with ``more`` digits; below 1 KiB, whole bytes."""
+    """Return bytes as text, as in ``6.64 GiB``, with ``more`` digits than usual; below 1 KiB, as whole bytes."""
     sign, size = ("-" if value < 0 else ""), abs(value)
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= _BYTES[unit]:
@@ -49,7 +52,7 @@ def format_bytes(value: float, more: int = 0) -> str:
 
 
 def format_seconds(value: float, more: int = 0) -> str:
-    """``34.20 s``, ``12.3 ms`` or ``850 us``, with ``more`` digits."""
+    """Return seconds as text, as in ``34.20 s``, ``12.3 ms`` or ``850 us``, with ``more`` digits than usual."""
     if value >= 1:
         return f"{value:.{2 + more}f} s"
     if value >= 1e-3:
@@ -71,7 +74,7 @@ def format_value(value: float, unit: str, more: int = 0) -> str:
 
 
 def format_movement(old: float, new: float, unit: str) -> str:
-    """``2.83 ms -> 2.77 ms``: as many digits as tell the two apart, if three more than usual do."""
+    """Return ``2.83 ms -> 2.77 ms``, with up to three digits more than usual if the two would otherwise look equal."""
 
     def texts(more: int) -> list[str]:
         return [format_value(value, unit, more) for value in (old, new)]
@@ -80,12 +83,12 @@ def format_movement(old: float, new: float, unit: str) -> str:
 
 
 def format_change(value: float, unit: str) -> str:
-    """A difference with its sign and unit: ``+512 B``, ``-1.20 s``, ``+1``."""
+    """Return a difference with its sign and unit: ``+512 B``, ``-1.20 s``, ``+1``."""
     return f"{'-' if value < 0 else '+'}{format_value(abs(value), unit)}"
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """``0-3,7`` from 0, 1, 2, 3, 7 in any order."""
+    """Return numbers as ranges: ``0-3,7`` for 0, 1, 2, 3, 7 in any order."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -102,12 +105,15 @@ class Tolerance(NamedTuple):
     absolute: float = 0.0
 
     def allows(self, baseline: float, current: float) -> bool:
+        """Return whether ``current`` is within the tolerance of ``baseline``."""
         return abs(current - baseline) <= self.room(baseline)
 
     def room(self, baseline: float) -> float:
+        """Return the difference from ``baseline`` that is allowed, in the metric's unit."""
         return max(self.relative * abs(baseline), self.absolute)
 
     def format(self, unit: str) -> str:
+        """Return the tolerance as text: ``1 % or 8 MiB``, or ``exact``."""
         parts = []
         if self.relative:
             parts.append(f"{self.relative * 100:g} %")
@@ -116,8 +122,8 @@ class Tolerance(NamedTuple):
         return " or ".join(parts) or "exact"
 
 
-#: Units in which an absolute tolerance may be written, by the unit of the metric, and an example. In any other unit
-#: than these it is written as a number with that unit, or alone.
+#: Unit of a metric -> the units in which its absolute tolerance may be written, and an example. The tolerance of a
+#: metric in any other unit is a number, with or without that unit.
 _ABSOLUTE: dict[str, tuple[dict[str, float] | dict[str, int], str]] = {
     "B": (_BYTES, "8MiB"),
     "s": (_SECONDS, "5ms"),
@@ -134,7 +140,7 @@ def parse_tolerance(text: object, unit: str) -> Tolerance:
     """
     units, example = _ABSOLUTE.get(unit, ({"": 1, unit: 1}, f"3{unit}"))
     wrong = ValueError(
-        f"{text!r} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of both"
+        f"{text!r} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of the two"
     )
     if not isinstance(text, str):
         raise wrong

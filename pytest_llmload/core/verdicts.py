@@ -1,4 +1,4 @@
-"""What comparing with a baseline can say, and what each verdict does to a test.
+"""The verdicts of a comparison with a baseline, and the effect of each verdict on a test.
 
 The table of verdicts is data (:data:`TABLE`): the gate, the reports and the documentation read it.
 """
@@ -22,16 +22,16 @@ INCOMPARABLE = "incomparable"
 INCONCLUSIVE = "inconclusive"
 UNAVAILABLE = "unavailable"
 
-#: Rows of the table that are no comparison's verdict.
+#: Rows of the table that are not verdicts of a comparison.
 SKIPPED = "skipped"
 STALE = "stale"
 MACHINE = "machine"
 NOTHING_MEASURED = "nothing_measured"
-#: A run's verdict if a ceiling or a budget of a test was exceeded, whatever its comparisons are.
+#: A run's verdict if it exceeded a ceiling or a budget of a test, whatever its comparisons say.
 OVER_LIMIT = "over_limit"
-#: A run's verdict where no baseline was asked for.
+#: A run's verdict if no test compares it with a baseline.
 MEASURED = "measured"
-#: A run's verdict where what decides it was written: over an entry, or where there was none.
+#: A run's verdict if the entry that decides it was written: over an old entry, or as a new one.
 ACCEPTED = "accepted"
 RECORDED = "recorded"
 
@@ -39,10 +39,10 @@ PASS = "pass"
 FAIL = "fail"
 ERROR = "error"
 SKIP = "skip"
-#: From harmless to worst: what a load's tests came to.
+#: Outcomes of a load's tests, from harmless to worst.
 SEVERITY = (SKIP, PASS, FAIL, ERROR)
 
-#: From harmless to worst; ``incomparable`` stands where a single metric's does (see :func:`_rank`).
+#: Verdicts from harmless to worst; ``incomparable`` is placed for a single metric (see :func:`_rank`).
 _ORDER = (MEASURED, OK, UNAVAILABLE, INCONCLUSIVE, INCOMPARABLE, IMPROVED, MISSING, CHANGED, REGRESSED)
 
 EXACT = Tolerance()
@@ -50,13 +50,13 @@ EXACT = Tolerance()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verdict does."""
+    """The effect of a verdict."""
 
     #: ``pass``, ``fail``, ``error`` or ``skip``.
     status: str
-    #: Whether the baseline is written (as far as there is something measured).
+    #: True if the baseline is written (as far as something was measured).
     writes: bool = False
-    #: The list of the summary that names it: ``slack``, ``accepted``, ``recorded``, ``once``, ``stale`` or none.
+    #: The list of the summary that names the load: ``slack``, ``accepted``, ``recorded``, ``once``, ``stale`` or none.
     listed: str = ""
 
 
@@ -69,7 +69,7 @@ class Row:
     strict: Outcome
     update: Outcome
     record_missing: Outcome
-    #: Whether the row is about a single metric, where the same word also exists for a whole load.
+    #: True if the row is about a single metric, and a different row has the same word for a whole load.
     metric_only: bool = False
 
 
@@ -85,7 +85,7 @@ TABLE: tuple[Row, ...] = (
     Row((REGRESSED, CHANGED), _FAIL, _FAIL, _ACCEPTED, _FAIL),
     Row((IMPROVED,), _SLACK, _FAIL, _ACCEPTED, _SLACK),
     Row((MISSING,), _FAIL, _FAIL, _RECORDED, _RECORDED),
-    # There is an entry, so "record what is missing" gates it like any other.
+    # The load has an entry, so "record what is missing" gates it like any other.
     Row((INCOMPARABLE,), _FAIL, _FAIL, _RECORDED, _FAIL),
     Row((INCOMPARABLE,), _ONCE, _FAIL, _ACCEPTED, _ONCE, metric_only=True),
     Row((INCONCLUSIVE,), _ONCE, _FAIL, _ACCEPTED, _ONCE),
@@ -108,14 +108,14 @@ def outcome(
     record_missing: bool = False,
     metric_only: bool = False,
 ) -> Outcome:
-    """What ``verdict`` does under these options; ``metric_only`` where ``incomparable`` is about single metrics.
+    """Return the effect of ``verdict`` under these options; ``metric_only``: the verdict is about a single metric.
 
     What update or record-missing writes is thereby accepted, under strict too; strict decides about the rest.
-    Raises KeyError for a word that is no verdict.
+    Raises KeyError for a word that is not a verdict.
     """
     rows = [row for row in TABLE if verdict in row.verdicts]
     if not rows:
-        raise KeyError(f"{verdict!r} is no verdict")
+        raise KeyError(f"{verdict!r} is not a verdict")
     row = next((row for row in rows if row.metric_only == metric_only), rows[0])
     mode = row.update if update else row.record_missing if record_missing else None
     if mode is not None and (mode.writes or not strict):
@@ -125,32 +125,32 @@ def outcome(
 
 @dataclass(frozen=True)
 class MetricVerdict:
-    """One metric, or the ``numbers``, against its baseline."""
+    """The verdict on one metric, or on the ``numbers``, against its baseline."""
 
     name: str
     verdict: str
-    #: In the metric's unit; None where there is none.
+    #: In the metric's unit; None if the baseline has no such value.
     baseline: float | None = None
     current: float | None = None
     unit: str = "1"
     tolerance: Tolerance = EXACT
-    #: One short sentence, where the verdict needs one.
+    #: One short sentence, if the verdict needs one.
     reason: str = ""
-    #: Reported, but no part of the overall verdict.
+    #: True if the metric is reported without being part of the overall verdict.
     informative: bool = False
 
     @property
     def change(self) -> float | None:
-        """``current - baseline``, where both are known."""
+        """Return ``current - baseline``, or None unless both are known."""
         return None if self.baseline is None or self.current is None else self.current - self.baseline
 
 
 @dataclass(frozen=True)
 class ManifestChange:
-    """One difference between two manifests, as a person would say it."""
+    """One difference between two manifests, as a readable sentence."""
 
     text: str
-    #: Modules concerned.
+    #: Number of modules that differ.
     modules: int
     #: Bytes more (or, negative, less) than before.
     bytes: int
@@ -162,30 +162,31 @@ class Comparison:
 
     section: str
     verdict: str
-    #: Whether the verdict is about the load as a whole: no baseline, or one of another shape, spec or workload.
+    #: True if the verdict is about the load as a whole: without a baseline, or with one of a different shape, spec or
+    #: workload.
     whole: bool = False
-    #: One sentence, where the verdict is about the whole.
+    #: One sentence, if the verdict is about the whole.
     reason: str = ""
     metrics: tuple[MetricVerdict, ...] = ()
     manifest: tuple[ManifestChange, ...] = ()
-    #: What explains a metric that moved.
+    #: Explanations of the metrics that changed.
     because: tuple[str, ...] = ()
-    #: What differs around the load: ``bitsandbytes 0.50.1 -> 0.50.2``.
+    #: Differences of the environment: ``bitsandbytes 0.50.1 -> 0.50.2``.
     changed: tuple[str, ...] = ()
 
     def having(self, *verdicts: str) -> tuple[MetricVerdict, ...]:
-        """The gating metrics with one of these verdicts."""
+        """Return the gating metrics with one of these verdicts."""
         return tuple(item for item in self.metrics if not item.informative and item.verdict in verdicts)
 
     def outcome(self, *, strict: bool = False, update: bool = False, record_missing: bool = False) -> Outcome:
-        """What this comparison does to its test: each metric has an outcome, and the worst status counts."""
+        """Return the effect of this comparison on its test: each metric has an outcome, and the worst status counts."""
         words = dict.fromkeys(item.verdict for item in self._judged) or [self.verdict]
         found = [self._outcome(word, strict, update, record_missing) for word in words]
         hardest = max(found, key=lambda each: SEVERITY.index(each.status))
         return replace(hardest, writes=any(each.writes for each in found))
 
     def failing(self, *, strict: bool = False, update: bool = False, record_missing: bool = False) -> Comparison | None:
-        """The part of it that fails its test, without metrics that pass or are written; None where it passes."""
+        """Return the part that fails its test, without metrics that pass or are written; None if the test passes."""
         if self.outcome(strict=strict, update=update, record_missing=record_missing).status != FAIL:
             return None
         failed = tuple(
@@ -199,7 +200,7 @@ class Comparison:
 
     @property
     def _judged(self) -> tuple[MetricVerdict, ...]:
-        """The metrics that decide; none where the verdict is about the whole."""
+        """Return the metrics that decide; none if the verdict is about the whole."""
         return () if self.whole else tuple(item for item in self.metrics if not item.informative)
 
     def _outcome(self, verdict: str, strict: bool, update: bool, record_missing: bool) -> Outcome:
@@ -207,18 +208,24 @@ class Comparison:
 
 
 def worst(verdicts: Iterable[str]) -> str:
-    """The worst of the metrics' verdicts; ``ok`` of none."""
+    """Return the worst of the metrics' verdicts; ``ok`` if there are none."""
     return max(verdicts, key=_ORDER.index, default=OK)
 
 
 def _rank(comparison: Comparison) -> int:
-    """Place among comparisons: one that is incomparable as a whole gates nothing, which is as bad as having none."""
+    """Return the comparison's place among others.
+
+    A comparison that is incomparable as a whole gates nothing, which is as bad as having no baseline.
+    """
     whole = comparison.whole and comparison.verdict == INCOMPARABLE
     return _ORDER.index(MISSING if whole else comparison.verdict)
 
 
 def merged(one: Comparison, other: Comparison) -> Comparison:
-    """What two checks of one section of a load say together: of each metric the worse verdict, of equals the later."""
+    """Return what two checks of one section of a load say together.
+
+    Each metric gets the worse of its two verdicts, and of two equal ones the later.
+    """
     metrics = {item.name: item for item in one.metrics}
     for item in other.metrics:
         before = metrics.get(item.name)
@@ -235,7 +242,7 @@ def merged(one: Comparison, other: Comparison) -> Comparison:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a text is about."""
+    """The load that a text is about."""
 
     model: str
     #: The spec's slug.
@@ -249,37 +256,37 @@ class Subject:
 
 @dataclass
 class Run:
-    """One load of a session, with all that was said about it: what the reports are made of."""
+    """One load of a session with all its verdicts and messages; the reports are made of these."""
 
     spec: LoadSpec
     device_key: str
-    #: None where nothing was loaded: skipped, or the machine could not.
+    #: None if nothing was loaded, because the test was skipped or the machine was not able to.
     result: LoadResult | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     #: Tests that used the load.
     nodeids: list[str] = field(default_factory=list)
     #: ``pass``, ``fail``, ``error`` or ``skip``.
     outcome: str = PASS
-    #: Why it was skipped or is an error; a ceiling or budget that was exceeded.
+    #: Why it was skipped or is an error; the ceilings or budgets that were exceeded.
     messages: list[str] = field(default_factory=list)
     #: Ceilings and budgets that were exceeded, one sentence each.
     over_limits: list[str] = field(default_factory=list)
     #: The baseline's file, relative to the root directory.
     baseline: str = ""
-    #: Entries written that were there before, and entries that were not.
+    #: Names of the written entries: those that replaced older ones, and those that are new.
     accepted: list[str] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
-    #: The command that records or accepts what its last test found; empty where no baseline was asked for.
+    #: The command that records or accepts what its last test found; empty if no test compares it with a baseline.
     command: str = ""
-    #: Test -> ``file:line``, relative to the root directory; tests outside of it have none.
+    #: Test -> ``file:line``, relative to the root directory; without tests that are outside of it.
     locations: dict[str, str] = field(default_factory=dict)
-    #: Times of all processes that were timed, as a baseline keeps them: metric -> the entry of a baseline file.
+    #: The times of all timed processes, as a baseline keeps them: metric -> the entry of a baseline file.
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Whether the installed ready-made suite checked it.
+    #: True if the installed ready-made suite checked it.
     suite: bool = False
 
     def add(self, comparisons: Iterable[Comparison]) -> None:
-        """Take what a check of the load said, beside what earlier checks of the same sections did."""
+        """Add the comparisons of a check, merged with those of earlier checks of the same sections."""
         known = {comparison.section: comparison for comparison in self.comparisons}
         for comparison in comparisons:
             before = known.get(comparison.section)
@@ -288,11 +295,12 @@ class Run:
 
     @property
     def subject(self) -> Subject:
+        """Return the load's model, variant and device."""
         return Subject(self.spec.name, self.spec.slug, self.device_key)
 
     @property
     def verdict(self) -> str:
-        """One word: how the load ended where it failed, else the worst of its comparisons, or that it was written."""
+        """Return one word: how a failed load ended, else the worst of its comparisons, or that it was written."""
         if self.result is None:
             return SKIPPED if self.outcome == SKIP else MACHINE
         if self.result.outcome != LOADED:
@@ -308,7 +316,7 @@ class Run:
         return ACCEPTED if self.accepted else RECORDED
 
     def _wrote(self, comparison: Comparison) -> bool:
-        """Whether everything that gave a comparison its verdict is in the baseline now."""
+        """Return whether the baseline now holds everything that gave a comparison its verdict."""
         written = {*self.accepted, *self.recorded}
         if comparison.whole:
             return bool(written) and comparison.verdict in (MISSING, INCOMPARABLE)
@@ -316,8 +324,8 @@ class Run:
         return bool(names) and names <= written
 
     def merge(self, other: Run) -> None:
-        """Take what was said about the same load elsewhere, in another process of the session: the worst counts."""
-        # Without a test, nothing has come of it yet.
+        """Merge what a different process of the session reported about the same load; the worst outcome counts."""
+        # A run without tests does not have an outcome yet.
         outcomes = [run.outcome for run in (self, other) if run.nodeids]
         self.outcome = max(outcomes, key=SEVERITY.index, default=self.outcome)
         results = [run.result for run in (self, other) if run.result is not None]

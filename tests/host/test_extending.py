@@ -168,7 +168,7 @@ def test_a_figure_that_no_probe_declares_is_refused(pytester: pytest.Pytester, p
     [
         (_hook("Absent"), "*pytest_llmload_probes: 'ours:Absent' cannot be imported: *no attribute 'Absent'*"),
         (_hook("Path"), "*pytest_llmload_probes: 'ours:Path' is not a subclass of pytest_llmload.probes.Probe*"),
-        (_hook("Thief"), "*pytest_llmload_probes: metric 'gpu.settled' is built in; give yours a different name*"),
+        (_hook("Thief"), "*pytest_llmload_probes: metric 'gpu.settled' is built in; give your metric *different name*"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused_at_start(

@@ -31,7 +31,7 @@ def test_a_tolerance_is_read_in_the_unit_of_its_metric(name, given, tolerance):
         ("load", "8MiB", ValueError, "load: '8MiB' is not a tolerance here: write '1%', '5ms'"),
         ("gpu.settled", "5ms", ValueError, "gpu.settled: '5ms' is not a tolerance here: write '1%', '8MiB'"),
         ("gpu.settled", "1%|50%", ValueError, "gpu.settled: '1%|50%' is not a tolerance here"),
-        ("load", "0%", ValueError, "load: two times are never equal; its tolerance must be more than 0"),
+        ("load", "0%", ValueError, "load: two times are never equal; give a tolerance of more than 0"),
         ("ttft", Tolerance(), ValueError, "ttft: two times are never equal"),
         ("manifest", "1%", ValueError, "manifest: modules are compared exactly"),
         ("gpu.setled", "1%", KeyError, "unknown metric 'gpu.setled'; known: gpu.weights"),
@@ -65,7 +65,7 @@ def test_a_users_metric_is_looked_up_beside_ours_and_by_gpu() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("Power", "J", "driver"), "'Power' is not a metric's name; write lower-case words joined by dots"),
+        (("Power", "J", "driver"), "'Power' is not a metric name; write lower-case words joined by dots"),
         (("power.joules", "%", "driver"), "metric 'power.joules': '%' is not a unit"),
         (("power.joules", "J", "drivers"), "metric 'power.joules': unknown class 'drivers'; use one of exact, "),
         (
@@ -74,7 +74,7 @@ def test_a_users_metric_is_looked_up_beside_ours_and_by_gpu() -> None:
         ),
         (("boot", "s", "time"), "metric 'boot': class 'time' needs the unit 's' and a tolerance above 0"),
         (("boot", "J", "time", "5%"), "metric 'boot': class 'time' needs the unit 's'"),
-        (("manifest", "B", "exact"), "'manifest' is not a metric's name"),
+        (("manifest", "B", "exact"), "'manifest' is not a metric name"),
     ],
 )
 def test_a_metric_that_cannot_be_says_why(arguments: tuple[str, ...], message: str) -> None:
@@ -86,10 +86,10 @@ def test_a_metric_that_cannot_be_says_why(arguments: tuple[str, ...], message: s
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ([Metric("gpu.settled", "B", "exact")], "metric 'gpu.settled' is built in; give yours a different name"),
+        ([Metric("gpu.settled", "B", "exact")], "metric 'gpu.settled' is built in; give your metric a different name"),
         (
             [Metric("power.joules", "J", "driver"), Metric("power.joules", "J", "host")],
-            "metric 'power.joules' is declared twice, with different contents; give yours a different name",
+            "metric 'power.joules' is declared twice, with different contents; give your metric a different name",
         ),
     ],
 )

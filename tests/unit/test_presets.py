@@ -77,7 +77,7 @@ def test_a_config_is_found_by_file_and_by_directory(tmp_path: Path) -> None:
     [
         ("tiny-llama", None, "write random:PRESET"),
         ("random:", None, "write random:PRESET"),
-        ("random:tiny-lama", None, "no preset and there is no tiny-lama"),
+        ("random:tiny-lama", None, "is not a preset, and tiny-lama does not exist"),
         ("random:tiny-lama", None, "tiny-llama, tiny-gpt-neox"),
         ("random:config.json", "{", "cannot be read as JSON"),
         ("random:config.json", "[]", 'has no "model_type"'),

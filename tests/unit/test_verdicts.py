@@ -92,7 +92,7 @@ def test_record_missing_under_strict_records_and_gates_the_rest():
 
 
 def test_an_unknown_word_is_an_error():
-    with pytest.raises(KeyError, match="'fine' is no verdict"):
+    with pytest.raises(KeyError, match="'fine' is not a verdict"):
         outcome("fine")
 
 
