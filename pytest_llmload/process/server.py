@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from pytest_llmload.process import server_imports, session
+from pytest_llmload.process import load_process, server_imports
 from pytest_llmload.system import process
 from pytest_llmload.system.process_tree import descendants
 from pytest_llmload.system.protocol import Channel, Closed, Message
@@ -108,7 +108,7 @@ class Server:
             self._channel.close()
             for pidfd in self._children.values():
                 os.close(pidfd)
-            status = session.main(fd, message["log"])
+            status = load_process.main(fd, message["log"])
         except BaseException:
             # Into its log, which is what is told of a process that ended.
             traceback.print_exc()

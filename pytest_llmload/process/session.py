@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
-from pytest_llmload.core.job import HERE, RANKS, SERVER, Job
+from pytest_llmload.core.job import HERE, Job
 from pytest_llmload.quantisation import registry
-from pytest_llmload.system import process
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 from pytest_llmload.worker.model.device import is_out_of_memory
@@ -38,12 +35,23 @@ class Runner(Protocol):
         """End the processes that have the model."""
 
 
+#: Starts the other processes of a load, from ``runs_in`` of its strategy, the job, and what is told each phase.
+StartRunner: TypeAlias = Callable[[str, Job, Callable[[str], None]], Runner]
+
+
 class Session:
     """The messages a load process understands; each returns the reply."""
 
-    def __init__(self, channel: Channel, log: str = "") -> None:
+    def __init__(self, channel: Channel, start_runner: StartRunner | None = None) -> None:
+        """Make a session that answers on a channel.
+
+        Args:
+            channel: Connects to the process that asks.
+            start_runner: Starts the processes of a load whose model is not in this one; without it, such a load is
+                refused.
+        """
         self._channel = channel
-        self._log = log
+        self._start_runner = start_runner
         #: What has the model in other processes; None where the model is here.
         self.runner: Runner | None = None
         self.loaded: Any = None
@@ -152,9 +160,9 @@ class Session:
             return self.predicted(job, place)
         if place == HERE:
             return self.measured(job)
-        if not self._log:
+        if self._start_runner is None:
             raise RuntimeError(f"strategy {job.spec.strategy!r} needs processes of its own: not under inline isolation")
-        self.runner = _runner(place)(job, self._enter, Path(self._log))
+        self.runner = self._start_runner(place, job, self._enter)
         return {"kind": "result", "result": self.runner.load().to_json()}
 
     def predicted(self, job: Job, place: str) -> Message:
@@ -236,19 +244,6 @@ def _fingerprint(loaded: Any) -> object:
         return None
 
 
-def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
-    """Return what loads in other processes, made from the job, a function that is told each phase, and the log."""
-    if place == RANKS:
-        from pytest_llmload.process.ranks.launcher import Ranks
-
-        return Ranks
-    if place == SERVER:
-        from pytest_llmload.process.serving.served_model import Served
-
-        return Served
-    raise ValueError(f"a strategy says runs_in={place!r}; known are {HERE!r}, {RANKS!r} and {SERVER!r}")
-
-
 def _words(loaded: Any) -> int:
     """Return how many tokens the tokenizer knows; -1 for one that does not say."""
     try:
@@ -313,17 +308,3 @@ def _traceback(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except Exception:  # noqa: BLE001 - it asks the exceptions for attributes of their own
         return "".join(traceback.format_tb(error.__traceback__))
-
-
-def main(fd: int, log: str) -> int:
-    """Serve one channel until it closes; the process's exit status."""
-    # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
-    os.setsid()
-    process.log_to(log)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    session = Session(Channel(socket.socket(fileno=fd)), log)
-    session.serve()
-    session.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return 0
