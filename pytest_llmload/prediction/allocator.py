@@ -18,14 +18,14 @@ SMALL_SIZE = 1 << 20
 SMALL_SEGMENT = 2 << 20
 #: ``kLargeBuffer``: a segment for sizes below ``MIN_LARGE_ALLOC``.
 LARGE_SEGMENT = 20 << 20
-#: ``kMinLargeAlloc``: from here on a segment has the size that is asked for.
+#: ``kMinLargeAlloc``: from this size on, a segment is as large as the request …
 MIN_LARGE_ALLOC = 10 << 20
-#: ``kRoundLarge``: … rounded up to a multiple of this.
+#: ``kRoundLarge``: … rounded up to a multiple of this size.
 ROUND_LARGE = 2 << 20
 
 
 class PredictedOutOfMemory(RuntimeError):
-    """The device that is predicted for has not enough memory."""
+    """The device of the prediction does not have enough memory."""
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Its place among the free blocks of its pool: the smallest one first, then the lowest address."""
+        """Return the sort key among the free blocks of a pool: the smallest block first, then the lowest address."""
         return self.size, self.address
 
 
@@ -52,7 +52,7 @@ def round_size(size: int) -> int:
 
 
 def segment_size(size: int) -> int:
-    """Return what is asked of the driver where no free block serves a request of a rounded size."""
+    """Return the bytes requested from the driver if no free block serves a request of a rounded size."""
     if size <= SMALL_SIZE:
         return SMALL_SEGMENT
     if size < MIN_LARGE_ALLOC:
@@ -64,7 +64,7 @@ class CachingAllocator:
     """Blocks, segments and the counters of ``torch.cuda.memory_stats``, in bytes.
 
     Args:
-        capacity: Bytes that segments may take in all: the device's memory without the context.
+        capacity: Bytes that all segments together may take: the device's memory without the context.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -72,11 +72,11 @@ class CachingAllocator:
         #: Free blocks by size and address; True for the small pool.
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, Block] = {}
-        # cudaMalloc's addresses are not ours to know. They rise here, 2 MiB apart, so that no two segments touch.
+        # cudaMalloc's real addresses are unknown. Here they rise, 2 MiB apart, so that segments never touch.
         self._next_address = 1 << 45
         self.allocated = self.reserved = 0
         self.allocated_peak = self.reserved_peak = 0
-        #: Bytes as they were asked for, and the number of requests, since the start.
+        #: Requested bytes (before rounding) and the number of requests, since the start.
         self.ever_requested = self.ever_count = 0
         self.requested = 0
         self.retries = 0
@@ -84,7 +84,7 @@ class CachingAllocator:
         self.segments: Counter[int] = Counter()
 
     def malloc(self, requested: int) -> int:
-        """Return the address of a block for so many bytes. Raises PredictedOutOfMemory."""
+        """Return the address of a block for ``requested`` bytes. Raises PredictedOutOfMemory if they do not fit."""
         size = round_size(requested)
         small = size <= SMALL_SIZE
         block = self._best_fit(size, small) or self._segment(size, small)
@@ -114,11 +114,11 @@ class CachingAllocator:
         return self._blocks[address].size
 
     def reset_peaks(self) -> None:
-        """Begin the peaks anew, as ``torch.cuda.reset_peak_memory_stats`` does."""
+        """Reset the peaks to the current figures, as ``torch.cuda.reset_peak_memory_stats`` does."""
         self.allocated_peak, self.reserved_peak = self.allocated, self.reserved
 
     def empty_cache(self) -> int:
-        """Give every segment without a block in use back to the driver; return how many bytes those were."""
+        """Give every segment without a block in use back to the driver; return their bytes."""
         before = self.reserved
         for small in (True, False):
             for _, address in list(self._free[small]):
@@ -141,7 +141,7 @@ class CachingAllocator:
             self.empty_cache()
         if self.reserved + wanted > self.capacity:
             raise PredictedOutOfMemory(
-                f"CUDA out of memory (predicted): {wanted} bytes asked for, {self.allocated} allocated, "
+                f"CUDA out of memory (predicted): {wanted} bytes requested, {self.allocated} allocated, "
                 f"{self.reserved} reserved of {self.capacity}"
             )
         block = self._blocks[self._next_address] = Block(self._next_address, wanted, small)
@@ -173,7 +173,7 @@ class CachingAllocator:
         return first
 
     def _forget(self, block: Block) -> None:
-        """Take a block off the list of free ones; a segment that goes back to the driver is no block any more."""
+        """Remove a block from the list of free ones, also when its whole segment goes back to the driver."""
         free = self._free[block.small]
         del free[bisect_left(free, block.order)]
         if block.prev is None and block.next is None:

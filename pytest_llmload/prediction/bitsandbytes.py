@@ -14,7 +14,7 @@ from pytest_llmload.prediction.fake_tensors import Untraceable
 
 
 class _Library:
-    """In place of the C library: every function takes its pointers and writes nothing."""
+    """Stands in for the C library: every function accepts its pointers and writes nothing."""
 
     compiled_with_cuda = True
 
@@ -34,7 +34,7 @@ class _Function:
 
 @contextlib.contextmanager
 def fresh_tables() -> Iterator[None]:
-    """Have bitsandbytes make its tables of codes anew, as a process that has just begun does."""
+    """Make bitsandbytes build its code tables again, as it does in a new process."""
     functional = sys.modules.get("bitsandbytes.functional")
     tables: dict[str, Any] = getattr(functional, "name2qmap", {})
     before = dict(tables)
@@ -47,9 +47,9 @@ def fresh_tables() -> Iterator[None]:
 
 
 def register() -> None:
-    """Have bitsandbytes register its kernels for CUDA in this process, whose torch has no CUDA.
+    """Make bitsandbytes register its CUDA kernels in this process, whose torch has no CUDA.
 
-    Raises Untraceable where the installed release keeps them in another way than this code knows.
+    Raises Untraceable if the installed release registers them in a way that this code does not know.
     """
     import bitsandbytes
 

@@ -1,4 +1,4 @@
-"""Bare numbers as devices: torch's CPU build has no accelerator that ``0`` could mean."""
+"""Bare numbers as devices: torch's CPU build has no accelerator that ``0`` could refer to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARSE = torch._C._nn._parse_to
 
 
 def named(device: Any) -> Any:
-    """Return the GPU that a number means; anything else as it is."""
+    """Return the GPU with a number; return any other value unchanged."""
     return _REAL("cuda", device) if isinstance(device, int) and not isinstance(device, bool) else device
 
 
@@ -28,17 +28,17 @@ class _DeviceType(type):
 
 
 class Device(metaclass=_DeviceType):
-    """In place of ``torch.device``: makes real ones, also of a number."""
+    """Stands in for ``torch.device``: makes real devices, also from a number."""
 
 
 def parse_to(*args: Any, **kwargs: Any) -> Any:
-    """In place of ``torch._C._nn._parse_to``."""
+    """Parse the arguments of ``Module.to``; stands in for ``torch._C._nn._parse_to``."""
     kwargs = {name: named(value) if name == "device" else value for name, value in kwargs.items()}
     return _PARSE(*([named(args[0]), *args[1:]] if args else ()), **kwargs)
 
 
 def constructors() -> dict[str, Any]:
-    """Return what stands in for the functions of ``torch`` that make tensors on a device."""
+    """Return replacements, by name, for the functions of ``torch`` that make tensors on a device."""
     named_ones = {getattr(function, "__name__", ""): function for function in _device_constructors()}
     found = [name for name, one in named_ones.items() if getattr(torch, name, None) is one]
     found += [f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")]
@@ -46,7 +46,7 @@ def constructors() -> dict[str, Any]:
 
 
 def methods() -> dict[str, Any]:
-    """Return what stands in for the methods of tensors that make tensors on a device."""
+    """Return replacements, by name, for the tensor methods that make tensors on a device."""
     names = [f"new_{name}" for name in ("empty", "zeros", "ones", "full", "tensor", "empty_strided")]
     return {name: _taking_numbers(getattr(torch._C.TensorBase, name)) for name in names}
 

@@ -1,6 +1,6 @@
-"""The GPUs that loads can be predicted for: what no baseline says of them.
+"""The GPUs that loads can be predicted for, with their properties that baselines do not record.
 
-Imported by pytest too: no torch here.
+pytest imports this module too, so that it must not import torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pytest_llmload.core.job import Device, Gpu
 
 MIB = 1 << 20
-#: What a prediction gates.
+#: The metrics that a prediction gates.
 PREDICTED = (
     "gpu.weights",
     "gpu.settled",
@@ -20,24 +20,24 @@ PREDICTED = (
     "gpu.generate_peak",
     "gpu.reserved_peak",
 )
-#: GPUs of a predicted machine: as many as one load can ask for.
+#: The number of GPUs of a predicted machine, which is the most that one load can request.
 COUNT = 8
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of GPU, by what its driver says."""
+    """A GPU model, as its driver describes it."""
 
     name: str
-    #: Bytes, as the driver's library says them.
+    #: Total memory in bytes, as the driver's library reports it.
     total: int
     capability: tuple[int, int]
     processors: int
-    #: Bytes of the CUDA context, as in the baselines recorded there (``gpu.context``).
+    #: Bytes of the CUDA context, as in the baselines recorded on this GPU (``gpu.context``).
     context: int
 
 
-#: By the device key of the baselines: those on which traces were held against measurements (docs/prediction.md).
+#: Device key of the baselines -> GPU. Traces were compared with measurements on each of them (docs/prediction.md).
 MODELS = {
     "nvidia-h100-80gb-hbm3": Model("NVIDIA H100 80GB HBM3", 81559 * MIB, (9, 0), 132, 543162368),
     "nvidia-h200": Model("NVIDIA H200", 143771 * MIB, (9, 0), 132, 543162368),
@@ -45,9 +45,9 @@ MODELS = {
 
 
 def predicted_device(key: str) -> Device:
-    """Return a machine with GPUs of a device key. Raises ValueError for one that is not known."""
+    """Return a machine with GPUs of a device key. Raises ValueError if the key is unknown."""
     if key not in MODELS:
-        raise ValueError(f"loads cannot be predicted for {key!r}: known are {', '.join(MODELS)}")
+        raise ValueError(f"loads cannot be predicted for {key!r}; use one of {', '.join(MODELS)}")
     model = MODELS[key]
     gpus = tuple(Gpu(f"predicted-{index}", model.name, model.total, model.capability, index) for index in range(COUNT))
     return Device("cuda", key, gpus)

@@ -13,10 +13,11 @@ from pytest_llmload.prediction.fake_tensors import CPU, KNOWN_BYTES, META, Regis
 
 aten = torch.ops.aten
 
-#: An operator that is not run on meta tensors but answered by a function of the mode, its arguments and keywords.
+#: A function that computes an operator's result in place of its meta kernel, from the mode, the operator's overload,
+#: its arguments and its keywords.
 Handler = Callable[["FakeDevice", Any, tuple[Any, ...], dict[str, Any]], Any]
 
-#: Operators whose output's shape, or whose answer, depends on values.
+#: Operators whose result, or its shape, depends on values.
 _NEEDS_VALUES = {
     aten._local_scalar_dense.default,
     aten.equal.default,
@@ -27,7 +28,7 @@ _NEEDS_VALUES = {
     aten.unique_consecutive.default,
     aten.repeat_interleave.Tensor,
 }
-#: Operators that take indices or scalars from another device than their first operand's.
+#: Operators that accept indices or scalars on a different device from their first operand's.
 _MIXES_DEVICES = ("index", "copy_", "_to_copy", "_copy_from", "set_", "record_stream")
 
 
@@ -35,11 +36,11 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
     """While it is entered, tensors of ``device`` are fake ones.
 
     Args:
-        registry: Where their storages stand.
-        handlers: Operators that need more than their meta kernel, by overload.
-        current_device: The index of the GPU that ``cuda`` without a number means.
+        registry: The registry of their storages.
+        handlers: Handlers of the operators that need more than their meta kernel, by overload.
+        current_device: The index of the GPU that ``cuda`` without a number refers to.
         before: Called with each operator before it runs.
-        refuse: Makes the error of what cannot be traced.
+        refuse: Makes the error to raise for an operator that cannot be traced.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         self.current_device = current_device
         self.before = before
         self.refuse = refuse
-        #: Name of the library's operator whose own kernel runs, innermost last.
+        #: Names of the library operators whose own kernels are running, innermost last.
         self.inside: list[str] = []
-        #: Operator and its operands' layouts -> whether it gives one tensor, and each result's size, strides and dtype.
+        #: Operator and its operands' layouts -> true if it returns one tensor; each result's size, strides and dtype.
         self._layouts: dict[Any, tuple[bool, list[Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,7 +71,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         return self.run(func, args, kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator: as it is where no fake tensor has a part in it, else on meta tensors."""
+        """Run an operator: on meta tensors if a fake tensor takes part in it, else unchanged."""
         tensors = list(_tensors(args, kwargs))
         target = self.target(func, tensors, kwargs)
         if target is None:
@@ -78,11 +79,11 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         if func in _NEEDS_VALUES or _by_mask(func, args):
             return self._by_values(func, args, kwargs, target)
         if _is_composite(func):
-            # Reached where autograd is off: its parts are what allocates.
+            # Reached if autograd is off: the operators that it consists of allocate.
             with self:
                 return func.decompose(*args, **kwargs)
         if _has_own_kernel(func):
-            # Python code of a library for this device: what it allocates is seen as it runs.
+            # A library's Python code for this device: its allocations are recorded as it runs.
             self.inside.append(str(func.overloadpacket))
             try:
                 with self:
@@ -97,7 +98,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         return out
 
     def target(self, func: Any, tensors: list[Any], kwargs: dict[str, Any]) -> torch.device | None:
-        """Return the device of an operator's new tensors; None where no fake tensor is read or made."""
+        """Return the device of an operator's new tensors; None if it neither reads nor makes a fake tensor."""
         asked = kwargs.get("device")
         if asked is not None:
             device = self.named(asked)
@@ -106,7 +107,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
             if all(self.registry.find(tensor) is None for tensor in tensors):
                 return None
             if device.type == "meta" and func is aten._to_copy.default:
-                # Of C++ code that takes its operand's device: what a user moves to meta is not dispatched.
+                # Comes from C++ code that takes its operand's device: a user's move to meta is not dispatched.
                 return self.registry.device_of(tensors[0])
             return device
         fake = [tensor for tensor in tensors if self.registry.find(tensor) is not None]
@@ -128,7 +129,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         return device
 
     def _shaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]) -> Any:
-        """Return an operator's meta result; that of an equal call before it is not worked out again."""
+        """Return an operator's meta result; the layout of an equal earlier call is reused."""
         key = (func, _described(args), _described(tuple(sorted(kwargs.items()))))
         try:
             layouts = self._layouts.get(key)
@@ -149,7 +150,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         return out
 
     def _owned(self, leaf: Any, tensors: list[Any]) -> bool:
-        """Whether a result is a tensor with a storage of its own, no larger than it."""
+        """Return true if a result is a tensor that owns its storage, and the storage is not larger than the tensor."""
         if not isinstance(leaf, torch.Tensor) or leaf.storage_offset():
             return False
         tight = torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device=META)
@@ -167,18 +168,18 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         except NotImplementedError as error:
             decomposed = func.decompose(*args, **kwargs)
             if decomposed is NotImplemented:
-                raise self.refuse(f"operator {func} has no kernel that tells shapes: {error}") from error
+                raise self.refuse(f"operator {func} has no kernel that computes shapes: {error}") from error
             return decomposed
         finally:
             self.registry.plain = False
 
     def _by_values(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: torch.device) -> Any:
-        """The answer of an operator that looks at values; Untraceable where they are not known."""
+        """Return the result of an operator that reads values. Raises Untraceable if the values are unknown."""
         try:
             known_args, known_kwargs = self._known(args, kwargs)
         except _Unknown:
             raise self.refuse(
-                f"operator {func} looks at values that are computed from weights, which a prediction never reads"
+                f"operator {func} reads values that are computed from weights, which a prediction never reads"
             ) from None
         out = func(*known_args, **known_kwargs)
         return _mapped(out, lambda value: self.from_values(value, target))
@@ -191,7 +192,7 @@ class FakeDevice(TorchDispatchMode):  # type: ignore[misc]
         return fake
 
     def _values(self, func: Any, args: Any, kwargs: Any, tensors: list[Any], out: Any) -> None:
-        """Compute an operator's values where all of its operands' are known; forget those that it overwrites else."""
+        """Compute an operator's values if those of all its operands are known; else forget those that it overwrites."""
         written = _written(func)
         new = [leaf for leaf in _tensors((out,), {}) if self._is_new(leaf, tensors)]
         if not written and (not new or any(self._storage_bytes(leaf) > KNOWN_BYTES for leaf in new)):
@@ -252,7 +253,7 @@ def _tensors(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
 
 
 def _described(value: Any) -> Any:
-    """What an operand is to a meta kernel; not hashable where that cannot be told."""
+    """Return the properties of an operand that a meta kernel reads; not hashable if they cannot be determined."""
     if isinstance(value, torch.Tensor):
         return value.size(), value.stride(), value.dtype, value.is_contiguous()
     if isinstance(value, (list, tuple)):
@@ -276,7 +277,7 @@ def _as_meta(tensor: Any) -> Any:
 
 
 def _by_mask(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an index is a mask, whose true elements are counted."""
+    """Return true if an index is a mask, so that the number of its true elements gives the result's shape."""
     if func.overloadpacket is not aten.index or len(args) < 2:
         return False
     return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _tensors(args[1], {}))
@@ -284,7 +285,7 @@ def _by_mask(func: Any, args: tuple[Any, ...]) -> bool:
 
 @cache
 def _written(func: Any) -> tuple[Any, ...]:
-    """Places or names of the arguments that an operator writes to."""
+    """Return the positions or names of the arguments that an operator writes to."""
     return tuple(
         argument.name if argument.kwarg_only else place
         for place, argument in enumerate(func._schema.arguments)
@@ -294,12 +295,12 @@ def _written(func: Any) -> tuple[Any, ...]:
 
 @cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is nothing but others."""
+    """Return true if an operator consists of other operators only."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 @cache
 def _has_own_kernel(func: Any) -> bool:
-    """Whether a library has registered a kernel for GPUs; torch's CPU build has none of its own."""
+    """Return true if a library has registered a GPU kernel; torch's CPU build has none of its own."""
     keys = ("CUDA",) if func.namespace in ("aten", "prims") else ("CUDA", "CompositeExplicitAutograd")
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) for key in keys)

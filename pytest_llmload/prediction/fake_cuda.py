@@ -1,4 +1,4 @@
-"""``torch.cuda`` of GPUs that are not there, answered from models of their allocators."""
+"""``torch.cuda`` for GPUs that do not exist, answered from models of their allocators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Properties:
     """A GPU as ``torch.cuda.get_device_properties`` describes it."""
 
     name: str
-    #: Bytes.
+    #: In bytes.
     total_memory: int
     major: int
     minor: int
@@ -31,7 +31,7 @@ class Properties:
 
 
 class FakeCuda:
-    """The functions of ``torch.cuda`` that libraries call, for GPUs of which only the properties are known."""
+    """The functions of ``torch.cuda`` that libraries call, for GPUs whose properties only are known."""
 
     def __init__(self, model: Model, count: int) -> None:
         self.gpus = [Properties(model.name, model.total, *model.capability, model.processors)] * count
@@ -42,7 +42,7 @@ class FakeCuda:
         return self._current
 
     def index(self, device: Any = None) -> int:
-        """Return the number of a GPU however it is named."""
+        """Return the index of a GPU, given as an index, a name or a ``torch.device``; None is the current one."""
         if device is None:
             return self._current
         if isinstance(device, int):
@@ -54,7 +54,7 @@ class FakeCuda:
         self._current = self.index(device)
 
     def exchange(self, device: int) -> int:
-        """Make another GPU the current one; return which was."""
+        """Make a GPU the current one, unless its index is negative; return the index of the previous one."""
         before = self._current
         if device >= 0:
             self._current = device
@@ -74,7 +74,7 @@ class FakeCuda:
         }
 
     def functions(self) -> dict[str, Any]:
-        """Return what stands in for each function of ``torch.cuda``."""
+        """Return the replacements for functions of ``torch.cuda``, by name."""
 
         def stat(name: str) -> Any:
             return lambda device=None: self.memory_stats(device)[name]
@@ -131,7 +131,7 @@ class FakeCuda:
         }
 
     def accelerator_functions(self) -> dict[str, Any]:
-        """Return what stands in for each function of ``torch.accelerator``."""
+        """Return the replacements for functions of ``torch.accelerator``, by name."""
         return {
             "is_available": lambda: True,
             "device_count": lambda: len(self.gpus),
@@ -144,17 +144,17 @@ class FakeCuda:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """All work of a GPU that is not there is done."""
+    """Return at once, in place of functions that wait for a GPU."""
 
 
 class Stream:
-    """The one stream; also an event on it: all that was asked of it is done."""
+    """The only stream, and an event on it; all its work is always finished."""
 
     cuda_stream = 0
     device = torch.device("cuda", 0)
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        """Its device and priority make no difference to memory."""
+        """Ignore the device and the priority, which make no difference to memory."""
 
     def query(self) -> bool:
         return True
@@ -167,7 +167,7 @@ class Stream:
 
 @contextlib.contextmanager
 def replaced(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Give attributes of a module or a class other values for a while; those that it does not have are left out."""
+    """Replace attributes of a module or a class while the context is open; attributes that it lacks are left out."""
     own = vars(owner)
     before = {name: own[name] for name in values if name in own}
     inherited = [name for name in values if name not in own and hasattr(owner, name)]

@@ -1,8 +1,8 @@
-"""Tensors of a GPU that is not there: plain meta tensors whose storages stand in a registry with a device.
+"""Tensors of a GPU that does not exist: plain meta tensors whose storages are in a registry with a device.
 
-Model code sees ordinary tensors that say ``cuda:0``: no subclass, so parameters of every library can be made of them.
-What is small and computed from known values only (token ids, masks, positions) has its values too, in a storage of the
-host beside it, so that code that looks at them runs as it would on the GPU.
+Model code sees ordinary tensors whose device is ``cuda:0``. They are not of a subclass, so that every library can make
+parameters of them. A small tensor that is computed from known values only (token ids, masks, positions) also has its
+values, in a storage on the host, so that code that reads them runs as it would on the GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-#: Values of storages up to so many bytes are kept; weights are never read.
+#: The values of storages of at most so many bytes are kept; weights are never read.
 KNOWN_BYTES = 4 << 20
 
 _DEVICE = torch._C.TensorBase.device
@@ -23,7 +23,7 @@ META = torch.device("meta")
 
 
 class Untraceable(RuntimeError):
-    """The load does something whose memory cannot be told without a GPU or without the weights' values."""
+    """The memory of an operation cannot be predicted without a GPU or without the weights' values."""
 
 
 @dataclass(eq=False)
@@ -32,9 +32,9 @@ class Storage:
 
     device: torch.device
     nbytes: int
-    #: Of the allocator's block; 0 for an empty one and for the host's.
+    #: The address of the allocator's block; 0 for an empty storage and for one of the host.
     address: int = 0
-    #: The bytes, where they are known.
+    #: A tensor of the values, if they are known; else None.
     values: Any = None
     reference: Any = None
 
@@ -43,18 +43,18 @@ class Registry:
     """Every live storage of a fake tensor, by the address of its C++ object.
 
     Args:
-        malloc: Called with a device's index and the bytes asked for; the block's address.
+        malloc: Called with a device's index and the bytes to allocate; returns the block's address.
         free: Called with a device's index and a block's address.
     """
 
     def __init__(self, malloc: Callable[[int, int], int], free: Callable[[int, int], None]) -> None:
         self._malloc, self._free = malloc, free
         self._storages: dict[int, Storage] = {}
-        #: While meta kernels in Python run, which must see meta tensors.
+        #: True while meta kernels in Python run, which must see meta tensors.
         self.plain = False
 
     def add(self, tensor: Any, device: torch.device) -> Storage:
-        """Register a new meta tensor as one of a device; a GPU's takes a block of its allocator until it dies."""
+        """Register a new meta tensor as one of a device; one of a GPU takes a block of its allocator until it dies."""
         untyped = tensor.untyped_storage()
         key, nbytes = untyped._cdata, untyped.nbytes()
         storage = Storage(device, nbytes)
@@ -65,13 +65,13 @@ class Registry:
         return storage
 
     def find(self, tensor: Any) -> Storage | None:
-        """Return the entry of a fake tensor; None for a tensor of the host and for one that really is on meta."""
+        """Return the entry of a fake tensor; None for a tensor of the host and for a real meta tensor."""
         if _DEVICE.__get__(tensor).type != "meta":
             return None
         return self._storages.get(tensor.untyped_storage()._cdata)
 
     def of_untyped(self, untyped: Any) -> Storage | None:
-        """Return the entry of an untyped storage, or None."""
+        """Return the entry of an untyped storage; None if it does not belong to a fake tensor."""
         return self._storages.get(untyped._cdata)
 
     def resized(self, tensor: Any) -> None:
@@ -86,14 +86,14 @@ class Registry:
                 self._free(storage.device.index, old)
 
     def device_of(self, tensor: Any) -> torch.device:
-        """Return the device that a tensor says it is on."""
+        """Return a tensor's device: for a fake tensor the one that it pretends to be on."""
         storage = None if self.plain else self.find(tensor)
         return storage.device if storage is not None else _DEVICE.__get__(tensor)
 
     def values_of(self, tensor: Any) -> Any:
-        """Return a tensor of the host with a tensor's values; None where they are not known.
+        """Return a tensor of the host with a tensor's values; None if they are unknown.
 
-        The values of a fake tensor's views share memory as the views do.
+        The values of a fake tensor's views share memory just as the views do.
         """
         if _DEVICE.__get__(tensor).type != "meta":
             return tensor if is_readable(tensor) else None
@@ -104,7 +104,7 @@ class Registry:
         return view.set_(storage.values, tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def learn(self, tensor: Any, values: Any, limit: int | None = KNOWN_BYTES) -> None:
-        """Keep the values of a fake tensor that owns its storage; the layout is the fake tensor's."""
+        """Store the values of a fake tensor that owns its storage, in the fake tensor's layout."""
         storage = self.find(tensor)
         if storage is None or (limit is not None and storage.nbytes > limit):
             return
@@ -123,6 +123,6 @@ class Registry:
 
 
 def is_readable(tensor: Any) -> bool:
-    """Whether a host tensor's values may be looked at: it is small, and not mapped from a file of weights."""
+    """Return true if a host tensor's values may be read: it is small, and not mapped from a file of weights."""
     untyped = tensor.untyped_storage()
     return untyped.nbytes() <= KNOWN_BYTES and untyped.filename is None

@@ -1,4 +1,4 @@
-"""Weights as the headers of their files describe them: nothing of a file but its header is read."""
+"""Weights as the headers of their files describe them: only the header of a file is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_llmload.prediction.fake_tensors import CPU, META, Registry
 
 
 def fake_safe_open(registry: Registry) -> Any:
-    """Return a class that stands in for ``safetensors.safe_open`` and gives fake tensors."""
+    """Return a class that stands in for ``safetensors.safe_open`` and returns fake tensors."""
     real: Any = safetensors.safe_open
 
     def read(described: Any, device: Any) -> Any:
@@ -22,7 +22,7 @@ def fake_safe_open(registry: Registry) -> Any:
         return fake.to(device) if torch.device(device).type != "cpu" else fake
 
     class Slice:
-        """``get_slice``'s answer: a tensor that is read as far as it is indexed."""
+        """The result of ``get_slice``: a tensor of which only the indexed part is read."""
 
         def __init__(self, described: Any, device: Any) -> None:
             self._described, self._device = described, device
@@ -34,7 +34,7 @@ def fake_safe_open(registry: Registry) -> Any:
             return part.to(self._device) if torch.device(self._device).type != "cpu" else part
 
     class FakeSafeOpen:
-        """A safetensors file of which only the header is looked at."""
+        """A safetensors file of which only the header is read."""
 
         def __init__(self, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> None:
             self._file: Any = real(filename, framework=framework, device="cpu", **options)

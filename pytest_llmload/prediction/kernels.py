@@ -1,4 +1,4 @@
-"""What torch's CUDA kernels allocate beyond their results: workspaces that stay, and attention's own outputs.
+"""Memory that torch's CUDA kernels allocate beyond their results: lasting workspaces, and attention's own outputs.
 
 The sizes are those of torch 2.11 and 2.13 (aten/src/ATen/cuda/CUDABlas.cpp, CublasHandlePool.cpp, and
 native/transformers/cuda/sdp_utils.cpp). Temporary memory of reductions and scans, up to some KiB each, is left out.
@@ -23,33 +23,33 @@ aten = torch.ops.aten
 #: cuBLAS' own workspace, by major compute capability; ``CUBLAS_WORKSPACE_CONFIG`` overrides it.
 _WORKSPACE = {9: 32 << 20, 10: 32 << 20}
 _WORKSPACE_ELSE = 4096 * 1024 * 2 + 16 * 1024 * 8
-#: cuBLASLt's, which multiplications with a bias use; ``CUBLASLT_WORKSPACE_SIZE`` in KiB overrides it.
+#: cuBLASLt's workspace, for multiplications with a bias; ``CUBLASLT_WORKSPACE_SIZE`` in KiB overrides it.
 _LT_WORKSPACE = 1 << 20
 _HALVES = (torch.float16, torch.bfloat16)
-#: What cuDNN's attention needs while it runs on several queries.
+#: Bytes that cuDNN's attention needs while it runs on several queries.
 _CUDNN_SCRATCH = 256
 
 
-#: Reductions, with the bytes of a partial result; 0: those of the type that sums are made in.
+#: Reductions, with the bytes of a partial result; 0 stands for the bytes of the type that sums are accumulated in.
 _REDUCTIONS = {
     aten.mean.default: 0,
     aten.sum.default: 0,
     aten.sum.dim_IntList: 0,
     aten.mean.dim: 0,
-    # A value and its place.
+    # A value and its index.
     aten.argmax.default: 16,
 }
 
 
 class Kernels:
-    """Handlers for the operators that need one."""
+    """Handlers of the operators whose kernels allocate more than their results."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
         self._workspaces: set[tuple[str, int]] = set()
 
     def handlers(self) -> dict[Any, Any]:
-        """Return the handler of each overload."""
+        """Return the handlers by operator overload."""
         products = (aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.addmm.default)
         return {
             **dict.fromkeys(products, self._product),
@@ -59,7 +59,7 @@ class Kernels:
         }
 
     def functions(self) -> dict[str, Any]:
-        """Return what stands in for functions of ``torch.nn.functional``."""
+        """Return the replacements for functions of ``torch.nn.functional``, by name."""
         return {"scaled_dot_product_attention": self._attention}
 
     def _product(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ class Kernels:
         return int(os.environ.get("CUBLASLT_WORKSPACE_SIZE", _LT_WORKSPACE >> 10)) << 10
 
     def _scalar(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        """bitsandbytes asks whether an activation is above the threshold: taken to be none (docs/prediction.md)."""
+        """Answer bitsandbytes that no activation is above the threshold, and note so (docs/prediction.md)."""
         (tensor,) = args
         unknown = mode.registry.values_of(tensor) is None
         if unknown and tensor.dtype == torch.bool and "bitsandbytes.int8_vectorwise_quant" in mode.inside:
@@ -111,7 +111,7 @@ class Kernels:
         return mode.run(func, args, kwargs)
 
     def _written_number(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        """``tensor[0] = 7``: C++ code makes a tensor of the number where it believes that the operand is."""
+        """Handle ``tensor[0] = 7``: C++ code makes a tensor of the number on the operand's pretended device."""
         if str(kwargs.get("device")) == "meta":
             kwargs = {**kwargs, "device": CPU}
         return mode.run(func, args, kwargs)
@@ -133,7 +133,7 @@ class Kernels:
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value)):
-            raise self._tracing.refuse("attention that a backward pass needs is not modelled")
+            raise self._tracing.refuse("attention that keeps state for a backward pass is not modelled")
         major = self._tracing.cuda.gpus[registry.device_of(query).index].major
         fused = query.dim() == 4 and torch.backends.cuda.flash_sdp_enabled() and major >= 8
         if fused and query.dtype in _HALVES and query.shape[-1] <= 256:
@@ -143,7 +143,10 @@ class Kernels:
         return self._by_matrices(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
     def _fused(self, query: Any, value: Any, seeds: int, scratch: int) -> Any:
-        """One kernel: its result, laid out as batch, position, head, and the seeds of a dropout that is not used."""
+        """Return the result of one fused kernel, laid out as batch x position x head, and allocate what it keeps.
+
+        It keeps the seeds of a dropout, even though no dropout is used.
+        """
         batch, heads, length, _ = query.shape
         width = value.shape[-1]
         out = query.new_empty((batch, length, heads, width)).transpose(1, 2)
@@ -157,7 +160,7 @@ class Kernels:
     def _by_matrices(
         self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float | None, grouped: bool
     ) -> Any:
-        """``_scaled_dot_product_attention_math``."""
+        """Return the result of ``_scaled_dot_product_attention_math``."""
         if grouped:
             key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
             value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
@@ -171,7 +174,7 @@ class Kernels:
 
 
 def _is_innermost(args: Any) -> bool:
-    """Whether the dimensions that a reduction reduces are the last ones."""
+    """Return true if the dimensions that a reduction reduces are the last ones."""
     dims = args[1] if len(args) > 1 else None
     if dims is None:
         return True

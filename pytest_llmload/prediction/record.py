@@ -1,4 +1,4 @@
-"""Who asked the allocator for what: every allocation with its operator and the line of code that ran it."""
+"""A record of every allocation, with its operator and the line of code that ran the operator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-#: Files whose frames are skipped: torch's own, and ours.
+#: Files whose frames are skipped: torch's own, and those of this package.
 _SKIPPED = ("/torch/", "/pytest_llmload/prediction/")
 #: Rows of a table.
 _ROWS = 12
@@ -17,7 +17,7 @@ _MOMENTS = {"mark": "load", "forwarding": "forward", "generating": "generate"}
 
 @dataclass(frozen=True)
 class Site:
-    """A place that allocates."""
+    """An operator and the line of code that ran it."""
 
     #: ``aten._to_copy.default``.
     operator: str
@@ -27,10 +27,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Row:
-    """What one place asked for in a phase."""
+    """The memory that one site requested in a phase."""
 
     site: Site
-    #: Bytes and number of all its requests, and its bytes that were live at the phase's peak.
+    #: Bytes and number of all its requests, and those of its bytes that were live at the phase's peak.
     nbytes: int
     count: int
     at_peak: int
@@ -40,7 +40,7 @@ class Record:
     """The allocations and releases of one prediction, in order."""
 
     def __init__(self) -> None:
-        #: Bytes (negative where released) and number of the site, by phase.
+        #: Phase -> bytes (negative for a release) and the site's number.
         self._events: dict[str, list[tuple[int, int]]] = {"": []}
         self._phase = ""
         self._sites: list[Site] = []
@@ -49,13 +49,13 @@ class Record:
         self._operator: Any = None
 
     def moment(self, moment: str) -> None:
-        """Begin the phase that a probe's moment stands for."""
+        """Begin the phase that a probe's moment begins."""
         if moment in _MOMENTS:
             self._phase = _MOMENTS[moment]
             self._events[self._phase] = []
 
     def operator_runs(self, func: Any) -> None:
-        """Take what is allocated next to be an operator's."""
+        """Attribute the next allocations to an operator."""
         self._operator = func
 
     def allocated(self, index: int, address: int, nbytes: int) -> None:
@@ -69,12 +69,12 @@ class Record:
 
     @property
     def last_line(self) -> str:
-        """The line of code that allocated last."""
+        """Return the line of code that allocated last."""
         events = [event for phase in self._events.values() for event in phase if event[0] > 0]
         return self._sites[events[-1][1]].line if events else "the first line"
 
     def tables(self) -> dict[str, list[Row]]:
-        """Return, by phase, the places that asked for the most bytes and those that had the most at its peak."""
+        """Return, by phase, the sites that requested the most bytes and those that held the most at its peak."""
         live: dict[int, int] = defaultdict(int)
         return {phase: self._table(events, live) for phase, events in self._events.items()}
 
@@ -117,6 +117,6 @@ class Record:
 
 
 def _short(file: str) -> str:
-    """From the package on, else with its folder."""
+    """Return a file's path from its package on; outside packages, its name with its folder."""
     _, installed, rest = file.rpartition("/site-packages/")
     return rest if installed else "/".join(file.split("/")[-2:])

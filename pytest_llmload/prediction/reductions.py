@@ -1,4 +1,4 @@
-"""The memory that a reduction on a GPU takes while several blocks of threads work on one result.
+"""The memory that a reduction on a GPU needs while several thread blocks work on one result.
 
 It follows ``setReduceConfig`` in aten/src/ATen/native/cuda/Reduce.cuh for reductions of the innermost dimensions.
 """
@@ -10,14 +10,14 @@ _MIN_VALUES, _MAX_VALUES = 16, 256
 
 
 def scratch(inputs: int, outputs: int, element: int, processors: int, threads_per_processor: int) -> tuple[int, int]:
-    """Return the bytes of the buffer and of the semaphores of a reduction; zeros where one block does a result.
+    """Return the bytes of a reduction's buffer and of its semaphores; zeros if a single block computes each result.
 
     Args:
-        inputs: Contiguous elements that make one result.
-        outputs: Results.
+        inputs: Number of contiguous elements that are reduced to one result.
+        outputs: Number of results.
         element: Bytes of a partial result.
-        processors: The GPU's multiprocessors.
-        threads_per_processor: Threads that one of them can have.
+        processors: Number of the GPU's multiprocessors.
+        threads_per_processor: Most threads that one multiprocessor can run.
     """
     width = inputs // _VECTOR if inputs > 128 and outputs == 1 else inputs
     widest, tallest = min(_power_below(width), _MAX_THREADS), min(_power_below(outputs), _MAX_THREADS)

@@ -1,4 +1,4 @@
-"""The methods of tensors and storages whose answers depend on the device, or on bytes that are not there."""
+"""The methods of tensors and storages whose results depend on the device, or on bytes that do not exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STORAGE = torch._C.StorageBase
 
 
 def tensor_methods(mode: FakeDevice) -> dict[str, Any]:
-    """Return what stands in for attributes of ``torch.Tensor``."""
+    """Return the replacements for attributes of ``torch.Tensor``, by name."""
     registry = mode.registry
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ def tensor_methods(mode: FakeDevice) -> dict[str, Any]:
         return to(self, target, non_blocking=non_blocking, memory_format=memory_format)
 
     def softmax(self: Any, dim: int, dtype: Any = None) -> Any:
-        # ATen/native/SoftMax.cpp: on GPUs half precision is read, and float written, without a copy between.
+        # ATen/native/SoftMax.cpp: GPU kernels read half precision and write float without an intermediate copy.
         if registry.device_of(self).type == "cuda" and (self.dtype, dtype) == (torch.float16, torch.float32):
             return torch.ops.aten._softmax.default(self, dim, True)
         return _BASE.softmax(self, dim, dtype=dtype)
@@ -53,7 +53,7 @@ def tensor_methods(mode: FakeDevice) -> dict[str, Any]:
         storage = registry.find(self)
         if storage is None:
             return int(_BASE.data_ptr(self))
-        # The host's have no address either: their storage's own tells them apart.
+        # Tensors of the host have no such address: the address of the storage object distinguishes them.
         start = storage.address or self.untyped_storage()._cdata
         return int(start + self.storage_offset() * self.element_size())
 
@@ -61,7 +61,7 @@ def tensor_methods(mode: FakeDevice) -> dict[str, Any]:
         known = registry.values_of(self) if registry.find(self) is not None else self
         if known is None:
             raise mode.refuse(
-                f"Tensor.{name} looks at values that are computed from weights, which a prediction never reads"
+                f"Tensor.{name} reads values that are computed from weights, which a prediction never reads"
             )
         return known
 
@@ -83,7 +83,7 @@ def tensor_methods(mode: FakeDevice) -> dict[str, Any]:
 
 
 def storage_methods(registry: Registry) -> dict[str, Any]:
-    """Return what stands in for attributes of ``torch.UntypedStorage``."""
+    """Return the replacements for attributes of ``torch.UntypedStorage``, by name."""
 
     def device(self: Any) -> torch.device:
         storage = registry.of_untyped(self)

@@ -1,4 +1,4 @@
-"""A process in which GPUs that are not there can be loaded to: what it is entered with, and what it is left with."""
+"""Turn this process into one with the predicted GPUs, and back."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pytest_llmload.prediction.tensor_methods import storage_methods, tensor_met
 
 
 class Tracing:
-    """The models of one prediction."""
+    """The predicted GPUs of one prediction, and what its trace assumed."""
 
     def __init__(self, model: Model, count: int, cuda: str) -> None:
         self.cuda = FakeCuda(model, count)
         self.record = Record()
-        #: Why the trace is not whole; empty while it is.
+        #: Why the trace is incomplete; empty as long as it is complete.
         self.reason = ""
-        #: Assumptions that the trace was made under, each said once.
+        #: The assumptions of the trace, each once (a dict keeps their order).
         self.assumed: dict[str, None] = {}
         self._version = cuda
         self.registry = Registry(self._malloc, self._free)
@@ -40,7 +40,7 @@ class Tracing:
         )
 
     def refuse(self, reason: str) -> Untraceable:
-        """Return the error of an operator that cannot be traced; the first one is why the trace is not whole."""
+        """Return the error for an operator that cannot be traced; keep the first one's reason."""
         self.reason = self.reason or reason
         return Untraceable(reason)
 
@@ -54,23 +54,23 @@ class Tracing:
         self.record.freed(index, address)
 
     def kept(self, index: int, nbytes: int) -> None:
-        """Take a block of a GPU for the rest of the process: a library's workspace."""
+        """Allocate a block of a GPU for the rest of the process, such as a library's workspace."""
         self._malloc(index, nbytes)
 
     def scratch(self, index: int, sizes: list[int]) -> None:
-        """Take blocks of a GPU and release them: what a kernel needs while it runs."""
+        """Allocate blocks of a GPU and release them, as a kernel does for its temporary memory."""
         for address in [self._malloc(index, size) for size in sizes]:
             self._free(index, address)
 
     def token_follows(self, logits: Any) -> None:
-        """Take an ordinary token to be the likeliest: which one it is makes no difference to memory."""
+        """Assume that the likeliest token is an ordinary one; which one it is makes no difference to memory."""
         values = torch.zeros(tuple(logits.shape), dtype=logits.dtype)
         values[..., logits.shape[-1] // 2] = 1
         self.registry.learn(logits, values, limit=None)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Make this process one with the predicted GPUs, until it is left."""
+        """Give this process the predicted GPUs while the context is open."""
         with contextlib.ExitStack() as stack:
             if "bitsandbytes" in sys.modules:
                 bitsandbytes.register()
@@ -97,15 +97,15 @@ class Tracing:
 
 
 def _run_at_once(self: Any, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Run a task of a thread pool where it is submitted: the threads get as far ahead as they can.
+    """Run a task of a thread pool when it is submitted, so that reading is as far ahead of converting as possible.
 
-    How far threads that read weights get ahead of the one that converts them is a race. The most that can be in memory
-    at once is what it comes to where the files are in memory already.
+    How far the threads that read weights get ahead of the one that converts them is a race. This gives the most memory
+    that can be in use at once, which is also what real loads reach if the files are in the page cache.
     """
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
     try:
         future.set_result(task(*args, **kwargs))
-    except Exception as error:  # noqa: BLE001 - who asks for the result gets it
+    except Exception as error:  # noqa: BLE001 - future.result() raises it
         future.set_exception(error)
     return future
 
@@ -128,7 +128,7 @@ def _everywhere(name: str, value: Any) -> Iterator[None]:
 
 
 def _forget_answers() -> None:
-    """Have libraries ask anew which devices there are."""
+    """Clear the libraries' cached answers to which devices exist."""
     for name in ("transformers.utils.import_utils", "accelerate.utils.imports", "transformers.utils.generic"):
         for function in vars(sys.modules.get(name, object)).values():
             if hasattr(function, "cache_clear"):

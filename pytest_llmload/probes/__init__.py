@@ -1,4 +1,4 @@
-"""One file per thing that is measured. ``from pytest_llmload.probes import Metric, Probe`` to write one of your own."""
+"""One file for each thing that is measured. Import ``Metric`` and ``Probe`` from here to write your own."""
 
 from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.units import Tolerance

@@ -1,6 +1,6 @@
-"""Peak of this process's anonymous memory, sampled from another process.
+"""Peak of this process's anonymous memory, sampled from a helper process.
 
-The kernel keeps a high-water mark for all resident memory, none for the anonymous part. A thread that samples would
+The kernel keeps a high-water mark for all resident memory, but not for its anonymous part. A sampling thread would
 take the interpreter's lock from the load; a small process that reads ``/proc/<pid>/statm`` does not.
 """
 
@@ -11,15 +11,16 @@ import os
 import subprocess
 import sys
 
-#: Milliseconds between two samples. A transient shorter than that can be missed.
+#: Milliseconds between two samples. A peak shorter than that can be missed.
 PERIOD_MS = 5
 
-#: Points that a series has at most: when it is full, each two become one, the higher, and time runs twice as coarse.
+#: The most points of a series. When it is full, the higher of each two points is kept, and the resolution halves.
 POINTS = 256
 
-#: Resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). Answers each ``?`` with the peak and the
-#: series since the one before. Not a child of the load: a loader may wait for all its children. Ends when it is told to
-#: or when the load is gone, and not only when its input closes: a child that the loader has forked holds that open.
+#: Samples resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). It answers each ``?`` with the
+#: peak and the series since the previous one. It is not a child of the load, since a loader may wait for all its
+#: children. It ends on request or when the load has ended, and not only when its input closes: a child that the loader
+#: forked may hold that open.
 _PROGRAM = f"""
 import os, select, sys, time
 if os.fork():
@@ -59,13 +60,13 @@ _END = b"."
 
 
 class AnonSampler:
-    """A helper process that samples from now on."""
+    """A helper process that samples from its construction on."""
 
-    #: Moments of ``time.monotonic`` and bytes between the last two times that the peak was taken.
+    #: Times (``time.monotonic``) and bytes between the last two calls of ``take``.
     series: tuple[tuple[float, int], ...] = ()
 
     def __init__(self) -> None:
-        # Isolated and without site-packages: it starts in milliseconds and none of the user's startup code runs in it.
+        # Isolated and without site-packages: it starts in milliseconds, and does not run the user's startup code.
         starter = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -77,11 +78,11 @@ class AnonSampler:
         assert starter.stdout is not None
         assert starter.stderr is not None
         self._orders, self._answers, self._complaints = starter.stdin, starter.stdout, starter.stderr
-        # The helper itself is a child of this one, which has ended at once.
+        # The helper itself is a child of this process, which ends at once.
         starter.wait()
 
     def take(self) -> int | None:
-        """Return the peak in bytes since the last time it was taken; None where the helper has ended."""
+        """Return the peak in bytes since the previous call; None if the helper has ended."""
         try:
             self._orders.write(b"?")
         except BrokenPipeError:
@@ -92,8 +93,8 @@ class AnonSampler:
         return int(peak) if peak else None
 
     def close(self) -> str:
-        """End the helper; return what it complained about, empty where all went well."""
-        # It may have ended already, and told why.
+        """End the helper; return the last line of its error output, empty if there was no error."""
+        # It may have ended already, and have written the reason.
         with contextlib.suppress(BrokenPipeError):
             self._orders.write(_END)
         lines = self._complaints.read().decode(errors="replace").strip().splitlines()

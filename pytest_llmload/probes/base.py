@@ -1,4 +1,4 @@
-"""The base class of probes: a probe looks at the load's process at fixed moments and writes figures."""
+"""The base class of probes: a probe measures in the load's process at fixed moments, and writes figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """One thing measured. The methods are called in this order; each may do nothing.
+    """Measures one thing. The methods are called in the order below; override those that you need.
 
     Between ``loaded`` and ``forwarding`` the checks run, and between ``forwarded`` and ``generating`` other code reads
-    the logits; take the figures of a phase between its two methods. The module of your own probe is imported by pytest
-    too, to read ``metrics``: import torch inside the methods. ::
+    the logits, so measure a phase between its own two methods. pytest imports the module of your probe too, to read
+    ``metrics``: import torch inside the methods. ::
 
         class Power(Probe):
             metrics = (Metric("power.joules", "J", "driver", "5%", "Energy of generating the workload"),)
@@ -27,8 +27,8 @@ class Probe:
             def fill(self, result): result.metrics["power.joules"] = self.joules
     """
 
-    #: Every figure that ``fill`` may write into ``result.metrics`` or ``result.unavailable``. A name that is not
-    #: declared here is refused: it is dropped, and the test ends with an error that names the probe and the metric.
+    #: Every figure that ``fill`` may write into ``result.metrics`` or ``result.unavailable``. An undeclared figure is
+    #: dropped, and the test ends with an error that names the probe and the metric.
     metrics: ClassVar[tuple[Metric, ...]] = ()
     #: If true, ``fill`` is also called when loading raised.
     partial: ClassVar[bool] = False
@@ -37,40 +37,43 @@ class Probe:
         self.job = job
 
     def start(self) -> None:
-        """All is imported, no device has been touched."""
+        """Act after all imports, before any device is touched."""
 
     def device_ready(self) -> None:
-        """The device's context exists, and no kernel has run."""
+        """Act after the device's context has been created, before any kernel runs."""
 
     def mark(self) -> None:
-        """The load comes next; kernels of the architecture have run, and the GPU's allocator is empty again."""
+        """Act before the load; kernels of the architecture have run, and the GPU's allocator is empty again."""
 
     def loading(self) -> None:
-        """The loading call comes next, and is timed from here."""
+        """Act immediately before the loading call; its time starts after this method."""
 
     def returned(self) -> None:
-        """The loading call has returned; what strategies do to the model comes next, in the same time."""
+        """Act after the loading call; strategies change the model next, in the same measured time."""
 
     def loaded(self, loaded: Loaded) -> None:
-        """The model is loaded, and garbage is collected; no forward has run."""
+        """Act after the load and a garbage collection, before the first forward."""
 
     def forwarding(self) -> None:
-        """The first forward comes next."""
+        """Act immediately before the first forward."""
 
     def forwarded(self, loaded: Loaded) -> None:
-        """The first forward has run; ``loaded.logits`` is set unless it failed."""
+        """Act after the first forward; ``loaded.logits`` is set unless it failed."""
 
     def generating(self) -> None:
-        """Generating the workload comes next."""
+        """Act immediately before the workload is generated."""
 
     def generated(self, loaded: Loaded) -> None:
-        """The workload was generated."""
+        """Act after the workload has been generated."""
 
     def finished(self, loaded: Loaded) -> None:
-        """Every figure of memory and time has been taken: the model may be run again and its weights read."""
+        """Act after all memory and time has been measured: the model may be run again and its weights may be read."""
 
     def fill(self, result: LoadResult) -> None:
-        """Write each figure into ``result.metrics``, or the reason why there is none into ``result.unavailable``."""
+        """Write each figure into ``result.metrics``, in its metric's unit, or why it is missing into
+
+        ``result.unavailable``.
+        """
 
     def close(self) -> None:
-        """The load is over, however it ended: give back what outlives a method. May be called twice."""
+        """Release all resources; called after every load, also one that failed. May be called twice."""

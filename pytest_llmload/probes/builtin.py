@@ -1,6 +1,6 @@
-"""The built-in probes, by the group of figures that they take.
+"""The built-in probes, by the group of figures that they measure.
 
-Imported in the load's process only, after the libraries: probes import torch.
+Import it in the load's process only, and after the libraries, since probes import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pytest_llmload.probes.weights import Weights
 from pytest_llmload.probes.work import Work
 
 #: Group of figures -> its probes in the order they run. Those that read the allocators come first, so that what the
-#: others allocate is never part of a figure; the control's memory is in no group that reads memory.
+#: others allocate is never part of a figure; no group that reads memory contains a control's memory.
 GROUPS: dict[str, tuple[type[Probe], ...]] = {
     MEMORY: (
         *(GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),

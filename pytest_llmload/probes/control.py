@@ -1,6 +1,6 @@
-"""Fixed pieces of work that have nothing to do with the model, and are as fast as this host and this process are.
+"""Controls: fixed pieces of work, independent of the model, whose time depends on the host and the process only.
 
-They are run in turn with the model, in the same process: where the host is slow, both are, and their ratio stays.
+They are run alternately with the model, in the same process: on a slow host both are slow, and their ratio is stable.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.model.device import synchronize
 
-#: A decoder's step in small: mostly dispatch and launches, as a step of batch 1 is.
+#: A small decoder step: mostly dispatch and launches, as a step of batch 1 is.
 _LAYERS, _HIDDEN, _HEADS, _CONTEXT = 8, 256, 4, 64
-#: Bytes of a weight that no cache of a CPU core holds, read by a matrix product.
+#: Shape of a weight that is too large for the caches of a CPU core, read by a matrix product.
 _STREAM_ROWS, _STREAM_COLUMNS = 4096, 4096
-#: Bytes that are copied: more than caches hold, some 10 ms to a GPU and some 30 ms of new pages on a CPU.
+#: Bytes that are copied: more than caches hold; some 10 ms to a GPU, and some 30 ms of new pages on a CPU.
 _COPIED = 64 << 20
 _REPEATS = 4
 
 
 class _Layer(torch.nn.Module):  # type: ignore[misc]
-    """What a decoder layer does, op by op: norm, projections, rotation, attention, gated feed-forward."""
+    """Runs the operators of a decoder layer: norm, projections, rotation, attention, gated feed-forward."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class _Layer(torch.nn.Module):  # type: ignore[misc]
 
 
 class Control:
-    """A piece of work of which only the time is wanted."""
+    """A piece of work of which only the time is measured."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self.device = torch.device("cuda:0" if job.device.kind == "cuda" else "cpu")
 
     def seconds(self) -> float:
-        """The median of a few repeats."""
+        """Return the median time of a few repeats, in seconds."""
         return statistics.median(self._once() for _ in range(_REPEATS))
 
     def work(self) -> None:
@@ -70,7 +70,7 @@ class Control:
 
 
 class Steps(Control):
-    """Many small operators, each a launch on a GPU, and one that reads a large weight: what a generation is made of."""
+    """Many small operators, each a launch on a GPU, and one that reads a large weight, as in a generation."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -86,7 +86,7 @@ class Steps(Control):
 
 
 class Copies(Control):
-    """Pageable memory of the host copied to new memory of the device: what most of a load is made of."""
+    """Pageable memory of the host copied to new memory of the device, which is most of a load."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -96,7 +96,7 @@ class Copies(Control):
     def seconds(self) -> float:
         seconds = super().seconds()
         if self.device.type == "cuda":
-            # The load is to ask for memory of its own.
+            # The load must allocate memory of its own.
             torch.cuda.empty_cache()
         return seconds
 

@@ -1,4 +1,4 @@
-"""GPU memory as the driver counts it: this process's, its context's, and a ledger that adds up to it."""
+"""GPU memory as the driver counts it: this process's, its context's, and a ledger of parts that add up to it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from pytest_llmload.worker.model.loaded import Loaded
 class _Reading:
     """The driver's and torch's figures of one GPU at one moment, in bytes."""
 
-    #: This process, as the driver lists it; None with the reason.
+    #: This process, as the driver lists it; None if it does not, with ``reason``.
     process: int | None
     reason: str
-    #: All that is used on the device.
+    #: All memory in use on the device.
     used: int
     allocated: int
     reserved: int
 
 
 class Driver(Probe):
-    """``gpu.process`` and ``gpu.context`` by NVML, found by UUID, and one ledger row a GPU.
+    """Measures ``gpu.process`` and ``gpu.context`` by NVML, and writes a ledger row for each GPU.
 
-    NVML numbers GPUs in its own order and does not know CUDA_VISIBLE_DEVICES. In containers it may list no process,
-    processes of another PID namespace, or the right one with 0 bytes: then the figure is unavailable, never 0. Where
-    nobody else is on the GPU, the ledger then uses the growth of the device's use since before the context.
+    GPUs are found by UUID, since NVML numbers them in its own order and ignores CUDA_VISIBLE_DEVICES. In containers
+    NVML may list no process, processes of a different PID namespace, or the right one with 0 bytes: then the figure is
+    unavailable, never 0. If no other process uses the GPU, the ledger then uses the growth of the device's memory in
+    use since before the context was created.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("gpu.process", "gpu.context")
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        #: Why there is nothing at all.
+        #: Why there are no figures at all; empty if there are.
         self.missing = ""
         self.handles: dict[str, Any] = {}
         self.before: dict[str, tuple[int, bool]] = {}
@@ -64,7 +65,7 @@ class Driver(Probe):
         except pynvml.NVMLError as error:
             self.missing = f"NVML: {error}"
         if not self.missing and not self.handles:
-            self.missing = "NVML knows none of this run's GPUs"
+            self.missing = "NVML does not know any of this run's GPUs"
 
     def device_ready(self) -> None:
         self.marked = self._read()
@@ -85,7 +86,7 @@ class Driver(Probe):
             self._ledger(result, gpu, row)
 
     def _metric(self, result: LoadResult, name: str, each: dict[int, tuple[int | None, str]]) -> None:
-        """The sum and each GPU's figure; unavailable where one of them is."""
+        """Write the sum and each GPU's figure; all are unavailable if one of them is."""
         reasons = [reason for value, reason in each.values() if value is None]
         if self.missing or not each or reasons:
             result.unavailable[name] = self.missing or next(iter(reasons), "the load did not get that far")
@@ -100,7 +101,7 @@ class Driver(Probe):
         mark = self.marked[gpu]
         by_difference = row.process is None
         if by_difference and not alone:
-            result.notes.append(f"no ledger for GPU {gpu}: {row.reason}, and others use it")
+            result.notes.append(f"no ledger for GPU {gpu}: {row.reason}, and other processes use it")
             return
         process = row.used - used_before if row.process is None else row.process
         context = (mark.used - used_before if mark.process is None else mark.process) - mark.reserved
@@ -118,7 +119,7 @@ class Driver(Probe):
             }
         )
         if by_difference:
-            result.notes.append(f"GPU {gpu}: {format_bytes(process)} by difference of the device's use ({row.reason})")
+            result.notes.append(f"GPU {gpu}: {format_bytes(process)} by the growth of the device's use ({row.reason})")
 
     def _read(self) -> dict[int, _Reading]:
         if self.missing or self.job.device.kind != "cuda":
@@ -141,16 +142,19 @@ class Driver(Probe):
             return None, f"NVML: {error}"
         used = next((row.usedGpuMemory for row in rows if row.pid == pid), None)
         if all(row.pid != pid for row in rows):
-            return None, f"the driver lists no process {pid}: another PID namespace"
+            return None, f"the driver does not list process {pid}: it is in a different PID namespace"
         if not used:
             return None, "the driver gives no figure for this process"
         if used < reserved:
-            # Some other process of the host with our number.
-            return None, "the driver's figure is smaller than what torch holds: another PID namespace"
+            # A different process of the host, with the same number.
+            return None, "the driver's figure is smaller than what torch holds: a different PID namespace"
         return int(used), ""
 
     def _uuid(self, gpu: int) -> str:
-        """The driver's UUID of a device as this process numbers it: torch's, without NVML's prefix; else by order."""
+        """Return the driver's UUID of a device as this process numbers it.
+
+        torch knows it without NVML's prefix; older releases do not, and then the order of the devices decides.
+        """
         own = str(getattr(torch.cuda.get_device_properties(gpu), "uuid", "")).lower()
         for uuid in self.handles:
             if own and uuid.partition("-")[2].lower() == own:

@@ -13,17 +13,18 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Cumulative counters of ``torch.cuda.memory_stats``: a transient copy shows here even where a warm-up allocation of
-#: the whole model's size hides it from every peak (transformers, ``caching_allocator_warmup``). Bytes as they are
-#: asked for: a block may be up to 1 MiB larger, and which ones are depends on the order in which threads ask.
+#: Cumulative counters of ``torch.cuda.memory_stats``: a transient copy shows here even if a warm-up allocation of the
+#: whole model's size hides it from every peak (transformers, ``caching_allocator_warmup``). Bytes are those requested:
+#: a block may be up to 1 MiB larger, and which blocks are depends on the order in which threads allocate.
 _EVER_BYTES = "requested_bytes.all.allocated"
 _EVER_COUNT = "allocation.all.allocated"
 
 
 class GpuMemory(Probe):
-    """Settled, peaks per phase, and the work of the load, for each visible GPU; sums under ``gpu.*``.
+    """Measures settled memory, peaks per phase, and all allocations of the load, in bytes for each visible GPU.
 
-    A sum of peaks is the sum of each GPU's own, which need not fall together. Nothing is measured on a CPU run.
+    Sums are under ``gpu.*``. A sum of peaks adds up each GPU's own peak; they need not occur at the same moment.
+    Nothing is measured on a CPU run.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named(
@@ -88,7 +89,7 @@ class GpuMemory(Probe):
         return int(stats.get(_EVER_BYTES, 0)), int(stats.get(_EVER_COUNT, 0))
 
     def _reset(self) -> None:
-        """Per device: ``reset_peak_memory_stats()`` without one resets the current device only."""
+        """Reset the peaks of every device; without a device, ``reset_peak_memory_stats()`` resets the current one."""
         for gpu in self.gpus:
             torch.cuda.synchronize(gpu)
             torch.cuda.reset_peak_memory_stats(gpu)

@@ -1,7 +1,7 @@
 """GPU memory over time while a load runs, for the report.
 
-A thread asks torch's allocator every few milliseconds. It allocates nothing on a GPU, so that no figure of memory or
-of allocations knows of it; one look takes the interpreter for some ten microseconds.
+A thread reads torch's allocator every few milliseconds. It allocates nothing on a GPU, so that it does not change any
+figure of memory or of allocations; one sample takes the interpreter for some ten microseconds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pytest_llmload.probes.anon_sampler import POINTS
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Seconds between two looks.
+#: Seconds between two samples.
 INTERVAL = 0.02
 
 
 class GpuTimeline(Probe):
-    """``timeline`` of each visible GPU: seconds since the loading call began, and allocated bytes. Also of a load that
-    raised: until then. Nothing on a CPU run.
+    """Fills ``timeline`` for each visible GPU: seconds since the loading call began, and allocated bytes.
+
+    For a load that raised, the timeline ends at the error. Nothing is measured on a CPU run.
     """
 
     partial = True
@@ -37,7 +38,7 @@ class GpuTimeline(Probe):
 
     def start(self) -> None:
         if self.job.device.kind == "cuda":
-            # Before the others' marks: the thread's own memory is no part of a figure.
+            # Before the other probes' marks, so that the thread's own memory is not part of a figure.
             self._thread = threading.Thread(target=self._watch, name="memory over time", daemon=True)
             self._thread.start()
 
@@ -66,7 +67,7 @@ class GpuTimeline(Probe):
     def _watch(self) -> None:
         self._begun.wait()
         interval = INTERVAL
-        # Asked of last once the load is over, so that the line ends where the load did.
+        # One more sample once the load is over, so that the line ends where the load did.
         is_last = not self._began
         while not is_last:
             is_last = self._ended.wait(interval)

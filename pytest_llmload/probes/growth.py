@@ -1,4 +1,4 @@
-"""Memory that each further call of a model keeps."""
+"""Memory that each further call of a model leaves allocated."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_llmload.worker.model.device import is_out_of_memory, synchronize
 from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Calls that are looked at: what each of them leaves is growth, what one of them leaves is a cache that was filled.
+#: Calls that are compared: memory that each of them leaves is growth; memory that only one leaves is a filled cache.
 CALLS = 3
 _TOKENS = 2
 
 
 class Growth(Probe):
-    """``gpu.growth`` and ``host.growth``: bytes that every call of forward and generate leaves behind.
+    """Measures ``gpu.growth`` and ``host.growth``: bytes that every call of forward and generate leaves behind.
 
-    A GPU's are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)), which
-    free pages of its heap do not change.
+    A GPU's bytes are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)),
+    which do not include free pages of its heap.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("gpu.growth", "host.growth")
@@ -37,7 +37,7 @@ class Growth(Probe):
         self.complaint = "no call was repeated"
 
     def finished(self, loaded: Loaded) -> None:
-        # What exists is no growth, and each collection would walk through all of it.
+        # Existing objects are not growth, and each collection would walk through all of them.
         gc.freeze()
         try:
             for _ in range(CALLS + 1):
@@ -46,7 +46,7 @@ class Growth(Probe):
                     generate_workload(loaded, new_tokens=_TOKENS)
                 self.seen.append(self._held())
         except Exception as error:
-            # The model ran before: what it does now is no figure, and is told.
+            # The model ran before, so the error is reported as the reason for the missing figure.
             if is_out_of_memory(error):
                 raise
             self.complaint = f"a repeated call raised {type(error).__name__}: {error}"
@@ -60,11 +60,11 @@ class Growth(Probe):
         for name in names:
             values = [held[name] for held in self.seen if name in held]
             if len(values) > CALLS:
-                # The least that any of the calls left.
+                # The least that any single call left.
                 left = (after - before for before, after in pairwise(values))
                 result.metrics[name] = max(0, min(left))
             else:
-                result.unavailable[name] = self.complaint if not self.seen else "the C library does not tell"
+                result.unavailable[name] = self.complaint if not self.seen else "the C library does not report it"
 
     def _held(self) -> dict[str, float]:
         gc.collect()

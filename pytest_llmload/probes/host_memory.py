@@ -16,29 +16,29 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 
 class HostMemory(Probe):
-    """``host.peak`` (VmHWM without mapped libraries), ``host.settled`` (anonymous), ``host.file`` and the sampled
-    ``host.anon_peak``.
+    """Measures ``host.peak``, ``host.settled``, ``host.file`` and the sampled ``host.anon_peak``, in bytes.
 
-    Peaks are taken per phase, so that what the checks read is in no figure. Settled and file come from
-    ``smaps_rollup``, which counts pages: the counters in ``status`` are kept per CPU and lag by up to some MiB on
-    machines with many cores.
+    ``host.peak`` is VmHWM without mapped libraries, ``host.settled`` is anonymous memory. Peaks are measured per phase,
+    so that memory that the checks read is not part of a figure. Settled and file come from ``smaps_rollup``, which
+    counts pages: the counters in ``status`` are kept per CPU and lag by up to some MiB on machines with many cores.
 
-    The allocator stays pinned until the workload was generated: unpinned, temporaries of forward and generate come from
-    a heap that fragments differently in each process, and one of eight clean nf4 loads of 31 MiB peaked at 38 to 53.
+    The allocator stays pinned until the workload has been generated. If it is not pinned, temporaries of forward and
+    generate come from a heap that fragments differently in each process: among eight clean nf4 loads that peak at
+    31 MiB, one peaked at 38 to 53 MiB.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("host.peak", "host.settled", "host.anon_peak", "host.file")
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        #: Phase -> highest resident, and sampled anonymous, growth over the mark.
+        #: Phase -> highest growth over the mark in bytes: resident, and (sampled) anonymous memory.
         self.peaks: dict[str, int] = {}
         self.anon_peaks: dict[str, int] = {}
         self.sampler: AnonSampler | None = None
         self.complaint = ""
         self.unavailable = ""
         self.settled: dict[str, int] | None = None
-        #: When the loading call began, and anonymous growth from then on.
+        #: When the loading call began (``time.monotonic``), and the anonymous growth since then.
         self.began = 0.0
         self.timeline: list[list[float]] = []
 
@@ -80,7 +80,7 @@ class HostMemory(Probe):
 
     def generated(self, loaded: Loaded) -> None:
         self._end("generate")
-        # Times are taken next, with no sampler beside them and never with the pinned allocator.
+        # Times are measured next, without the sampler and never with the pinned allocator.
         self.close()
 
     def close(self) -> None:
@@ -103,7 +103,8 @@ class HostMemory(Probe):
         if self.anon_peaks and not self.complaint:
             result.metrics["host.anon_peak"] = max(self.anon_peaks.values())
         else:
-            result.unavailable["host.anon_peak"] = f"the sampling process ended: {self.complaint or 'without a word'}"
+            reason = self.complaint or "it printed no reason"
+            result.unavailable["host.anon_peak"] = f"the sampling process ended: {reason}"
         if self.settled is None:
             result.unavailable |= dict.fromkeys(("host.settled", "host.file"), "no forward has run")
         else:
@@ -111,7 +112,7 @@ class HostMemory(Probe):
             result.metrics["host.file"] = max(0, self.settled["File"] - self.base["File"])
 
     def _begin(self) -> None:
-        # What the checks have freed in between is in no phase's peak.
+        # Memory that the checks freed in between must not be part of a phase's peak.
         allocator.trim()
         self._reset()
 

@@ -1,4 +1,4 @@
-"""The host's speed around a load, so that a slow host is not taken for a slow load."""
+"""The host's speed around a load, so that a slow host is not mistaken for a slow load."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 
 class LoadControl(Probe):
-    """``load.control``: a control's seconds before and after the load; ``load.relative``: the load's, divided by them.
+    """Measures ``load.control``, a control's seconds before and after the load, and ``load.relative``.
 
-    For processes of which only the time is wanted: neither the control's memory nor the pages that such a process makes
-    its own before it loads are in a figure.
+    ``load.relative`` is the load's seconds divided by the control's. The probe runs in processes that measure time
+    only, since the control, and the pages that such a process copies before it loads, would change figures of memory.
     """
 
     def __init__(self, job: Job) -> None:

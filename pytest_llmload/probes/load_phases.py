@@ -1,18 +1,18 @@
-"""Where the seconds of the loading call go: reading, converting, moving, and the rest.
+"""The seconds of the loading call, by part: reading, converting, moving, and the rest.
 
-A thread looks at the load's threads every few milliseconds and asks each stack for its innermost function that the
-table below knows. Nothing of the libraries is replaced: a function that a later release renames breaks no load; its
-seconds go to the function that calls it, and mostly to ``other``.
+A thread samples the stacks of the load's threads every few milliseconds, and finds in each the innermost function that
+the table below contains. No library code is replaced, so that a function that a later release renames breaks nothing:
+its seconds count for the function that calls it, and mostly as ``other``.
 
-What cannot be told apart, and counts as one:
+Some work cannot be separated, and is counted together:
 
-- Files of safetensors are mapped: no byte is read before it is used. The copy to the device is what reads them, so
-  ``read`` is reading with that copy and a cast on the way; where nothing is copied before a weight is quantised or
-  merged with others, ``convert`` has the reading; and a dense load to the CPU reads nothing at all.
-- A function of C has no frame: what a loader of one's own calls directly (``tensor.to``, ``safe_open``) is its own
-  function's time, which is ``other``.
-- A GPU works through what is queued for it: seconds stand where the host waits.
-- ``Module.to`` is a move, also where it casts.
+- Files of safetensors are mapped: no byte is read before it is used. The copy to the device reads them, so that
+  ``read`` includes that copy and a cast on the way. If nothing is copied before a weight is quantised or merged with
+  others, ``convert`` includes the reading; and a dense load to the CPU does not read weights at all.
+- A function of C has no frame: what the user's own loader calls directly (``tensor.to``, ``safe_open``) counts as the
+  loader's own time, which is ``other``.
+- A GPU runs its kernels asynchronously: their seconds count where the host waits for them.
+- ``Module.to`` is a move, even if it casts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pytest_llmload.probes.base import Probe
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Seconds between two looks. One costs the load about 0.1 ms.
+#: Seconds between two samples. One costs the load about 0.1 ms.
 INTERVAL = 0.01
-#: Looks below which shares are noise: with so many, half of the time may show as a third of it or as two.
+#: Fewest samples of a usable result: even with so many, a half of the time may show as a third of it or as two thirds.
 ENOUGH = 20
 
 READ, CONVERT, MOVE, OTHER = SAMPLED_PARTS
@@ -44,13 +44,13 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("safetensors.torch", ("load_file", "load_model", "load"), READ),
     ("torch.serialization", ("load",), READ),
     ("torch.nn.modules.module", ("Module.load_state_dict", "load_state_dict"), READ),
-    # Slices of mapped files, made real on the device; by ranks their own part of each.
+    # Slices of mapped files are copied to the device; each rank copies its own part.
     ("transformers.core_model_loading", ("_materialize_copy",), READ),
     ("transformers.distributed.sharding_utils", ("shard_tensor",), READ),
     ("transformers.modeling_utils", ("load_state_dict", "_load_state_dict_into_meta_model"), READ),
     ("transformers.integrations.tensor_parallel", ("shard_and_distribute_module",), READ),
     ("accelerate.utils.modeling", ("load_state_dict",), READ),
-    # Waits for the reading threads and gives weights new names; its conversions have frames of their own.
+    # Waits for the reading threads and renames weights; its conversions have frames of their own.
     ("transformers.core_model_loading", ("WeightRenaming.convert", "materialize_tensors"), OTHER),
     ("transformers", ("convert",), CONVERT),
     ("transformers.quantizers", ("create_quantized_param", "postprocess_model"), CONVERT),
@@ -62,7 +62,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("accelerate.hooks", (), MOVE),
     ("accelerate.utils.offload", (), MOVE),
     ("accelerate.utils.modeling", ("set_module_tensor_to_device",), MOVE),
-    # Each device's part of the weights.
+    # These move each device's part of the weights.
     ("deepspeed.module_inject", (), MOVE),
     ("pytest_llmload.worker.parallel.sharded_model", ("shard",), MOVE),
     ("threading", ("wait", "_wait_for_tstate_lock", "join"), _WAITS),
@@ -71,10 +71,11 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 
 class LoadPhases(Probe):
-    """``load.read``, ``load.convert``, ``load.move`` and ``load.other`` in ``phases``: seconds that add up to those of
-    the loading call, without what a strategy does to the loaded model (an adapter), which is timed by itself.
+    """Fills ``phases`` with ``load.read``, ``load.convert``, ``load.move`` and ``load.other``, in seconds.
 
-    Of a load that was too short for :data:`ENOUGH` looks there are none. Also of a load that raised: until then.
+    They add up to the time of the loading call, without what a strategy does to the loaded model (an adapter), which is
+    timed separately. A load that is too short for :data:`ENOUGH` samples has no such phases. For a load that raised,
+    they cover the time up to the error.
     """
 
     partial = True
@@ -89,7 +90,7 @@ class LoadPhases(Probe):
         self._looks = 0
 
     def start(self) -> None:
-        # Before the others' marks: the thread's own memory is no part of a figure.
+        # Before the other probes' marks, so that the thread's own memory is not part of a figure.
         self._thread = threading.Thread(target=self._watch, name="load phases", daemon=True)
         self._thread.start()
 
@@ -128,7 +129,7 @@ class LoadPhases(Probe):
         while not self._ended.wait(INTERVAL):
             phases = _phases(self._loading_thread)
             now = perf_counter()
-            # To what is seen now: a function that kept the interpreter to itself is seen when it lets go.
+            # The time counts for what is seen now: a function that held the interpreter is seen when it releases it.
             for phase in phases:
                 self._seconds[phase] += (now - last) / len(phases)
             self._looks += 1
@@ -136,9 +137,9 @@ class LoadPhases(Probe):
 
 
 def _phases(loading_thread: int) -> list[str]:
-    """What the load is at: the phase of its own thread; where that one waits, of each thread that has one."""
+    """Return the current phase of the load's own thread; if that thread waits, those of the other threads."""
     frames = sys._current_frames()
-    # This function's own frame would hold itself by what it found, and with it the tensors in the load's frames.
+    # This function's own frame would refer to itself, and keep alive the tensors in the load's frames.
     del frames[threading.get_ident()]
     own = phase_of(frames.get(loading_thread))
     if own != _WAITS:
@@ -148,7 +149,7 @@ def _phases(loading_thread: int) -> list[str]:
 
 
 def phase_of(frame: FrameType | None) -> str:
-    """The phase of the innermost function in a stack that the table knows; ``load.other`` where it knows none."""
+    """Return the phase of the innermost function of a stack that is in the table; ``load.other`` if none is."""
     while frame is not None:
         code = frame.f_code
         phase = _phase(frame.f_globals.get("__name__"), code.co_name, getattr(code, "co_qualname", ""))
@@ -161,7 +162,7 @@ def phase_of(frame: FrameType | None) -> str:
 @cache
 def _phase(module: object, name: str, qualified: str) -> str:
     if name == "<module>":
-        # Being imported, whatever its functions do.
+        # The module is being imported.
         return OTHER
     return next(
         (

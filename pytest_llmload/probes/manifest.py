@@ -1,4 +1,4 @@
-"""What the model consists of: one row for alike modules."""
+"""The modules that the model consists of: one row for all modules that are alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Invento
 
 
 class Manifest(Probe):
-    """Taken before the first forward; what the forward changed is noted."""
+    """Fills ``manifest`` before the first forward; what the forward changed is added to ``notes``."""
 
     def loaded(self, loaded: Loaded) -> None:
         found = read_format(self.job.checkpoint.path)
@@ -33,7 +33,7 @@ class Manifest(Probe):
 
 
 def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
-    """What a forward did to the modules: one sentence for all that changed alike."""
+    """Return what a forward changed in the modules: one sentence for all modules with the same change."""
     old_rows = {(row.module, row.indices): row for row in before}
     alike: dict[str, list[tuple[ManifestRow, int]]] = defaultdict(list)
     for row in after:
@@ -53,10 +53,10 @@ def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
 
 
 def manifest(inventory: Inventory, packed: str = "") -> list[ManifestRow]:
-    """One row for the modules whose paths differ in their first number only and that are alike in all else.
+    """Return one row for all modules whose paths differ in their first number only, and that are otherwise alike.
 
-    ``packed``: how the checkpoint says that it is quantised; told of modules that hold a weight in a form whose state
-    is not known here.
+    ``packed`` is how the checkpoint says that it is quantised; it describes modules that hold a weight in a form whose
+    state this package cannot read.
     """
     owned: dict[str, list[Held]] = defaultdict(list)
     for held in inventory.held:
@@ -94,7 +94,7 @@ def manifest(inventory: Inventory, packed: str = "") -> list[ManifestRow]:
 
 
 def _identity(held: Held) -> object:
-    """Two names of one tensor in a module count once (int8 keeps its values under ``weight`` and ``weight.CB``)."""
+    """Return a key that is equal for two names of one tensor (int8 keeps values in ``weight`` and ``weight.CB``)."""
     if held.tensor is None or held.device == "meta":
         return held.name
     return held.tensor.data_ptr(), held.nbytes
@@ -105,7 +105,10 @@ def _joined(values: Iterable[str]) -> str:
 
 
 def starred(path: str) -> tuple[str, int | None]:
-    """``model.layers.7.mlp`` -> (``model.layers.*.mlp``, 7)."""
+    """Return a path with its first number replaced by a star, and the number; None if the path has no number.
+
+    ``model.layers.7.mlp`` gives (``model.layers.*.mlp``, 7).
+    """
     match = re.search(r"(?:^|(?<=\.))(\d+)(?=\.|$)", path)
     if match is None:
         return path, None

@@ -1,4 +1,4 @@
-"""What the manifest holds besides modules: configuration, modes, attention, cache, and the files that were opened."""
+"""The model's settings: configuration, modes, attention, cache, and the files that were opened."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pytest_llmload.system.file_events import OpenedFiles
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.settings import cache_settings, settings
 
-#: What weights are kept in.
+#: Suffixes of files that contain weights.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack")
 
 
 class ModelSettings(Probe):
-    """``settings`` of the result, read after every figure has been taken."""
+    """Fills ``settings`` of the result; reads them after all measurements."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -11,13 +11,13 @@ from pytest_llmload.worker.model.checksums import checksums
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER
 
-#: Positions x ids of the logits that are kept.
+#: The number of positions, and of ids at each position, whose logits are kept.
 POSITIONS = 8
 IDS = 8
 
 
 class Fingerprint(Probe):
-    """Logits at fixed places, log-sum-exp, top-1 margin, and the buffers that no checkpoint holds."""
+    """Records logits at fixed places, log-sum-exp, top-1 margin, and the buffers that a checkpoint does not contain."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -35,7 +35,7 @@ class Fingerprint(Probe):
         if logits is None or logits.dim() != 3:
             return
         positions = spread(logits.shape[1], POSITIONS)
-        # Few rows only: the logits of a long prompt are larger than many models.
+        # Only a few rows are copied: the logits of a long prompt are larger than many models.
         rows = logits[0, torch.tensor(positions, device=logits.device)].detach().cpu().float()
         top = rows.topk(min(2, rows.shape[1]), dim=1).values
         self.numbers.logits = [float(value) for value in rows[:, spread(rows.shape[1], IDS)].reshape(-1)]
@@ -56,7 +56,7 @@ class Fingerprint(Probe):
 
 
 def spread(size: int, count: int) -> list[int]:
-    """Up to ``count`` different indices over ``range(size)``, first and last among them."""
+    """Return up to ``count`` different indices spread over ``range(size)``, including the first and the last."""
     if size <= count:
         return list(range(size))
     return [index * (size - 1) // (count - 1) for index in range(count)]

@@ -1,4 +1,4 @@
-"""Live tensors after the load that are no part of the model: a copy that somebody keeps."""
+"""Live tensors after the load that are not part of the model, such as a copy that some code keeps."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import inner_tensors, local_part
 
-#: The largest that are named.
+#: How many of the tensors are named, the largest first.
 _NAMED = 5
 #: Bytes below which a tensor is counted but not named: libraries keep code tables.
 _WORTH = 2048
-#: How a name begins that tells little.
+#: The beginning of a name that says little.
 _KEY = "key"
-#: Items of a container that is searched for its name.
+#: The most items of a container that is searched for a name.
 _SANE = 1_000_000
 
 
 class OtherTensors(Probe):
-    """``gpu.other_tensors`` and ``host.other_tensors``: storages of Python's live tensors, before any forward.
+    """Measures ``gpu.other_tensors`` and ``host.other_tensors``: bytes of Python's live tensors outside the model.
 
-    Exact where no peak is: a second copy of one weight shows on the CPU too. Tensors that only C++ code holds (cuBLAS
-    workspaces) are not seen.
+    They are counted before the first forward, and are exact, unlike a peak: a second copy of one weight shows on the
+    CPU too. Tensors that only C++ code holds (cuBLAS workspaces) are not seen.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("gpu.other_tensors", "host.other_tensors")
@@ -44,11 +44,11 @@ class OtherTensors(Probe):
         self.notes: list[str] = []
 
     def mark(self) -> None:
-        # By reference, not by address: an address may be given out again.
+        # By reference, since an address may be used again.
         self.earlier = [weakref.ref(tensor) for tensor in live_tensors()]
 
     def loaded(self, loaded: Loaded) -> None:
-        # What existed at the mark is frozen, and not listed again until it is unfrozen.
+        # Objects that existed at the mark are frozen, and not listed until they are unfrozen.
         found = live_tensors()
         gc.unfreeze()
         known = set(loaded.inventory.storages())
@@ -69,7 +69,7 @@ class OtherTensors(Probe):
             :_NAMED
         ]
         self.notes = [
-            f"a tensor that is no part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
+            f"a tensor that is not part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
             f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {holder(tensor)}"
             for (device, _), (size, tensor) in largest
         ]
@@ -84,15 +84,15 @@ class OtherTensors(Probe):
 
 
 def live_tensors() -> list[Any]:
-    """Return every tensor that Python holds, but for what the garbage collector has frozen."""
-    # The type is asked, not the object: proxies answer isinstance by loading what they stand for.
+    """Return every tensor that Python holds, except those that the garbage collector has frozen."""
+    # issubclass of the type, since proxies answer isinstance by loading the object that they stand for.
     return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
 
 
 def storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
-    """Return the storages behind a tensor, by device and address, with their bytes.
+    """Return the storages behind a tensor: ((device, address), bytes) for each.
 
-    There are none where it has none (fake and functional tensors).
+    A tensor without a storage (fake and functional tensors) has none.
     """
     part = local_part(tensor)
     inner = inner_tensors(part)
@@ -105,8 +105,8 @@ def storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
 
 
 def holder(tensor: Any) -> str:
-    """Return who keeps an object alive, as far as the garbage collector tells: an attribute, a name, a container."""
-    # Plain loops: a generator expression would hold what it is asked about in a closure, and find itself.
+    """Return what keeps an object alive, as far as the garbage collector knows: an attribute, a name, a container."""
+    # Plain loops, since a generator expression would hold the object in a closure, and find itself.
     vague = ""
     for referrer in gc.get_referrers(tensor):
         name = _name_in(referrer, tensor)
@@ -122,7 +122,7 @@ def holder(tensor: Any) -> str:
 
 
 def _name_in(holder: Any, value: Any) -> str:
-    """The name that ``holder`` has for a value; empty where it has none, or is one of this probe's own."""
+    """Return the name that ``holder`` has for a value; empty if it has none, or belongs to this probe."""
     if type(holder) is CellType:
         return "a closure's variable"
     if isinstance(holder, dict):
@@ -135,14 +135,14 @@ def _name_in(holder: Any, value: Any) -> str:
         owners = (other for other in gc.get_referrers(holder) if _attributes(other) is holder)
         owner = next(owners, None)
         return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"{_KEY} {key!r} of a dict"
-    # Python 3.11 and later keep attributes in the object itself until somebody asks for the dict.
+    # Python 3.11 and later keep attributes in the object itself until code reads its ``__dict__``.
     own = _attributes(holder)
     key = next((key for key, item in own.items() if item is value), None) if own is not None else None
     return f"attribute {key} of {type(holder).__qualname__}" if key is not None else ""
 
 
 def _attributes(holder: Any) -> dict[str, Any] | None:
-    """An object's own attributes, without running any of its code; None where it keeps none."""
+    """Return an object's own attributes without running any of its code; None if it has no attributes."""
     if isinstance(holder, (dict, list, tuple, set, type, ModuleType, FrameType)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Times as a judgement needs them: many rounds, in turn with a control."""
+"""Times for a verdict: many rounds, alternating with a control."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pytest_llmload.probes.control import Steps
 from pytest_llmload.probes.timing import Timing
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Generations of a single token after each whole one: of a round's 33 samples, only one is a time to first token.
+#: Generations of one token after each whole one: only one of a round's 33 samples is a time to first token.
 _PREFILLS = 3
 
 
 class Rounds(Timing):
-    """``ttft`` and ``per_token`` again, with their ratios to a control that runs around each generation.
+    """Measures ``ttft`` and ``per_token`` in seconds, and their ratios to a control that runs around each generation.
 
-    ``control`` has the control's seconds around each generation; ``ttft.relative`` and ``per_token.relative`` have the
-    samples of a generation divided by them.
+    ``control`` is the control's seconds around each generation; ``ttft.relative`` and ``per_token.relative`` are the
+    samples of a generation divided by it.
     """
 
     rounds: ClassVar[int] = 5
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        #: Of each generation.
+        #: The control's seconds around each generation.
         self.control: list[float] = []
         self._control: Steps | None = None
         self._before = 0.0

@@ -16,24 +16,24 @@ from pytest_llmload.worker.model.generation import can_generate, generate_worklo
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel.world import agreed
 
-#: Seconds after which no further round is started; two are always taken.
+#: Seconds after which no further round is started; two rounds are always run.
 BUDGET = 30.0
 
 
 class Timing(Probe):
-    """``ttft`` and ``per_token``: medians of the samples, each taken after the device has finished.
+    """Measures ``ttft`` and ``per_token``: medians in seconds, each sample taken after the device has finished.
 
-    A few rounds, for the report and for absolute budgets; whether a time has moved is for :class:`Rounds` to tell. Runs
-    after all probes that read memory.
+    It runs a few rounds, for the report and for absolute budgets; :class:`Rounds` decides whether a time has changed.
+    It runs after all probes that read memory.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("ttft", "per_token")
-    #: Rounds of generating the workload, after the one that the memory probes looked at and that warmed everything up.
+    #: Rounds of generating the workload, after the one that the memory probes measured, which warms everything up.
     rounds: ClassVar[int] = 3
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        #: Of each round: seconds to the first token, and of each further one.
+        #: For each round, the seconds to the first token, and the seconds of each further token.
         self.first: list[float] = []
         self.further: list[list[float]] = []
 
@@ -51,7 +51,7 @@ class Timing(Probe):
         self.generate(loaded, self.job.spec.workload.new_tokens)
 
     def generate(self, loaded: Loaded, new_tokens: int) -> None:
-        """Generate so many tokens from the workload's prompt, and take the time of each."""
+        """Generate ``new_tokens`` tokens from the workload's prompt, and record the seconds of each."""
         stamps: list[float] = []
 
         def stamp() -> None:

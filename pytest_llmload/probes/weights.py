@@ -1,4 +1,4 @@
-"""Bytes of the model's weights, exact: distinct live storages on each side, before any forward."""
+"""Bytes of the model's weights, exact: distinct live storages on GPUs and host, before any forward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 
 class Weights(Probe):
-    """``gpu.weights``, ``host.weights``; ``weights.logical`` and the part of each GPU, each shard and the adapter."""
+    """Measures ``gpu.weights``, ``host.weights``, ``weights.logical``, and each GPU's, shard's and adapter's part."""
 
     metrics: ClassVar[tuple[Metric, ...]] = named(
         "host.weights", "gpu.weights", "gpu.logical", "weights.logical", "weights.adapter", "shard.logical"
@@ -32,13 +32,13 @@ class Weights(Probe):
         for held in distinct:
             self.logical_by_device[held.device] += held.nbytes
             if shards is not None:
-                # Several shards of one process stand under their ranks' names.
+                # Several shards in one process are under their ranks' names.
                 rank = (
                     shards.ranks[0] if len(shards.ranks) == 1 else int(held.path.partition(".")[0].removeprefix("rank"))
                 )
                 self.logical_by_rank[rank] += held.nbytes
         self.whole = (shards.whole_bytes if shards else 0) or sum(held.whole_bytes for held in distinct)
-        #: What a storage holds beyond the tensors that use it: a shard that keeps the whole tensor alive.
+        #: Bytes of storages beyond the tensors that use them, as of a shard that keeps the whole tensor alive.
         self.slack = sum(self.by_device.values()) - sum(held.nbytes for held in distinct if held.device != "disk")
 
     def fill(self, result: LoadResult) -> None:

@@ -1,7 +1,7 @@
-"""What a generation makes the device and the dispatcher do, as torch's profiler counts it: figures that no noise of the
-host reaches, and that say why a time moved.
+"""The operations of the dispatcher and the device during a generation, as torch's profiler counts them.
 
-Counted in a pass of its own after everything that is timed: the profiler slows down what it watches.
+These figures do not depend on the host's speed, and explain why a time has changed. They are counted in a separate pass
+after everything that is timed, since the profiler slows down what it watches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_llmload.worker.model.device import synchronize
 from pytest_llmload.worker.model.generation import can_generate, generate_ids, input_ids, vocabulary, workload_tokens
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Further tokens over which the figures of one are taken, where the workload has as many.
+#: The most further tokens over which the figures of one token are averaged.
 FURTHER = 16
 _ON_GPU = ("kernels", "gpu_time", "copies", "syncs")
 _NAMES = ("ops", *_ON_GPU)
@@ -31,10 +31,10 @@ _WAITS = re.compile(r"(?:cu|cuda|hip)[A-Z]\w*Synchronize\w*")
 
 
 class Work(Probe):
-    """``prefill.*`` (the workload's prompt and one token) and ``token.*`` (each further token).
+    """Counts ``prefill.*`` (the workload's prompt and one token) and ``token.*`` (each further token).
 
-    A token's figure is the difference between generating 1 + k tokens and generating one, divided by k: what a
-    generation costs once is in neither. Runs last, after the timing.
+    A token's figure is the difference between generating 1 + k tokens and generating one, divided by k, so that
+    it does not include what a generation costs once. It runs last, after the timing.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named(
@@ -80,13 +80,16 @@ class Work(Probe):
             for name in [name for name in self.figures if not name.endswith(".ops")]:
                 del self.figures[name]
                 result.unavailable[name] = "the profiler saw no kernels: CUPTI is missing or not permitted"
-        # As a baseline stores them: a third of an operator per token must compare equal to itself.
+        # Rounded as a baseline stores them, so that a third of an operator per token compares equal to itself.
         result.metrics |= {name: float(f"{value:.6g}") for name, value in self.figures.items()}
 
 
 def count(call: Callable[[], None], *, gpu: bool) -> Counter[str]:
-    """What happens during a call: ``ops`` (ATen operators, nested ones too), and on a GPU ``kernels``, ``gpu_time``
-    (their seconds), ``copies`` (memcpy and memset) and ``syncs`` (calls that wait for the GPU)."""
+    """Count a call's ``ops`` (ATen operators, nested ones too), and on a GPU its ``kernels``, ``gpu_time``, ``copies``
+    and ``syncs``.
+
+    ``gpu_time`` is the kernels' seconds, ``copies`` are memcpy and memset, ``syncs`` are calls that wait for the GPU.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -118,6 +121,6 @@ def _add(found: Counter[str], event: Any) -> None:
 
 
 def _is_annotation(event: Any) -> bool:
-    """Whether it is a range that somebody named, shown on the GPU's side too; older torch does not say."""
+    """Return true if an event is a range that user code named, shown on the GPU's side too; older torch cannot tell."""
     asked = getattr(event, "is_user_annotation", None)
     return asked is not None and bool(asked())

@@ -1,4 +1,4 @@
-"""One file per way of loading. ``from pytest_llmload.strategies import Strategy`` to write one of your own."""
+"""One file for each way of loading. Import ``Strategy`` from here to write your own."""
 
 from pytest_llmload.strategies.base import Refused, Strategy
 

@@ -1,7 +1,7 @@
-"""What every strategy is: a declaration that pytest reads, and the loading that needs torch.
+"""The base class of strategies: a declaration that pytest reads, and the loading, which needs torch.
 
-pytest imports a strategy's module at collection to read ``name``, ``fields`` and ``options``. Therefore torch and all
-that imports it are imported inside the methods only.
+pytest imports a strategy's module at collection to read ``name``, ``fields`` and ``options``. Therefore import torch,
+and every module that imports it, inside the methods only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Refused(Exception):
-    """A library would not do what was asked; there is no model to look at, only the problem."""
+    """A library refuses to load as the test requests: there is no model to check, only a problem to report."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -35,96 +35,103 @@ class Strategy:
     name: ClassVar[str]
     #: One sentence for the documentation and ``--llm-strategy`` errors.
     summary: ClassVar[str]
-    #: What naming it sets in a LoadSpec.
+    #: The fields of a LoadSpec that naming the strategy sets.
     fields: ClassVar[dict[str, Any]] = {}
-    #: What the ready-made suite loads beside its plain form, as fields of a LoadSpec.
+    #: Further variants that the ready-made suite loads besides the plain one, each as fields of a LoadSpec.
     also: ClassVar[tuple[dict[str, Any], ...]] = ()
-    #: True if a server that runs already (``--llm-endpoint``) may be its load.
+    #: True if a running server (``--llm-endpoint``) can serve as its load.
     takes_endpoint: ClassVar[bool] = False
-    #: True if it calls the user's own function (``target=``) in place of ``from_pretrained``. The product of such code
-    #: is not known beforehand: only what the test's other markers say must hold of it.
+    #: True if it calls the user's own function (``target=``) in place of ``from_pretrained``. What such code returns is
+    #: not known beforehand, so that only what the test's other markers state is checked.
     own_code: ClassVar[bool] = False
-    #: True if its name is also a ``device_map``, so that the marker ``device_map(name)`` means it.
+    #: True if its name is also a ``device_map``, so that the marker ``device_map(name)`` selects this strategy.
     is_device_map: ClassVar[bool] = False
-    #: Its own options; others go to ``from_pretrained``.
+    #: The strategy's own options; all others are passed to ``from_pretrained``.
     options: ClassVar[tuple[str, ...]] = ()
-    #: Import names that it needs.
+    #: Import names of the packages that the strategy needs.
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate", "safetensors")
-    #: Import names that the load of a running endpoint needs of this machine.
+    #: Import names of the packages that this machine needs in order to use a running endpoint.
     client_packages: ClassVar[tuple[str, ...]] = ()
-    #: Of these, what the warm server must not import: it would touch the GPU, or read settings of the load's process.
+    #: Those of the packages that the warm server must not import, because their import touches the GPU or reads
+    #: settings of the load's process.
     cold_packages: ClassVar[tuple[str, ...]] = ()
-    #: Which process has the model: ``HERE`` (the load's own), ``RANKS`` (``world_size`` processes, started through
+    #: The process that has the model: ``HERE`` (the load's own), ``RANKS`` (``world_size`` processes, started through
     #: torch elastic) or ``SERVER`` (a model server, of which the load's process is a client).
     runs_in: ClassVar[str] = HERE
-    #: Why no test can have the model itself, as one sentence; empty where it can.
+    #: Why a test cannot have the model itself, as one sentence; empty if it can.
     no_model: ClassVar[str] = ""
-    #: Whether its output must be that of the model loaded whole, which is then loaded too, after all figures.
+    #: True if its output must equal that of the model loaded whole, which is then loaded too, after all measurements.
     same_output: ClassVar[bool] = False
 
     @classmethod
     def why_not_by_default(cls, device: Device) -> str:
-        """Why the ready-made suite does not load it on a device unless it is named; empty where it does.
+        """Return why the ready-made suite loads it on a device only if it is named; empty if it always loads it.
 
-        What is split over several devices needs them.
+        A strategy that splits a model over several GPUs is left out if the device has too few.
         """
         world_size = cls.fields.get("world_size", 1)
         if world_size == 1:
             return ""
         if device.kind != "cuda":
-            return f"on a CPU run only where --llm-strategy={cls.name} asks for it"
+            return f"on a CPU run only if --llm-strategy={cls.name} requests it"
         gpus = len(device.gpus)
         return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        """Why such a load cannot be, whatever the machine; empty where it can. Asked at collection.
+        """Return why such a load is impossible on any machine, as one sentence; empty if it is possible.
 
-        ``endpoint`` is the run's ``--llm-endpoint``.
+        Called at collection. ``endpoint`` is the run's ``--llm-endpoint``, or empty.
         """
         return ""
 
     @classmethod
     def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
-        """Import names of the packages that a load needs."""
+        """Return the import names of the packages that a load needs."""
         return cls.packages
 
     def prepare(self, job: Job) -> None:
-        """What must be set in the load's process before its libraries are imported."""
+        """Set what the libraries read from the load's process; called before they are imported."""
 
     def context(self, job: Job) -> None:
-        """What must be there before the clock and the figures of the load start, after the device's own context."""
+        """Create what must exist before the load is timed and measured; called after the device's context exists."""
 
-    #: The phase that ``wrap`` is reported as, within the load's time; empty where it does nothing.
+    #: The phase that ``wrap`` is reported as, within the load's time; empty if ``wrap`` does nothing.
     wrapping: ClassVar[str] = ""
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
-        """Its contribution to ``from_pretrained``. Not timed: what production pays for belongs into ``load``."""
+        """Return the strategy's keyword arguments for ``from_pretrained``.
+
+        This call is not timed: work that production pays for belongs into ``load``.
+        """
         return {}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
-        """A model, ``(model, tokenizer)``, or a Loaded; called once, on the strategy of the placement only."""
+        """Load, and return a model, ``(model, tokenizer)`` or a Loaded.
+
+        Called once, on the strategy of the placement only.
+        """
         from pytest_llmload.worker.model.loading import from_pretrained
 
         return from_pretrained(job, kwargs)
 
     def wrap(self, job: Job, loaded: Loaded) -> Loaded:
-        """What it does to the model that the placement's strategy loaded; timed as part of the load.
+        """Change the model that the placement's strategy loaded, and return it; timed as part of the load.
 
-        Raises Refused where a library does not support the combination.
+        Raises Refused if a library does not support the combination.
         """
         return loaded
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
-        """Its own checks after the load, beside those that every load must pass."""
+        """Return the problems that the strategy's own checks find after the load, besides the checks of every load."""
         return ()
 
     def exercised(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
-        """Its checks that run the model again; called after every figure has been taken."""
+        """Return the problems found by checks that run the model again; called after all measurements."""
         return ()
 
 
-#: Options of ``from_pretrained`` that choose files -> what names the same files to everything that reads them.
+#: Options of ``from_pretrained`` that choose files -> how to name the same files so that every reader uses them.
 _CHOOSE_FILES = {
     "revision": "name it in the model: --llm-model=org/model@REVISION",
     "subfolder": "name that folder as the model: --llm-model=path/to/FOLDER",
@@ -139,14 +146,14 @@ _CHOOSE_FILES = {
 def chooses_files(spec: LoadSpec, own: Iterable[str]) -> str:
     """Return why options of from_pretrained that choose files are refused; empty if a spec has none.
 
-    ``own`` are the options that the spec's strategies declare, which mean something else. Digests, comparison and the
-    baseline's name are those of the files that the model's own name stands for.
+    ``own`` are the options that the spec's strategies declare, which mean something else. Digests, the comparison with
+    the checkpoint and the baseline's name all use the files that the model's name stands for.
     """
     name = next((name for name in _CHOOSE_FILES if spec.option(name) is not None and name not in own), "")
-    return f"{name}= would load other files than those that are compared: {_CHOOSE_FILES[name]}" if name else ""
+    return f"{name}= would load different files from those that are compared: {_CHOOSE_FILES[name]}" if name else ""
 
 
 def unheeded(spec: LoadSpec, *fields: str) -> str:
-    """Why a placement refuses fields of a spec that it would ignore; empty where none of them is set."""
+    """Return why a placement refuses fields of a spec that it would ignore; empty if none of them is set."""
     found = " and ".join(name for name in fields if getattr(spec, name))
-    return f"strategy({spec.strategy!r}) would ignore {found}: leave one of them away" if found else ""
+    return f"strategy({spec.strategy!r}) would ignore {found}: omit one of them" if found else ""

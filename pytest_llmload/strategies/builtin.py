@@ -1,4 +1,4 @@
-"""The built-in strategies, by name. Importing them imports no torch: a declaration is read at collection."""
+"""The built-in strategies, by name. This module does not import torch: pytest reads the declarations at collection."""
 
 from __future__ import annotations
 

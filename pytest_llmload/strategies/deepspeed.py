@@ -1,4 +1,4 @@
-"""DeepSpeed's inference engine: automatic tensor parallel, or its own kernels."""
+"""DeepSpeed's inference engine: automatic tensor parallelism, or its own kernels."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.worker.model.loaded import Loaded
 
-#: Option that asks for DeepSpeed's own kernels instead of today's modules.
+#: The option that requests DeepSpeed's own kernels instead of the model's own modules.
 KERNELS = "kernel_inject"
 
 
-#: What init_inference imports on its first call; where it stands differs between versions.
+#: Modules that init_inference imports on its first call; their location differs between versions.
 _LATE = ("deepspeed.module_inject.auto_ep_layer", "transformers.models.gpt2.modeling_gpt2")
-#: What compiles the kernels, or finds them compiled.
+#: Modules that compile the kernels, or find them compiled.
 _COMPILER = ("torch.utils.cpp_extension",)
 
 
 class DeepSpeed(Strategy):
-    """``deepspeed.init_inference`` over ``world_size`` processes; each reads the whole model first, as DeepSpeed does.
+    """``deepspeed.init_inference`` over ``world_size`` processes, each of which first reads the whole model.
 
-    ``kernel_inject=True`` is ``replace_with_kernel_inject``: on GPUs only, for the architectures that DeepSpeed has
-    kernels for. What is measured is the engine's module.
+    ``kernel_inject=True`` sets ``replace_with_kernel_inject``: on GPUs only, for the architectures that DeepSpeed has
+    kernels for. The engine's module is measured and checked.
     """
 
     name = "deepspeed"
@@ -38,7 +38,7 @@ class DeepSpeed(Strategy):
     fields: ClassVar[dict[str, Any]] = {"strategy": "deepspeed", "world_size": 2}
     options: ClassVar[tuple[str, ...]] = (KERNELS,)
     packages = (*Strategy.packages, "deepspeed")
-    #: Importing it asks for the accelerator.
+    #: Its import initialises the accelerator.
     cold_packages = ("deepspeed",)
     runs_in = RANKS
     same_output = True
@@ -49,11 +49,11 @@ class DeepSpeed(Strategy):
             return f"init_inference splits dense weights only; take deepspeed or {spec.quant}, not both"
         kernels = spec.option(KERNELS, False)
         if not isinstance(kernels, bool):
-            return f"deepspeed: {KERNELS}={kernels!r}: True or False"
+            return f"deepspeed: {KERNELS}={kernels!r} is not a boolean; write True or False"
         return unheeded(spec, "device_map", "max_memory")
 
     def prepare(self, job: Job) -> None:
-        # Its shared-memory all-reduce takes the number of local ranks for granted, and dies of SIGSEGV without it.
+        # DeepSpeed's shared-memory all-reduce reads the number of local ranks, and dies of SIGSEGV if it is not set.
         os.environ["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", str(job.spec.world_size))
         if job.device.kind == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -61,7 +61,7 @@ class DeepSpeed(Strategy):
     def context(self, job: Job) -> None:
         import deepspeed
 
-        # rank_shards too: what the load imports would be part of its time.
+        # rank_shards too is imported here, since imports during the load would count towards its time.
         from pytest_llmload.worker.parallel import rank_shards, world
 
         assert rank_shards
@@ -69,8 +69,8 @@ class DeepSpeed(Strategy):
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
         if job.device.kind == "cpu":
-            # An all-reduce through shared memory, compiled for 100 s by whoever is first on a machine. It makes tokens
-            # faster, loads nothing and changes no weight; torch's own takes its place.
+            # An all-reduce through shared memory, which the first process on a machine compiles for 100 s. It makes
+            # tokens faster, loads nothing and does not change a weight; torch's own all-reduce takes its place.
             builder = deepspeed.get_accelerator().create_op_builder("ShareMemCommBuilder")
             if builder is not None:
                 deepspeed.ops.__compatible_ops__[builder.NAME] = False
@@ -105,10 +105,10 @@ class DeepSpeed(Strategy):
         return loaded
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
-        """Modules of DeepSpeed's own stand where the model's were."""
+        """Check that DeepSpeed has replaced modules of the model by its own, and note which."""
         modules = loaded.inventory.modules
         new = sorted({type(module).__name__ for module in modules.values() if type(module) not in self.classes})
         if not new:
-            return [Problem(self.name, "init_inference changed nothing: every module is the one that was given to it")]
+            return [Problem(self.name, "init_inference changed nothing: it replaced none of the model's modules")]
         loaded.notes.append(f"DeepSpeed put in: {', '.join(new)}")
         return []

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Loader(Strategy):
-    """Calls ``function(spec)``; the spec's other markers say what must hold of the model that it returns.
+    """Calls ``function(spec)``; the test's other markers state what must hold for the model that it returns.
 
-    ``spec.model`` is the folder of the model's files on this machine, whatever ``--llm-model`` named them by, and
-    ``spec.adapter`` that of the adapter's.
+    ``spec.model`` is the folder of the model's files on this machine, also if ``--llm-model`` is a Hub name, and
+    ``spec.adapter`` is the folder of the adapter's files.
     """
 
     name = "loader"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_llmload.worker.model.loaded import Loaded
 
 
-#: Not even tried: 0.21 leaves a copy of the checkpoint in the working directory before it fails.
+#: Refused without trying: peft 0.21 leaves a copy of the checkpoint in the working directory before it fails.
 _NO_DISK = (
     "the adapter cannot be attached to this model: part of it is on disk, where peft would copy the checkpoint to a "
     "folder below the working directory and then fail; keep the model off the disk, or merge the adapter beforehand"
@@ -22,7 +22,7 @@ _NO_DISK = (
 
 
 class Lora(Strategy):
-    """Attaches ``job.adapter`` to whatever the placement's strategy loaded, by one of two ways that differ.
+    """Attaches ``job.adapter`` to the model that the placement's strategy loaded, in one of two ways.
 
     ``peft``: ``PeftModel.from_pretrained``, which keeps 16-bit adapters in float32 and warns about missing keys.
     ``load_adapter``: transformers' own method, which keeps the base's dtype and logs a LOAD REPORT. A user's own
@@ -65,7 +65,7 @@ class Lora(Strategy):
 
 
 class QLora(Lora):
-    """Only a name: a load of it is served by ``nf4`` and ``lora``."""
+    """A name only: the strategies ``nf4`` and ``lora`` carry out such a load."""
 
     name = "qlora"
     summary = "A LoRA adapter on a model in nf4."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MaxMemory(Strategy):
-    """The map comes from the planner, which infers it as the libraries do; load and check use the same one."""
+    """Loads with a map that the planner infers as the libraries do; the checks use the same map."""
 
     name = "max_memory"
     summary = "A limit per device; what does not fit goes to the next GPU, to the CPU, to disk."
@@ -43,7 +43,7 @@ class MaxMemory(Strategy):
 
 
 def over_limit(loaded: Loaded, limits: Mapping[int | str, int]) -> Iterator[Problem]:
-    """Devices that hold more weights than their limit."""
+    """Yield a problem for each device that holds more weights than its limit."""
     held: dict[str, int] = defaultdict(int)
     for (place, _), part in loaded.inventory.storages().items():
         held[place.removeprefix("cuda:")] += part

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Offload(Strategy):
-    """accelerate's hooks, by the planner's default map, or the spec's ``device_map`` or ``max_memory``.
+    """Loads with accelerate's hooks, by the spec's ``device_map`` or ``max_memory``, or else the planner's default map.
 
-    On a CPU run only disk counts as offloaded.
+    On a CPU run only weights on disk count as offloaded.
     """
 
     name = "offload"
@@ -35,11 +35,14 @@ class Offload(Strategy):
         return load_with_map(job, kwargs)
 
     def applied(self, job: Job, loaded: Loaded) -> Iterable[Problem]:
-        """Offloaded bytes are found where accelerate keeps them; the forward and generating prove that it runs."""
+        """Check that accelerate's hooks hold offloaded weights, and note how many bytes.
+
+        That the offloaded model runs is shown by the forward and by generating the workload.
+        """
         offloaded = [held for held in loaded.inventory.held if held.offloaded]
         size = sum(held.nbytes for held in offloaded)
         on_disk = sum(held.nbytes for held in offloaded if held.device == "disk")
         if not size:
-            return [Problem(self.name, "nothing is offloaded: no hook holds a weight")]
+            return [Problem(self.name, "nothing is offloaded: none of accelerate's hooks holds a weight")]
         loaded.notes.append(f"offloaded: {format_bytes(size - on_disk)} to the CPU, {format_bytes(on_disk)} to disk")
         return []

@@ -1,4 +1,4 @@
-"""Weights quantised while they are loaded: one strategy a scheme, made from the declarations of its method."""
+"""Weights quantised while they are loaded: one strategy for each scheme, made from its method's declarations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Quantised(Strategy):
 
     @classmethod
     def why_not_by_default(cls, device: Device) -> str:
-        return "" if cls.scheme.by_default else "only where --llm-strategy names it"
+        return "" if cls.scheme.by_default else "only if --llm-strategy names it"
 
     @classmethod
     def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
@@ -40,15 +40,15 @@ class Quantised(Strategy):
 
 
 class Configured(Strategy):
-    """Passes the ``quantization_config`` that a function of the user's returns."""
+    """Passes the ``quantization_config`` that the user's function returns."""
 
     name = BY_CONFIG
-    summary = "Any quantization_config of the user's: quant(config='pkg.mod:function')."
+    summary = "Any quantization_config of the user's own: quant(config='pkg.mod:function')."
     fields: ClassVar[dict[str, Any]] = {"quant": BY_CONFIG}
 
     @classmethod
     def why_not_by_default(cls, device: Device) -> str:
-        return "only where a test names a function: quant(config='pkg.mod:function')"
+        return "only if a test names a function: quant(config='pkg.mod:function')"
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
@@ -85,8 +85,8 @@ def _strategy(scheme: Scheme, method: Method) -> type[Strategy]:
 def default_skips(job: Job) -> list[str]:
     """Return the modules that transformers leaves dense if no module is named: output head and tied weights.
 
-    Naming modules replaces them (transformers/quantizers/base.py, ``get_modules_to_not_convert``), which would quantise
-    the head without a word; so the union is passed.
+    Naming modules replaces these defaults (transformers/quantizers/base.py, ``get_modules_to_not_convert``), which
+    would silently quantise the head; so the union of both is passed.
     """
     from transformers.quantizers.base import HfQuantizer
 

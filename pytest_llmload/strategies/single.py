@@ -1,4 +1,4 @@
-"""Everything on one device, as the checkpoint says."""
+"""The whole model on one device, as the checkpoint says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Single(Strategy):
-    """The placement of a load that no marker places; or the map of modules that ``device_map`` gives."""
+    """The placement of a load without a marker that places it; or the map of modules that ``device_map`` gives."""
 
     name = "single"
-    summary = "Everything on one device, in the checkpoint's dtype unless another is asked for."
+    summary = "Everything on one device, in the checkpoint's dtype unless the test requests a different one."
     fields: ClassVar[dict[str, Any]] = {"strategy": "single"}
 
     @classmethod
@@ -24,7 +24,7 @@ class Single(Strategy):
         if not spec.max_memory:
             return ""
         placed = "a map of modules" if spec.device_map is not None else "a load on one device"
-        return f"{placed} would ignore max_memory: take strategy('max_memory', max_memory=...), or leave it away"
+        return f"{placed} would ignore max_memory: use strategy('max_memory', max_memory=...), or omit it"
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         if job.spec.device_map is not None:

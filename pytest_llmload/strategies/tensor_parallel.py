@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 class TensorParallel(Strategy):
-    """The package itself, given a Config for today's modules: transformers' own plan for the architecture.
+    """The package itself, with a Config made from transformers' own plan for the architecture.
 
-    One process drives all shards, each with a key-value cache of its own. The whole model is read to the host first,
-    as the package does; the shards are on cuda:0, cuda:1 …, or on as many parts of the CPU.
+    The package's own Configs do not know the modules of current transformers. One process drives all shards, each with
+    a key-value cache of its own. The package first reads the whole model to the host; the shards are then on cuda:0,
+    cuda:1 …, or all on the CPU.
     """
 
     name = "tensor_parallel"
@@ -37,7 +38,7 @@ class TensorParallel(Strategy):
         return {"device_map": {"": "cpu"}}
 
     def context(self, job: Job) -> None:
-        # What the load imports would be part of its time.
+        # Imported here, since imports during the load would count towards its time.
         from pytest_llmload.worker.parallel import sharded_model
 
         assert sharded_model

@@ -1,4 +1,4 @@
-"""transformers' own tensor parallel: one process a rank."""
+"""transformers' own tensor parallelism: one process for each rank."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class TpPlan(Strategy):
     """``from_pretrained`` in ``world_size`` processes, each of which reads its part of the checkpoint only.
 
-    By the plan that transformers keeps for the architecture; torch elastic starts the processes, over NCCL on GPUs and
-    gloo on the CPU.
+    transformers' plan for the architecture says how weights are split. torch elastic starts the processes, which
+    communicate over NCCL on GPUs and over gloo on the CPU.
     """
 
     name = "tp_plan"
@@ -29,7 +29,7 @@ class TpPlan(Strategy):
         return unheeded(spec, "device_map", "max_memory")
 
     def context(self, job: Job) -> None:
-        # rank_shards too: what the load imports would be part of its time.
+        # rank_shards too is imported here, since imports during the load would count towards its time.
         from pytest_llmload.worker.parallel import rank_shards, world
 
         assert rank_shards
@@ -41,7 +41,7 @@ class TpPlan(Strategy):
 
             return {"distributed_config": DistributedConfig(tp_size=job.spec.world_size)}
         except (ImportError, TypeError):
-            # Before 5.x the plan was an argument of its own.
+            # Before transformers 5.x the plan was an argument of its own.
             return {"tp_plan": "auto"}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:

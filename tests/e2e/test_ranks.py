@@ -177,7 +177,7 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(pytester, pro
         "of rank 1's 30 tensors are those of rank 0",
         "apart-x2 was not applied: tiny-llama / apart-x2",
         "not the whole model's output",
-        "init_inference changed nothing: every module is the one that was given to it",
+        "init_inference changed nothing: it replaced none of the model's modules",
         "nothing was quantised to nf4",
         "the model does not run: AttributeError",
     ):
@@ -224,7 +224,7 @@ def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project):
     result = project("--pyargs", "pytest_llmload.suite", "-k", "test_generates and bf16")
     result.assert_outcomes(passed=1)
     for name in ("tensor_parallel", "tp_plan", "deepspeed"):
-        line = f"not loaded by the suite: {name}, on a CPU run only where --llm-strategy={name} asks for it"
+        line = f"not loaded by the suite: {name}, on a CPU run only if --llm-strategy={name} requests it"
         assert line in result.stdout.str()
 
 

@@ -193,7 +193,7 @@ WRONG = [
     ('strategy("auto", target="a:b")', "strategy('auto') has no target: it calls no function of yours"),
     ('strategy("tensor_parallel")\n@pytest.mark.quant("nf4")', "package splits dense weights only"),
     ('strategy("deepspeed")\n@pytest.mark.quant("int8")', "init_inference splits dense weights only"),
-    ('strategy("deepspeed", kernel_inject="no")', "deepspeed: kernel_inject='no': True or False"),
+    ('strategy("deepspeed", kernel_inject="no")', "kernel_inject='no' is not a boolean; write True or False"),
     ('strategy("auto", hook=print)', "cannot go to the load's process"),
     ('strategy("auto")\n@pytest.mark.device_map({"": "disk"})', "strategy('auto') would ignore device_map"),
     ('strategy("max_memory")\n@pytest.mark.device_map({"": 0})', "strategy('max_memory') would ignore device_map"),

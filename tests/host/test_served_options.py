@@ -86,22 +86,22 @@ def test_the_suite_serves_only_where_it_is_asked_to(project):
 
 #: Markers on a served load -> what is said.
 UNTOLD = {
-    "quant('fp4')": "served with quant('fp4'): transformers serve knows bnb-8bit (int8) and bnb-4bit (nf4) only",
+    "quant('fp4')": "served with quant('fp4'): transformers serve supports bnb-8bit (int8) and bnb-4bit (nf4) only",
     "lora()": "served with lora: transformers serve has no option for it; leave it out",
     "device_map({'': 0})": "served with device_map: transformers serve has no option for it",
     "auto_class('AutoModel')": "served with auto_class: transformers serve has no option for it",
     "quant('nf4', compute_dtype='bf16')": "served with compute_dtype: transformers serve has no option for it",
     "device_map('auto')": "contradicting markers: strategy is 'served' by one and 'auto' by another",
     "strategy('served', command='vllm serve {model}')\n@pytest.mark.quant('nf4')": (
-        "served with quant: the server's own command says how it loads (command=)"
+        "served with quant: the server's own command (command=) says how it loads"
     ),
-    "strategy('served', api='grpc')": "served: unknown api='grpc': one of 'openai', 'tgi', 'chat', 'completions'",
+    "strategy('served', api='grpc')": "served: unknown api='grpc'; use one of 'openai', 'tgi', 'chat', 'completions'",
 }
 #: The same with --llm-endpoint.
 FOREIGN = {
-    "quant('nf4')": "served with quant: a running endpoint (--llm-endpoint) is loaded already",
-    "dtype('bf16')": "served with dtype: a running endpoint (--llm-endpoint) is loaded already",
-    "strategy('served', command='x')": "starts a server, and --llm-endpoint names one that runs: not both",
+    "quant('nf4')": "served with quant: a running endpoint (--llm-endpoint) has already loaded its model",
+    "dtype('bf16')": "served with dtype: a running endpoint (--llm-endpoint) has already loaded its model",
+    "strategy('served', command='x')": "--llm-endpoint names one that is running; use only one of them",
 }
 
 

@@ -58,7 +58,7 @@ def test_the_suite_loads_what_fits_the_device_and_says_what_not() -> None:
     loads = suite_loads(_state())
     assert {"quant": "nf4", "double_quant": True} in loads.fields
     assert loads.left_out["loader"] == "only with --llm-loader"
-    assert loads.left_out["tp_plan"] == "on a CPU run only where --llm-strategy=tp_plan asks for it"
+    assert loads.left_out["tp_plan"] == "on a CPU run only if --llm-strategy=tp_plan requests it"
     assert {"strategy": "loader", "target": "a:b"} in suite_loads(_state(loader="a:b")).fields
     assert {"strategy": "served"} in suite_loads(_state(endpoint="http://h")).fields
     assert suite_loads(_state(strategies=["tp_plan"])).fields[0]["strategy"] == "tp_plan"

@@ -206,7 +206,7 @@ def test_in_a_container_the_figure_is_unavailable_and_the_ledger_goes_by_differe
     allocator.count = 1
     pid = os.getpid() + 1 if figure else os.getpid()
     result = drive(Driver(gpu_job(1)), nvml, allocator, pid, figure)
-    reason = "another PID namespace" if figure else "no figure for this process"
+    reason = "different PID namespace" if figure else "no figure for this process"
     assert reason in result.unavailable["gpu.process"]
     assert reason in result.unavailable["gpu.context"]
     assert "gpu.process" not in result.metrics
@@ -220,7 +220,7 @@ def test_no_ledger_by_difference_where_others_use_the_gpu(nvml: Nvml, allocator:
     nvml.processes[GPUS[0].uuid].append((1, 7 * MIB))
     result = drive(Driver(gpu_job(1)), nvml, allocator, os.getpid() + 1)
     assert result.ledger == []
-    assert any("others use it" in note for note in result.notes)
+    assert any("other processes use it" in note for note in result.notes)
 
 
 def test_a_number_that_only_looks_like_ours_is_not_believed(nvml: Nvml, allocator: Allocator) -> None:

@@ -111,7 +111,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         assert said["text"] == generate(loaded, "Hello", 8)["text"]
         assert len(said["tokens"]) == 8
         refused = served.ask({"kind": "run"})
-        assert "llm.generate() asks it" in refused["error"]["message"]
+        assert "use llm.generate()" in refused["error"]["message"]
         assert served._server is not None
         pids = tree(served._server.pid)
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]

@@ -1,1 +1,1 @@
-"""Who allocated it: a load that is repeated with every allocation recorded, for a gate that is red."""
+"""Find the code that allocated memory: a failed gate's load is repeated with every allocation recorded."""

@@ -9,18 +9,18 @@ import torch
 from pytest_llmload.probes.allocations.sites import Frame, site
 from pytest_llmload.probes.allocations.timeline import Held, Timeline
 
-#: Events that are kept: a load has some hundred thousand, each of some hundred bytes.
+#: The most events that are kept; a load has some hundred thousand, each of some hundred bytes.
 _EVENTS = 1_000_000
 
 
 def start() -> None:
-    """Forget what was recorded and record from now on."""
+    """Start recording; drop earlier records."""
     torch.cuda.memory._record_memory_history(None)
     torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=_EVENTS)
 
 
 def timelines() -> dict[int, Timeline]:
-    """Return what was recorded of each GPU, and record no more."""
+    """Stop recording, and return the timeline of each GPU by its index."""
     for gpu in range(torch.cuda.device_count()):
         torch.cuda.synchronize(gpu)
     snapshot = torch.cuda.memory._snapshot()

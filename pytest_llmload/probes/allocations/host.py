@@ -19,23 +19,23 @@ from pytest_llmload.probes.allocations.sites import Frame, site, stack
 from pytest_llmload.probes.allocations.timeline import Held, Timeline
 from pytest_llmload.probes.other_tensors import holder
 
-#: Bytes of a block that is looked at; a load has very many smaller ones.
+#: Bytes of the smallest block that is recorded; a load has very many smaller ones.
 LEAST = 16 << 10
-#: Bytes of a line's allocations by Python and numpy that is told.
+#: Fewest bytes, allocated on one line by Python and numpy, that are reported.
 _WORTH = 64 << 10
-#: Frames that tracemalloc keeps of each allocation, and by how many bytes its peak must grow to be looked at again.
+#: Frames that tracemalloc keeps of each allocation, and the bytes that its peak must grow by for another snapshot.
 _FRAMES, _STEP = 16, 4 << 20
-#: Where numpy's allocations stand apart (numpy.lib.tracemalloc_domain).
+#: The tracemalloc domain of numpy's allocations (numpy.lib.tracemalloc_domain).
 _NUMPY = 389047
-#: Seconds between two looks at what Python and numpy hold.
+#: Seconds between two samples of the memory that Python and numpy hold.
 _PERIOD = 0.002
 
 
 class TorchRecorder:
-    """Every storage that an operator returns, in any thread that starts while this records.
+    """Records every storage that an operator returns, in each thread that starts during the recording.
 
-    ``TorchDispatchMode`` sees operators of one thread; transformers loads in threads of a pool. A storage is released
-    when its last tensor is, which a weak reference tells.
+    ``TorchDispatchMode`` sees the operators of one thread, and transformers loads in the threads of a pool. A storage
+    is released when its last tensor is, which a weak reference reports.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class TorchRecorder:
         self._mode.__enter__()
 
     def stop(self) -> None:
-        """Record no more. May be called twice."""
+        """Stop recording. May be called twice."""
         if self._mode is not None:
             self._mode.__exit__(None, None, None)
             threading.Thread.run = self._run  # type: ignore[method-assign]
@@ -96,17 +96,17 @@ class _Mode(TorchDispatchMode):  # type: ignore[misc]
 
 
 class PythonRecorder:
-    """What Python and numpy hold at their highest and at the end, by tracemalloc; a thread looks for the highest."""
+    """Records what Python and numpy hold at their peak and at the end, by tracemalloc; a thread finds the peak."""
 
     def __init__(self) -> None:
         self.peak: list[Held] = []
         self.kept: list[Held] = []
-        #: Line that allocated arrays that are still held -> who holds one of them.
+        #: Line that allocated arrays that are still alive -> what holds one of them.
         self.holders: dict[str, str] = {}
         self._highest = _STEP
         self._peak: tracemalloc.Snapshot | None = None
         self._over = threading.Event()
-        # tracemalloc tells the highest figure, and nothing of who held it then.
+        # tracemalloc knows its highest total, but not which lines held it then.
         self._thread = threading.Thread(target=self._look, name="llmload-allocations", daemon=True)
         self._is_ours = not tracemalloc.is_tracing()
 
@@ -123,7 +123,7 @@ class PythonRecorder:
                 self._highest = held
 
     def stop(self) -> None:
-        """Record no more. May be called twice, and where recording was never started."""
+        """Stop recording. May be called twice, and also if recording was never started."""
         if self._over.is_set() or not self._thread.is_alive():
             return
         self._over.set()
@@ -135,23 +135,23 @@ class PythonRecorder:
         if self._is_ours:
             tracemalloc.stop()
         kept = {block.site for block in self.kept}
-        # What stays is named once, as kept.
+        # Memory that stays is reported once, as kept.
         self.peak = [block for block in _large(self._peak) if block.site not in kept] if self._peak else []
 
 
 def _large(snapshot: tracemalloc.Snapshot) -> list[Held]:
-    """Return the lines of a snapshot that hold much."""
+    """Return the blocks of a snapshot whose line holds at least ``_WORTH`` bytes."""
     own = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, tracemalloc.__file__)))
     return [Held(found.size, _line(found.traceback)) for found in own.statistics("traceback") if found.size >= _WORTH]
 
 
 def _line(traceback: tracemalloc.Traceback) -> str:
-    # tracemalloc has the innermost call last, and no functions' names.
+    # tracemalloc lists the innermost call last, and does not know the functions' names.
     return site(Frame(each.filename, each.lineno, "") for each in reversed(traceback))
 
 
 def _array_holders(sites: set[str]) -> dict[str, str]:
-    """Return who holds the arrays that some lines allocated."""
+    """Return what holds the arrays that ``sites`` allocated, by site."""
     found: dict[str, str] = {}
     # Going through all objects takes seconds.
     for array, container in _arrays() if sites else ():
@@ -163,9 +163,10 @@ def _array_holders(sites: set[str]) -> dict[str, str]:
 
 
 def _arrays() -> list[tuple[Any, Any]]:
-    """Return the large arrays of the process, each with the dict that holds it where the collector lists neither.
+    """Return the large arrays of the process, each with the untracked dict that holds it, or None.
 
-    The garbage collector lists neither arrays nor dicts of nothing else: their owners are asked.
+    The garbage collector lists neither arrays nor dicts that contain only such objects, so that the objects that refer
+    to them are searched.
     """
     ndarray = sys.modules["numpy"].ndarray
     found: list[tuple[Any, Any]] = []

@@ -1,4 +1,4 @@
-"""Who allocated what is held at the peaks, and what is held after the load."""
+"""The lines of code that allocated the memory held at the peaks and after the load."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Lines of a moment and a place that are told, and the fewest bytes of one.
+#: The most lines that are reported for a moment and a place, and the fewest bytes of one.
 _MOST, _LEAST = 8, 256 << 10
 
 
 class Allocations(Probe):
-    """``allocations`` of the result: the lines that allocated what is no part of the model, at each peak and after.
+    """Fills ``allocations`` of the result: the lines that allocated memory outside the model, at each peak and after.
 
-    Its load is repeated only for this, since recording costs time and memory of its own: no figure is taken of it.
+    The load is repeated for this probe alone, since recording costs time and memory: nothing else is measured in it.
     """
 
     partial: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class Allocations(Probe):
 
     def loaded(self, loaded: Loaded) -> None:
         self._torch.stop()
-        # What existed before the load is frozen, and would not be listed as a holder.
+        # Objects from before the load are frozen, and would not be listed as holders.
         gc.unfreeze()
         self._python.stop()
         ours = set(loaded.inventory.storages())
@@ -49,7 +49,7 @@ class Allocations(Probe):
             others = {key: block for key, block in timeline.at_end().items() if (device, key) not in ours}
             held_by = _holders(device, others) | (self._python.holders if place == "host" else {})
             self._add(KEPT, place, [*others.values(), *(self._python.kept if place == "host" else ())], held_by)
-            # The model's own weights are held at the peak as well, and are not what is looked for.
+            # The model's own weights are held at the peak as well, and are not reported.
             at_peak = [
                 block for key, block in timeline.at_peak().items() if (device, key) not in ours and key not in others
             ]
@@ -88,12 +88,12 @@ class Allocations(Probe):
 
 
 def _holders(device: str, blocks: Mapping[int, Held]) -> dict[str, str]:
-    """Return who holds what each line allocated, as far as tensors that Python knows are concerned."""
+    """Return, by site, what holds the tensors that it allocated, as far as Python knows them."""
     found: dict[str, str] = {}
     for tensor in live_tensors():
         for key, _ in storages(tensor):
             block = blocks.get(key[1]) if key[0] == device else None
-            # Each search goes through all objects: one for each line.
+            # Each search goes through all objects, so that one tensor of each line is searched for.
             if block is not None and block.bytes >= _LEAST and block.site not in found:
                 found[block.site] = holder(tensor)
     return found

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-#: Frames of a stack that are looked at.
+#: The most frames of a stack that are read.
 DEPTH = 64
-#: Whose lines say nothing: what allocates on behalf of the code that is looked for, and this package itself.
+#: Packages whose lines are skipped: they allocate on behalf of the code to report, or belong to this package.
 _INTERNAL = ("torch", "numpy", "pytest_llmload/process", "pytest_llmload/probes", "pytest_llmload/worker/model")
 _PACKAGES = ("/site-packages/", "/dist-packages/")
-#: Where Python's own library lies: a thread of a pool begins there, and so does an import.
+#: The folder of Python's own library: a thread of a pool begins there, and so does an import.
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 
@@ -25,7 +25,7 @@ class Frame(NamedTuple):
 
     file: str
     line: int
-    #: Empty where only the line is known.
+    #: Empty if only the line is known.
     function: str
 
 
@@ -60,14 +60,14 @@ def _text(frame: Frame) -> str:
 
 
 def _function(file: str, line: int) -> str:
-    """Return the function that a line of a file is in; empty where none is known."""
+    """Return the function that contains a line of a file; empty if there is none or the file cannot be read."""
     around = [(first, name) for first, last, name in _functions(file) if first <= line <= last]
     return max(around)[1] if around else ""
 
 
 @cache
 def _functions(file: str) -> tuple[tuple[int, int, str], ...]:
-    """Return the first and last line and the name of each function of a file; none where it cannot be read."""
+    """Return the first and last line and the name of each function of a file; none if it cannot be read."""
     try:
         tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -78,7 +78,7 @@ def _functions(file: str) -> tuple[tuple[int, int, str], ...]:
 
 @cache
 def short(file: str) -> str:
-    """Return a file's path from its package on, else with its folder: where it lies is this machine's business."""
+    """Return a file's path from its package on, else its name with its folder, so that no path of the machine shows."""
     for packages in _PACKAGES:
         _, installed, rest = file.rpartition(packages)
         if installed:

@@ -1,4 +1,4 @@
-"""Allocations and releases in their order, and which of them were held when most was."""
+"""Allocations and releases in their order, and the blocks that were held at the peak."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Held(NamedTuple):
 
 
 class Timeline:
-    """What was allocated since a moment; blocks are known by their addresses."""
+    """The allocations and releases since a moment; blocks are identified by their addresses."""
 
     def __init__(self) -> None:
-        #: Address and block of an allocation; None instead of the block where it was released.
+        #: Address and block of an allocation; address and None of a release.
         self._events: list[tuple[int, Held | None]] = []
 
     def allocated(self, address: int, block: Held) -> None:
@@ -28,16 +28,16 @@ class Timeline:
         self._events.append((address, None))
 
     def at_peak(self) -> dict[int, Held]:
-        """Return the blocks that were held when their sum was highest."""
+        """Return the blocks that were held when their sum was highest, by address."""
         peak = self._played()[1]
         return self._played(peak)[0]
 
     def at_end(self) -> dict[int, Held]:
-        """Return the blocks that were not released."""
+        """Return the blocks that were never released, by address."""
         return self._played()[0]
 
     def _played(self, until: int | None = None) -> tuple[dict[int, Held], int]:
-        """Return the blocks held after some events, and after how many events most was held."""
+        """Return the blocks held after the first ``until`` events, and the number of events at the peak."""
         held: dict[int, Held] = {}
         total = highest = peak = 0
         for number, (address, block) in enumerate(list(self._events)[:until], start=1):
@@ -52,7 +52,7 @@ class Timeline:
 
 
 def by_site(blocks: Iterable[Held], most: int, least: int) -> Mapping[str, int]:
-    """Return the lines with the most bytes, largest first; those under ``least`` bytes are left out."""
+    """Return the ``most`` sites with the most bytes, largest first; those under ``least`` bytes are left out."""
     sums: dict[str, int] = defaultdict(int)
     for block in blocks:
         sums[block.site] += block.bytes
