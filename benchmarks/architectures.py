@@ -16,7 +16,6 @@ import gc
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -258,4 +257,4 @@ def _preload() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

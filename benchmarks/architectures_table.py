@@ -92,7 +92,7 @@ def _short(found: dict[str, Any]) -> str:
         return f"{share} %"
     if any(text.startswith("nothing was quantised") for text in texts):
         return "nothing"
-    return problems[0][0] if problems else found["verdict"]
+    return str(problems[0][0] if problems else found["verdict"])
 
 
 def _reason(problem: list[Any]) -> str:

@@ -11,12 +11,13 @@ import json
 import re
 import sys
 import time
+from typing import Any
 
 import torch
 import transformers
 
 
-def main(path: str, options: dict) -> None:
+def main(path: str, options: dict[str, Any]) -> None:
     kwargs = {"device_map": {"": 0}, "dtype": "auto"}
     if options.get("dtype"):
         kwargs["dtype"] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options["dtype"]]

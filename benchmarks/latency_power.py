@@ -114,7 +114,7 @@ class _Gate:
         return verdict, count
 
 
-RULES = (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate())
+RULES: tuple[_Usual | _Gate, ...] = (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate())
 
 
 def _slower(timing: Timing, factor: float) -> Timing:
@@ -138,7 +138,9 @@ def _drawing(sessions: list[list[LoadResult]], seed: str) -> Callable[[], tuple[
 
 
 def _row(label: str, metric: str, rule: Any, sessions: list[list[LoadResult]], comparisons: int) -> str:
-    rates, undecided, used, seconds = [], Counter[float](), 0, 0.0
+    rates: list[str] = []
+    undecided: dict[float, float] = {}
+    used, seconds = 0, 0.0
     for factor in FACTORS:
         draw = _drawing(sessions, f"{label} {metric} {factor}")
         verdicts = Counter[str]()

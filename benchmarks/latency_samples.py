@@ -19,7 +19,7 @@ from typing import Any
 
 from workers import Workers
 
-from pytest_llmload.core.job import LOADING, TIMES, WORK, Scope
+from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
@@ -32,6 +32,7 @@ def main() -> int:
     options = _arguments()
     begin = time.monotonic()
     results: list[LoadResult] = []
+    counts: dict[Scope, int] = {LOADING: options.loads, TIMES: options.processes, COUNTING: options.work}
     with (
         tempfile.TemporaryDirectory(prefix="latency-samples-") as folder,
         Workers(
@@ -44,7 +45,7 @@ def main() -> int:
             cache_dir=options.cache_dir,
         ) as workers,
     ):
-        for index, scope in enumerate(_in_turn({LOADING: options.loads, TIMES: options.processes, WORK: options.work})):
+        for index, scope in enumerate(_in_turn(counts)):
             if options.limit and time.monotonic() - begin > options.limit:
                 print(f"stopped after {index} processes: {options.limit:g} s are over", flush=True)
                 break

@@ -41,7 +41,7 @@ MODELS = {"moe-128m": 32, "llama-1b": 8, "llama-7b": 32}
 #: The models of a plain run, on two CPU cores.
 SMALL = ("moe-128m", "llama-1b")
 #: What a memory gate compares: variants of the ready-made suite, and the loads of the bare script.
-STRATEGIES = {
+STRATEGIES: dict[str, dict[str, object]] = {
     "fp16": {"dtype": "float16"},
     "bf16": {"dtype": "bfloat16"},
     "int8": {"load_in_8bit": True},

@@ -119,8 +119,9 @@ def _fixtures(module: str) -> Iterator[tuple[str, str, str]]:
     found = importlib.util.find_spec(module)
     assert found is not None
     assert found.origin is not None
-    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
-        for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+    body = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
+    for node in (node for node in body if isinstance(node, ast.FunctionDef)):
+        for decorator in node.decorator_list:
             text = ast.unparse(decorator)
             if text.startswith("pytest.fixture"):
                 scope = re.search(r"scope='(\w+)'", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,18 +16,20 @@ TEST = "def test_a(llm): pass"
 
 
 @pytest.fixture
-def model(tmp_path, checkpoint_cache) -> Path:
+def model(tmp_path: Path, checkpoint_cache: Path) -> Path:
     """A copy of a small checkpoint, to be damaged."""
     copy = tmp_path / "model"
     shutil.copytree(resolve("random:tiny-llama", checkpoint_cache).path, copy)
     return copy
 
 
-def run(project, model):
+def run(project: Callable[..., pytest.RunResult], model: Path | str) -> pytest.RunResult:
     return project(f"--llm-model=broken={model}", "--llm-device=cpu", "--llm-workload=1x16+4", fast=False)
 
 
-def test_a_truncated_file_is_a_failure_that_names_it(pytester, project, model):
+def test_a_truncated_file_is_a_failure_that_names_it(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], model: Path
+) -> None:
     pytester.makepyfile(TEST)
     weights = next(model.glob("*.safetensors"))
     with weights.open("rb+") as file:
@@ -39,7 +42,9 @@ def test_a_truncated_file_is_a_failure_that_names_it(pytester, project, model):
     assert "Traceback" not in text
 
 
-def test_a_corrupt_file_is_a_failure_that_names_it(pytester, project, model):
+def test_a_corrupt_file_is_a_failure_that_names_it(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], model: Path
+) -> None:
     pytester.makepyfile(TEST)
     weights = next(model.glob("*.safetensors"))
     weights.write_bytes(b"\xff" * 64 + weights.read_bytes()[64:])
@@ -49,8 +54,8 @@ def test_a_corrupt_file_is_a_failure_that_names_it(pytester, project, model):
 
 
 def test_a_folder_that_is_no_model_is_a_failure_and_a_hub_without_network_an_error(
-    pytester, project, model, monkeypatch
-):
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytester.makepyfile(TEST)
     (model / "config.json").unlink()
     result = run(project, model)
@@ -70,7 +75,9 @@ def test_a_folder_that_is_no_model_is_a_failure_and_a_hub_without_network_an_err
 
 
 @pytest.mark.skipif(version("transformers").startswith("4."), reason="transformers 5 fuses experts")
-def test_the_experts_of_a_mixture_stay_dense_and_the_failure_says_so(pytester, project):
+def test_the_experts_of_a_mixture_stay_dense_and_the_failure_says_so(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """The story that this plugin was born from, with today's libraries."""
     pytester.makepyfile(
         """

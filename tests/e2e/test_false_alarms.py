@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 
-def test_twenty_clean_runs_in_a_row(pytester, project):
+import pytest
+
+
+def test_twenty_clean_runs_in_a_row(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         import pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def first_lines(result: pytest.RunResult, count: int = 3) -> str:
     return "\n".join(lines[start + 1 : start + 1 + count])
 
 
-def test_record_gate_tamper_update(pytester, project, baseline):
+def test_record_gate_tamper_update(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
+) -> None:
     """The whole life of a baseline."""
     pytester.makepyfile(MEMORY)
 
@@ -101,7 +104,9 @@ def test_record_gate_tamper_update(pytester, project, baseline):
     project("--llm-strict").assert_outcomes(failed=1)
 
 
-def test_a_dropped_double_quantisation_is_caught_and_explained(pytester, project):
+def test_a_dropped_double_quantisation_is_caught_and_explained(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """In a user's own loader: nothing is asked for there that could be found missing, only the baseline knows."""
     pytester.makepyfile(
         serving="""
@@ -141,7 +146,9 @@ def test_a_dropped_double_quantisation_is_caught_and_explained(pytester, project
     assert "was not applied" in first_lines(result)
 
 
-def test_another_workload_is_incomparable_and_says_so(pytester, project, baseline):
+def test_another_workload_is_incomparable_and_says_so(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
+) -> None:
     pytester.makepyfile(MEMORY)
     project("--llm-update-baselines").assert_outcomes(passed=1)
     result = project("--llm-workload=2x16+4")
@@ -163,7 +170,9 @@ def test_another_workload_is_incomparable_and_says_so(pytester, project, baselin
         ("[]", "nf4.json"),
     ],
 )
-def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(pytester, project, baseline, content, message):
+def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path, content: str, message: str
+) -> None:
     pytester.makepyfile(MEMORY)
     baseline.parent.mkdir(parents=True)
     baseline.write_text(content)
@@ -175,7 +184,9 @@ def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(pytester, proje
     assert baseline.read_text() == content, "nothing is lost"
 
 
-def test_a_baseline_of_another_spec_is_refused(pytester, project, baseline):
+def test_a_baseline_of_another_spec_is_refused(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
+) -> None:
     pytester.makepyfile(MEMORY)
     project("--llm-update-baselines").assert_outcomes(passed=1)
     baseline.write_text(baseline.read_text().replace('"quant": "nf4"', '"quant": "fp4"'))
@@ -184,7 +195,9 @@ def test_a_baseline_of_another_spec_is_refused(pytester, project, baseline):
     assert "incomparable" in first_lines(result)
 
 
-def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project, baseline):
+def test_stale_baselines_are_listed_and_an_error_under_strict(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
+) -> None:
     pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
     pytester.makepyfile(MEMORY.replace('"nf4"', '"nf4", "none"'))
     project("--llm-update-baselines").assert_outcomes(passed=2)
@@ -208,7 +221,9 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(pytester, project,
     assert baseline.exists()
 
 
-def test_what_a_test_checks_it_owns_however_it_came_by_it(pytester, project):
+def test_what_a_test_checks_it_owns_however_it_came_by_it(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
     pytester.makepyfile(
         """
@@ -222,7 +237,9 @@ def test_what_a_test_checks_it_owns_however_it_came_by_it(pytester, project):
     assert [run["verdict"] for run in report["runs"]] == ["recorded", "recorded"]
 
 
-def test_a_recording_whose_repeat_fails_says_that_it_was_the_repeat(pytester, project, baseline):
+def test_a_recording_whose_repeat_fails_says_that_it_was_the_repeat(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
+) -> None:
     pytester.makepyfile(
         serving="""
         import pathlib, transformers
@@ -245,7 +262,9 @@ def test_a_recording_whose_repeat_fails_says_that_it_was_the_repeat(pytester, pr
     assert not baseline.parent.exists()
 
 
-def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):
+def test_a_run_in_which_nothing_was_measured_is_an_error(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -264,7 +283,7 @@ def test_a_run_in_which_nothing_was_measured_is_an_error(pytester, project):
     assert "needs 2 GPUs" in required.stdout.str()
 
 
-def test_limits_need_no_baseline(pytester, project):
+def test_limits_need_no_baseline(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -304,7 +323,9 @@ def test_limits_need_no_baseline(pytester, project):
     project("--llm-strict", "-k", "no_gpu").assert_outcomes(failed=1, deselected=5)
 
 
-def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, project):
+def test_inline_gates_nothing_records_nothing_and_has_the_model(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         def test_a(llm, memory_baseline):
@@ -321,7 +342,9 @@ def test_inline_gates_nothing_records_nothing_and_has_the_model(pytester, projec
     assert "the model lives in a process of its own" in result.stdout.str()
 
 
-def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(pytester, project):
+def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         def test_typo(llm, memory_baseline): memory_baseline.check(llm, metrics=["typo"])
@@ -349,7 +372,9 @@ def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(
     assert "inline: loads lived in the pytest process, nothing was gated or recorded" in notes
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(pytester, project):
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         def test_a(llm, memory_baseline): memory_baseline.check(llm)
@@ -366,7 +391,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(p
     assert json.loads((pytester.path / "run.json").read_text())["runs"][0]["load"] == ""
 
 
-def test_a_report_that_cannot_be_written_is_an_error_of_the_run(pytester, project):
+def test_a_report_that_cannot_be_written_is_an_error_of_the_run(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         conftest="def pytest_llmload_load_finished(config, result): result.phase_peaks['mine'] = {'gpu.0': set()}",
         test_it="def test_a(llm): pass",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_a_slowdown_is_caught_and_explained(pytester, project):
+def test_a_slowdown_is_caught_and_explained(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """A key-value cache switched off, attention falling back to eager, weights read more than once."""
     pytester.makepyfile(
         no_cache=(PLANTED / "no_cache.py").read_text(),
@@ -87,7 +90,9 @@ def test_a_slowdown_is_caught_and_explained(pytester, project):
     assert BASELINE.read_bytes() == before
 
 
-def test_what_there_is_nothing_to_compare_with(pytester, project):
+def test_what_there_is_nothing_to_compare_with(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """Another kind of host, and budgets relative to a baseline: said, and a failure under strict only."""
     pytester.makepyfile(
         test_record="def test_times(llm, latency_baseline): latency_baseline.check(llm)",
@@ -127,7 +132,7 @@ def test_what_there_is_nothing_to_compare_with(pytester, project):
     )
 
 
-def test_a_wrong_budget_is_a_usage_error(pytester, project):
+def test_a_wrong_budget_is_a_usage_error(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -140,7 +145,7 @@ def test_a_wrong_budget_is_a_usage_error(pytester, project):
     result.stderr.fnmatch_lines(["*'10%' is not a time: write a number and one of*"])
 
 
-def test_the_page_cache_is_as_asked(pytester, project):
+def test_the_page_cache_is_as_asked(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         def test_a(llm):
@@ -168,7 +173,9 @@ BENCHMARK = """
 """
 
 
-def test_benchmarks_are_timed_where_the_model_lives(pytester, project):
+def test_benchmarks_are_timed_where_the_model_lives(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(BENCHMARK)
     first = project("--benchmark-json=first.json", "--benchmark-save=first")
     first.assert_outcomes(passed=1)
@@ -186,7 +193,9 @@ def test_benchmarks_are_timed_where_the_model_lives(pytester, project):
     assert "(0001_first)" in text
 
 
-def test_without_pytest_benchmark_its_fixture_skips(pytester, project):
+def test_without_pytest_benchmark_its_fixture_skips(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile("def test_a(llm_benchmark): llm_benchmark(print)")
     result = project("-p", "no:benchmark", "-rs")
     result.assert_outcomes(skipped=1)

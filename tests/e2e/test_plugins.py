@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -40,7 +41,7 @@ def loads(pytester: pytest.Pytester) -> list[str]:
     return lines
 
 
-def test_one_load_per_spec_under_any_order(pytester, project):
+def test_one_load_per_spec_under_any_order(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(**TWO_FILES)
     project().assert_outcomes(passed=7)
     assert sorted(loads(pytester)) == ["bf16", "fp16", "fp32"]
@@ -48,7 +49,9 @@ def test_one_load_per_spec_under_any_order(pytester, project):
     assert sorted(loads(pytester)) == ["bf16", "fp16", "fp32"]
 
 
-def test_a_worker_that_crashes_costs_one_test_and_the_run_ends(pytester, project):
+def test_a_worker_that_crashes_costs_one_test_and_the_run_ends(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """A worker waits for its next test before it runs one, so a scheduler that forgets to say more hangs for ever."""
     pytester.makepyfile(
         test_it="""
@@ -84,7 +87,9 @@ def test_a_worker_that_crashes_costs_one_test_and_the_run_ends(pytester, project
 
 
 @pytest.mark.parametrize("arguments", [("-p", "randomly"), ("--ff",), ("--nf",), ("-n", "2", "--dist", "load")])
-def test_orderings_keep_the_loads_together(pytester, project, arguments):
+def test_orderings_keep_the_loads_together(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], arguments: tuple[str, ...]
+) -> None:
     files = {**TWO_FILES, "test_two": TWO_FILES["test_two"].rstrip() + "\n        def test_fails(llm): assert False\n"}
     pytester.makepyfile(**files)
     project("-k", "test_fails or test_d").assert_outcomes(passed=1, failed=1, deselected=6)
@@ -98,7 +103,9 @@ def test_orderings_keep_the_loads_together(pytester, project, arguments):
     assert sorted(loads(pytester)) == ["None", "bf16", "fp16", "fp32"]
 
 
-def test_selection_loads_only_what_is_needed(pytester, project):
+def test_selection_loads_only_what_is_needed(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(**TWO_FILES)
     project("-k", "fp32").assert_outcomes(passed=2, deselected=5)
     assert loads(pytester) == ["fp32"]
@@ -113,7 +120,9 @@ def test_selection_loads_only_what_is_needed(pytester, project):
     assert loads(pytester) == ["None"]
 
 
-def test_collecting_only_loads_nothing_and_imports_nothing_heavy(pytester, project):
+def test_collecting_only_loads_nothing_and_imports_nothing_heavy(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(**TWO_FILES)
     pytester.makeconftest(
         """
@@ -128,7 +137,7 @@ def test_collecting_only_loads_nothing_and_imports_nothing_heavy(pytester, proje
     assert result.duration < 10
 
 
-def test_a_strange_run_is_left_alone(pytester, project):
+def test_a_strange_run_is_left_alone(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     """No option, no fixture, no marker of ours: nothing of ours is imported beyond the entry module's needs."""
     pytester.makepyfile("def test_a(): pass")
     pytester.makeconftest(
@@ -167,7 +176,7 @@ def test_a_strange_run_is_left_alone(pytester, project):
     assert "heavy: []" in text
 
 
-def test_switched_off_and_strict(pytester, project):
+def test_switched_off_and_strict(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile("def test_a(): pass")
     project("-p", "no:llmload", fast=False, cached=False).assert_outcomes(passed=1)
     pytester.makepyfile(**TWO_FILES)
@@ -179,7 +188,9 @@ def test_switched_off_and_strict(pytester, project):
     result.assert_outcomes(passed=1, deselected=7)
 
 
-def test_the_same_verdicts_under_xdist_and_one_report(pytester, project):
+def test_the_same_verdicts_under_xdist_and_one_report(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     import json
 
     pytester.makepyfile(
@@ -210,7 +221,9 @@ def test_the_same_verdicts_under_xdist_and_one_report(pytester, project):
     assert "is not a workload" in usage.stderr.str() + usage.stdout.str()
 
 
-def test_a_load_in_two_workers_is_one_run_with_all_that_was_said(pytester, project):
+def test_a_load_in_two_workers_is_one_run_with_all_that_was_said(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     import json
 
     pytester.makepyfile(
@@ -232,7 +245,9 @@ def test_a_load_in_two_workers_is_one_run_with_all_that_was_said(pytester, proje
     result.stdout.fnmatch_lines(["*not loaded by the suite: *"])
 
 
-def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(pytester, project):
+def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\npython_files = check_*.py\n")
     result = project("--pyargs", "pytest_llmload.suite", "--llm-strategy=bf16", "--collect-only", "-q")
     assert "test_memory[tiny-llama-bf16]" in result.stdout.str()
@@ -242,7 +257,9 @@ def test_the_suite_is_collected_whatever_the_ini_says_and_by_star_import(pyteste
     assert len(list(pytester.path.glob("baselines/tiny-llama/*/nf4*.json"))) == 2
 
 
-def test_user_hooks_register_strategies_and_rename_devices(pytester, project):
+def test_user_hooks_register_strategies_and_rename_devices(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         ours="""
         from pytest_llmload.strategies import Strategy

@@ -8,6 +8,7 @@ import select
 import signal
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
 from pytest_llmload.host.loads import processes
-from pytest_llmload.host.loads.processes import Server
+from pytest_llmload.host.loads.processes import LoadProcess, Server
 from pytest_llmload.system.scratch import LOGS, Scratch
 
 
-def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, project):
+def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         loaders="""
         import os, signal, sys, threading
@@ -104,7 +107,9 @@ def test_four_ways_to_fail_are_four_failures_and_the_next_test_runs(pytester, pr
         assert piece in text, piece
 
 
-def test_calls_travel_and_their_errors_come_back(pytester, project):
+def test_calls_travel_and_their_errors_come_back(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         helper="def count(model, tokenizer, kind): return sum(kind in name for name, _ in model.named_parameters())",
         test_it="""
@@ -164,7 +169,9 @@ def test_calls_travel_and_their_errors_come_back(pytester, project):
     project().assert_outcomes(passed=8)
 
 
-def test_a_failure_in_the_loads_process_says_where_the_test_was(pytester, project):
+def test_a_failure_in_the_loads_process_says_where_the_test_was(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import os
@@ -185,7 +192,9 @@ def test_a_failure_in_the_loads_process_says_where_the_test_was(pytester, projec
     assert places == ["8: in test_odd", "7: in called", "10: in test_killed", "7: in called"]
 
 
-def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, project):
+def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -212,7 +221,9 @@ def test_a_changed_model_is_not_handed_on_and_figures_are_frozen(pytester, proje
     project().assert_outcomes(passed=3)
 
 
-def test_monkeypatched_environment_reaches_the_load(pytester, project):
+def test_monkeypatched_environment_reaches_the_load(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import os
@@ -230,7 +241,13 @@ def test_monkeypatched_environment_reaches_the_load(pytester, project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, monkeypatch):
+def test_nothing_outlives_pytest(
+    pytester: pytest.Pytester,
+    checkpoint_cache: Path,
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Killed while a load hangs in a C call: server, load and what the load started are gone, and the logs in time."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -260,7 +277,9 @@ def test_nothing_outlives_pytest(pytester, checkpoint_cache, number, tmp_path, m
     assert list(tmp_path.glob("pytest-llmload-*")) == []
 
 
-def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monkeypatch):
+def test_a_server_that_may_not_fork_is_replaced_and_said(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thread in the server makes forking unsafe: the next load starts with exec, and the summary says why."""
     pytester.makepyfile(
         sitecustomize="""
@@ -281,7 +300,7 @@ def test_a_server_that_may_not_fork_is_replaced_and_said(pytester, project, monk
     assert "loads started without the warm server: it runs 2 threads, 1 after its imports" in result.stdout.str()
 
 
-def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path):
+def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     server = Server(tmp_path / "server.log", environment)
@@ -293,7 +312,7 @@ def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path):
 
 
 @pytest.mark.parametrize("own_session", [False, True])
-def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
+def test_a_load_has_ended_when_all_that_it_started_has(tmp_path: Path, own_session: bool) -> None:
     """A killed process holds its GPU until the kernel is through with it, here with giving back its memory."""
     (tmp_path / "leaver.py").write_text(
         textwrap.dedent(
@@ -323,6 +342,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
     try:
         server.warm_up(["leaver"], None)
         load = server.fork(tmp_path / "load.log")
+        assert isinstance(load, LoadProcess)
         pids = load.request({"kind": "run", "own": own_session}, 60.0)["pids"]
         load.close()
         assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
@@ -330,7 +350,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path, own_session):
         server.close()
 
 
-def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
+def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     server.warm_up(["torch"], None)
@@ -342,7 +362,9 @@ def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path):
         server.close()
 
 
-def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "_GRACE", 10.0)
     (tmp_path / "slow.py").write_text(
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nprint('here')\nsignal.pause()\n"
@@ -359,7 +381,7 @@ def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(tmp_path, mo
     os.close(reader)
 
 
-def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_for_the_next(tmp_path):
+def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_for_the_next(tmp_path: Path) -> None:
     (tmp_path / "killer.py").write_text(
         textwrap.dedent(
             """
@@ -376,6 +398,8 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
     try:
         server.warm_up(["killer"], None)
         load, idle = (server.fork(tmp_path / f"{name}.log") for name in ("load", "idle"))
+        assert isinstance(load, LoadProcess)
+        assert isinstance(idle, LoadProcess)
         with pytest.raises(MachineError, match=r"died \(killed by SIGKILL\), and the load with it in phase"):
             load.request({"kind": "run"}, 60.0)
         assert not load.alive
@@ -388,7 +412,7 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
     assert not idle.alive
 
 
-def test_a_killed_server_is_replaced(pytester, project):
+def test_a_killed_server_is_replaced(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     """By the kernel, say: the load that it was killed under is an error, and all others go on."""
     pytester.makepyfile(
         """
@@ -418,7 +442,9 @@ def test_a_killed_server_is_replaced(pytester, project):
     assert "Closed" not in text
 
 
-def test_what_was_seen_before_memory_ran_out_is_reported(pytester, project):
+def test_what_was_seen_before_memory_ran_out_is_reported(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """A model that loads and does not run: its weights and its time to load are known."""
     pytester.makepyfile(
         loaders="""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
@@ -68,7 +69,9 @@ def pytest_llmload_strategies(config):
 """
 
 
-def test_ranks_load_measure_generate_and_gate(pytester, project):
+def test_ranks_load_measure_generate_and_gate(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import os
@@ -121,7 +124,9 @@ def test_ranks_load_measure_generate_and_gate(pytester, project):
     project("-k", "test_gate").assert_outcomes(passed=1, deselected=4)
 
 
-def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(pytester, project):
+def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         planted=PLANTED,
         conftest=CONFTEST,
@@ -220,7 +225,7 @@ def test_no_rank_listens_to_other_machines(pytester: pytest.Pytester, project: C
     project().assert_outcomes(passed=1)
 
 
-def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project):
+def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project: Callable[..., pytest.RunResult]) -> None:
     result = project("--pyargs", "pytest_llmload.suite", "-k", "test_generates and bf16")
     result.assert_outcomes(passed=1)
     for name in ("tensor_parallel", "tp_plan", "deepspeed"):
@@ -228,7 +233,7 @@ def test_the_suite_leaves_out_what_needs_more_devices_and_says_so(project):
         assert line in result.stdout.str()
 
 
-def test_ranks_need_processes_of_their_own(pytester, project):
+def test_ranks_need_processes_of_their_own(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -245,7 +250,7 @@ def test_ranks_need_processes_of_their_own(pytester, project):
     assert "strategy 'tp_plan' needs processes of its own: not under inline isolation" in result.stdout.str()
 
 
-def test_no_rank_outlives_pytest(pytester, checkpoint_cache):
+def test_no_rank_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path) -> None:
     pytester.makepyfile(
         planted="""
         import os, threading

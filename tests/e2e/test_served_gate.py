@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from family import assert_nothing_outlives
@@ -31,17 +33,19 @@ def started(mode: str, megabytes: int = 8) -> str:
 
 
 @pytest.fixture(autouse=True)
-def script(pytester):
+def script(pytester: pytest.Pytester) -> None:
     """By a relative path: the command is part of the load's name."""
     (pytester.path / "fake_server.py").write_text(FAKE.read_text())
 
 
-def recorded(pytester: pytest.Pytester) -> dict:
+def recorded(pytester: pytest.Pytester) -> dict[str, Any]:
     (file,) = (pytester.path / "baselines").rglob("*.json")
     return {"path": file.relative_to(pytester.path).as_posix(), **json.loads(file.read_text())}
 
 
-def test_transformers_serve_in_the_suite_is_recorded_and_gated(pytester, project):
+def test_transformers_serve_in_the_suite_is_recorded_and_gated(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     suite = ("--pyargs", "pytest_llmload.suite", "--llm-strategy=served")
     project(*suite, "--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=2)
     baseline = recorded(pytester)
@@ -52,7 +56,9 @@ def test_transformers_serve_in_the_suite_is_recorded_and_gated(pytester, project
     project(*suite, "--llm-strict", "--llm-record-repeats=1").assert_outcomes(passed=2)
 
 
-def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(pytester, project):
+def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         test_a=started("openai"),
         test_b="""
@@ -89,7 +95,9 @@ def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(pytester,
     result.stdout.fnmatch_lines(["memory regressed: tiny-llama / served*", "  server.settled * -> *"])
 
 
-def test_how_a_server_failed_is_the_first_line(pytester, project):
+def test_how_a_server_failed_is_the_first_line(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         **{f"test_{mode.replace('+', '_')}": started(mode) for mode in ("crash", "openai+dies", "deaf", "openai+other")}
     )
@@ -111,9 +119,11 @@ def test_how_a_server_failed_is_the_first_line(pytester, project):
         assert piece in text, piece
 
 
-def test_a_running_endpoint_is_gated_by_its_cache(pytester, project):
+def test_a_running_endpoint_is_gated_by_its_cache(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile("def test_memory(llm, memory_baseline): memory_baseline.check(llm)")
-    options = ("--llm-model=prod=org/model", "--llm-workload=1x16+4")
+    options: tuple[str, ...] = ("--llm-model=prod=org/model", "--llm-workload=1x16+4")
     with serving("tgi") as (url, _):
         project(*options, f"--llm-endpoint={url}", "--llm-update-baselines", fast=False).assert_outcomes(passed=1)
         baseline = recorded(pytester)
@@ -135,7 +145,7 @@ def test_a_running_endpoint_is_gated_by_its_cache(pytester, project):
     result.stdout.fnmatch_lines(["*the endpoint cannot be reached: Connection refused (--llm-endpoint)*"])
 
 
-def test_no_server_outlives_pytest(pytester, checkpoint_cache):
+def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path) -> None:
     pytester.makepyfile(
         started("openai").replace(
             "memory_baseline.check(llm)",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_llmload import LoadFailed
 from pytest_llmload.testing import load_once
 
 
-def test_load_once_gives_the_result_and_raises_what_the_load_raised(checkpoint_cache):
+def test_load_once_gives_the_result_and_raises_what_the_load_raised(checkpoint_cache: Path) -> None:
     result = load_once(quant="int8", cache_dir=checkpoint_cache)
     assert result.ok
     assert {row.cls for row in result.manifest} >= {"Linear8bitLt"}

@@ -34,8 +34,8 @@ def test_production(llm, memory_baseline):
 """
 
 
-def read(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+def read(path: Path) -> dict[Any, Any]:
+    loaded: dict[Any, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     return loaded
 
 
@@ -64,7 +64,7 @@ def test_a_fork_gets_no_machine_no_secret_and_no_right_to_write(path: Path) -> N
     assert "pull_request_target" not in text
     assert "secrets." not in text
     # YAML 1.1 reads "on" as true.
-    events = workflow.get("on", workflow.get(True))
+    events = workflow["on"] if "on" in workflow else workflow[True]
     for name, job in workflow["jobs"].items():
         runs_here = "self-hosted" in str(job["runs-on"])
         if "pull_request" in events:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,7 @@ def test_a_gpu_that_another_process_leaves_meanwhile_is_taken(
     used_by: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used_by |= {"GPU-0": ["pid 7"], "GPU-1": ["pid 8"]}
-    monkeypatch.setattr(gpu_leases.time, "sleep", lambda seconds: used_by.pop("GPU-1"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: used_by.pop("GPU-1"))
     held = lease(wait_foreign=60.0)
     assert [gpu.uuid for gpu in held.gpus] == ["GPU-1"]
     held.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +16,9 @@ def collected(result: pytest.RunResult) -> list[str]:
     return [line for line in result.outlines if "::" in line and not line.startswith(("ERROR", "="))]
 
 
-def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
+def test_ids_read_well_and_equal_specs_are_one_load(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -79,7 +82,9 @@ def test_ids_read_well_and_equal_specs_are_one_load(pytester, project):
     )
 
 
-def test_variants_are_told_apart_by_what_they_load(pytester, project):
+def test_variants_are_told_apart_by_what_they_load(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -119,7 +124,9 @@ def test_variants_are_told_apart_by_what_they_load(pytester, project):
     )
 
 
-def test_the_nearest_node_wins_and_different_markers_multiply(pytester, project):
+def test_the_nearest_node_wins_and_different_markers_multiply(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -260,7 +267,9 @@ def test_a_wrong_marker_is_one_sentence_that_names_the_test(refused: list[str], 
     assert message in line
 
 
-def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
+def test_a_marker_that_would_be_ignored_is_an_error(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -320,7 +329,9 @@ def test_a_marker_that_would_be_ignored_is_an_error(pytester, project):
     assert not [name for name in ("test_label", "test_factory", "TestBoth") if name in text]
 
 
-def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(pytester, project):
+def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -341,7 +352,9 @@ def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(pytester, proje
     result.assert_outcomes()
 
 
-def test_labels_in_other_suites_are_left_alone(pytester, project):
+def test_labels_in_other_suites_are_left_alone(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\n")
     pytester.makepyfile(
         """
@@ -366,12 +379,16 @@ def test_labels_in_other_suites_are_left_alone(pytester, project):
     project("-m", "lora", fast=False).assert_outcomes(passed=1, deselected=3)
 
 
-def test_every_test_that_loads_carries_the_marker(pytester, project):
+def test_every_test_that_loads_carries_the_marker(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile("def test_a(llm): pass\ndef test_b(llm_load): pass\ndef test_c(): pass")
     project("-m", "not llmload").assert_outcomes(passed=1, deselected=2)
 
 
-def test_each_count_of_gpus_is_skipped_by_itself(pytester, project):
+def test_each_count_of_gpus_is_skipped_by_itself(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(
         """
         from pytest_llmload.core.job import Device, Gpu
@@ -402,7 +419,9 @@ def test_each_count_of_gpus_is_skipped_by_itself(pytester, project):
     project(fast=False).assert_outcomes(passed=1, skipped=3)
 
 
-def test_the_runs_loader_is_for_tests_that_name_no_strategy(pytester, project):
+def test_the_runs_loader_is_for_tests_that_name_no_strategy(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -425,7 +444,9 @@ def test_the_runs_loader_is_for_tests_that_name_no_strategy(pytester, project):
     ]
 
 
-def test_the_factory_takes_what_strategy_takes(pytester, project):
+def test_the_factory_takes_what_strategy_takes(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         from pytest_llmload.host.settings.models import parse_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("checkpoint_cache")
 USES_A_LOAD = "def test_a(llm): pass"
 
 
-def test_help_lists_every_option_under_its_short_name(project):
+def test_help_lists_every_option_under_its_short_name(project: Callable[..., pytest.RunResult]) -> None:
     text = project("--help", fast=False, cached=False).stdout.str()
     for name in OPTIONS:
         assert f"--llm-{name}" in text
@@ -26,13 +27,15 @@ def test_help_lists_every_option_under_its_short_name(project):
     assert "model-loading regression tests" in text
 
 
-def test_markers_document_themselves(project):
+def test_markers_document_themselves(project: Callable[..., pytest.RunResult]) -> None:
     text = project("--markers", fast=False, cached=False).stdout.str()
     for name in ("quant(*schemes", "gpu_count(n)", "memory_ceiling(*, gpu", "workload(text)", "llmload"):
         assert f"@pytest.mark.{name}" in text
 
 
-def test_a_conftest_that_owns_an_option_keeps_it_and_the_header_says_so(pytester, project):
+def test_a_conftest_that_owns_an_option_keeps_it_and_the_header_says_so(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(
         """
         def pytest_addoption(parser):
@@ -49,7 +52,9 @@ def test_a_conftest_that_owns_an_option_keeps_it_and_the_header_says_so(pytester
     result.stdout.fnmatch_lines(["llmload: another plugin or conftest owns*--llm-model is --llmload-model*"])
 
 
-def test_the_command_line_goes_over_the_ini_file(pytester, project):
+def test_the_command_line_goes_over_the_ini_file(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\nllm_model = random:tiny-gpt2\nllm_workload = 1x8+2\n")
     pytester.makepyfile(
         """
@@ -60,7 +65,7 @@ def test_the_command_line_goes_over_the_ini_file(pytester, project):
     project().assert_outcomes(passed=1)
 
 
-def test_the_ini_file_alone_is_enough(pytester, project):
+def test_the_ini_file_alone_is_enough(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyprojecttoml(
         """
         [tool.pytest.ini_options]
@@ -102,8 +107,13 @@ COMMANDS = """
     ids=["suite-other-files", "suite", "own", "own-of-two-models"],
 )
 def test_the_command_selects_the_one_test_from_where_the_run_was_started(
-    pytester, project, monkeypatch, arguments, ini, workers
-):
+    pytester: pytest.Pytester,
+    project: Callable[..., pytest.RunResult],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    ini: str,
+    workers: tuple[str, ...],
+) -> None:
     pytester.makeini(f"[pytest]\npython_files = {ini}\n")
     pytester.makeconftest(COMMANDS)
     below = pytester.mkdir("below")
@@ -123,7 +133,9 @@ def test_the_command_selects_the_one_test_from_where_the_run_was_started(
     assert again.ret == pytest.ExitCode.OK
 
 
-def test_directories_in_the_ini_file_are_seen_from_there(pytester, project, monkeypatch):
+def test_directories_in_the_ini_file_are_seen_from_there(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytester.makeini("[pytest]\nllm_model = ./checkpoint\nllm_adapter = ./adapter\n")
     for name in ("checkpoint", "adapter", "below"):
         pytester.mkdir(name)
@@ -165,7 +177,9 @@ def test_directories_in_the_ini_file_are_seen_from_there(pytester, project, monk
         ("--llm-loader=nocolon", "--llm-loader: 'nocolon' names no function: write MODULE:FUNCTION"),
     ],
 )
-def test_a_wrong_value_is_one_sentence(pytester, project, option, message):
+def test_a_wrong_value_is_one_sentence(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], option: str, message: str
+) -> None:
     pytester.makepyfile(USES_A_LOAD)
     result = project(option, cached="cache-dir" not in option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -173,7 +187,9 @@ def test_a_wrong_value_is_one_sentence(pytester, project, option, message):
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
 
 
-def test_two_models_of_one_name_are_refused(pytester, project):
+def test_two_models_of_one_name_are_refused(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(USES_A_LOAD)
     result = project("--llm-model=tiny-llama=random:tiny-gpt2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -181,7 +197,9 @@ def test_two_models_of_one_name_are_refused(pytester, project):
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="before pytest 9 every value of the ini file is a text")
-def test_wrong_types_in_the_ini_file_are_usage_errors(pytester, project):
+def test_wrong_types_in_the_ini_file_are_usage_errors(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyprojecttoml("[tool.pytest]\nllm_workload = 5\nllm_model = ['random:tiny-llama']\n")
     pytester.makepyfile(USES_A_LOAD)
     result = project(fast=False)
@@ -189,7 +207,9 @@ def test_wrong_types_in_the_ini_file_are_usage_errors(pytester, project):
     assert "llm_workload" in result.stderr.str()
 
 
-def test_numbers_in_the_ini_file_need_no_unit(pytester, project):
+def test_numbers_in_the_ini_file_need_no_unit(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     table = "tool.pytest" if pytest.version_tuple >= (9, 2) else "tool.pytest.ini_options"
     pytester.makepyprojecttoml(f"[{table}]\nllm_timeout = 30\nllm_record_repeats = 3\nllm_wait_gpu = 0.5\n")
     pytester.makepyfile(
@@ -212,7 +232,13 @@ def test_numbers_in_the_ini_file_need_no_unit(pytester, project):
         ("", ("--llm-workload=8",), "--llm-workload: '8' is not a workload"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_test_runs_whether_it_loads_or_not(pytester, project, ini, options, message):
+def test_what_is_wrong_is_said_before_any_test_runs_whether_it_loads_or_not(
+    pytester: pytest.Pytester,
+    project: Callable[..., pytest.RunResult],
+    ini: str,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
     pytester.makeini(f"[pytest]\n{ini}\n")
     pytester.makepyfile("def test_plain(): pass")
     result = project(*options, fast=False, cached=False)
@@ -221,7 +247,9 @@ def test_what_is_wrong_is_said_before_any_test_runs_whether_it_loads_or_not(pyte
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
 
 
-def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(pytester, project):
+def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\nllm_strict = nobody knows\nllm_workload = theirs\n")
     pytester.makeconftest(
         """
@@ -247,7 +275,9 @@ def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(py
     )
 
 
-def test_a_conftest_further_down_may_own_an_option(pytester, project):
+def test_a_conftest_further_down_may_own_an_option(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     sub = pytester.mkdir("sub")
     (sub / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--llm-model', default='theirs')")
     (sub / "test_it.py").write_text(
@@ -257,7 +287,9 @@ def test_a_conftest_further_down_may_own_an_option(pytester, project):
     project("--llm-device", "cpu", fast=False, cached=False).assert_outcomes(passed=1)
 
 
-def test_our_options_are_there_however_they_are_given(pytester, project):
+def test_our_options_are_there_however_they_are_given(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\naddopts = --llm-device cpu\n")
     pytester.makeconftest(
         """
@@ -271,7 +303,9 @@ def test_our_options_are_there_however_they_are_given(pytester, project):
     project("@arguments.txt", "--no-llm-strict", fast=False).assert_outcomes(passed=1)
 
 
-def test_a_committed_suite_without_a_model_matters_only_where_it_would_run(pytester, project):
+def test_a_committed_suite_without_a_model_matters_only_where_it_would_run(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(test_suite="from pytest_llmload.suite import *", test_own="def test_plain(): pass")
     project("-m", "not llmload", fast=False).assert_outcomes(passed=1, deselected=2)
     project("-k", "plain", "-n", "1", fast=False).assert_outcomes(passed=1)
@@ -281,8 +315,8 @@ def test_a_committed_suite_without_a_model_matters_only_where_it_would_run(pytes
         assert result.stderr.str().count("the ready-made suite needs a model") == 1
 
 
-def test_a_user_without_a_home_has_a_cache_for_built_checkpoints(monkeypatch):
-    def nobody(cls):
+def test_a_user_without_a_home_has_a_cache_for_built_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(cls: type[Path]) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -290,7 +324,7 @@ def test_a_user_without_a_home_has_a_cache_for_built_checkpoints(monkeypatch):
     assert default_cache().is_relative_to(tempfile.gettempdir())
 
 
-def test_a_model_is_called_after_its_directory(tmp_path):
+def test_a_model_is_called_after_its_directory(tmp_path: Path) -> None:
     (tmp_path / "ckpt-3.1").mkdir()
     (tmp_path / "ckpt-3.1" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "lr=1e-4" / "ckpt").mkdir(parents=True)
@@ -303,7 +337,9 @@ def test_a_model_is_called_after_its_directory(tmp_path):
         assert parse_model(spec, tmp_path).name == name
 
 
-def test_without_a_model_tests_are_skipped_with_one_reason_and_the_suite_is_an_error(pytester, project):
+def test_without_a_model_tests_are_skipped_with_one_reason_and_the_suite_is_an_error(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest

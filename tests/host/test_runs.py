@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 ON_TWO_GPUS = "def test_a(llm_load): llm_load(gpu_count=2)"
 
 
-def report(pytester):
+def report(pytester: pytest.Pytester) -> Any:
     return json.loads((pytester.path / "run.json").read_text())
 
 
-def test_a_load_of_a_body_that_cannot_run_here_is_treated_like_one_of_a_marker(pytester, project):
+def test_a_load_of_a_body_that_cannot_run_here_is_treated_like_one_of_a_marker(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(ON_TWO_GPUS)
     skipped = project("--llm-report=run.json", "-rsE")
     skipped.assert_outcomes(skipped=1, errors=1)
@@ -24,7 +28,9 @@ def test_a_load_of_a_body_that_cannot_run_here_is_treated_like_one_of_a_marker(p
 
 
 @pytest.mark.parametrize("flag", ["require-hardware", "strict"])
-def test_where_skipping_is_ruled_out_it_is_an_error(pytester, project, flag):
+def test_where_skipping_is_ruled_out_it_is_an_error(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], flag: str
+) -> None:
     pytester.makepyfile(ON_TWO_GPUS)
     result = project(f"--llm-{flag}", "--llm-report=run.json")
     result.assert_outcomes(errors=2)
@@ -33,7 +39,9 @@ def test_where_skipping_is_ruled_out_it_is_an_error(pytester, project, flag):
     assert (run["outcome"], run["verdict"]) == ("error", "machine")
 
 
-def test_a_spec_that_no_test_loads_is_no_load(pytester, project):
+def test_a_spec_that_no_test_loads_is_no_load(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -48,7 +56,9 @@ def test_a_spec_that_no_test_loads_is_no_load(pytester, project):
     assert "tiny-llama on" not in result.stdout.str()
 
 
-def test_a_load_that_is_asked_for_too_late_is_one_sentence(pytester, project):
+def test_a_load_that_is_asked_for_too_late_is_one_sentence(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile("def test_a(request): request.getfixturevalue('llm')")
     result = project()
     result.assert_outcomes(failed=1)
@@ -57,14 +67,18 @@ def test_a_load_that_is_asked_for_too_late_is_one_sentence(pytester, project):
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
-def test_a_run_that_runs_no_test_is_not_asked_what_it_measured(pytester, project, option):
+def test_a_run_that_runs_no_test_is_not_asked_what_it_measured(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], option: str
+) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.skip\ndef test_a(llm): pass")
     result = project(option)
     assert "nothing-measured" not in result.stdout.str()
     assert result.ret == pytest.ExitCode.OK
 
 
-def test_without_a_model_the_report_is_empty(pytester, project):
+def test_without_a_model_the_report_is_empty(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile("def test_a(): pass")
     project("--llm-report=run.json", fast=False).assert_outcomes(passed=1)
     assert report(pytester)["runs"] == []

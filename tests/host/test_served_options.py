@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pytest_llmload.core.endpoint_address import EndpointAddress
@@ -14,7 +16,7 @@ URL = "http://127.0.0.1:9"
     "url",
     ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://host:99999", "http://host:0", "nowhere"],
 )
-def test_what_is_no_address(url):
+def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ValueError, match="this is not the address of a server: write http://HOST:PORT"):
         parse_endpoint(url)
 
@@ -22,14 +24,14 @@ def test_what_is_no_address(url):
 @pytest.mark.parametrize(
     "url", ["http://user:opensesame@host", "https://host?key=opensesame", "https://host/#opensesame"]
 )
-def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(url):
+def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="put the key into the environment variable LLM_ENDPOINT_KEY") as caught:
         parse_endpoint(url)
     assert "opensesame" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://host:8000/v1/", "https://host", "http://[::1]:80"])
-def test_what_is_an_address(url):
+def test_what_is_an_address(url: str) -> None:
     assert parse_endpoint(url) == url.rstrip("/")
 
 
@@ -48,7 +50,9 @@ def test_an_address_names_the_id_and_the_path(text: str, url: str, model_id: str
     assert EndpointAddress.parse(text) == EndpointAddress(url, model_id, api)
 
 
-def test_both_sources_name_themselves_and_no_secret(pytester, project):
+def test_both_sources_name_themselves_and_no_secret(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeini("[pytest]\nllm_endpoint = nowhere\n")
     pytester.makepyfile("def test_a(llm): pass")
     project().stderr.fnmatch_lines(["ERROR: llm_endpoint: this is not the address of a server*"])
@@ -58,7 +62,7 @@ def test_both_sources_name_themselves_and_no_secret(pytester, project):
     assert "opensesame" not in result.stderr.str() + result.stdout.str()
 
 
-def test_whom_an_endpoint_concerns(pytester, project):
+def test_whom_an_endpoint_concerns(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -75,7 +79,7 @@ def test_whom_an_endpoint_concerns(pytester, project):
     assert "test_plain[tiny-llama-none]" in project("--collect-only", "-q").stdout.str()
 
 
-def test_the_suite_serves_only_where_it_is_asked_to(project):
+def test_the_suite_serves_only_where_it_is_asked_to(project: Callable[..., pytest.RunResult]) -> None:
     suite = ("--pyargs", "pytest_llmload.suite", "--collect-only", "-q")
     assert "served" not in project(*suite).stdout.str()
     with_endpoint = project(*suite, "--llm-endpoint", URL).stdout.str()
@@ -106,7 +110,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize(("marks", "options"), [(UNTOLD, ()), (FOREIGN, ("--llm-endpoint", URL))], ids=["own", "given"])
-def test_what_cannot_be_told_to_a_server(marks, options, pytester, project):
+def test_what_cannot_be_told_to_a_server(
+    marks: dict[str, str], options: tuple[str, ...], pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     """All of it at once, each with its test."""
     tests = []
     for number, mark in enumerate(marks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,9 @@ from pytest_llmload.strategies.builtin import BUILTIN
 GIB = 1 << 30
 
 
-def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(pytester, project):
+def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makeconftest(
         """
         from pytest_llmload.host.loads import hardware
@@ -38,7 +41,7 @@ def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(pyteste
 
 
 @pytest.mark.parametrize(("settled", "skips"), [(9 * GIB, False), (10 * GIB, True)])
-def test_a_gpus_context_takes_its_part(settled, skips, monkeypatch):
+def test_a_gpus_context_takes_its_part(settled: int, skips: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_llmload.host.loads.hardware.host_memory", lambda: 64 * GIB)
     spec = LoadSpec(model="org/model", name="model", gpu_count=2)
     gpus = tuple(Gpu(f"GPU-{index}", "A GPU", 10 * GIB, (9, 0), index) for index in range(2))
@@ -55,6 +58,6 @@ def test_a_gpus_context_takes_its_part(settled, skips, monkeypatch):
         device=Device("cuda", "a-gpu", gpus),
         settings=SimpleNamespace(predict=None),
     )
-    reason = does_not_fit(state, spec)
+    reason = does_not_fit(state, spec)  # type: ignore[arg-type]
     said = "none needs 10.00 GiB on GPU 1 by plan, which has 9.41 GiB beside CUDA's context"
     assert reason == (said if skips else None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import MEMORY, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
@@ -109,7 +110,7 @@ def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
     spare = Spare()
     spare.make(job, held.descriptors, forked)
     held.release()
-    with pytest.raises(gpu_leases.MachineError, match="other loads hold them"):
+    with pytest.raises(MachineError, match="other loads hold them"):
         gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
     taken = spare.take(job)
     assert taken is not None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +39,7 @@ SKIPPED = {"test_two": "import pytest\npytest.importorskip('nothing_like_it')"}
 LEAVES = {"test_two": "import pytest\npytest.exit('enough', returncode=1)"}
 
 
-def committed(pytester, name, *, device="", **fields):
+def committed(pytester: pytest.Pytester, name: str, *, device: str = "", **fields: Any) -> None:
     """A baseline of this machine's CPU."""
     folder = pytester.path / "baselines" / "tiny-llama" / f"cpu-{platform.machine()}{device}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ def committed(pytester, name, *, device="", **fields):
 
 
 @pytest.fixture
-def stale(pytester, project):
+def stale(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> Callable[..., list[str]]:
     """What a run calls stale, where nf4 and none have an owner and int8 has none."""
     for name in ("nf4", "none", "int8"):
         committed(pytester, name)
@@ -64,7 +67,7 @@ def stale(pytester, project):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
-def test_what_no_test_owns_is_stale(stale, workers):
+def test_what_no_test_owns_is_stale(stale: Callable[..., list[str]], workers: tuple[str, ...]) -> None:
     assert stale(*workers) == ["int8.json"]
 
 
@@ -81,7 +84,7 @@ def test_what_no_test_owns_is_stale(stale, workers):
         "--llm-workload=2x16+4",
     ],
 )
-def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale, argument):
+def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale: Callable[..., list[str]], argument: str) -> None:
     assert stale(argument) == []
 
 
@@ -99,25 +102,29 @@ def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale, argument):
     ],
     ids=["deselected", "taken-out", "error", "error-ignored", "error-workers", "skipped", "skipped-workers", "left"],
 )
-def test_nothing_is_stale_where_tests_were_not_collected(pytester, stale, files, arguments):
+def test_nothing_is_stale_where_tests_were_not_collected(
+    pytester: pytest.Pytester, stale: Callable[..., list[str]], files: dict[str, str], arguments: tuple[str, ...]
+) -> None:
     pytester.makepyfile(**files)
     assert stale(*arguments) == []
 
 
-def test_a_file_that_is_none_owns_nothing(pytester, stale):
+def test_a_file_that_is_none_owns_nothing(pytester: pytest.Pytester, stale: Callable[..., list[str]]) -> None:
     """Emacs' lock of an open file is a link to nowhere."""
     (pytester.path / "elsewhere").mkdir()
     (pytester.path / "elsewhere" / ".#lock_test.py").symlink_to("somebody@host.1234:5678")
     assert stale("test_one.py", "test_two.py") == ["int8.json"]
 
 
-def test_a_file_that_cannot_be_read_may_own_anything(tmp_path):
+def test_a_file_that_cannot_be_read_may_own_anything(tmp_path: Path) -> None:
     assert partial_runs._may_own(tmp_path)
     (tmp_path / "test_other.py").write_text("def test_a(): pass")
     assert not partial_runs._may_own(tmp_path / "test_other.py")
 
 
-def test_a_run_that_ends_before_its_tests_has_one_error(pytester, project):
+def test_a_run_that_ends_before_its_tests_has_one_error(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
     pytester.makepyfile(test_one="def test_a(llm): pass", **IMPORT_ERROR)
     result = project()
     result.assert_outcomes(errors=1)
@@ -133,14 +140,16 @@ SUITE = """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "workers"])
-def test_what_the_suite_recorded_is_stale_only_beside_the_suite(pytester, stale, workers):
+def test_what_the_suite_recorded_is_stale_only_beside_the_suite(
+    pytester: pytest.Pytester, stale: Callable[..., list[str]], workers: tuple[str, ...]
+) -> None:
     committed(pytester, "old", suite=True)
     assert stale(*workers) == ["int8.json"]
     pytester.makepyfile(test_suite=SUITE)
     assert stale(*workers) == ["old.json"], "the suite loads int8 itself"
 
 
-def test_what_the_suite_leaves_out_is_not_stale(pytester, stale):
+def test_what_the_suite_leaves_out_is_not_stale(pytester: pytest.Pytester, stale: Callable[..., list[str]]) -> None:
     pytester.makepyfile(test_suite=SUITE)
     for name in ("tp_plan", "deepspeed", "loader"):
         committed(pytester, f"{name}-x2", spec={"strategy": name})
@@ -148,16 +157,22 @@ def test_what_the_suite_leaves_out_is_not_stale(pytester, stale):
     assert stale() == ["none+old.json"]
 
 
-def test_what_was_recorded_on_more_gpus_is_not_stale(pytester, stale):
+def test_what_was_recorded_on_more_gpus_is_not_stale(
+    pytester: pytest.Pytester, stale: Callable[..., list[str]]
+) -> None:
     committed(pytester, "none", device="-x2")
     assert stale() == ["int8.json"]
 
 
-def test_nothing_is_stale_where_a_test_did_not_get_to_load(pytester, stale):
+def test_nothing_is_stale_where_a_test_did_not_get_to_load(
+    pytester: pytest.Pytester, stale: Callable[..., list[str]]
+) -> None:
     pytester.makepyfile(test_body="def test_body(llm_load, memory_baseline): assert 0")
     assert stale() == []
 
 
-def test_stale_files_are_listed_without_a_load_too(pytester, stale, project):
+def test_stale_files_are_listed_without_a_load_too(
+    pytester: pytest.Pytester, stale: Callable[..., list[str]], project: Callable[..., pytest.RunResult]
+) -> None:
     result = project()
     result.stdout.fnmatch_lines(["stale baselines (nothing of this run owns them):", "  baselines/*/int8.json"])

@@ -17,7 +17,7 @@ import pytest
 from real_servers import KINDS, Real, Servers
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.job import Checkpoint, Job
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process.serving.answers import Answer
@@ -47,7 +47,7 @@ def client(server: Real, servers: Servers, tmp_path: Path, **fields: Any) -> Ite
     folder = str(servers.checkpoint)
     model_id = fields.pop("model_id", server.model)
     spec = LoadSpec(model=folder, name="tiny-llama", strategy="served", **{"workload": WORKLOAD, **fields})
-    job = loads.Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint(folder, "", ""))
+    job = Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint(folder, "", ""))
     served = Served(
         dataclasses.replace(job, endpoint=f"{model_id}={server.url}/v1", timeout=240.0),
         lambda phase: None,

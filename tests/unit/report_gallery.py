@@ -38,7 +38,9 @@ def _timeline(peak: float, seconds: float) -> dict[str, list[list[float]]]:
 
 def measured(spec: LoadSpec, scale: float = 1.0, **changes: Any) -> LoadResult:
     """A load of ``spec`` whose memory is the sample's times ``scale``."""
-    metrics = {name: round(value * scale) for name, value in METRICS.items() if name.startswith(("gpu.", "weights"))}
+    metrics: dict[str, float] = {
+        name: round(value * scale) for name, value in METRICS.items() if name.startswith(("gpu.", "weights"))
+    }
     metrics |= {"gpu.context": METRICS["gpu.context"], "gpu.load_allocations": METRICS["gpu.load_allocations"]}
     metrics |= {"prefill.kernels": 1200, "prefill.syncs": 3, "token.kernels": 980, "token.gpu_time": 0.0121}
     rng = random.Random(spec.slug)
@@ -93,17 +95,15 @@ def judged(spec: LoadSpec, baseline: Baseline | None, result: LoadResult, **fiel
 def runs(hostile: str = "") -> list[Run]:
     """One load of each fate; ``hostile`` stands wherever a user, a library or a model can put a text."""
     polyglot = LoadSpec(model="random:polyglot-ko-12.8b", name="polyglot-ko-12.8b")
-    variants = {
-        name: dataclasses.replace(polyglot, **fields)
-        for name, fields in {
-            "none": {},
-            "fp16": {"dtype": "fp16"},
-            "int8": {"quant": "int8"},
-            "nf4": {"quant": "nf4"},
-            "offload": {"strategy": "offload"},
-            "lora": {"quant": "nf4", "adapter": "random"},
-        }.items()
+    fields_of: dict[str, dict[str, Any]] = {
+        "none": {},
+        "fp16": {"dtype": "fp16"},
+        "int8": {"quant": "int8"},
+        "nf4": {"quant": "nf4"},
+        "offload": {"strategy": "offload"},
+        "lora": {"quant": "nf4", "adapter": "random"},
     }
+    variants = {name: dataclasses.replace(polyglot, **fields) for name, fields in fields_of.items()}
     scales = {"none": 3.4, "fp16": 3.4, "int8": 1.9, "nf4": 1.05, "offload": 1.7, "lora": 1.1}
     found = []
     for name, spec in variants.items():

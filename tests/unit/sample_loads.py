@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.baselines.record import record
 from pytest_llmload.core.results import LOADED, LoadResult, ManifestRow, Numbers
 from pytest_llmload.core.spec import LoadSpec
 
@@ -102,3 +105,10 @@ def load(spec: LoadSpec = NF4, metrics: dict[str, Any] | None = None, **changes:
         whole_bytes=7_129_333_760,
     )
     return dataclasses.replace(result, **changes)
+
+
+def baseline_of(previous: Baseline | None, results: Sequence[LoadResult], **options: Any) -> Baseline:
+    """Return the baseline that ``record()`` stores when it is called with these arguments."""
+    baseline = record(previous, results, **options).baseline
+    assert baseline is not None
+    return baseline

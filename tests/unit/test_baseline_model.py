@@ -7,13 +7,15 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from sample_loads import ENVIRONMENT, HOST, NF4, load, numbers
+from sample_loads import ENVIRONMENT, HOST, NF4, baseline_of, load, numbers
 
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.environment import stored
-from pytest_llmload.baselines.record import record
+from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.portable import scrub
 
@@ -21,16 +23,16 @@ FILE = "baselines/polyglot-ko-12.8b/nvidia-h100-80gb-hbm3/nf4-dq.json"
 
 
 @pytest.fixture
-def baseline():
-    return record(None, [load(), load()], update=True).baseline
+def baseline() -> Baseline:
+    return baseline_of(None, [load(), load()], update=True)
 
 
-def test_a_baseline_comes_back_from_its_text(baseline):
+def test_a_baseline_comes_back_from_its_text(baseline: Baseline) -> None:
     assert loads(dumps(baseline), FILE) == baseline
     assert dumps(loads(dumps(baseline), FILE)) == dumps(baseline)
 
 
-def test_that_the_suite_recorded_it_is_kept(baseline):
+def test_that_the_suite_recorded_it_is_kept(baseline: Baseline) -> None:
     assert '"suite"' not in dumps(baseline)
     text = dumps(dataclasses.replace(baseline, suite=True))
     assert text.endswith('  "suite": true\n}\n')
@@ -39,12 +41,12 @@ def test_that_the_suite_recorded_it_is_kept(baseline):
         loads(text.replace("true", "1"), FILE)
 
 
-def test_an_empty_baseline_comes_back_too(baseline):
+def test_an_empty_baseline_comes_back_too(baseline: Baseline) -> None:
     empty = dataclasses.replace(baseline, memory={}, time={}, manifest=(), numbers=type(baseline.numbers)())
     assert loads(dumps(empty), FILE) == empty
 
 
-def test_the_layout_makes_short_diffs(baseline):
+def test_the_layout_makes_short_diffs(baseline: Baseline) -> None:
     text = dumps(baseline)
     lines = text.splitlines()
     assert '    "gpu.settled": 7130382336,' in lines
@@ -57,7 +59,7 @@ def test_the_layout_makes_short_diffs(baseline):
     assert text.endswith("}\n")
 
 
-def test_one_changed_metric_changes_one_line(baseline):
+def test_one_changed_metric_changes_one_line(baseline: Baseline) -> None:
     changed = dataclasses.replace(baseline, memory={**baseline.memory, "gpu.settled": 1})
     before, after = dumps(baseline).splitlines(), dumps(changed).splitlines()
     assert [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new] == [
@@ -65,15 +67,15 @@ def test_one_changed_metric_changes_one_line(baseline):
     ]
 
 
-def test_measured_floats_are_stored_with_six_digits():
+def test_measured_floats_are_stored_with_six_digits() -> None:
     result = load(samples={"load": [12.3456789], "ttft": [0.01234567891], "per_token": [1 / 3]})
-    text = dumps(record(None, [result], update=True).baseline)
+    text = dumps(baseline_of(None, [result], update=True))
     assert '"load": {"median": 12.3457, "page_cache": "warm", "samples": [[12.346]]}' in text
     assert '"per_token": {"median": 0.333333, "samples": [[0.33333]]}' in text
     assert "0.012346" in text
 
 
-def test_nothing_of_this_machine_and_no_secret_is_stored():
+def test_nothing_of_this_machine_and_no_secret_is_stored() -> None:
     spec = dataclasses.replace(
         NF4,
         model="/home/somebody/models/secret-project",
@@ -87,7 +89,7 @@ def test_nothing_of_this_machine_and_no_secret_is_stored():
         ),
     )
     environment = {**ENVIRONMENT, "user": "somebody", "HF_HOME": "/home/somebody/.cache", "commit": "0badc0de"}
-    baseline = record(None, [load(spec, environment=environment)], update=True).baseline
+    baseline = baseline_of(None, [load(spec, environment=environment)], update=True)
     text = dumps(baseline)
     assert not re.search(r"s3cr3t|somebody|/mnt|/tmp|hf_abc|me:pass|0badc0de|secret-project", text)
     assert baseline.spec["adapter"] == "adapter"
@@ -95,17 +97,17 @@ def test_nothing_of_this_machine_and_no_secret_is_stored():
     assert stored({"commit": "1", "torch": "2.13.0"}) == {"torch": "2.13.0"}
 
 
-def test_a_token_is_hidden_and_a_name_of_transformers_is_not():
+def test_a_token_is_hidden_and_a_name_of_transformers_is_not() -> None:
     line = "in hf_quantizer.preprocess_model: token hf_abcdefghijklmnopqrstuvwx"
     assert scrub(line) == "in hf_quantizer.preprocess_model: token ***"
 
 
-def test_numbers_that_json_cannot_hold_are_never_written(baseline):
+def test_numbers_that_json_cannot_hold_are_never_written(baseline: Baseline) -> None:
     with pytest.raises(ValueError, match="JSON"):
         dumps(dataclasses.replace(baseline, memory={"gpu.settled": math.nan}))
 
 
-def broken(baseline, change):
+def broken(baseline: Baseline, change: Callable[[dict[str, Any]], object]) -> str:
     """The file's text with one entry of its data changed."""
     data = json.loads(dumps(baseline))
     change(data)
@@ -153,7 +155,9 @@ def broken(baseline, change):
         (lambda data: data["manifest"][1].update(bytes=-1), "holds -1 for 'bytes' in manifest row 2"),
     ],
 )
-def test_wrong_types_are_one_clear_sentence(baseline, change, what):
+def test_wrong_types_are_one_clear_sentence(
+    baseline: Baseline, change: Callable[[dict[str, Any]], object], what: str
+) -> None:
     with pytest.raises(BaselineError, match=what) as caught:
         loads(broken(baseline, change), FILE)
     message = str(caught.value)
@@ -164,14 +168,14 @@ def test_wrong_types_are_one_clear_sentence(baseline, change, what):
     assert "\n" not in message
 
 
-def test_a_truncated_file_is_named_at_every_length(baseline):
+def test_a_truncated_file_is_named_at_every_length(baseline: Baseline) -> None:
     text = dumps(baseline)
     for length in range(0, len(text) - 2, 97):
         with pytest.raises(BaselineError, match=re.escape(FILE)):
             loads(text[:length], FILE)
 
 
-def test_no_json_and_other_json(baseline):
+def test_no_json_and_other_json(baseline: Baseline) -> None:
     with pytest.raises(BaselineError, match=r"nf4-dq.json is empty: restore it"):
         loads("  \n", FILE)
     with pytest.raises(BaselineError, match=r"is not valid JSON \(line 1: "):
@@ -180,17 +184,17 @@ def test_no_json_and_other_json(baseline):
         loads("3", FILE)
 
 
-def test_a_newer_schema_says_to_upgrade(baseline):
+def test_a_newer_schema_says_to_upgrade(baseline: Baseline) -> None:
     with pytest.raises(BaselineError, match=r"has schema 2, and this pytest-llmload reads up to 1: upgrade"):
         loads(dumps(baseline).replace('"schema": 1', '"schema": 2'), FILE)
 
 
-def test_a_file_that_is_nothing_but_brackets_is_an_error_of_the_baseline():
+def test_a_file_that_is_nothing_but_brackets_is_an_error_of_the_baseline() -> None:
     with pytest.raises(BaselineError, match="is nested too deeply"):
         loads("[" * 100_000, "f")
 
 
-def test_merge_leftovers_are_found(baseline):
+def test_merge_leftovers_are_found(baseline: Baseline) -> None:
     text = dumps(baseline)
     conflict = text.replace('    "gpu.settled"', '<<<<<<< HEAD\n    "gpu.settled"', 1)
     with pytest.raises(BaselineError, match="holds unresolved merge conflicts"):
@@ -200,7 +204,7 @@ def test_merge_leftovers_are_found(baseline):
         loads(twice, FILE)
 
 
-def test_the_samples_are_real_data():
+def test_the_samples_are_real_data() -> None:
     """The fixtures of these tests have the shapes that the probes give."""
     assert len(numbers().logits) == 16
     assert stored(ENVIRONMENT)["torch"] == "2.13.0+cu128"

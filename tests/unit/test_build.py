@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ def load(name: str, cache: Path, **options: Any) -> Any:
     return model
 
 
-@torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    found = model(TOKENS).logits.float()
+    with torch.no_grad():
+        found = model(TOKENS).logits.float()
     assert found.isfinite().all()
     return found
 
@@ -232,8 +233,8 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_clears_what_a_killed_one
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = building.shutil.disk_usage(tmp_path)._replace(free=123 << 20)
-    monkeypatch.setattr(building.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=123 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(building, "write_weights", lambda *_: pytest.fail("nothing may be written"))
     with pytest.raises(MachineError) as caught:
         building.build(PRESETS["polyglot-ko-12.8b"], "polyglot-ko-12.8b", tmp_path)

@@ -6,21 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sample_loads import load
+from sample_loads import baseline_of, load
 
 from pytest_llmload.baselines.codec import dumps
-from pytest_llmload.baselines.record import record
 from pytest_llmload.cli import main
 
 STALE = "baselines/org--model/cpu-x86_64/nf4.json"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root directory with two baselines, and a file that is none of anybody's business."""
-    text = dumps(record(None, [load()], update=True).baseline)
+    text = dumps(baseline_of(None, [load()], update=True))
     for name in (STALE, "baselines/org--model/cpu-x86_64/nightly/nf4.json"):
         path = tmp_path / "project" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,17 +32,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-def report(folder, *stale, **entries):
+def report(folder: Path, *stale: str, **entries: Any) -> str:
     path = folder / "run.json"
     path.write_text(json.dumps({"schema": 1, "runs": [], "stale": stale, "notes": [], **entries}), encoding="utf-8")
     return str(path)
 
 
-def files(folder):
+def files(folder: Path) -> set[Path]:
     return {path for path in folder.parent.rglob("*") if path.is_file()}
 
 
-def refused(capsys, *arguments):
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command said: one sentence on stderr, and nothing else."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
@@ -52,7 +52,7 @@ def refused(capsys, *arguments):
     return err
 
 
-def test_what_a_report_calls_stale_is_deleted(folder, capsys):
+def test_what_a_report_calls_stale_is_deleted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(folder)
     text = report(folder, STALE, STALE, "baselines/org--model/cpu-x86_64/nightly/nf4.json", notes=["déjà vu"])
     assert main(["prune", text, "--dry-run"]) == 0
@@ -66,12 +66,12 @@ def test_what_a_report_calls_stale_is_deleted(folder, capsys):
     assert not list((folder / "baselines").rglob("*.json"))
 
 
-def test_nothing_stale(folder, capsys):
+def test_nothing_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", report(folder)]) == 0
     assert capsys.readouterr().out == "nothing is stale\n"
 
 
-def test_baselines_in_a_folder_of_another_name(folder, capsys):
+def test_baselines_in_a_folder_of_another_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "baselines").rename(folder.parent / "elsewhere")
     stale = folder.parent / "elsewhere" / "org--model" / "cpu-x86_64" / "nf4.json"
     assert "--baselines" in refused(capsys, "prune", report(folder, str(stale)))
@@ -97,7 +97,9 @@ def test_baselines_in_a_folder_of_another_name(folder, capsys):
         "",
     ],
 )
-def test_a_report_that_names_anything_else_deletes_nothing(folder, capsys, name):
+def test_a_report_that_names_anything_else_deletes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     inside = folder / "baselines" / "org--model" / "cpu-x86_64"
     text = (folder / STALE).read_text()
     (folder / "baselines" / "important.json").write_text(text)
@@ -128,34 +130,38 @@ def test_a_report_that_names_anything_else_deletes_nothing(folder, capsys, name)
         (b'{"schema": 2, "stale": []}', "schema 2"),
     ],
 )
-def test_what_is_no_report_is_refused_in_one_sentence(folder, capsys, content, says):
+def test_what_is_no_report_is_refused_in_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: bytes, says: str
+) -> None:
     (folder / "run.json").write_bytes(content)
     assert says in refused(capsys, "prune", "run.json")
 
 
-def test_a_report_or_a_baseline_that_cannot_be_read(folder, capsys):
+def test_a_report_or_a_baseline_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot read" in refused(capsys, "prune", "nowhere.json")
     assert "cannot read" in refused(capsys, "prune", ".")
     assert "cannot read" in refused(capsys, "show", ".")
     assert "there is no" in refused(capsys, "show", "nowhere.json")
 
 
-def test_a_baseline_that_cannot_be_deleted(folder, capsys, monkeypatch):
-    def denied(path, **_):
+def test_a_baseline_that_cannot_be_deleted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, **_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "unlink", denied)
     assert "cannot delete" in refused(capsys, "prune", report(folder, STALE))
 
 
-def test_a_baseline_is_shown(folder, capsys):
+def test_a_baseline_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", STALE]) == 0
     out = capsys.readouterr().out
     assert "gpu.settled " in out
     assert "6.64 GiB" in out
 
 
-def test_help_names_the_commands(capsys):
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     out = capsys.readouterr().out
@@ -166,9 +172,11 @@ def test_help_names_the_commands(capsys):
     assert capsys.readouterr().out.startswith("llmload ")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(folder):
+def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
     command = [sys.executable, "-m", "pytest_llmload.cli", "show", STALE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0

@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from sample_loads import ENVIRONMENT, GIB, HOST, METRICS, MIB, NF4, linears, load, manifest, numbers
+from sample_loads import ENVIRONMENT, GIB, HOST, METRICS, MIB, NF4, baseline_of, linears, load, manifest, numbers
 
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.manifest import diff
+from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.timings import timings
-from pytest_llmload.core.results import NOT_APPLIED, ManifestRow, Numbers
+from pytest_llmload.core.results import NOT_APPLIED, LoadResult, ManifestRow, Numbers
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance
+from pytest_llmload.core.verdicts import Comparison
 
 PLAIN = "nf4 absmax=float32 block=64 compute=bf16"
 NESTED = "nf4 absmax=uint8 nested block=64 compute=bf16"
 
 
 @pytest.fixture
-def baseline():
-    return record(None, [load(), load()], update=True).baseline
+def baseline() -> Baseline:
+    return baseline_of(None, [load(), load()], update=True)
 
 
-def environment(**changes):
+def environment(**changes: str) -> dict[str, str]:
     return {**ENVIRONMENT, **changes}
 
 
-def verdicts(comparison):
+def verdicts(comparison: Comparison) -> dict[str, str]:
     """Every verdict that is not ok."""
     return {item.name: item.verdict for item in comparison.metrics if item.verdict != "ok"}
 
 
-def texts(old, new):
+def texts(old: Sequence[ManifestRow], new: Sequence[ManifestRow]) -> list[str]:
     return [change.text for change in diff(old, new)]
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_load_is_ok_in_memory_and_work(baseline):
+def test_the_same_load_is_ok_in_memory_and_work(baseline: Baseline) -> None:
     comparison = compare(baseline, load())
     assert (comparison.verdict, comparison.whole, verdicts(comparison)) == ("ok", False, {})
     assert {"gpu.settled", "manifest", "numbers"} <= {item.name for item in comparison.metrics}
 
 
-def test_no_baseline_is_missing_as_a_whole():
+def test_no_baseline_is_missing_as_a_whole() -> None:
     comparison = compare(None, load())
     assert (comparison.verdict, comparison.whole) == ("missing", True)
 
 
-def test_a_load_that_failed_cannot_pass_a_comparison(baseline):
+def test_a_load_that_failed_cannot_pass_a_comparison(baseline: Baseline) -> None:
     with pytest.raises(ValueError, match="not_applied"):
         compare(baseline, load(outcome=NOT_APPLIED))
 
 
-def test_another_shape_names_both_and_what_differs(baseline):
+def test_another_shape_names_both_and_what_differs(baseline: Baseline) -> None:
     other = load(digests={"shape": "b0b" * 20, "weights": "3e1f" * 16}, manifest=manifest(per_module=30 * MIB))
     comparison = compare(baseline, other)
     assert (comparison.verdict, comparison.whole) == ("incomparable", True)
@@ -66,7 +70,7 @@ def test_another_shape_names_both_and_what_differs(baseline):
     assert comparison.manifest[0].text.startswith("160 x Linear4bit: 40.00 MiB -> 30.00 MiB each")
 
 
-def test_another_spec_names_the_fields(baseline):
+def test_another_spec_names_the_fields(baseline: Baseline) -> None:
     comparison = compare(baseline, load(dataclasses.replace(NF4, double_quant=False, attn="eager")))
     assert (comparison.verdict, comparison.whole) == ("incomparable", True)
     assert comparison.reason == (
@@ -74,23 +78,23 @@ def test_another_spec_names_the_fields(baseline):
     )
 
 
-def test_checks_and_the_models_place_do_not_make_another_spec(baseline):
+def test_checks_and_the_models_place_do_not_make_another_spec(baseline: Baseline) -> None:
     moved = dataclasses.replace(NF4, model="/data/polyglot", dense_ok=("*.experts.*",))
     assert compare(baseline, load(moved)).verdict == "ok"
 
 
-def test_an_adapter_in_another_place_is_the_same_spec():
+def test_an_adapter_in_another_place_is_the_same_spec() -> None:
     there = dataclasses.replace(NF4, adapter="/home/a/run/adapter")
     here = dataclasses.replace(NF4, adapter="/ci/build/adapter")
-    assert compare(record(None, [load(there)], update=True).baseline, load(here)).verdict == "ok"
+    assert compare(baseline_of(None, [load(there)], update=True), load(here)).verdict == "ok"
 
 
-def test_another_workload(baseline):
+def test_another_workload(baseline: Baseline) -> None:
     comparison = compare(baseline, load(dataclasses.replace(NF4, workload=Workload(4, 2048, 64))))
     assert comparison.reason == "another workload: 1x128+32 in the baseline and 4x2048+64 now"
 
 
-def test_a_fine_tune_stays_gated_but_for_its_numbers(baseline):
+def test_a_fine_tune_stays_gated_but_for_its_numbers(baseline: Baseline) -> None:
     tuned = load(digests={"shape": baseline.shape, "weights": "cafe" * 16}, metrics={"gpu.settled": 8 * GIB})
     comparison = compare(baseline, tuned)
     assert comparison.verdict == "regressed"
@@ -98,14 +102,14 @@ def test_a_fine_tune_stays_gated_but_for_its_numbers(baseline):
     assert "weights 3e1f3e1f3e1f -> cafecafecafe" in comparison.changed
 
 
-def test_a_section_that_was_never_recorded_is_missing(baseline):
-    only_time = record(None, [load()], update=True, sections=["time"]).baseline
+def test_a_section_that_was_never_recorded_is_missing(baseline: Baseline) -> None:
+    only_time = baseline_of(None, [load()], update=True, sections=["time"])
     comparison = compare(only_time, load())
     assert (comparison.verdict, comparison.whole) == ("missing", True)
     assert comparison.reason == "nothing is recorded for memory"
 
 
-def test_a_section_that_nobody_measures_is_unavailable(baseline):
+def test_a_section_that_nobody_measures_is_unavailable(baseline: Baseline) -> None:
     assert compare(baseline, load(), section="work").verdict == "unavailable"
 
 
@@ -134,14 +138,14 @@ def test_a_section_that_nobody_measures_is_unavailable(baseline):
         ("host.file", METRICS["host.file"] * 9, "ok"),
     ],
 )
-def test_each_class_has_its_tolerance(baseline, metric, value, verdict):
+def test_each_class_has_its_tolerance(baseline: Baseline, metric: str, value: float, verdict: str) -> None:
     assert compare(baseline, load(metrics={metric: value})).verdict == verdict
 
 
-def test_tolerances_are_replaced_by_name_and_for_each_gpu():
+def test_tolerances_are_replaced_by_name_and_for_each_gpu() -> None:
     two = {"gpu.1.settled": 7 * GIB, "gpu.0.settled": 7 * GIB, "gpu.settled": 14 * GIB}
     spec = dataclasses.replace(NF4, gpu_count=2)
-    recorded = record(None, [load(spec, metrics=two)], update=True).baseline
+    recorded = baseline_of(None, [load(spec, metrics=two)], update=True)
     shifted = load(spec, metrics={**two, "gpu.0.settled": 6 * GIB, "gpu.1.settled": 8 * GIB})
     # The sum is the same, each GPU's is not.
     assert verdicts(compare(recorded, shifted)) == {"gpu.0.settled": "improved", "gpu.1.settled": "regressed"}
@@ -151,19 +155,19 @@ def test_tolerances_are_replaced_by_name_and_for_each_gpu():
     assert verdicts(compare(recorded, shifted, tolerances=one)) == {"gpu.1.settled": "regressed"}
 
 
-def test_exact_is_loosened_by_its_name_only(baseline):
+def test_exact_is_loosened_by_its_name_only(baseline: Baseline) -> None:
     heavier = load(metrics={"gpu.weights": METRICS["gpu.weights"] + 512})
     assert compare(baseline, heavier, tolerances={"gpu.settled": Tolerance(relative=1)}).verdict == "regressed"
     assert compare(baseline, heavier, tolerances={"gpu.weights": Tolerance(absolute=512)}).verdict == "ok"
 
 
-def test_of_one_gpu_the_sum_says_all(baseline):
+def test_of_one_gpu_the_sum_says_all(baseline: Baseline) -> None:
     assert "gpu.settled" in baseline.memory
     assert "gpu.0.settled" not in baseline.memory
     assert not [item.name for item in compare(baseline, load()).metrics if item.name.startswith("gpu.0.")]
 
 
-def test_chosen_metrics_are_the_only_ones(baseline):
+def test_chosen_metrics_are_the_only_ones(baseline: Baseline) -> None:
     moved = load(metrics={"gpu.settled": 8 * GIB}, manifest=manifest(PLAIN))
     assert compare(baseline, moved, metrics=["gpu.load_peak"]).verdict == "ok"
     assert compare(baseline, moved, metrics=["gpu.load_peak", "gpu.settled"]).verdict == "regressed"
@@ -171,14 +175,14 @@ def test_chosen_metrics_are_the_only_ones(baseline):
     assert compare(baseline, moved, metrics=["host.anon_peak"]).metrics[0].verdict == "unavailable"
 
 
-def test_what_no_load_measures_is_unavailable_and_not_missing_though_nothing_is_recorded(baseline):
+def test_what_no_load_measures_is_unavailable_and_not_missing_though_nothing_is_recorded(baseline: Baseline) -> None:
     on_a_cpu = load(metrics={"gpu.settled": None, "gpu.0.settled": None})
     for recorded in (None, dataclasses.replace(baseline, memory={}, manifest=())):
         assert compare(recorded, on_a_cpu, metrics=["gpu.settled"]).verdict == "unavailable"
         assert compare(recorded, load(), metrics=["gpu.settled"]).verdict == "missing"
 
 
-def test_wrong_names_are_errors(baseline):
+def test_wrong_names_are_errors(baseline: Baseline) -> None:
     with pytest.raises(KeyError, match=r"unknown metric 'gpu.setled'; known: gpu.weights"):
         compare(baseline, load(), metrics=["gpu.setled"])
     with pytest.raises(KeyError, match=r"unknown metric 'gpu.setled'"):
@@ -187,15 +191,15 @@ def test_wrong_names_are_errors(baseline):
         compare(baseline, load(), metrics=["load"])
 
 
-def test_not_measured_now_is_unavailable_with_its_reason(baseline):
+def test_not_measured_now_is_unavailable_with_its_reason(baseline: Baseline) -> None:
     hidden = load(metrics={"gpu.process": None}, unavailable={"gpu.process": "NVML lists processes of the host only"})
     comparison = compare(baseline, hidden)
     assert comparison.verdict == "unavailable"
     assert comparison.having("unavailable")[0].reason == "NVML lists processes of the host only"
 
 
-def test_not_in_the_baseline_is_missing_unless_it_never_gates():
-    without = record(None, [load(metrics={"gpu.process": None, "host.file": None})], update=True).baseline
+def test_not_in_the_baseline_is_missing_unless_it_never_gates() -> None:
+    without = baseline_of(None, [load(metrics={"gpu.process": None, "host.file": None})], update=True)
     comparison = compare(without, load(metrics={"host.file": None}))
     assert (comparison.verdict, comparison.whole) == ("missing", False)
     assert verdicts(comparison) == {"gpu.process": "missing"}
@@ -203,13 +207,13 @@ def test_not_in_the_baseline_is_missing_unless_it_never_gates():
     assert (comparison.verdict, verdicts(comparison)) == ("ok", {"host.file": "missing"})
 
 
-def test_a_metric_that_this_version_does_not_know(baseline):
+def test_a_metric_that_this_version_does_not_know(baseline: Baseline) -> None:
     newer = dataclasses.replace(baseline, memory={**baseline.memory, "gpu.fragments": 3})
     comparison = compare(newer, load())
     assert comparison.having("unavailable")[0].name == "gpu.fragments"
 
 
-def test_other_surroundings_concern_the_metrics_that_depend_on_them(baseline):
+def test_other_surroundings_concern_the_metrics_that_depend_on_them(baseline: Baseline) -> None:
     driver = compare(baseline, load(metrics={"gpu.process": 20 * GIB}, environment=environment(driver="570.1")))
     assert (driver.verdict, driver.whole) == ("incomparable", False)
     assert verdicts(driver) == {"gpu.process": "incomparable", "gpu.context": "incomparable"}
@@ -219,13 +223,13 @@ def test_other_surroundings_concern_the_metrics_that_depend_on_them(baseline):
     assert both.verdict == "regressed"
 
 
-def test_a_new_metric_under_other_surroundings_is_not_missing_but_incomparable():
-    without = record(None, [load(metrics={"gpu.process": None})], update=True).baseline
+def test_a_new_metric_under_other_surroundings_is_not_missing_but_incomparable() -> None:
+    without = baseline_of(None, [load(metrics={"gpu.process": None})], update=True)
     other = compare(without, load(environment=environment(driver="570.1")))
     assert verdicts(other)["gpu.process"] == "incomparable"
 
 
-def test_only_what_a_baseline_keeps_is_compared_as_surroundings(baseline):
+def test_only_what_a_baseline_keeps_is_compared_as_surroundings(baseline: Baseline) -> None:
     comparison = compare(baseline, load(environment=environment(bitsandbytes="0.50.2", user="b", python="3.12.1")))
     assert comparison.changed == ("bitsandbytes 0.50.1 -> 0.50.2", "python 3.11.7 -> 3.12.1")
 
@@ -233,7 +237,7 @@ def test_only_what_a_baseline_keeps_is_compared_as_surroundings(baseline):
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def test_dropped_double_quant_is_named(baseline):
+def test_dropped_double_quant_is_named(baseline: Baseline) -> None:
     comparison = compare(baseline, load(manifest=manifest(PLAIN, 43 * MIB)))
     assert comparison.verdict == "changed"
     assert [change.text for change in comparison.manifest] == [
@@ -242,20 +246,20 @@ def test_dropped_double_quant_is_named(baseline):
     assert (comparison.manifest[0].modules, comparison.manifest[0].bytes) == (160, 480 * MIB)
 
 
-def test_modules_gate_even_where_every_total_is_in_bounds(baseline):
+def test_modules_gate_even_where_every_total_is_in_bounds(baseline: Baseline) -> None:
     rows = manifest()
     rows[0] = dataclasses.replace(rows[0], dtype="float32")
     assert compare(baseline, load(manifest=rows)).verdict == "changed"
 
 
-def test_fewer_bytes_are_still_a_change(baseline):
+def test_fewer_bytes_are_still_a_change(baseline: Baseline) -> None:
     assert compare(baseline, load(manifest=manifest(per_module=30 * MIB))).verdict == "changed"
 
 
 LAYERS = ["self_attn.q_proj", "mlp.up_proj", "input_layernorm"]
 
 
-def llama(indices="0-39", device="cuda:0"):
+def llama(indices: str = "0-39", device: str = "cuda:0") -> list[ManifestRow]:
     count = sum(
         int(last or first) - int(first) + 1 for first, _, last in (p.partition("-") for p in indices.split(","))
     )
@@ -274,20 +278,20 @@ def llama(indices="0-39", device="cuda:0"):
     ]
 
 
-def test_layers_that_moved_are_named_by_their_place():
+def test_layers_that_moved_are_named_by_their_place() -> None:
     assert texts(llama(), [*llama("0-19"), *llama("20-39", "cpu")]) == ["model.layers.20-39.*: cuda:0 -> cpu"]
     assert texts(llama(), [*llama("1-39"), *llama("0", "disk")]) == ["model.layers.0.*: cuda:0 -> disk"]
     assert texts(llama(), llama(device="cpu")) == ["all 120 modules: cuda:0 -> cpu"]
 
 
-def test_parts_of_layers_that_moved_are_not_called_whole_layers():
+def test_parts_of_layers_that_moved_are_not_called_whole_layers() -> None:
     stayed, *moved = llama()
     rest = [dataclasses.replace(row, indices="0-37", count=38, bytes=38 * 4 * MIB) for row in moved]
     there = [dataclasses.replace(row, indices="38-39", count=2, bytes=8 * MIB, device="cpu") for row in moved]
     assert texts(llama(), [stayed, *rest, *there]) == ["4 modules in model.layers.38-39: cuda:0 -> cpu"]
 
 
-def test_modules_outside_the_layers_that_moved_are_named():
+def test_modules_outside_the_layers_that_moved_are_named() -> None:
     extra = [ManifestRow(name, "", "Linear", "bfloat16", "cuda:0", "", 1, MIB) for name in ("lm_head", "model.norm")]
     moved = [dataclasses.replace(row, device="cpu") for row in extra]
     assert texts([*llama(), *extra], [*llama("0-38"), *llama("39", "cpu"), *moved]) == [
@@ -296,7 +300,7 @@ def test_modules_outside_the_layers_that_moved_are_named():
     ]
 
 
-def test_one_module_that_is_not_quantised_any_more():
+def test_one_module_that_is_not_quantised_any_more() -> None:
     rows = llama()
     rest = dataclasses.replace(rows[1], indices="0-2,4-39", count=39, bytes=39 * 4 * MIB)
     dense = ManifestRow("model.layers.*.mlp.up_proj", "3", "Linear", "bfloat16", "cuda:0", "", 1, 16 * MIB)
@@ -305,7 +309,7 @@ def test_one_module_that_is_not_quantised_any_more():
     ]
 
 
-def test_some_layers_of_one_kind_of_module_and_of_several():
+def test_some_layers_of_one_kind_of_module_and_of_several() -> None:
     rows = llama()
     dense = [
         dataclasses.replace(row, cls="Linear", dtype="bfloat16", quant="", indices="0-1", count=2) for row in rows[:2]
@@ -331,27 +335,27 @@ def test_some_layers_of_one_kind_of_module_and_of_several():
         ({"bytes": 40 * 5 * MIB}, "4.00 MiB -> 5.00 MiB each (+40.00 MiB)"),
     ],
 )
-def test_what_can_change_in_a_module(change, text):
+def test_what_can_change_in_a_module(change: dict[str, Any], text: str) -> None:
     row = llama()[1]
     assert texts([row, llama()[0]], [dataclasses.replace(row, **change), llama()[0]])[0].endswith(
         f"mlp.up_proj: {text}"
     )
 
 
-def test_modules_that_came_and_went():
+def test_modules_that_came_and_went() -> None:
     shared = ManifestRow("model.mtp", "", "MtpHead", "bfloat16", "cuda:0", "", 1, 8 * MIB)
     assert texts(llama(), [*llama(), shared]) == ["model.mtp: added, dense bfloat16 on cuda:0 (+8.00 MiB)"]
     assert texts([*llama(), shared], llama()) == ["model.mtp: removed, was dense bfloat16 on cuda:0 (-8.00 MiB)"]
 
 
-def test_the_most_bytes_come_first_and_row_splits_are_no_difference():
+def test_the_most_bytes_come_first_and_row_splits_are_no_difference() -> None:
     assert texts(llama(), [*llama("0-7"), *llama("8-39")]) == []
     small = ManifestRow("a", "", "Linear", "bfloat16", "cuda:0", "", 1, MIB)
     large = dataclasses.replace(small, module="b", bytes=9 * MIB, dtype="float32")
     assert [text[0] for text in texts([], [small, large])] == ["b", "a"]
 
 
-def test_a_manifest_that_was_not_taken_is_not_a_model_without_modules(baseline):
+def test_a_manifest_that_was_not_taken_is_not_a_model_without_modules(baseline: Baseline) -> None:
     comparison = compare(baseline, load(manifest=[], unavailable={"manifest": "the model has no modules"}))
     assert comparison.verdict == "unavailable"
     assert comparison.manifest == ()
@@ -360,25 +364,25 @@ def test_a_manifest_that_was_not_taken_is_not_a_model_without_modules(baseline):
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def shifted(factor=1.0, **changes):
+def shifted(factor: float = 1.0, **changes: Any) -> Numbers:
     base = numbers()
     return dataclasses.replace(base, logits=[value * factor for value in base.logits], **changes)
 
 
-def numbers_verdict(baseline, new, **changes):
+def numbers_verdict(baseline: Baseline, new: Numbers | None, **changes: Any) -> tuple[str, str]:
     comparison = compare(baseline, load(numbers=new, **changes))
     item = next(item for item in comparison.metrics if item.name == "numbers")
     return item.verdict, item.reason
 
 
-def test_moved_logits_are_changed(baseline):
+def test_moved_logits_are_changed(baseline: Baseline) -> None:
     assert numbers_verdict(baseline, shifted(1.04))[0] == "ok"
     verdict, reason = numbers_verdict(baseline, shifted(1.06))
     assert (verdict, reason) == ("changed", "relative logits error 0.06 (tolerance 0.05)")
     assert compare(baseline, load(numbers=shifted(1.06))).verdict == "changed"
 
 
-def test_the_tolerance_follows_the_models_types():
+def test_the_tolerance_follows_the_models_types() -> None:
     for dtype, quant, allowed in (
         ("float32", "", 1e-4),
         ("float16", "", 1e-2),
@@ -391,12 +395,12 @@ def test_the_tolerance_follows_the_models_types():
             ManifestRow("norm", "", "LayerNorm", "float16" if quant else dtype, "cpu", "", 1, MIB),
             ManifestRow("lm_head", "", "Linear", dtype, "cpu", quant, 1, MIB),
         ]
-        recorded = record(None, [load(manifest=rows)], update=True).baseline
+        recorded = baseline_of(None, [load(manifest=rows)], update=True)
         assert numbers_verdict(recorded, shifted(1 + 0.9 * allowed), manifest=rows)[0] == "ok"
         assert numbers_verdict(recorded, shifted(1 + 1.2 * allowed), manifest=rows)[0] == "changed"
 
 
-def test_moved_buffers_are_named_first(baseline):
+def test_moved_buffers_are_named_first(baseline: Baseline) -> None:
     wrong = shifted(1.5, buffers={"gpt_neox.rotary_emb.inv_freq": [4.21, 1.2345678]})
     assert numbers_verdict(baseline, wrong)[1].startswith(
         "gpt_neox.rotary_emb.inv_freq values changed, relative logits"
@@ -405,13 +409,13 @@ def test_moved_buffers_are_named_first(baseline):
     assert numbers_verdict(baseline, only) == ("changed", "gpt_neox.rotary_emb.inv_freq values changed")
 
 
-def test_a_buffer_that_sums_to_nothing_is_judged_by_its_norm():
+def test_a_buffer_that_sums_to_nothing_is_judged_by_its_norm() -> None:
     centred = shifted(buffers={"mask": [1e-9, 3.0]})
-    recorded = record(None, [load(numbers=centred)], update=True).baseline
+    recorded = baseline_of(None, [load(numbers=centred)], update=True)
     assert numbers_verdict(recorded, shifted(buffers={"mask": [-4e-9, 3.0]}))[0] == "ok"
 
 
-def test_log_sum_exp_and_margin_are_looked_at(baseline):
+def test_log_sum_exp_and_margin_are_looked_at(baseline: Baseline) -> None:
     base = numbers()
     lse = shifted(logsumexp=[value + 0.1 for value in base.logsumexp])
     assert "relative log-sum-exp error" in numbers_verdict(baseline, lse)[1]
@@ -419,7 +423,7 @@ def test_log_sum_exp_and_margin_are_looked_at(baseline):
     assert "relative margin error" in numbers_verdict(baseline, margin)[1]
 
 
-def _small():
+def _small() -> Numbers:
     """Logits of a model that was never trained: the log-sum-exp is log(vocabulary), and the logits are next to none."""
     return Numbers(
         logits=[0.012345678, -0.0087654321], logsumexp=[10.3734918, 10.3735193], margin=[0.0012345678, 0.0023456789]
@@ -429,16 +433,16 @@ def _small():
 FP32 = [ManifestRow("lm_head", "", "Linear", "float32", "cpu", "", 1, MIB)]
 
 
-def test_small_logits_are_stored_with_the_digits_that_they_are_judged_by():
-    recorded = record(None, [load(numbers=_small(), manifest=FP32)], update=True).baseline
+def test_small_logits_are_stored_with_the_digits_that_they_are_judged_by() -> None:
+    recorded = baseline_of(None, [load(numbers=_small(), manifest=FP32)], update=True)
     assert recorded.numbers == _small()
     assert numbers_verdict(recorded, _small(), manifest=FP32)[0] == "ok"
     moved = dataclasses.replace(_small(), logsumexp=[value + 3e-6 for value in _small().logsumexp])
     assert numbers_verdict(recorded, moved, manifest=FP32)[0] == "changed"
 
 
-def test_a_file_with_fewer_digits_is_given_its_rounding():
-    recorded = record(None, [load(numbers=_small(), manifest=FP32)], update=True).baseline
+def test_a_file_with_fewer_digits_is_given_its_rounding() -> None:
+    recorded = baseline_of(None, [load(numbers=_small(), manifest=FP32)], update=True)
     old = Numbers(logits=[0.0123457, -0.00876543], logsumexp=[10.3735, 10.3735], margin=[0.00123457, 0.00234568])
     recorded = dataclasses.replace(recorded, numbers=old)
     assert numbers_verdict(recorded, _small(), manifest=FP32)[0] == "ok"
@@ -448,7 +452,7 @@ def test_a_file_with_fewer_digits_is_given_its_rounding():
     assert numbers_verdict(recorded, moved, manifest=FP32)[0] == "changed"
 
 
-def test_logits_that_are_not_finite(baseline):
+def test_logits_that_are_not_finite(baseline: Baseline) -> None:
     assert numbers_verdict(baseline, shifted(math.nan)) == ("changed", "the logits are not finite")
 
 
@@ -459,20 +463,22 @@ def test_logits_that_are_not_finite(baseline):
         ({"environment": environment(torch="2.14.0+cu128")}, "torch 2.13 -> 2.14"),
     ],
 )
-def test_numbers_of_other_weights_or_another_torch_are_not_compared(baseline, changes, reason):
+def test_numbers_of_other_weights_or_another_torch_are_not_compared(
+    baseline: Baseline, changes: dict[str, Any], reason: str
+) -> None:
     assert numbers_verdict(baseline, shifted(9.0), **changes) == ("incomparable", reason)
 
 
-def test_a_patch_release_of_torch_is_the_same_torch(baseline):
+def test_a_patch_release_of_torch_is_the_same_torch(baseline: Baseline) -> None:
     assert numbers_verdict(baseline, shifted(9.0), environment=environment(torch="2.13.1+cu130"))[0] == "changed"
 
 
-def test_other_positions_are_not_compared(baseline):
+def test_other_positions_are_not_compared(baseline: Baseline) -> None:
     verdict, reason = numbers_verdict(baseline, Numbers(logits=[1.0] * 8))
     assert (verdict, reason) == ("incomparable", "the baseline has 16 values of logits and this load has 8")
 
 
-def test_numbers_that_are_not_there(baseline):
+def test_numbers_that_are_not_there(baseline: Baseline) -> None:
     assert numbers_verdict(baseline, Numbers(), unavailable={"numbers": "no forward"}) == ("unavailable", "no forward")
     without = dataclasses.replace(baseline, numbers=Numbers())
     assert numbers_verdict(without, numbers())[0] == "missing"
@@ -485,7 +491,7 @@ def test_numbers_that_are_not_there(baseline):
 # --- reasons ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_explains_a_figure_that_moved(baseline):
+def test_what_explains_a_figure_that_moved(baseline: Baseline) -> None:
     metrics = {
         "gpu.settled": METRICS["gpu.settled"] + 480 * MIB,
         "gpu.load_allocations": METRICS["gpu.load_allocations"] + 160,
@@ -502,7 +508,7 @@ def test_what_explains_a_figure_that_moved(baseline):
     )
 
 
-def test_loading_work_is_a_reason_where_it_is_not_comparable(baseline):
+def test_loading_work_is_a_reason_where_it_is_not_comparable(baseline: Baseline) -> None:
     metrics = {"gpu.load_peak": 10 * GIB, "gpu.load_allocations": METRICS["gpu.load_allocations"] + 1}
     comparison = compare(baseline, load(metrics=metrics, environment=environment(transformers="5.24.0")))
     assert verdicts(comparison) == {
@@ -513,7 +519,7 @@ def test_loading_work_is_a_reason_where_it_is_not_comparable(baseline):
     assert comparison.because == ("gpu.load_allocations +1",)
 
 
-def test_a_copy_that_no_peak_shows(baseline):
+def test_a_copy_that_no_peak_shows(baseline: Baseline) -> None:
     metrics = {
         "gpu.load_allocations": METRICS["gpu.load_allocations"] + 1,
         "gpu.load_allocated": METRICS["gpu.load_allocated"] + 256 * MIB,
@@ -523,21 +529,21 @@ def test_a_copy_that_no_peak_shows(baseline):
     assert comparison.because == ("the load makes copies that it frees again: gpu.settled is as recorded",)
 
 
-def test_what_nothing_explains_is_said(baseline):
+def test_what_nothing_explains_is_said(baseline: Baseline) -> None:
     comparison = compare(baseline, load(metrics={"gpu.settled": 8 * GIB}))
     assert comparison.because[0].startswith("nothing recorded explains it")
     updated = compare(baseline, load(metrics={"gpu.settled": 8 * GIB}, environment=environment(torch="2.13.1")))
     assert updated.because == ()
 
 
-def test_what_did_not_move_needs_no_reason(baseline):
+def test_what_did_not_move_needs_no_reason(baseline: Baseline) -> None:
     assert compare(baseline, load(manifest=manifest(PLAIN))).because == ()
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_times_on_the_same_host_are_reported(baseline):
+def test_times_on_the_same_host_are_reported(baseline: Baseline) -> None:
     comparison = compare(baseline, load(samples={"load": [30.0, 31.0, 29.0]}), section="time")
     assert comparison.verdict == "inconclusive"
     first = comparison.metrics[0]
@@ -545,26 +551,26 @@ def test_times_on_the_same_host_are_reported(baseline):
     assert first.reason == "too few processes to tell"
 
 
-def test_times_of_another_host_are_not_compared(baseline):
+def test_times_of_another_host_are_not_compared(baseline: Baseline) -> None:
     comparison = compare(baseline, load(environment=environment(host="nvidia-h100/other")), section="time")
     assert (comparison.verdict, comparison.whole) == ("incomparable", False)
     assert comparison.metrics[0].reason == f"recorded on {HOST}; this host is nvidia-h100/other"
 
 
-def test_a_cold_load_is_not_compared_with_a_warm_one(baseline):
+def test_a_cold_load_is_not_compared_with_a_warm_one(baseline: Baseline) -> None:
     comparison = compare(baseline, load(environment=environment(page_cache="cold")), section="time")
     assert verdicts(comparison) == {"load": "incomparable", "ttft": "inconclusive", "per_token": "inconclusive"}
     assert comparison.metrics[0].reason == "page_cache warm -> cold"
 
 
-def test_times_that_were_never_recorded_are_missing(baseline):
+def test_times_that_were_never_recorded_are_missing(baseline: Baseline) -> None:
     comparison = compare(dataclasses.replace(baseline, time={}), load(), section="time")
     assert (comparison.verdict, comparison.whole) == ("missing", True)
     only = compare(baseline, load(metrics={"ttft": None, "per_token": None}, samples={}), section="time")
     assert verdicts(only) == {"load": "inconclusive", "ttft": "unavailable", "per_token": "unavailable"}
 
 
-def test_the_fixture_rows_are_what_the_failure_text_says():
+def test_the_fixture_rows_are_what_the_failure_text_says() -> None:
     assert sum(row.count for row in linears(NESTED, MIB)) == 160
 
 
@@ -573,7 +579,7 @@ def test_the_fixture_rows_are_what_the_failure_text_says():
 WORK = {"token.ops": 2432, "token.kernels": 695, "token.gpu_time": 0.00225, "prefill.ops": 2691}
 
 
-def processes(factor=1.0, **changes):
+def processes(factor: float = 1.0, **changes: Any) -> list[LoadResult]:
     """Six processes whose medians scatter by a percent."""
     scatter = (1.0, 1.01, 0.99, 1.005, 0.995, 1.0)
     return [
@@ -586,13 +592,13 @@ def processes(factor=1.0, **changes):
 
 
 @pytest.fixture
-def timed():
+def timed() -> Baseline:
     """A baseline of six processes that knows the work."""
     results = processes(metrics=WORK)
-    return record(None, results, update=True).baseline
+    return baseline_of(None, results, update=True)
 
 
-def test_a_time_that_moved_is_explained_by_the_work_that_did(timed):
+def test_a_time_that_moved_is_explained_by_the_work_that_did(timed: Baseline) -> None:
     now = {**WORK, "token.ops": 2500, "token.kernels": 763}
     result = load(metrics=now)
     comparison = compare(timed, result, section="time", times=timings(processes(1.2)))
@@ -601,7 +607,7 @@ def test_a_time_that_moved_is_explained_by_the_work_that_did(timed):
     assert compare(timed, result, section="work").verdict == "regressed"
 
 
-def test_a_time_that_no_work_explains_says_so(timed):
+def test_a_time_that_no_work_explains_says_so(timed: Baseline) -> None:
     comparison = compare(timed, load(metrics=WORK), section="time", times=timings(processes(1.2)))
     assert comparison.because == ("no counted work explains it: operators, kernels and library versions are the same",)
     tolerated = compare(
@@ -614,8 +620,8 @@ def test_a_time_that_no_work_explains_says_so(timed):
     assert tolerated.verdict == "ok"
 
 
-def test_work_is_exact_but_for_the_time_of_kernels(timed):
-    def verdict(**changes):
+def test_work_is_exact_but_for_the_time_of_kernels(timed: Baseline) -> None:
+    def verdict(**changes: Any) -> str:
         return compare(timed, load(metrics={**WORK, **changes}), section="work").verdict
 
     assert verdict() == "ok"
@@ -625,7 +631,7 @@ def test_work_is_exact_but_for_the_time_of_kernels(timed):
     assert verdict(**{"token.gpu_time": 0.00230}) == "regressed"
 
 
-def test_work_of_another_torch_is_a_reason_only(timed):
+def test_work_of_another_torch_is_a_reason_only(timed: Baseline) -> None:
     result = load(metrics={**WORK, "token.ops": 2500}, environment=environment(torch="2.14.0+cu128"))
     work = compare(timed, result, section="work")
     assert (work.verdict, work.whole) == ("incomparable", False)
@@ -633,7 +639,7 @@ def test_work_of_another_torch_is_a_reason_only(timed):
     assert "token.ops 2,432 -> 2,500 (+68)" in times.because
 
 
-def test_modules_that_changed_explain_a_time(timed):
+def test_modules_that_changed_explain_a_time(timed: Baseline) -> None:
     comparison = compare(
         timed, load(metrics=WORK, manifest=manifest(PLAIN)), section="time", times=timings(processes(1.2))
     )
@@ -643,21 +649,21 @@ def test_modules_that_changed_explain_a_time(timed):
 # --- parts of the load -----------------------------------------------------------------------------------------------
 
 
-def made_of(seconds, **parts):
+def made_of(seconds: float, **parts: float) -> list[LoadResult]:
     """Times of as many processes as a judgement needs, whose loads are made of ``parts``."""
     phases = {f"load.{name}": value for name, value in parts.items()}
     return [load(samples={"load": [seconds]}, phases=phases) for _ in range(10)]
 
 
-def load_moved(before, after):
+def load_moved(before: list[LoadResult], after: list[LoadResult]) -> tuple[str, ...]:
     """What explains that the load takes other seconds than when it was recorded."""
-    baseline = record(None, before, update=True, times=timings(before)).baseline
+    baseline = baseline_of(None, before, update=True, times=timings(before))
     comparison = compare(loads(dumps(baseline), "x.json"), after[0], section="time", times=timings(after))
     assert verdicts(comparison)["load"] != "ok"
     return comparison.because
 
 
-def test_the_part_of_the_load_that_moved_is_named():
+def test_the_part_of_the_load_that_moved_is_named() -> None:
     before = made_of(3.0, read=0.5, convert=2.1, move=0.0, other=0.4)
     because = load_moved(before, made_of(4.9, read=0.5, convert=4.0, move=0.0, other=0.4))
     assert because[0] == "load.convert 2.10 s -> 4.00 s"
@@ -666,20 +672,20 @@ def test_the_part_of_the_load_that_moved_is_named():
     assert back[0] == "load.convert 4.00 s -> 2.10 s"
 
 
-def test_several_parts_are_named_by_what_they_moved():
+def test_several_parts_are_named_by_what_they_moved() -> None:
     before = made_of(3.0, read=1.0, convert=1.0, move=0.5, other=0.5)
     because = load_moved(before, made_of(6.0, read=2.0, convert=2.9, move=0.5, other=0.6))
     assert because[:2] == ("load.convert 1.00 s -> 2.90 s", "load.read 1.00 s -> 2.00 s")
     assert not [line for line in because[2:] if line.startswith("load.")]
 
 
-def test_without_parts_on_both_sides_none_is_named():
+def test_without_parts_on_both_sides_none_is_named() -> None:
     with_parts = made_of(3.0, read=0.5, convert=2.1, move=0.0, other=0.4)
     for because in (load_moved(made_of(2.0), with_parts), load_moved(with_parts, made_of(5.0))):
         assert not [line for line in because if line.startswith("load.")]
 
 
-def test_parts_that_most_processes_lack_are_not_kept():
+def test_parts_that_most_processes_lack_are_not_kept() -> None:
     with_parts, without = made_of(3.0, read=3.0), made_of(3.0)
     assert timings(with_parts[:6] + without[:4])["load"].parts == {"load.read": 3.0}
     assert timings(with_parts[:5] + without[:5])["load"].parts == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,25 +31,28 @@ DOCS = ROOT / "docs"
 SHOWN = {DOCS / "index.md", DOCS / "contributing.md", DOCS / "changelog.md"}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(set(DOCS.rglob("*.md")) - SHOWN)]
 REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+BASELINES = (DOCS / "baselines.md").read_text(encoding="utf-8")
 
 _spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+assert _spec is not None
+assert _spec.loader is not None
 tables = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tables)
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
-def test_each_table_is_what_the_code_says(name):
+def test_each_table_is_what_the_code_says(name: str) -> None:
     page, make = tables.TABLES[name]
     text = (DOCS / page).read_text(encoding="utf-8")
     assert tables.replaced(text, name, make()) == text, f"docs/{page}: python docs/tables.py"
 
 
-def test_a_table_that_is_nowhere_is_an_error():
+def test_a_table_that_is_nowhere_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 times"):
         tables.replaced("text", "metrics", "| a |")
 
 
-def test_what_users_can_name_is_in_the_reference():
+def test_what_users_can_name_is_in_the_reference() -> None:
     names = {
         *(f"--llm-{name}" for name in OPTIONS),
         *(f"`{name}(" for name in markers()),
@@ -72,7 +76,7 @@ def test_what_users_can_name_is_in_the_reference():
     assert {name for name in PRESETS if f"`random:{name}`" not in strategies} == set()
 
 
-def test_every_page_can_be_reached_from_the_readme():
+def test_every_page_can_be_reached_from_the_readme() -> None:
     # By way of the repository, where GitHub shows it.
     reached, new = set(), {PAGES[0], ROOT / "CONTRIBUTING.md"}
     while new:
@@ -83,34 +87,36 @@ def test_every_page_can_be_reached_from_the_readme():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_link_leads_somewhere(page):
+def test_every_link_leads_somewhere(page: Path) -> None:
     for target, anchor in links(page):
         assert target.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(target), f"{page.name}: {target.name}#{anchor}"
 
 
-def links(page):
+def links(page: Path) -> Iterator[tuple[Path, str]]:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             yield (page.parent / target).resolve() if target else page, anchor
 
 
-def anchors(page):
+def anchors(page: Path) -> Iterator[str]:
     """As GitHub makes them from headings."""
     for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_the_documented_baseline_is_one_that_can_be_read():
-    example = re.search(r"```json\n(.*?)```", (DOCS / "baselines.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    assert dumps(loads(example, "docs")) == example
+def test_the_documented_baseline_is_one_that_can_be_read() -> None:
+    example = re.search(r"```json\n(.*?)```", BASELINES, re.DOTALL)
+    assert example is not None
+    assert dumps(loads(example[1], "docs")) == example[1]
 
 
-def test_the_documented_kind_of_host_is_written_as_a_recorded_one():
-    example = re.search(r'"time": \{\n    "(.*?)"', (DOCS / "baselines.md").read_text(encoding="utf-8"))[1]
+def test_the_documented_kind_of_host_is_written_as_a_recorded_one() -> None:
+    example = re.search(r'"time": \{\n    "(.*?)"', BASELINES)
+    assert example is not None
     recorded = loads((ROOT / "baselines/llama-1b/nvidia-h100-80gb-hbm3/none.json").read_text(encoding="utf-8"), "")
-    assert example in recorded.time
+    assert example[1] in recorded.time
 
 
 def test_every_page_is_on_the_site() -> None:

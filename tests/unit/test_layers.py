@@ -33,11 +33,11 @@ def foreign(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: path.stem)
-def test_core_imports_the_standard_library_only(path):
+def test_core_imports_the_standard_library_only(path: Path) -> None:
     assert foreign(path.read_text(encoding="utf-8")) == []
 
 
-def test_any_package_from_outside_is_seen():
+def test_any_package_from_outside_is_seen() -> None:
     text = "import json, yaml.nodes\nfrom pytest_llmload.host import llm\ndef f():\n    from attrs import define\n"
     assert foreign(text) == ["yaml.nodes", "pytest_llmload.host", "attrs"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_llmload.core.metrics import METRICS, Metric, find, section_of, table_with, tolerance_of
@@ -21,7 +23,7 @@ from pytest_llmload.core.units import Tolerance
         ("load", Tolerance(relative=0.2), Tolerance(relative=0.2)),
     ],
 )
-def test_a_tolerance_is_read_in_the_unit_of_its_metric(name, given, tolerance):
+def test_a_tolerance_is_read_in_the_unit_of_its_metric(name: str, given: Tolerance | str, tolerance: Tolerance) -> None:
     assert tolerance_of(name, given) == tolerance
 
 
@@ -37,13 +39,15 @@ def test_a_tolerance_is_read_in_the_unit_of_its_metric(name, given, tolerance):
         ("gpu.setled", "1%", KeyError, "unknown metric 'gpu.setled'; known: gpu.weights"),
     ],
 )
-def test_what_means_nothing_is_one_sentence(name, given, error, message):
+def test_what_means_nothing_is_one_sentence(
+    name: str, given: Tolerance | str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         tolerance_of(name, given)
     assert caught.value.args[0].startswith(message)
 
 
-def test_every_name_has_a_section():
+def test_every_name_has_a_section() -> None:
     assert [section_of(name) for name in ("gpu.1.settled", "manifest", "numbers", "token.ops", "load")] == [
         *["memory"] * 3,
         "work",
@@ -77,7 +81,7 @@ def test_a_users_metric_is_looked_up_beside_ours_and_by_gpu() -> None:
         (("manifest", "B", "exact"), "'manifest' is not a metric name"),
     ],
 )
-def test_a_metric_that_cannot_be_says_why(arguments: tuple[str, ...], message: str) -> None:
+def test_a_metric_that_cannot_be_says_why(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         Metric(*arguments)
     assert str(caught.value).startswith(message)

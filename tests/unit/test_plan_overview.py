@@ -108,7 +108,7 @@ def committed() -> list[Path]:
 def test_what_is_planned_was_measured_within_one_percent(path: Path, tmp_path: Path) -> None:
     baseline = loads(path.read_text(), str(path))
     (tmp_path / "config.json").write_text(json.dumps(PRESETS[path.parts[-3]]))
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(map(tuple, value)) if name == "max_memory" else value for name, value in baseline.spec.items()
     }
     spec = LoadSpec(model="m", name="m", **fields)

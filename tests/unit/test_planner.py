@@ -47,7 +47,7 @@ def settings(spec: LoadSpec) -> dict[str, Any]:
     if spec.quant == "none":
         return {}
     if spec.quant == "int8":
-        wanted = {"load_in_8bit": True}
+        wanted: dict[str, Any] = {"load_in_8bit": True}
     else:
         wanted = {
             "load_in_4bit": True,

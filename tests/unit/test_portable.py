@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from pytest_llmload.core.portable import portable_spec, scrub
 
 
-def portable(name, value):
+def portable(name: str, value: object) -> Any:
     """One option as it is stored."""
     ((_, text),) = portable_spec({"options": [[name, json.dumps(value)]]})["options"]
     return json.loads(text)
@@ -30,16 +31,18 @@ def portable(name, value):
         ("vllm serve it's", ["vllm", "serve", "it's"]),
     ],
 )
-def test_a_command_is_stored_without_its_secrets_and_its_machine(command, stored):
+def test_a_command_is_stored_without_its_secrets_and_its_machine(
+    command: list[str | int] | str, stored: list[str | int]
+) -> None:
     assert portable("command", command) == stored
 
 
-def test_different_commands_stay_different():
+def test_different_commands_stay_different() -> None:
     assert portable("command", "/bin/a serve x/y") != portable("command", "/bin/b serve z/y")
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "apikey", "hf_token", "Cookie", "password"])
-def test_a_map_hides_what_is_called_like_a_secret(name):
+def test_a_map_hides_what_is_called_like_a_secret(name: str) -> None:
     assert portable("headers", {"Accept": "x", "more": [{name: "open sesame"}]}) == {
         "Accept": "x",
         "more": [{name: "***"}],
@@ -58,12 +61,12 @@ def test_a_map_hides_what_is_called_like_a_secret(name):
         "AKIAABCDEFGHIJKLMNOP",
     ],
 )
-def test_tokens_are_hidden_in_any_text(secret):
+def test_tokens_are_hidden_in_any_text(secret: str) -> None:
     assert scrub(f"refused {secret}: try again") == "refused ***: try again"
     assert portable("note", [secret]) == ["***"]
 
 
-def test_what_http_sends_is_hidden():
+def test_what_http_sends_is_hidden() -> None:
     assert scrub("sent Authorization: Bearer abc.def-ghi") == "sent Authorization: Bearer ***"
     assert scrub("authorization: Basic bWU6cGFzcw==") == "authorization: Basic ***"
 
@@ -79,7 +82,7 @@ def test_what_http_sends_is_hidden():
         "org/model@abcdefabcdefabcdefabcdefabcdefabcdefabcd",
     ],
 )
-def test_names_stay(text):
+def test_names_stay(text: str) -> None:
     assert scrub(text) == text
 
 

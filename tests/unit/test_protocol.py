@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +13,7 @@ from pytest_llmload.system.protocol import Channel, Closed
 
 
 @pytest.fixture
-def ends():
+def ends() -> Iterator[tuple[Channel, socket.socket]]:
     ours, theirs = socket.socketpair()
     yield Channel(ours), theirs
     ours.close()
@@ -24,7 +25,7 @@ def packed(message: dict[str, object]) -> bytes:
     return struct.pack("!Q", len(body)) + body
 
 
-def test_messages_that_arrive_together_are_told(ends):
+def test_messages_that_arrive_together_are_told(ends: tuple[Channel, socket.socket]) -> None:
     """Whoever waits for the socket would wait for ever for the second one."""
     channel, peer = ends
     peer.sendall(
@@ -39,7 +40,7 @@ def test_messages_that_arrive_together_are_told(ends):
     assert not channel.has_message
 
 
-def test_a_wait_that_times_out_loses_nothing(ends):
+def test_a_wait_that_times_out_loses_nothing(ends: tuple[Channel, socket.socket]) -> None:
     channel, peer = ends
     peer.sendall(packed({"kind": "value", "n": 1})[:9])
     with pytest.raises(TimeoutError):

@@ -6,15 +6,17 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sample_loads import ENVIRONMENT, GIB, METRICS, MIB, NF4, load, manifest
+from sample_loads import ENVIRONMENT, GIB, METRICS, MIB, NF4, baseline_of, load, manifest
 
 from pytest_llmload.baselines.compare import compare
-from pytest_llmload.baselines.record import record
-from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, ManifestRow, Problem
-from pytest_llmload.core.spec import Workload
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, LoadResult, ManifestRow, Problem
+from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict, Run, Subject
 from pytest_llmload.reports import formats
@@ -37,22 +39,22 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
-def baseline():
-    return record(None, [load(), load()], update=True).baseline
+def baseline() -> Baseline:
+    return baseline_of(None, [load(), load()], update=True)
 
 
-def environment(**changes):
+def environment(**changes: str) -> dict[str, str]:
     return {**ENVIRONMENT, **changes}
 
 
-def lines(text):
+def lines(text: str) -> list[str]:
     return text.splitlines()
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_regression_says_what_moved_why_and_how_to_accept_it(baseline):
+def test_a_regression_says_what_moved_why_and_how_to_accept_it(baseline: Baseline) -> None:
     new = load(
         metrics={"gpu.settled": round(7.17 * GIB)},
         manifest=manifest(PLAIN, 43 * MIB),
@@ -67,7 +69,7 @@ def test_a_regression_says_what_moved_why_and_how_to_accept_it(baseline):
     )
 
 
-def test_columns_are_aligned_and_small_changes_are_not_hidden(baseline):
+def test_columns_are_aligned_and_small_changes_are_not_hidden(baseline: Baseline) -> None:
     new = load(
         metrics={
             "gpu.weights": METRICS["gpu.weights"] + 512,
@@ -85,7 +87,7 @@ def test_columns_are_aligned_and_small_changes_are_not_hidden(baseline):
     ]
 
 
-def test_changed_modules_without_a_metric_that_moved(baseline):
+def test_changed_modules_without_a_metric_that_moved(baseline: Baseline) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(manifest=manifest(PLAIN))), ACCEPT)
     assert lines(text) == [
         f"memory changed: {SUBJECT}",
@@ -94,7 +96,7 @@ def test_changed_modules_without_a_metric_that_moved(baseline):
     ]
 
 
-def test_changed_numbers_name_the_buffer(baseline):
+def test_changed_numbers_name_the_buffer(baseline: Baseline) -> None:
     numbers = dataclasses.replace(load().numbers, buffers={"gpt_neox.rotary_emb.inv_freq": [4.5, 1.3]})
     text = comparison_text(SUBJECT, compare(baseline, load(numbers=numbers)), ACCEPT)
     assert lines(text)[:2] == [
@@ -103,7 +105,7 @@ def test_changed_numbers_name_the_buffer(baseline):
     ]
 
 
-def test_long_lists_end_on_the_first_screen():
+def test_long_lists_end_on_the_first_screen() -> None:
     changes = tuple(ManifestChange(f"module.{number}: cuda:0 -> cpu", 1, 0) for number in range(300))
     metrics = tuple(MetricVerdict(f"gpu.{number}.settled", "regressed", 1e9, 2e9, "B") for number in range(64))
     text = lines(comparison_text(SUBJECT, Comparison("memory", "changed", metrics=metrics, manifest=changes), ACCEPT))
@@ -113,7 +115,7 @@ def test_long_lists_end_on_the_first_screen():
     assert text[-1].endswith(ACCEPT)
 
 
-def test_a_missing_baseline_prints_the_command_that_records():
+def test_a_missing_baseline_prints_the_command_that_records() -> None:
     text = comparison_text(
         SUBJECT, compare(None, load()), ACCEPT, file="baselines/m/d/nf4-dq.json", elsewhere=["nvidia-a100-sxm4-80gb"]
     )
@@ -126,15 +128,15 @@ def test_a_missing_baseline_prints_the_command_that_records():
     ]
 
 
-def test_a_missing_metric_says_what_was_measured():
-    without = record(None, [load(metrics={"gpu.process": None})], update=True).baseline
+def test_a_missing_metric_says_what_was_measured() -> None:
+    without = baseline_of(None, [load(metrics={"gpu.process": None})], update=True)
     text = comparison_text(SUBJECT, compare(without, load()), ACCEPT)
     assert lines(text)[0] == f"memory baseline incomplete: {SUBJECT}"
     assert lines(text)[1] == "  gpu.process  missing in the baseline (now 11.00 GiB)"
     assert lines(text)[-1] == f"  record       {ACCEPT}"
 
 
-def test_an_incomparable_baseline_names_both_sides(baseline):
+def test_an_incomparable_baseline_names_both_sides(baseline: Baseline) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(dataclasses.replace(NF4, quant="fp4"))), ACCEPT)
     assert lines(text)[:2] == [
         f"memory baseline incomparable: {SUBJECT}",
@@ -149,13 +151,15 @@ def test_an_incomparable_baseline_names_both_sides(baseline):
         ({"metrics": {"gpu.process": None}}, "memory unavailable", "gpu.process  not measured by this load"),
     ],
 )
-def test_strict_failures_say_what_could_not_be_judged(baseline, change, head, line):
+def test_strict_failures_say_what_could_not_be_judged(
+    baseline: Baseline, change: dict[str, Any], head: str, line: str
+) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(**change)), ACCEPT)
     assert text.startswith(f"{head}: ")
     assert line in text
 
 
-def test_what_was_not_measured_is_nothing_that_a_command_accepts(baseline):
+def test_what_was_not_measured_is_nothing_that_a_command_accepts(baseline: Baseline) -> None:
     new = compare(baseline, load(metrics={"gpu.weights": None, "gpu.0.weights": None}))
     text = lines(comparison_text(SUBJECT, new, ACCEPT, file="b.json"))
     assert text[0].startswith("memory unavailable: ")
@@ -166,13 +170,13 @@ def test_what_was_not_measured_is_nothing_that_a_command_accepts(baseline):
     assert ACCEPT not in "\n".join(text)
 
 
-def test_latency(baseline):
+def test_latency(baseline: Baseline) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(), section="time"), ACCEPT)
     assert lines(text)[0] == f"latency inconclusive: {SUBJECT}"
     assert lines(text)[1] == "  load       too few processes to tell (12.31 s -> 12.31 s)"
 
 
-def test_what_was_not_applied():
+def test_what_was_not_applied() -> None:
     names = tuple(f"model.layers.{number}.mlp.experts.gate_up_proj (512.00 MiB)" for number in range(32))
     problem = Problem(
         "quantised",
@@ -193,7 +197,7 @@ def test_what_was_not_applied():
     ]
 
 
-def test_what_does_not_run_was_applied_all_the_same():
+def test_what_does_not_run_was_applied_all_the_same() -> None:
     raised = Problem("generate", "the model does not run: AssertionError: no kernel (bitsandbytes/functional.py:1696)")
     subject = Subject("tiny", "nf4", "cpu-x86_64")
     alone = not_applied_text(subject, load(outcome=NOT_APPLIED, problems=[raised]))
@@ -202,7 +206,7 @@ def test_what_does_not_run_was_applied_all_the_same():
     assert lines(not_applied_text(subject, both))[0] == "nf4 was not applied: tiny / nf4 on cpu-x86_64"
 
 
-def test_ceilings_and_budgets_are_one_sentence():
+def test_ceilings_and_budgets_are_one_sentence() -> None:
     assert ceiling_text(SUBJECT, "gpu.1", 9.5 * GIB, 9 * GIB, phase="generate") == (
         "memory ceiling exceeded: GPU 1 held 9.50 GiB while generating, 512.00 MiB over the ceiling of 9.00 GiB "
         f"({SUBJECT})"
@@ -223,14 +227,16 @@ def test_ceilings_and_budgets_are_one_sentence():
 # --- summary ---------------------------------------------------------------------------------------------------------
 
 
-def run(spec=NF4, result=None, comparisons=(), **changes):
+def run(
+    spec: LoadSpec = NF4, result: LoadResult | None = None, comparisons: Iterable[Comparison] = (), **changes: Any
+) -> Run:
     return Run(spec, DEVICE, result or load(spec), list(comparisons), **changes)
 
 
 LORA = dataclasses.replace(NF4, adapter="random", workload=Workload(8, 2048, 64), own_workload=True)
 
 
-def test_longer_texts_stay_in_their_column():
+def test_longer_texts_stay_in_their_column() -> None:
     result = load(outcome=OUT_OF_MEMORY, error=ErrorInfo("first\nsecond", "RuntimeError", phase="load"), notes=["a\nb"])
     assert lines(load_failure_text(SUBJECT, result))[1:4] == [
         "  because  RuntimeError: first",
@@ -244,7 +250,7 @@ def test_longer_texts_stay_in_their_column():
     )
 
 
-def test_the_summary_table():
+def test_the_summary_table() -> None:
     assert summary([run(comparisons=[Comparison("memory", "ok")]), run(LORA)], width=120) == [
         f"polyglot-ko-12.8b on {DEVICE}",
         "  variant                  weights   settled  load peak  gen peak     load     ttft  tokens/s  verdict",
@@ -253,7 +259,7 @@ def test_the_summary_table():
     ]
 
 
-def test_a_cpu_run_shows_host_figures():
+def test_a_cpu_run_shows_host_figures() -> None:
     metrics = {name: value for name, value in METRICS.items() if not name.startswith("gpu.")}
     cpu = Run(NF4, "cpu-x86_64", load(metrics={**dict.fromkeys(METRICS), **metrics, "host.weights": 5 * MIB}))
     table = summary([cpu], width=100)
@@ -262,7 +268,7 @@ def test_a_cpu_run_shows_host_figures():
 
 
 @pytest.mark.parametrize("width", range(24, 140, 4))
-def test_the_table_fits_the_terminal_and_keeps_the_verdict(width):
+def test_the_table_fits_the_terminal_and_keeps_the_verdict(width: int) -> None:
     skipped = Run(dataclasses.replace(NF4, quant="int8"), DEVICE, outcome=SKIP)
     table = summary([run(comparisons=[Comparison("memory", "regressed")]), run(LORA), skipped], width=width)[1:]
     assert max(map(len, table)) <= width
@@ -272,7 +278,7 @@ def test_the_table_fits_the_terminal_and_keeps_the_verdict(width):
 
 @pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
-def test_every_column_is_there_at_80(device, served):
+def test_every_column_is_there_at_80(device: str, served: bool) -> None:
     host = {name: value for name, value in METRICS.items() if not name.startswith("gpu.")}
     figures = {} if device == "gpu" else {**dict.fromkeys(METRICS), **host}
     figures |= {"server.peak": 999.99 * MIB} if served else {}
@@ -290,12 +296,12 @@ def test_every_column_is_there_at_80(device, served):
     assert rows[1].split()[0].startswith("int8")
 
 
-def test_tokens_per_second_count_the_batch():
+def test_tokens_per_second_count_the_batch() -> None:
     assert tokens_per_second(run(LORA)) == pytest.approx(8 / METRICS["per_token"])
     assert tokens_per_second(run(result=load(metrics={"per_token": None}))) is None
 
 
-def test_what_a_person_has_to_know_is_listed_once(baseline):
+def test_what_a_person_has_to_know_is_listed_once(baseline: Baseline) -> None:
     better = compare(baseline, load(metrics={"gpu.settled": METRICS["gpu.settled"] - 310 * MIB}))
     other = load(environment=environment(driver="570.1"))
     runs = [
@@ -306,6 +312,7 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
         run(recorded=["a", "b", "c", "d", "e"], baseline="baselines/b.json"),
     ]
     for item in runs:
+        assert item.result is not None
         item.result.notes.append("4 parameters are float32")
     text = "\n".join(summary(runs, width=100, stale=["baselines/old.json"], notes=["page cache uncontrolled"]))
     assert text.count("leaves 310.00 MiB of slack") == 1
@@ -318,7 +325,7 @@ def test_what_a_person_has_to_know_is_listed_once(baseline):
     assert lines(text)[5].endswith(" accepted")
 
 
-def test_an_improved_time_says_what_it_was_judged_by():
+def test_an_improved_time_says_what_it_was_judged_by() -> None:
     """The host may have been slower all the while: the times alone can point the other way."""
     reason = "of the control's, 0.88 times the baseline's (0.85 to 0.91)"
     faster = MetricVerdict("ttft", "improved", 0.0218, 0.0224, "s", Tolerance(0.1), reason)
@@ -327,25 +334,25 @@ def test_an_improved_time_says_what_it_was_judged_by():
     assert "slack" not in text
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_cut() -> None:
     text = summary([], width=80, stale=[f"baselines/{number}.json" for number in range(40)])
     assert len(text) == 12
     assert text[-1] == "  and 30 more"
 
 
-def test_a_text_of_several_lines_is_one_entry():
+def test_a_text_of_several_lines_is_one_entry() -> None:
     text = summary([run(messages=["over\n  because  of it"])], width=100)
     assert text[3:] == ["notes:", f"  {NF4.id}: over", "      because  of it"]
 
 
-def test_a_run_without_loads_says_nothing():
+def test_a_run_without_loads_says_nothing() -> None:
     assert summary([], width=80) == []
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
 
 
-def full_run(baseline):
+def full_run(baseline: Baseline) -> Run:
     spec = dataclasses.replace(NF4, env=(("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwx"),))
     result = load(
         spec,
@@ -360,10 +367,11 @@ def full_run(baseline):
         notes=["a note"],
     )
     comparison = compare(baseline, dataclasses.replace(result, spec=NF4.to_json()))
-    return Run(spec, DEVICE, result, [comparison], ["tests/test_a.py::test_a[x]"], FAIL, ["over"], "b.json")
+    run = Run(spec, DEVICE, result, [comparison], ["tests/test_a.py::test_a[x]"], FAIL)
+    return dataclasses.replace(run, over_limits=["over"], baseline="b.json")
 
 
-def test_the_report_holds_what_was_measured_and_said(baseline, tmp_path):
+def test_the_report_holds_what_was_measured_and_said(baseline: Baseline, tmp_path: Path) -> None:
     path = tmp_path / "out" / "x.json"
     runs = [full_run(baseline), Run(NF4, DEVICE, outcome=SKIP, messages=["2 GPUs"])]
     formats.write(path, document(runs, stale=["s"], notes=["n"]))
@@ -384,12 +392,14 @@ def test_the_report_holds_what_was_measured_and_said(baseline, tmp_path):
     assert "hf_abc" not in path.read_text()
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(baseline, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    baseline: Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.json"
     formats.write(path, document([]))
     before = path.read_bytes()
 
-    def full(self, target):
+    def full(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
@@ -399,7 +409,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(baseline, tmp_path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def keys(value):
+def keys(value: dict[str, Any]) -> Iterator[str]:
     """Names of entries at every level, without the names of metrics, options and versions."""
     free = {"metrics", "unavailable", "samples", "phase_peaks", "phases", "environment", "digests", "spec", "verdicts"}
     for name, item in value.items():
@@ -410,7 +420,7 @@ def keys(value):
                 yield from keys(child)
 
 
-def test_every_entry_of_the_report_is_documented(baseline):
+def test_every_entry_of_the_report_is_documented(baseline: Baseline) -> None:
     text = (DOCS / "report-schema.md").read_text()
     documented = set(re.findall(r"`([a-z_]+)`", text))
     names = set(keys(document([full_run(baseline)])))
@@ -419,11 +429,11 @@ def test_every_entry_of_the_report_is_documented(baseline):
     assert {"because", "tolerance", "absolute", "hint", "logsumexp", "traceback"} <= names
 
 
-def test_junit_properties_are_plain(baseline):
+def test_junit_properties_are_plain(baseline: Baseline) -> None:
     pairs = properties(full_run(baseline))
     found = dict(pairs)
     assert len(found) == len(pairs)
-    assert found["llmload.spec"].startswith("polyglot-ko-12.8b-nf4-dq")
+    assert str(found["llmload.spec"]).startswith("polyglot-ko-12.8b-nf4-dq")
     assert found["llmload.verdict"] == "regressed"
     assert found["llmload.gpu.settled"] == 8 * GIB
     assert isinstance(found["llmload.gpu.settled"], int)

@@ -13,7 +13,7 @@ from sample_loads import NF4, load
 
 from pytest_llmload.core.job import Device
 from pytest_llmload.core.verdicts import ERROR, FAIL, PASS, SKIP, Run
-from pytest_llmload.host.run import stale
+from pytest_llmload.host.run import partial_runs, stale
 from pytest_llmload.host.run.log import RunLog, note
 from pytest_llmload.host.run.suite import suite_loads
 from pytest_llmload.strategies.builtin import BUILTIN
@@ -24,7 +24,9 @@ INT8 = dataclasses.replace(NF4, quant="int8", double_quant=False)
 def _worker(outcome: str, nodeid: str, **fields: Any) -> RunLog:
     run = Run(NF4, "cpu-x86_64", load())
     note(run, nodeid, outcome)
-    return pickle.loads(pickle.dumps(RunLog(runs={NF4: run}, **fields)))
+    log = pickle.loads(pickle.dumps(RunLog(runs={NF4: run}, **fields)))
+    assert isinstance(log, RunLog)
+    return log
 
 
 def test_the_controller_knows_what_any_worker_knows() -> None:
@@ -104,7 +106,7 @@ def test_a_baseline_is_stale_if_a_whole_run_of_its_model_and_device_did_not_use_
         settings=SimpleNamespace(endpoint=None, predict=None),
         config=None,
     )
-    monkeypatch.setattr(stale.partial_runs, "narrowed", lambda config: False)
+    monkeypatch.setattr(partial_runs, "narrowed", lambda config: False)
     assert stale.stale_baselines(state) == [Path("stale"), Path("unreadable")]  # type: ignore[arg-type]
     state.log.suite_collected, state.settings.endpoint = True, "http://h"
     found = stale.stale_baselines(state)  # type: ignore[arg-type]

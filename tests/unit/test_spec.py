@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.spec import LoadSpec, Workload
 
 
-def spec(**changes):
+def spec(**changes: Any) -> LoadSpec:
     return LoadSpec(**{"model": "random:tiny-llama", "name": "tiny-llama", **changes})
 
 
@@ -34,7 +35,7 @@ def spec(**changes):
         ({"workload": Workload(4, 2048, 64)}, "none"),
     ],
 )
-def test_slugs_are_the_names_of_baseline_files(changes, slug):
+def test_slugs_are_the_names_of_baseline_files(changes: dict[str, Any], slug: str) -> None:
     assert spec(**changes).slug == slug
 
 
@@ -65,7 +66,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(DIFFERENT, 2)))
-def test_different_loads_never_share_a_file_or_an_identity(one, other):
+def test_different_loads_never_share_a_file_or_an_identity(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert spec(**one).slug != spec(**other).slug
     assert spec(**one).identity() != spec(**other).identity()
 
@@ -81,7 +82,7 @@ def test_different_loads_never_share_a_file_or_an_identity(one, other):
         {"attn": "a" * 300, "target": "b" * 300, "adapter": "c" * 300, "auto_class": "d/e"},
     ],
 )
-def test_a_slug_is_one_file_name_whatever_is_asked_for(tmp_path, changes):
+def test_a_slug_is_one_file_name_whatever_is_asked_for(tmp_path: Path, changes: dict[str, Any]) -> None:
     slug = spec(strategy="loader", **changes).slug
     assert Store(tmp_path).path_for("m", "d", slug).parent == tmp_path / "m" / "d"
     assert len(slug) < 200
@@ -97,11 +98,11 @@ def test_a_slug_is_one_file_name_whatever_is_asked_for(tmp_path, changes):
         ({"adapter": "/home/joe/adapter"}, {"adapter": "/srv/adapter"}),
     ],
 )
-def test_every_machine_finds_the_same_file(one, other):
+def test_every_machine_finds_the_same_file(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert spec(**one).slug == spec(**other).slug != spec().slug
 
 
-def test_what_only_relaxes_a_check_is_no_other_variant():
+def test_what_only_relaxes_a_check_is_no_other_variant() -> None:
     kept = (("low_cpu_mem_usage", "true"),)
     for options in ((), kept):
         relaxed = spec(options=(("keys_ok", '["mtp.*"]'), *options))
@@ -114,7 +115,7 @@ COMMITTED = sorted(Path(__file__).parents[2].glob("baselines/*/*/*.json"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
-def test_committed_baselines_keep_their_names_and_bytes(path):
+def test_committed_baselines_keep_their_names_and_bytes(path: Path) -> None:
     text = path.read_text()
     baseline = loads(text, str(path))
     recorded = LoadSpec.from_json({**spec().to_json(), **baseline.spec})
@@ -123,40 +124,40 @@ def test_committed_baselines_keep_their_names_and_bytes(path):
     assert dumps(baseline) == text
 
 
-def test_there_are_committed_baselines():
+def test_there_are_committed_baselines() -> None:
     assert COMMITTED
 
 
-def test_checks_and_the_models_place_are_no_part_of_the_identity():
+def test_checks_and_the_models_place_are_no_part_of_the_identity() -> None:
     checked = spec(quant="nf4", dense_ok=("*.experts.*",), model="/elsewhere/tiny-llama", name="prod")
     assert checked.identity() == spec(quant="nf4").identity()
     assert checked.slug == spec(quant="nf4").slug
 
 
 @pytest.mark.parametrize("changes", DIFFERENT)
-def test_a_spec_survives_json(changes):
+def test_a_spec_survives_json(changes: dict[str, Any]) -> None:
     original = spec(**changes, workload=Workload(2, 64, 8))
     back = LoadSpec.from_json(json.loads(json.dumps(original.to_json())))
     assert back == original
     assert hash(back) == hash(original)
 
 
-def test_a_spec_cannot_be_changed():
+def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        spec().quant = "nf4"
+        spec().quant = "nf4"  # type: ignore[misc]
 
 
-def test_options_are_decoded():
+def test_options_are_decoded() -> None:
     assert spec(options=(("keys_ok", '["mtp.*"]'),)).option("keys_ok") == ["mtp.*"]
     assert spec().option("keys_ok", []) == []
 
 
-def test_workloads():
+def test_workloads() -> None:
     assert Workload.parse("4x2048+64") == Workload(4, 2048, 64)
     assert str(Workload.parse("1x128+32")) == "1x128+32"
 
 
 @pytest.mark.parametrize("text", ["", "4x2048", "0x128+32", "1x128+0", "1 x 128 + 32", "axb+c", 4, None])
-def test_what_is_no_workload_says_what_to_write(text):
+def test_what_is_no_workload_says_what_to_write(text: int | str | None) -> None:
     with pytest.raises(ValueError, match="is not a workload: write BATCHxPROMPT\\+NEW"):
         Workload.parse(text)

@@ -10,14 +10,14 @@ import os
 import stat
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_loads import load
+from sample_loads import baseline_of, load
 
-from pytest_llmload.baselines.model import Timing
-from pytest_llmload.baselines.record import record
+from pytest_llmload.baselines.model import Baseline, Timing
 from pytest_llmload.baselines.store import Entry, Store
 from pytest_llmload.core.errors import BaselineError
 
@@ -25,21 +25,21 @@ DEVICE = "nvidia-h100-80gb-hbm3"
 
 
 @pytest.fixture
-def baseline():
-    return record(None, [load()], update=True).baseline
+def baseline() -> Baseline:
+    return baseline_of(None, [load()], update=True)
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "baselines")
 
 
 @pytest.fixture
-def path(store):
+def path(store: Store) -> Path:
     return store.path_for("polyglot-ko-12.8b", DEVICE, "nf4-dq")
 
 
-def test_places(tmp_path):
+def test_places(tmp_path: Path) -> None:
     assert Store(tmp_path).path_for("org--model", "cpu-x86_64", "nf4-dq+lora") == (
         tmp_path / "org--model" / "cpu-x86_64" / "nf4-dq+lora.json"
     )
@@ -49,7 +49,7 @@ def test_places(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "/etc", "a\\b", "a\0b", "a\nb", "x" * 256])
-def test_no_name_leads_out_of_the_folder(tmp_path, name):
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path)
     for names in ((name, DEVICE, "nf4"), ("m", name, "nf4"), ("m", DEVICE, name)):
         with pytest.raises(ValueError, match=r"cannot be a|too long for a file name"):
@@ -58,7 +58,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
         Store(tmp_path, name)
 
 
-def test_a_slug_too_long_for_a_file_is_refused_and_the_longest_fits(tmp_path):
+def test_a_slug_too_long_for_a_file_is_refused_and_the_longest_fits(tmp_path: Path) -> None:
     path = Store(tmp_path).path_for("m", "d", "s" * 250)
     path.parent.mkdir(parents=True)
     path.touch()
@@ -66,25 +66,25 @@ def test_a_slug_too_long_for_a_file_is_refused_and_the_longest_fits(tmp_path):
         Store(tmp_path).path_for("m", "d", "s" * 251)
 
 
-def test_a_variant_cannot_look_like_a_baseline(tmp_path):
+def test_a_variant_cannot_look_like_a_baseline(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must not end in"):
         Store(tmp_path, "nf4.json")
 
 
-def test_what_is_written_is_read(store, path, baseline):
+def test_what_is_written_is_read(store: Store, path: Path, baseline: Baseline) -> None:
     assert store.read(path) is None
     assert store.update(path, lambda old: baseline) is True
     assert store.read(path) == baseline
 
 
-def test_the_change_sees_what_is_there(store, path, baseline):
+def test_the_change_sees_what_is_there(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: baseline)
     seen = []
     store.update(path, lambda old: seen.append(old))
     assert seen == [baseline]
 
 
-def test_an_update_that_changes_nothing_does_not_touch_the_file(store, path, baseline):
+def test_an_update_that_changes_nothing_does_not_touch_the_file(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: baseline)
     # Laid out by hand: still the same content.
     path.write_text(path.read_text().replace("\n", "\n\n"))
@@ -92,18 +92,18 @@ def test_an_update_that_changes_nothing_does_not_touch_the_file(store, path, bas
     before = path.read_bytes()
     assert store.update(path, lambda old: baseline) is False
     assert store.update(path, lambda old: None) is False
-    assert store.update(path, lambda old: dataclasses.replace(old)) is False
+    assert store.update(path, lambda old: dataclasses.replace(baseline)) is False
     assert path.stat().st_mtime_ns == 1
     assert path.read_bytes() == before
 
 
-def test_the_folder_holds_nothing_but_baselines(store, path, baseline):
+def test_the_folder_holds_nothing_but_baselines(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: baseline)
-    store.update(path, lambda old: dataclasses.replace(old, memory={}))
+    store.update(path, lambda old: dataclasses.replace(baseline, memory={}))
     assert [file for file in store.root.rglob("*") if file.is_file()] == [path]
 
 
-def test_permissions_and_links_are_kept(store, path, baseline, tmp_path):
+def test_permissions_and_links_are_kept(store: Store, path: Path, baseline: Baseline, tmp_path: Path) -> None:
     real = tmp_path / "elsewhere.json"
     real.touch()
     real.chmod(0o640)
@@ -112,13 +112,13 @@ def test_permissions_and_links_are_kept(store, path, baseline, tmp_path):
     real.unlink()
     store.update(path, lambda old: baseline)
     real.chmod(0o640)
-    store.update(path, lambda old: dataclasses.replace(old, memory={}))
+    store.update(path, lambda old: dataclasses.replace(baseline, memory={}))
     assert path.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
-    assert store.read(path).memory == {}
+    assert present(store, path).memory == {}
 
 
-def test_unreadable_files_are_named_and_never_overwritten(store, path, baseline):
+def test_unreadable_files_are_named_and_never_overwritten(store: Store, path: Path, baseline: Baseline) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b'{"schema": 1, \xff')
     with pytest.raises(BaselineError, match="is not UTF-8 text"):
@@ -129,13 +129,13 @@ def test_unreadable_files_are_named_and_never_overwritten(store, path, baseline)
     assert path.read_text() == '{"schema": 1'
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(store, path, baseline):
+def test_a_folder_in_the_place_of_the_file_is_named(store: Store, path: Path, baseline: Baseline) -> None:
     path.mkdir(parents=True)
     with pytest.raises(BaselineError, match=r"cannot read .*nf4-dq.json: Is a directory"):
         store.update(path, lambda old: baseline)
 
 
-def in_child(function, *args):
+def in_child(function: Callable[..., str], *args: Any) -> str:
     """The text that ``function`` gives in a forked process, so that it may give up its rights."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
@@ -143,10 +143,10 @@ def in_child(function, *args):
     child.start()
     child.join(20)
     assert child.exitcode == 0
-    return queue.get()
+    return str(queue.get())
 
 
-def update_as_nobody(store, path, baseline):
+def update_as_nobody(store: Store, path: Path, baseline: Baseline) -> str:
     if os.getuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
@@ -157,7 +157,7 @@ def update_as_nobody(store, path, baseline):
     return "written"
 
 
-def test_a_read_only_folder_is_one_sentence_and_loses_nothing(baseline):
+def test_a_read_only_folder_is_one_sentence_and_loses_nothing(baseline: Baseline) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -173,7 +173,7 @@ def test_a_read_only_folder_is_one_sentence_and_loses_nothing(baseline):
         path.parent.chmod(0o755)
 
 
-def update_on_a_full_disk(store, path, baseline):
+def update_on_a_full_disk(store: Store, path: Path, baseline: Baseline) -> str:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -184,7 +184,7 @@ def update_on_a_full_disk(store, path, baseline):
     return "written"
 
 
-def test_what_cannot_be_written_is_known_before(store, path, baseline, tmp_path):
+def test_what_cannot_be_written_is_known_before(store: Store, path: Path, baseline: Baseline, tmp_path: Path) -> None:
     store.check_writable(path)
     assert list(tmp_path.rglob("*")) == []
     (tmp_path / "file").touch()
@@ -193,7 +193,7 @@ def test_what_cannot_be_written_is_known_before(store, path, baseline, tmp_path)
     assert caught.value.__suppress_context__
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file(store, path, baseline):
+def test_a_write_that_breaks_off_leaves_the_old_file(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: baseline)
     before = path.read_bytes()
     message = in_child(update_on_a_full_disk, store, path, baseline)
@@ -205,16 +205,32 @@ def test_a_write_that_breaks_off_leaves_the_old_file(store, path, baseline):
 ROUNDS = 25
 
 
-def record_times(store, path, host, start):
+def present(store: Store, path: Path) -> Baseline:
+    """Return the baseline in a file that exists."""
+    baseline = store.read(path)
+    assert baseline is not None
+    return baseline
+
+
+def add_times(store: Store, path: Path, entry: dict[str, dict[str, Timing]]) -> None:
+    """Add times to those that are in the file when it is written."""
+
+    def change(old: Baseline | None) -> Baseline:
+        assert old is not None
+        return dataclasses.replace(old, time={**old.time, **entry})
+
+    store.update(path, change)
+
+
+def record_times(store: Store, path: Path, host: str, start: Any) -> None:
     """One run of many on one kind of host: each adds an entry of its own to the same file."""
     start.wait()
     timing = {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}
     for number in range(ROUNDS):
-        entry = {f"{host}-{number}": timing}
-        store.update(path, lambda old, entry=entry: dataclasses.replace(old, time={**old.time, **entry}))
+        add_times(store, path, {f"{host}-{number}": timing})
 
 
-def test_two_processes_that_write_at_once_lose_nothing(store, path, baseline):
+def test_two_processes_that_write_at_once_lose_nothing(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: dataclasses.replace(baseline, time={}))
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
@@ -224,24 +240,30 @@ def test_two_processes_that_write_at_once_lose_nothing(store, path, baseline):
     for run in runs:
         run.join(30)
     assert [run.exitcode for run in runs] == [0, 0]
-    assert set(store.read(path).time) == {f"{host}-{number}" for host in "ab" for number in range(ROUNDS)}
+    assert set(present(store, path).time) == {f"{host}-{number}" for host in "ab" for number in range(ROUNDS)}
 
 
-def test_a_reader_never_sees_half_a_file(store, path, baseline):
+def test_a_reader_never_sees_half_a_file(store: Store, path: Path, baseline: Baseline) -> None:
     store.update(path, lambda old: baseline)
     small = dataclasses.replace(baseline, memory={}, manifest=())
     done = threading.Event()
 
-    def write():
+    def small_again(old: Baseline | None) -> Baseline:
+        return small
+
+    def whole_again(old: Baseline | None) -> Baseline:
+        return baseline
+
+    def write() -> None:
         for number in range(60):
-            store.update(path, lambda old, n=number: small if n % 2 else baseline)
+            store.update(path, (whole_again, small_again)[number % 2])
         done.set()
 
     writer = threading.Thread(target=write)
     writer.start()
     seen = set()
     while not done.is_set():
-        seen.add(len(store.read(path).memory))
+        seen.add(len(present(store, path).memory))
     writer.join()
     assert seen <= {0, len(baseline.memory)}
 
@@ -253,8 +275,7 @@ def record_apart(store: Store, path: Path, host: str, start: Any, folder: str) -
     for number in range(60):
         if not number:
             start.wait()
-        entry = {f"{host}-{number}": {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}}
-        store.update(path, lambda old, entry=entry: dataclasses.replace(old, time={**old.time, **entry}))
+        add_times(store, path, {f"{host}-{number}": {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}})
 
 
 def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
@@ -271,14 +292,18 @@ def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
     return [run.exitcode for run in runs]
 
 
-def test_six_writers_that_share_nothing_but_the_folder_lose_nothing(store, path, baseline, tmp_path) -> None:
+def test_six_writers_that_share_nothing_but_the_folder_lose_nothing(
+    store: Store, path: Path, baseline: Baseline, tmp_path: Path
+) -> None:
     store.update(path, lambda old: dataclasses.replace(baseline, time={}))
     assert six_writers(store, path, tmp_path) == [0] * 6
-    assert set(store.read(path).time) == {f"{host}-{number}" for host in "abcdef" for number in range(60)}
+    assert set(present(store, path).time) == {f"{host}-{number}" for host in "abcdef" for number in range(60)}
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_nor_on_a_volume_that_locks_files_only(store, path, baseline, tmp_path, monkeypatch) -> None:
+def test_nor_on_a_volume_that_locks_files_only(
+    store: Store, path: Path, baseline: Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NFS locks what is open for writing, which no folder is."""
 
     def flock(handle: int, how: int) -> None:
@@ -290,11 +315,13 @@ def test_nor_on_a_volume_that_locks_files_only(store, path, baseline, tmp_path, 
     monkeypatch.setattr(fcntl, "flock", flock)
     store.update(path, lambda old: dataclasses.replace(baseline, time={}))
     assert six_writers(store, path, tmp_path) == [0] * 6
-    assert len(store.read(path).time) == 360
+    assert len(present(store, path).time) == 360
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_volume_that_locks_nothing_is_one_sentence(store, path, baseline, monkeypatch) -> None:
+def test_a_volume_that_locks_nothing_is_one_sentence(
+    store: Store, path: Path, baseline: Baseline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses(*args: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -304,14 +331,14 @@ def test_a_volume_that_locks_nothing_is_one_sentence(store, path, baseline, monk
     assert not path.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, baseline):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, baseline: Baseline) -> None:
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file")
     with pytest.raises(BaselineError, match=r"cannot lock .* to write .*nf4-dq.json: Not a directory"):
         store.update(store.path_for("model", DEVICE, "nf4-dq"), lambda old: baseline)
 
 
-def test_a_fifo_and_a_huge_file_are_sentences(store, path, baseline) -> None:
+def test_a_fifo_and_a_huge_file_are_sentences(store: Store, path: Path, baseline: Baseline) -> None:
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
     with pytest.raises(BaselineError, match="is not a regular file: delete it"):
@@ -323,7 +350,7 @@ def test_a_fifo_and_a_huge_file_are_sentences(store, path, baseline) -> None:
         store.update(path, lambda old: baseline)
 
 
-def test_entries_of_a_device_and_of_a_variant(tmp_path, baseline):
+def test_entries_of_a_device_and_of_a_variant(tmp_path: Path, baseline: Baseline) -> None:
     plain, nightly = Store(tmp_path), Store(tmp_path, "nightly")
     for store, model, device, slug in (
         (plain, "a", DEVICE, "nf4"),

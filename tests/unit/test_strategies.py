@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_an_unknown_strategy_is_named_with_the_known_ones() -> None:
 class Other(Strategy):
     name = "other"
     summary = "For the test."
-    fields: dict[str, Any] = {"strategy": "other"}  # noqa: RUF012 - declared as a plugin would
+    fields: ClassVar[dict[str, Any]] = {"strategy": "other"}
     options = ("mine",)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:

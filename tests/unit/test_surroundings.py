@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sample_loads import ENVIRONMENT, load
+from sample_loads import ENVIRONMENT, baseline_of, load
 
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.environment import changes, stored
-from pytest_llmload.baselines.record import record
 from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.metrics import METRICS
 
@@ -24,20 +23,20 @@ from pytest_llmload.core.metrics import METRICS
         ("cpu_isa", "AVX2", "AVX512"),
     ],
 )
-def test_an_entry_that_a_baseline_keeps_is_named_where_it_differs(name, old, new):
-    baseline = record(None, [load(environment={**ENVIRONMENT, name: old})], update=True).baseline
+def test_an_entry_that_a_baseline_keeps_is_named_where_it_differs(name: str, old: str, new: str) -> None:
+    baseline = baseline_of(None, [load(environment={**ENVIRONMENT, name: old})], update=True)
     assert baseline.environment[name] == old
     assert compare(baseline, load(environment={**ENVIRONMENT, name: new})).changed == (f"{name} {old} -> {new}",)
 
 
-def test_a_setting_that_is_usually_not_made_is_named_when_it_is():
+def test_a_setting_that_is_usually_not_made_is_named_when_it_is() -> None:
     tuned = {**ENVIRONMENT, "allocator": "expandable_segments:True"}
     assert changes(ENVIRONMENT, tuned) == ("allocator default -> expandable_segments:True",)
     assert changes(tuned, ENVIRONMENT) == ("allocator expandable_segments:True -> default",)
     assert changes(ENVIRONMENT, {**ENVIRONMENT, "peft": "0.21.0"}) == ("peft not installed -> 0.21.0",)
 
 
-def test_what_an_older_baseline_does_not_tell_has_not_changed():
+def test_what_an_older_baseline_does_not_tell_has_not_changed() -> None:
     newer = {**ENVIRONMENT, "attn": "sdpa", "libc": "glibc 2.36", "deepspeed": "0.18.0"}
     assert changes(ENVIRONMENT, newer) == ()
     # What is gone is told.
@@ -48,20 +47,20 @@ def test_what_an_older_baseline_does_not_tell_has_not_changed():
     )
 
 
-def test_new_entries_are_no_reason_to_write_and_come_with_the_next_one():
-    old = record(None, [load()], update=True).baseline
+def test_new_entries_are_no_reason_to_write_and_come_with_the_next_one() -> None:
+    old = baseline_of(None, [load()], update=True)
     newer = {**ENVIRONMENT, "attn": "sdpa"}
-    assert record(old, [load(environment=newer)], update=True).baseline is old
+    assert baseline_of(old, [load(environment=newer)], update=True) is old
     heavier = load(metrics={"gpu.weights": 1}, environment=newer)
-    assert record(old, [heavier], update=True).baseline.environment == {**old.environment, "attn": "sdpa"}
+    assert baseline_of(old, [heavier], update=True).environment == {**old.environment, "attn": "sdpa"}
 
 
-def test_what_belongs_to_each_time_or_to_the_spec_is_not_kept_and_neither_is_anything_unknown():
+def test_what_belongs_to_each_time_or_to_the_spec_is_not_kept_and_neither_is_anything_unknown() -> None:
     kept = stored({**dict.fromkeys(ENTRIES, "x"), "user": "somebody", "HF_HOME": "/home/somebody"})
     assert set(ENTRIES) - set(kept) == {"host", "page_cache", "ranks"}
     assert set(kept) <= set(ENTRIES)
 
 
-def test_every_metric_depends_on_entries_only():
+def test_every_metric_depends_on_entries_only() -> None:
     depends = {name.partition(".")[0] for metric in METRICS.values() for name in metric.depends}
     assert depends <= set(ENTRIES)

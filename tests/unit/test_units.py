@@ -22,22 +22,22 @@ from pytest_llmload.core.units import (
     ("text", "size"),
     [("9GiB", 9 << 30), ("512 MB", 512_000_000), ("1.5KiB", 1536), ("0B", 0), (" 2 TiB ", 2 << 40), ("10kB", 10_000)],
 )
-def test_sizes(text, size):
+def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["9", "9gib", "GiB", "-1GiB", "9 GiB/s", "", None, 9, True])
-def test_what_is_no_size_says_what_to_write(text):
+def test_what_is_no_size_says_what_to_write(text: bool | int | str | None) -> None:
     with pytest.raises(ValueError, match=r"write a number and one of B, KiB, .* as in '9GiB'"):
         parse_bytes(text)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("150ms", 0.15), ("2 min", 120.0), ("850us", 850e-6), ("30s", 30.0)])
-def test_times(text, seconds):
+def test_times(text: str, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
-def test_what_is_no_time_says_what_to_write():
+def test_what_is_no_time_says_what_to_write() -> None:
     with pytest.raises(ValueError, match=r"'150 MiB' is not a time: .* as in '150ms'"):
         parse_seconds("150 MiB")
 
@@ -53,7 +53,7 @@ def test_what_is_no_time_says_what_to_write():
         ("0", Tolerance(), "B", "exact"),
     ],
 )
-def test_tolerances(text, tolerance, unit, shown):
+def test_tolerances(text: str, tolerance: Tolerance, unit: str, shown: str) -> None:
     assert parse_tolerance(text, unit) == tolerance
     assert parse_tolerance(text, unit).format(unit) == shown
 
@@ -62,7 +62,7 @@ def test_tolerances(text, tolerance, unit, shown):
     "text", ["", "a lot", "-1%", "1%%", "8mib", None, 0.01, "1%|50%", "8MiB|1GiB", "1%|", "9" * 400]
 )
 @pytest.mark.parametrize(("unit", "example"), [("B", "8MiB"), ("s", "5ms"), ("1", "3")])
-def test_what_is_no_tolerance_says_what_to_write(text, unit, example):
+def test_what_is_no_tolerance_says_what_to_write(text: float | str | None, unit: str, example: str) -> None:
     with pytest.raises(ValueError, match=rf"is not a tolerance here: write '1%', '{example}', or '1%\|{example}'"):
         parse_tolerance(text, unit)
 
@@ -70,12 +70,12 @@ def test_what_is_no_tolerance_says_what_to_write(text, unit, example):
 @pytest.mark.parametrize(
     ("text", "unit"), [("8MiB", "s"), ("8MiB", "1"), ("5ms", "B"), ("5ms", "1"), ("3", "B"), ("3", "s")]
 )
-def test_a_tolerance_is_in_the_unit_of_its_metric(text, unit):
+def test_a_tolerance_is_in_the_unit_of_its_metric(text: str, unit: str) -> None:
     with pytest.raises(ValueError, match="is not a tolerance here"):
         parse_tolerance(text, unit)
 
 
-def test_a_tolerance_is_the_larger_of_both_and_goes_both_ways():
+def test_a_tolerance_is_the_larger_of_both_and_goes_both_ways() -> None:
     tolerance = Tolerance(relative=0.05, absolute=8)
     assert tolerance.room(100) == 8
     assert tolerance.room(1000) == 50
@@ -91,12 +91,12 @@ def test_a_tolerance_is_the_larger_of_both_and_goes_both_ways():
     ("value", "text"),
     [(7_130_382_336, "6.64 GiB"), (1024, "1.00 KiB"), (1023, "1023 B"), (0, "0 B"), (-(3 << 20), "-3.00 MiB")],
 )
-def test_bytes_are_shown_in_binary_units(value, text):
+def test_bytes_are_shown_in_binary_units(value: int, text: str) -> None:
     assert format_bytes(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(34.2, "34.20 s"), (0.0123, "12.3 ms"), (0.00085, "850 us")])
-def test_seconds(value, text):
+def test_seconds(value: float, text: str) -> None:
     assert format_seconds(value) == text
 
 
@@ -111,11 +111,11 @@ def test_seconds(value, text):
         (2691, 2433, "1", "2,691 -> 2,433"),
     ],
 )
-def test_two_values_that_differ_are_told_apart(old, new, unit, text):
+def test_two_values_that_differ_are_told_apart(old: float, new: float, unit: str, text: str) -> None:
     assert format_movement(old, new, unit) == text
 
 
-def test_a_change_always_has_a_sign():
+def test_a_change_always_has_a_sign() -> None:
     assert format_change(512, "B") == "+512 B"
     assert format_change(-(1 << 30), "B") == "-1.00 GiB"
     assert format_change(-0.25, "s") == "-250.0 ms"
@@ -123,7 +123,7 @@ def test_a_change_always_has_a_sign():
     assert format_value(1235, "1") == "1,235"
 
 
-def test_numbers_as_ranges():
+def test_numbers_as_ranges() -> None:
     assert format_ranges([]) == ""
     assert format_ranges([3, 0, 2, 1]) == "0-3"
     assert format_ranges([0, 1, 4, 7, 8]) == "0-1,4,7-8"

@@ -53,7 +53,9 @@ def checkpoint(preset: str) -> Checkpoint:
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
     files = checkpoint(preset) if isinstance(preset, str) else preset
-    extra = {name: fields.pop(name) for name in ("measure", "imports", "figures", "probes", "checks") if name in fields}
+    extra: dict[str, Any] = {
+        name: fields.pop(name) for name in ("measure", "imports", "figures", "probes", "checks") if name in fields
+    }
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
     if spec.adapter is not None:
         extra["adapter"] = adapter_files(spec.adapter, files)
@@ -65,13 +67,21 @@ def adapter_files(adapter: str, files: Checkpoint) -> Adapter:
     return Adapter(str(path), adapter_digest(path, _CACHE))
 
 
+def measured(preset: str | Checkpoint, **fields: Any) -> LoadResult:
+    """Return the result of a load, which may fail."""
+    return measure(job(preset, **fields), lambda phase: None)[0]
+
+
 def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
-    return measure(job(preset, **fields), lambda phase: None)
+    """Return the result of a load that works, and the model."""
+    result, loaded = measure(job(preset, **fields), lambda phase: None)
+    assert loaded is not None, result.error
+    return result, loaded
 
 
 def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
     """All but the timing, which takes five rounds of generating."""
-    return load(preset, figures=(MEMORY,), **fields)[0]
+    return measured(preset, figures=(MEMORY,), **fields)
 
 
 def double_quant_loader(spec: LoadSpec) -> Any:

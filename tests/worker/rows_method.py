@@ -80,7 +80,7 @@ def _register() -> Any:
     if "rows" in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
         return auto.AUTO_QUANTIZATION_CONFIG_MAPPING["rows"]
 
-    class RowsLinear(torch.nn.Module):
+    class RowsLinear(torch.nn.Module):  # type: ignore[misc]
         def __init__(self, linear: Any) -> None:
             super().__init__()
             self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -92,14 +92,14 @@ def _register() -> Any:
         def forward(self, inputs: Any) -> Any:
             return torch.nn.functional.linear(inputs, (self.codes * self.scales).to(inputs.dtype))
 
-    class PendingRows(torch.nn.Linear):
+    class PendingRows(torch.nn.Linear):  # type: ignore[misc]
         """A Linear that is quantised once its weight is there."""
 
-    class RowsConfig(QuantizationConfigMixin):
+    class RowsConfig(QuantizationConfigMixin):  # type: ignore[misc]
         def __init__(self, **kwargs: Any) -> None:
             self.quant_method = "rows"
 
-    class RowsQuantizer(HfQuantizer):
+    class RowsQuantizer(HfQuantizer):  # type: ignore[misc]
         requires_calibration = False
 
         def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:

@@ -91,7 +91,7 @@ def test_combinations_that_work(fields: dict[str, Any], dtype: str) -> None:
     assert result.metrics["weights.adapter"] == sum(row.bytes for row in rows) > 0
     assert 0 < result.phases["adapter"] < result.phases["load"]
     assert any(f"in {dtype} (24 tensors)" in note for note in result.notes)
-    moved = next(re.search(r"moves the logits by (\S+)", note) for note in result.notes if "moves the" in note)
+    moved = next(found for note in result.notes if (found := re.search(r"moves the logits by (\S+)", note)))
     assert float(moved[1]) > 0.3
     assert not [note for note in result.notes if "were not compared" in note or "imported during" in note]
 
@@ -347,7 +347,7 @@ def test_merged(preset: str, base: dict[str, Any], least: float, most: float) ->
     assert [problem.message for problem in result.problems] == []
     assert result.metrics["weights.adapter"] == 0
     assert not [row for row in result.manifest if "lora" in row.module]
-    moved = next(re.search(r"merging moved the logits by (\S+)", n) for n in result.notes if "merging moved" in n)
+    moved = next(found for note in result.notes if (found := re.search(r"merging moved the logits by (\S+)", note)))
     assert least <= float(moved[1]) <= most
 
 

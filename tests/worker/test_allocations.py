@@ -138,7 +138,7 @@ def test_the_allocators_own_history_is_read() -> None:
 
 
 def regressed(*names: str) -> Comparison:
-    items = tuple(MetricVerdict(name, REGRESSED, "B", 1.0, 2.0) for name in names)
+    items = tuple(MetricVerdict(name, REGRESSED, 1.0, 2.0, "B") for name in names)
     return Comparison("memory", REGRESSED, metrics=items)
 
 

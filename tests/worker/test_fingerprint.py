@@ -33,7 +33,8 @@ def ran(loaded: Any, function: Callable[[Any, Any], Any]) -> dict[str, Any]:
 
 def _generate(model: Any, tokenizer: Any) -> list[int]:
     ids = torch.tensor([[70, 71, 72]])
-    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3)[0].tolist()
+    generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3)
+    return list(map(int, generated[0]))
 
 
 def _forward(model: Any, tokenizer: Any) -> int:

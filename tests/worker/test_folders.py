@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from loads import checkpoint, load, quick
+from loads import checkpoint, measured, quick
 from transformers.models.llama import modeling_llama
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
@@ -47,7 +47,7 @@ def _loaded(spec: Any) -> Any:
 )
 def test_what_the_constructor_computes_is_compared(loader: str, said: str) -> None:
     target = f"test_folders:{loader}"
-    result, _ = load("tiny-llama", strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    result = measured("tiny-llama", strategy="loader", target=target, options=(("target", json.dumps(target)),))
     assert not result.faults
     found = [problem for problem in result.problems if problem.check == "buffers"]
     assert [said in problem.message for problem in found] == ([True] if said else [])
@@ -102,14 +102,14 @@ def test_many_unexpected_keys_have_a_pattern(tmp_path: Path) -> None:
     assert any("keys_ok=['model.layers.2.*']" in hint for hint in hints), hints
 
 
-class _Registered(modeling_llama.LlamaForCausalLM):
+class _Registered(modeling_llama.LlamaForCausalLM):  # type: ignore[misc]
     """A class that only code of the user's knows."""
 
 
 def test_a_class_that_the_users_code_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    class OwnConfig(LlamaConfig):
+    class OwnConfig(LlamaConfig):  # type: ignore[misc]
         model_type = "our-own-llama"
 
     _Registered.config_class = OwnConfig

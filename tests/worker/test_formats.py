@@ -200,10 +200,11 @@ class Slices:
 
     def __init__(self, directory: Path, module: str) -> None:
         (file,) = directory.glob("*.safetensors")
-        self._file = safe_open(str(file), "pt")
+        opened: Any = safe_open(str(file), "pt")
+        self._file = opened
         self.tensors: dict[str, Any] = {
-            name.removeprefix(f"{module}."): self._file.get_slice(name)
-            for name in list(self._file.keys())
+            name.removeprefix(f"{module}."): opened.get_slice(name)
+            for name in list(opened.keys())
             if name.startswith(f"{module}.")
         }
 

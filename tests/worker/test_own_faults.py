@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from loads import quick
 
-from pytest_llmload.core.results import LOADED, NOT_APPLIED
+from pytest_llmload.core.results import LOADED, NOT_APPLIED, Problem
 from pytest_llmload.strategies.lora import Lora
 from pytest_llmload.worker import checks
-from pytest_llmload.worker.checks import values
 
 
 def _raises(loaded: Any) -> Iterator[Any]:
@@ -34,7 +33,7 @@ def test_a_check_that_raises_is_named_and_the_others_go_on(monkeypatch: pytest.M
 
 def test_what_a_check_found_before_it_raised_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def found_then_raises(loaded: Any) -> Iterator[Any]:
-        yield values.Problem("values", "one tensor differs")
+        yield Problem("values", "one tensor differs")
         raise KeyError("lost")
 
     monkeypatch.setattr(checks, "AFTER_FORWARD", (found_then_raises,))

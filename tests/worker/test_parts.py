@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from loads import checkpoint, job, load
+from loads import checkpoint, job, load, measured
 
 from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
@@ -92,7 +92,7 @@ def test_a_dense_weight_has_no_state() -> None:
 # Tensors
 
 
-class Odd(torch.nn.Module):
+class Odd(torch.nn.Module):  # type: ignore[misc]
     """Holds tensors where no parameter list looks."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Odd(torch.nn.Module):
         self.register_buffer("kept", torch.zeros(3))
         self.register_buffer("derived", torch.zeros(5), persistent=False)
         self.tables = {"scales": [torch.zeros(7)], "view": self.weight.detach()[2:]}
-        self.weight.extra = torch.zeros(11)  # type: ignore[attr-defined]
+        self.weight.extra = torch.zeros(11)
         self.placeholder = torch.nn.Parameter(torch.zeros(100, device="meta"))
 
 
@@ -459,7 +459,7 @@ ONLY_SOME = {
 
 
 def test_every_entry_of_the_environment_is_declared_and_every_declared_one_is_there() -> None:
-    result, _ = load("tiny-llama", attn="eager")
+    result = measured("tiny-llama", attn="eager")
     assert set(result.environment) <= set(ENTRIES)
     assert set(ENTRIES) - set(result.environment) <= set(ONLY_SOME)
     assert result.environment["attn"] == "eager"
@@ -617,7 +617,7 @@ def test_a_tokenizer_that_does_not_load_is_told_to_who_asks_for_text(tmp_path: P
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_fork_that_owns_its_pages_copies_none_while_it_is_timed(own):
+def test_a_fork_that_owns_its_pages_copies_none_while_it_is_timed(own: bool) -> None:
     """Page faults, which no clock blurs, of 16 MiB that the parent has written and the child writes again."""
     told = subprocess.run(
         [
@@ -646,7 +646,7 @@ os.wait()
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
-def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it():
+def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
     result = load("tiny-llama", figures=(LOAD_TIME,), checks=False)[0]
     (before, after), (ratio,) = result.samples["load.control"], result.samples["load.relative"]
     assert ratio == pytest.approx(result.metrics["load"] / ((before + after) / 2))

@@ -180,7 +180,7 @@ def test_fp8_that_is_dequantised_on_a_cpu(tmp_path: Path) -> None:
     assert "config.json says fp8 block=128x128, but nothing is quantised" in message(quick(fp8(tmp_path)))
 
 
-class Packed(torch.nn.Module):
+class Packed(torch.nn.Module):  # type: ignore[misc]
     """A layer as GPTQ's kernels keep it."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 from fake_server import MODEL, serving
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import Checkpoint
+from pytest_llmload.core.job import Checkpoint, Job
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
@@ -51,7 +51,7 @@ def client(job: Any, tmp_path: Path) -> Iterator[Served]:
 def foreign(url: str, timeout: float = 90.0, model: str = MODEL, **fields: Any) -> Any:
     spec = LoadSpec(model=model, name="prod", strategy="served", **{"workload": SMALL, **fields})
     return dataclasses.replace(
-        loads.Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint("", "", "")), endpoint=url, timeout=timeout
+        Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint("", "", "")), endpoint=url, timeout=timeout
     )
 
 

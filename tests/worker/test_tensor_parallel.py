@@ -156,7 +156,7 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], 
     """Has a function change the package's Config of every load."""
 
     def plant(change: Callable[[Any], None]) -> None:
-        original = sharded_model.package_config
+        original = package_config.package_config
 
         def changed(model: Any, world_size: int) -> Any:
             config, plan = original(model, world_size)

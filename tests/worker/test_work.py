@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loads import load
+from loads import load, measured
 
 from pytest_llmload.core.job import GENERATION_TIME, LOAD_TIME, WORK
 from pytest_llmload.core.results import LoadResult
@@ -95,7 +95,7 @@ def test_events_of_a_gpu_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_load_that_is_only_timed_has_its_times_and_nothing_else() -> None:
-    result, _ = load("tiny-llama", figures=(LOAD_TIME, GENERATION_TIME), checks=False)
+    result = measured("tiny-llama", figures=(LOAD_TIME, GENERATION_TIME), checks=False)
     assert result.ok
     assert set(result.metrics) == {"load", "ttft", "per_token"}
     assert len(result.samples["control"]) == len(result.samples["ttft"])
