@@ -1,4 +1,4 @@
-"""A baseline as text and back: JSON laid out so that a diff of it reads like code."""
+"""Write and read baselines as JSON that is laid out so that its diffs read like those of code."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _LATER = {"suite", "settings"}
 _NUMBERS = {"buffers", "logits", "logsumexp", "margin"}
 _LATER_NUMBERS = {"padded", "layers", "checksums"}
 _TIMING = ("median", "samples", "relative", "control", "parts")
-#: Of the longest whole number that is read; a sign counts.
+#: Characters of the longest whole number that is read; a sign counts.
 _DIGITS = 20
-#: Of all rows of a manifest: models with hundreds of experts in each of sixty layers have 50,000.
+#: The most modules that a manifest may describe: models with hundreds of experts in each of sixty layers have 50,000.
 _MODULES = 100_000
-#: ``0-3,7``; empty where the row is of one module.
+#: ``0-3,7``; empty if the row describes one module.
 _INDICES = re.compile(r"(?:\d{1,6}(?:-\d{1,6})?(?:,\d{1,6}(?:-\d{1,6})?)*)?", re.ASCII)
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
 
 
 class _Bad(Exception):
-    """What is wrong with a file's content, without its name and what to do about it."""
+    """A fault in a file's content; the message lacks the file's name and what to do about it."""
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
 def dumps(baseline: Baseline) -> str:
-    """The file's text: sections in a fixed order, keys sorted, one metric or manifest row a line.
+    """Return the file's text: sections in a fixed order, keys sorted, one metric or manifest row per line.
 
     Raises ValueError for a number that is not finite, which JSON cannot hold.
     """
@@ -97,9 +97,9 @@ def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
 
 
 def timing_entry(timing: Timing) -> dict[str, Any]:
-    """Return a time as its entry in a file: ``median``, ``samples`` and the conditions, what is empty left out."""
+    """Return a time as its entry in a file: ``median``, ``samples`` and the conditions; empty values are omitted."""
     own: dict[str, Any] = {name: getattr(timing, name) for name in _TIMING}
-    # A load has no control, and only a load has parts.
+    # A load does not have a control, and only a load has parts.
     return {name: value for name, value in own.items() if value not in ((), {})} | timing.conditions
 
 
@@ -107,9 +107,9 @@ def timing_entry(timing: Timing) -> dict[str, Any]:
 
 
 def loads(text: str, source: str) -> Baseline:
-    """The baseline in ``text``; ``source`` names the file in messages.
+    """Return the baseline in ``text``; ``source`` names the file in messages.
 
-    Raises BaselineError, one sentence that says what is wrong and what to do.
+    Raises BaselineError with one sentence that says what is wrong and what to do.
     """
     if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
         raise BaselineError(f"{source} holds unresolved merge conflicts: take one side, and record again if in doubt")
@@ -125,8 +125,8 @@ def loads(text: str, source: str) -> Baseline:
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise BaselineError(
-            f"{source} has schema {schema}, and this pytest-llmload reads up to {SCHEMA}: "
-            "upgrade pytest-llmload, or record the baseline again with this one"
+            f"{source} has schema {schema}, but this pytest-llmload reads schemas up to {SCHEMA}: "
+            "upgrade pytest-llmload, or record the baseline again with this version"
         )
     try:
         check_structure(data)
@@ -136,7 +136,7 @@ def loads(text: str, source: str) -> Baseline:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # A careless merge leaves a metric twice, and JSON would silently take the last.
+    # A careless merge may leave a metric twice, and JSON would silently take the last one.
     values = dict(pairs)
     if len(values) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -145,18 +145,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise _Bad(f"holds {name}, which is no measured value")
+    raise _Bad(f"holds {name}, which is not a measured value")
 
 
 def _whole(digits: str) -> int:
-    # Nothing that is measured has more, and Python turns longer ones into no float, or no number at all.
+    # No measured value has more digits, and Python cannot turn longer ones into a float, or even into an int.
     if len(digits) > _DIGITS:
-        raise _Bad(f"holds a number of {len(digits)} digits, {digits[:12]}…, which is no measured value")
+        raise _Bad(f"holds a number of {len(digits)} digits, {digits[:12]}…, which is not a measured value")
     return int(digits)
 
 
 def read_timing(value: object, where: str) -> Timing:
-    """Return the time that an entry stands for; ``where`` names its place. Raises BaselineError."""
+    """Return the time that an entry describes; ``where`` names its place in messages. Raises BaselineError."""
     try:
         return _read_timing(value, where)
     except _Bad as error:
@@ -253,12 +253,12 @@ def _read_manifest(rows: list[Any]) -> tuple[ManifestRow, ...]:
     read = tuple(_read_row(row, index) for index, row in enumerate(rows))
     modules = sum(_module_count(row.indices) for row in read)
     if modules > _MODULES:
-        raise _Bad(f"describes {modules} modules in its manifest, and no model has more than {_MODULES}")
+        raise _Bad(f"describes {modules} modules in its manifest, but a model has at most {_MODULES}")
     return read
 
 
 def _module_count(indices: str) -> int:
-    """Return how many numbers and ranges stand for, without making a list of them."""
+    """Return how many modules the numbers and ranges stand for, without making a list of them."""
     ends = (part.partition("-") for part in indices.split(",") if part)
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends) or 1
 
@@ -283,7 +283,7 @@ def _read_row(value: object, index: int) -> ManifestRow:
 
 
 def _are_indices(text: str) -> bool:
-    """Whether numbers and ranges are what they should be, each range from less to more."""
+    """Return whether a text consists of numbers and ascending ranges."""
     if not _INDICES.fullmatch(text):
         return False
     ranges = [[int(number) for number in part.split("-")] for part in text.split(",") if part]
@@ -313,7 +313,7 @@ def _strings(value: object, where: str) -> dict[str, str]:
 
 
 def _float(value: object, where: str) -> float:
-    # True is an int to Python and no measured value; 1e999 is read as infinity.
+    # To Python, True is an int; it is not a measured value. 1e999 is read as infinity.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise _Bad(f"holds {short(value)} where {where} needs a number")
     return value

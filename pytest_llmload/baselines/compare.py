@@ -1,4 +1,4 @@
-"""A load against its baseline: pure, data in and data out."""
+"""Compare a load with its baseline: pure functions from data to data."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from pytest_llmload.core.verdicts import (
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
 _GPU = re.compile(r"gpu\.(\d+)\.")
-#: Share of the load's move that a part of it must have to be named.
+#: Share of a change in load time that a part of the load must account for to be named.
 _WORTH = 0.25
-#: Metrics that say why others moved; named even where they are not comparable themselves.
+#: Metrics that explain why others changed; named even if they are not comparable themselves.
 _REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
 
 
@@ -48,12 +48,12 @@ def compare(
     section: str = "memory",
     times: Mapping[str, Timing] | None = None,
 ) -> Comparison:
-    """What a load that worked says against its baseline, for one section: ``memory``, ``work`` or ``time``.
+    """Compare a load that worked with its baseline, for one section: ``memory``, ``work`` or ``time``.
 
-    ``metrics`` limits it to some metrics (``manifest`` and ``numbers`` are names too); ``tolerances`` replaces the
-    declared ones, ``gpu.settled`` standing for each GPU's figure too. ``times`` are those of several processes;
-    without, the load's own are judged, which are of one. Raises KeyError for an unknown metric, and ValueError for one
-    of another section.
+    ``metrics`` limits the comparison to some metrics (``manifest`` and ``numbers`` are names too). ``tolerances``
+    replaces the declared ones; ``gpu.settled`` also stands for each GPU's figure. ``times`` are those of several
+    processes; without them, the load's own times are judged, which are of one process. Raises KeyError for an unknown
+    metric, and ValueError for a load that failed or a metric of a different section.
     """
     if not result.ok:
         raise ValueError(f"a load that ended in {result.outcome!r} has no figures to compare")
@@ -104,12 +104,12 @@ def compare(
 
 
 def _sum(name: str) -> str:
-    """The metric over all GPUs to which one GPU's belongs: ``gpu.settled`` for ``gpu.0.settled``."""
+    """Return the metric over all GPUs to which one GPU's figure belongs: ``gpu.settled`` for ``gpu.0.settled``."""
     return _GPU.sub("gpu.", name)
 
 
 class _Tolerances:
-    """Tolerances by metric: those given for this comparison before those declared."""
+    """Tolerances by metric: those given for this comparison take precedence over the declared ones."""
 
     def __init__(self, given: Mapping[str, Tolerance], table: Mapping[str, Metric]) -> None:
         for name in given:
@@ -122,9 +122,10 @@ class _Tolerances:
 
 
 def selection(metrics: Sequence[str] | None, section: str, table: Mapping[str, Metric]) -> Callable[[str], bool]:
-    """Return the predicate that a name is among ``metrics``, where a sum stands for each GPU's figure too; None is all.
+    """Return a predicate that tells whether a name is among ``metrics``; None selects all.
 
-    Raises KeyError for an unknown metric, and ValueError for one of another section.
+    A sum over GPUs also stands for each GPU's figure. Raises KeyError for an unknown metric, and ValueError for one of
+    a different section.
     """
     if metrics is None:
         return lambda name: True
@@ -138,18 +139,18 @@ def selection(metrics: Sequence[str] | None, section: str, table: Mapping[str, M
 
 
 def other_identity(baseline: Baseline, result: LoadResult) -> str:
-    """Why the baseline is of another load; empty where it is of this one."""
+    """Return why the baseline belongs to a different load; empty if it belongs to this one."""
     shape = result.digests.get("shape", "")
     if shape != baseline.shape:
-        return f"another model shape: {_sides(baseline.shape[:12], shape[:12] or 'none')}"
+        return f"different model shape: {_sides(baseline.shape[:12], shape[:12] or 'none')}"
     spec = LoadSpec.from_json(result.spec)
     now = portable_spec(spec.identity())
     if now != baseline.spec:
         fields = sorted(name for name in {**baseline.spec, **now} if baseline.spec.get(name) != now.get(name))
         parts = (f"{name} is {_sides(_value(baseline.spec, name), _value(now, name))}" for name in fields)
-        return f"another spec: {'; '.join(parts)}"
+        return f"different spec: {'; '.join(parts)}"
     if str(spec.workload) != baseline.workload:
-        return f"another workload: {_sides(baseline.workload, str(spec.workload))}"
+        return f"different workload: {_sides(baseline.workload, str(spec.workload))}"
     return ""
 
 
@@ -158,7 +159,7 @@ def _sides(recorded: str, now: str) -> str:
 
 
 def _value(identity: Mapping[str, object], name: str) -> str:
-    """A field of an identity, which leaves out what is at its default."""
+    """Return a field of an identity, or its default, since identities omit fields at their defaults."""
     return canonical_json(identity[name] if name in identity else _DEFAULTS.get(name))
 
 
@@ -174,21 +175,21 @@ def _context(baseline: Baseline, result: LoadResult) -> tuple[str, ...]:
 
 
 def _names(baseline: Baseline, result: LoadResult, section: str) -> list[str]:
-    """Metrics on either side, in the order of their table."""
+    """Return the metrics on either side, in the order of their table."""
     order = {name: place for place, name in enumerate(result.table)}
     names = {*baseline.figures(section), *stored_names(result.metrics, section, result.table)}
     return sorted(names, key=lambda name: (order.get(_sum(name), len(order)), name))
 
 
 def stored_names(metrics: Mapping[str, float], section: str, table: Mapping[str, Metric]) -> list[str]:
-    """Return the metrics of a section among those measured; of a single GPU, the sum says all."""
+    """Return the measured metrics of a section; for a single GPU the sum alone, since the GPU's figure equals it."""
     gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
     declared = ((name, find(name, table)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
     return [name for name, metric in declared if metric is not None and metric.section == section]
 
 
 def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> list[str]:
-    """Everything that a load has for a section; ``times`` are its times."""
+    """Return the names of all entries that a load has for a section; ``times`` are its times."""
     if section == "time":
         return list(times)
     names = stored_names(result.metrics, section, result.table)
@@ -205,7 +206,7 @@ def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, all
         return MetricVerdict(name, UNAVAILABLE, old, reason="no probe of this run declares the metric")
     tolerance = allowed.of(name, declared.tolerance)
     verdict, reason = _judge(name, declared, old, new, tolerance, baseline, result)
-    # A file of a release that did not take the figure is compared without it.
+    # A file of a release that did not measure the figure is compared without it.
     informative = declared.informative or (declared.late and old is None)
     return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, informative)
 
@@ -222,7 +223,7 @@ def _judge(
     if new is None:
         why = result.unavailable
         return UNAVAILABLE, why.get(name) or why.get(declared.name) or "not measured by this load"
-    # Before "missing": a figure of other surroundings would not fit the file's.
+    # Checked before "missing": a figure of a different environment would not fit the file's.
     if reason := differing(baseline.environment, result.environment, declared.depends):
         return INCOMPARABLE, reason
     if old is None:
@@ -296,7 +297,7 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
         return verdict(MISSING, "missing in the baseline")
     weights = result.digests.get("weights", "")
     if weights != baseline.weights:
-        return verdict(INCOMPARABLE, f"other weights: {baseline.weights[:12]} -> {weights[:12]}")
+        return verdict(INCOMPARABLE, f"different weights: {baseline.weights[:12]} -> {weights[:12]}")
     if reason := differing(baseline.environment, result.environment, numbers.DEPENDS):
         return verdict(INCOMPARABLE, reason)
     difference = numbers.difference(baseline.numbers, result.numbers, limit)
@@ -317,9 +318,9 @@ def _because(
     changed: Sequence[str],
     times: Mapping[str, Timing],
 ) -> list[str]:
-    """What explains the metrics that moved: where the load takes longer, modules, then what was counted.
+    """Return what explains the metrics that changed: parts of the load that take longer, modules, then counted work.
 
-    For memory and the load that is the loading work and tensors outside the model, for the other times the work.
+    For memory and the load time, that is the loading work and tensors outside the model; for other times, the work.
     """
     moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
     if not moved:
@@ -329,7 +330,10 @@ def _because(
 
 
 def _parts(baseline: Baseline, result: LoadResult, now: Timing) -> list[str]:
-    """The parts of the load that moved with it, those that moved most first; none where the baseline has no parts."""
+    """Return the parts of the load whose times changed with it, the largest changes first.
+
+    There are none if the baseline does not have parts.
+    """
     recorded = baseline.time[entry(result.environment, HOST)][LOAD]
     both = recorded.parts.keys() & now.parts.keys()
     change = now.median - recorded.median
@@ -356,7 +360,7 @@ def _causes(
         return reasons
     if section == "time" and any(item.name != LOAD for item in moved):
         return [*reasons, *_work(baseline, result, changed)]
-    # A cause is told beside its effect: alone, it has a line of its own already.
+    # A cause is named next to its effect; a cause alone has its own line already.
     causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
     for name in causes:
         old, new = baseline.memory.get(name), result.metrics.get(name)
@@ -366,14 +370,14 @@ def _causes(
     worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
     if settled == OK and any(metric.kind == "loading_work" for metric in worse):
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
-    # Other values in the same shapes take the same memory.
+    # Different values in the same shapes take the same memory.
     if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
     return reasons
 
 
 def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> list[str]:
-    """The counted work that moved, which no noise does; named even where it is not comparable."""
+    """Return the counted work that changed; noise does not change it, so it is named even if it is not comparable."""
     reasons = []
     for name in stored_names({**baseline.work, **result.metrics}, "work", result.table):
         old, new = baseline.work.get(name), result.metrics.get(name)

@@ -1,4 +1,4 @@
-"""What differs between two manifests, said the way a person would say it.
+"""Describe the differences between two manifests in readable sentences.
 
 ``160 x Linear4bit: double quant dropped, absmax uint8 -> float32 (+542.72 MiB)``
 ``model.layers.20-39.*: cuda:0 -> cpu``
@@ -21,32 +21,35 @@ _NAMES = 3
 
 @dataclass(frozen=True)
 class _State:
-    """What is compared of one module."""
+    """The state of one module that is compared."""
 
     cls: str
     dtype: str
     device: str
     quant: str
-    #: Of one module; a row's bytes may not divide evenly.
+    #: Bytes of one module; a row's bytes may not divide evenly.
     bytes: float
 
 
 @dataclass(frozen=True)
 class _Key:
-    """One module: its row's pattern, and the number that stands for the ``*`` (None where there is no ``*``)."""
+    """The key of one module: its row's pattern, and the number that the ``*`` stands for (None without a ``*``)."""
 
     pattern: str
     index: int | None
 
 
-#: Where a module was not, or is no more.
+#: The state of a module that is not there, before it was added or after it was removed.
 _ABSENT = _State("", "", "", "", 0)
 #: A module's states before and after.
 _Transition = tuple[_State, _State]
 
 
 def diff(old: Sequence[ManifestRow], new: Sequence[ManifestRow]) -> tuple[ManifestChange, ...]:
-    """Every difference, what moved most bytes first. Equal manifests give none, however their rows are split."""
+    """Return every difference, the one that changes most bytes first.
+
+    Equal manifests do not give any, however their rows are split.
+    """
     before, after = _modules(old), _modules(new)
     groups: dict[tuple[str, str], list[tuple[_Key, _Transition]]] = defaultdict(list)
     for key in {**before, **after}:
@@ -79,20 +82,20 @@ def _numbers(indices: str) -> Iterable[int]:
 
 
 def _group(transition: _Transition) -> tuple[str, str]:
-    """What alike changes have in common: the class where it matters, and the sentence."""
+    """Return what similar changes share: the class, if it matters, and the sentence."""
     old, new = transition
     if old is _ABSENT:
         return new.cls, f"added, {_kind(new)} on {new.device}"
     if new is _ABSENT:
         return old.cls, f"removed, was {_kind(old)} on {old.device}"
-    # Where a module stands says nothing about its class: whole layers move together.
+    # The device of a module does not depend on its class: whole layers move together.
     only_moved = (old.cls, old.dtype, old.quant) == (new.cls, new.dtype, new.quant) and old.device != new.device
     return "" if only_moved else old.cls, ", ".join(_differences(old, new))
 
 
 def _differences(old: _State, new: _State) -> Iterable[str]:
     if bool(old.quant) != bool(new.quant):
-        # Class and stored dtype follow from it.
+        # The class and the stored dtype follow from the quantisation.
         yield f"{_kind(old)} -> {_kind(new)}"
     else:
         if old.quant != new.quant:
@@ -125,7 +128,7 @@ def _quant_differences(old: str, new: str) -> Iterable[str]:
 
 
 def _quant(text: str) -> tuple[str, set[str], dict[str, str]]:
-    """``nf4 absmax=uint8 nested`` as scheme, flags and values."""
+    """Split ``nf4 absmax=uint8 nested`` into scheme, flags and values."""
     scheme, *rest = text.split()
     return scheme, {item for item in rest if "=" not in item}, dict(item.split("=", 1) for item in rest if "=" in item)
 
@@ -134,7 +137,7 @@ def _changes(
     cls: str, what: str, members: list[tuple[_Key, _Transition]], modules: dict[_Key, _State], everything: int
 ) -> Iterable[ManifestChange]:
     if not cls and len(members) < everything:
-        # Modules that only moved are named by place, one sentence per place.
+        # Modules that only moved to a different device are named by place, with one sentence per place.
         transitions = dict(members)
         for keys in _places([key for key, _ in members]):
             yield _change(_place(keys, modules), what, [(key, transitions[key]) for key in keys])
@@ -158,7 +161,7 @@ def _change(label: str, what: str, members: list[tuple[_Key, _Transition]]) -> M
 
 
 def _places(keys: Sequence[_Key]) -> list[list[_Key]]:
-    """Modules of the same layers together, modules outside any layer together."""
+    """Group modules of the same layers, and modules outside of layers."""
     indices: dict[str, set[int]] = defaultdict(set)
     for key in keys:
         if key.index is not None:
@@ -181,17 +184,17 @@ def _place(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
     indices = {key.index for key in keys if key.index is not None}
     layers = f"{prefix}{format_ranges(indices)}"
     there = {key.pattern for key in modules if key.index in indices and key.pattern.startswith(prefix)}
-    # Only whole layers are called by the layer's name.
+    # Only a whole layer is called by the layer's name.
     return f"{layers}.*" if there == set(patterns) else f"{len(keys)} modules in {layers}"
 
 
 def _name(pattern: str, keys: Iterable[_Key]) -> str:
-    """A row's name with its numbers: ``model.layers.20-39.mlp.up_proj``."""
+    """Return a row's name with its numbers: ``model.layers.20-39.mlp.up_proj``."""
     return pattern.replace("*", format_ranges(key.index for key in keys if key.index is not None), 1)
 
 
 def _where(keys: Sequence[_Key], modules: dict[_Key, _State]) -> str:
-    """`` in model.layers.20-39`` where only some of the layers are concerned."""
+    """Return `` in model.layers.20-39`` if only some of the layers changed, else an empty text."""
     patterns = {key.pattern for key in keys}
     layers = {key.index for key in keys}
     everywhere = {key.index for key in modules if key.pattern in patterns}

@@ -1,4 +1,4 @@
-"""What one baseline file holds: the figures of one way of loading one model on one kind of device."""
+"""The content of one baseline file: the figures of one way of loading one model on one kind of device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llmload.core.results import ManifestRow, Numbers
 
-#: Raised when an older release could misread what a newer one writes.
+#: Increased when an older release could misread what a newer one writes.
 SCHEMA = 1
 #: Significant digits of measured values, and of the ``numbers``.
 DIGITS, NUMBER_DIGITS = 6, 9
@@ -21,15 +21,15 @@ class Timing:
 
     #: Seconds: the median of the processes' medians.
     median: float
-    #: Of each process its samples in seconds, sorted; of many, their deciles.
+    #: Each process's samples in seconds, sorted; of many samples, their deciles.
     samples: tuple[tuple[float, ...], ...]
-    #: What else it depends on: ``page_cache`` -> ``warm``.
+    #: Further conditions of the time: ``page_cache`` -> ``warm``.
     conditions: dict[str, str] = field(default_factory=dict)
-    #: The same samples divided by the control's time around each; empty where no control ran.
+    #: The same samples, each divided by the control's time around it; empty if no control ran.
     relative: tuple[tuple[float, ...], ...] = ()
-    #: Of each process the control's median in seconds.
+    #: The control's median of each process, in seconds.
     control: tuple[float, ...] = ()
-    #: What the time is made of, in seconds: medians of the processes. A reason where the time moves, never judged.
+    #: The parts of the time in seconds: medians over the processes. They explain a change of the time; none is judged.
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -39,7 +39,7 @@ class Baseline:
 
     #: Digest of the model's shape: memory, work and time are compared only while it is equal.
     shape: str
-    #: Digest of the model's content, of the load whose ``numbers`` these are.
+    #: Digest of the content of the model that the ``numbers`` belong to.
     weights: str
     #: ``LoadSpec.identity()``, portable.
     spec: dict[str, Any]
@@ -51,44 +51,44 @@ class Baseline:
     time: dict[str, dict[str, Timing]] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=Numbers)
     manifest: tuple[ManifestRow, ...] = ()
-    #: What the model is besides its modules; empty in baselines of releases that did not record it.
+    #: The model's settings besides its modules; empty in baselines of releases that did not record them.
     settings: dict[str, str] = field(default_factory=dict)
-    #: Surroundings of the memory, work and numbers; times have their own.
+    #: Environment of the memory, work and numbers; times have their own.
     environment: dict[str, str] = field(default_factory=dict)
-    #: Whether the installed ready-made suite recorded it: no test file of the project says that it is used.
+    #: True if the installed ready-made suite recorded it: the project's own test files do not show that it is used.
     suite: bool = False
 
     def figures(self, section: str) -> dict[str, float]:
-        """The metrics of ``memory`` or ``work``."""
+        """Return the metrics of ``memory`` or ``work``, by name."""
         return {"memory": self.memory, "work": self.work}[section]
 
     def median(self, host: str, metric: str) -> float | None:
-        """The recorded median in seconds of a time metric on a kind of host, if there is one."""
+        """Return the recorded median, in seconds, of a time metric on a kind of host, or None."""
         timing = self.time.get(host, {}).get(metric)
         return timing.median if timing else None
 
 
 def has_numbers(numbers: Numbers) -> bool:
-    """Whether anything was measured."""
+    """Return whether any of the numbers was measured."""
     return bool(numbers.logits or numbers.logsumexp or numbers.margin or numbers.buffers)
 
 
 def rounding(values: Iterable[float]) -> float:
-    """Return the largest error that storing these values in a file may have made: with six digits or with nine."""
+    """Return the largest error that storing these values in a file, with six or nine digits, may have caused."""
     known = [value for value in values if value and math.isfinite(value)]
     digits = DIGITS if all(value == significant(value) for value in known) else NUMBER_DIGITS
     return max((10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits) / 2 for value in known), default=0.0)
 
 
 def significant(value: float, digits: int = DIGITS) -> float:
-    """A measured value without the digits that only make a diff longer."""
+    """Return a measured value rounded to ``digits`` significant digits, so that diffs stay short."""
     return float(f"{value:.{digits}g}")
 
 
 def compact(numbers: Numbers) -> Numbers:
-    """Numbers as they are stored.
+    """Return numbers as they are stored, with all digits of an fp32.
 
-    With all digits of an fp32: a log-sum-exp may be a hundred times larger than the logits that its error is judged by.
+    A log-sum-exp may be a hundred times larger than the logits that its error is judged by.
     """
     return Numbers(
         logits=[significant(value, NUMBER_DIGITS) for value in numbers.logits],

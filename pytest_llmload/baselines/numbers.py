@@ -1,4 +1,4 @@
-"""Whether two fingerprints (``numbers``) of one model on fixed tokens say the same."""
+"""Compare the ``numbers`` of two loads: one model's outputs on fixed tokens."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_llmload.baselines.model import rounding
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import ManifestRow, Numbers
 
-#: Relative error that is still the same model, by the coarsest floating type that computes. Repeats on one machine
-#: are equal to the bit, whatever the number of threads. The same sums in another order (other kernels, sdpa against
-#: eager attention) moved the logits of a 16-layer model with outlier channels by 1.5e-6 in fp32, 3.3e-3 in fp16 and
-#: 2.7e-2 in bf16; one re-initialised norm moves them by 0.1 and more, a wrong rotation by 0.8.
+#: Relative error up to which two models count as the same, by the coarsest floating type that computes. Repeats on one
+#: machine are equal to the bit, with any number of threads. The same sums in a different order (different kernels, sdpa
+#: instead of eager attention) changed the logits of a 16-layer model with outlier channels by 1.5e-6 in fp32, 3.3e-3 in
+#: fp16 and 2.7e-2 in bf16; one re-initialised norm changes them by 0.1 and more, a wrong rotation by 0.8.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-#: Where the type is another one (8-bit floats, quantised activations).
+#: For any other type (8-bit floats, quantised activations).
 COARSEST = 5e-2
-#: Buffers are computed, not learnt: sums in another order are all that may differ.
+#: Buffers are computed, not learnt: only the order of their sums may differ.
 BUFFER_TOLERANCE = 1e-4
 
-#: Environment entries that must be equal for fingerprints to be compared, beside the device and the weights.
+#: Environment entries that must be equal for numbers to be compared, in addition to the device and the weights.
 DEPENDS = ("torch.minor",)
-#: Entries that must be equal too for the stored bytes to be compared.
+#: Entries that must also be equal for the stored bytes to be compared.
 BYTES_DEPEND = ("torch", "transformers", "bitsandbytes", "peft", "cpu_isa")
 
 _STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
@@ -30,40 +30,40 @@ _STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two fingerprints are apart."""
+    """The difference between two loads' numbers."""
 
-    #: Relative error of the logits, or of what moved more in proportion.
+    #: Relative error of the logits, or of the part that changed more in proportion.
     error: float
-    #: One sentence, the buffers first; empty where nothing moved by more than the tolerance.
+    #: One sentence, the buffers first; empty if nothing changed by more than the tolerance.
     reason: str
-    #: Why they cannot be compared; empty where they can.
+    #: Why the numbers cannot be compared; empty if they can.
     incomparable: str = ""
 
 
 def tolerance(manifest: Iterable[ManifestRow]) -> float:
-    """The relative error allowed for a model with these modules."""
+    """Return the relative error that is allowed for a model with these modules."""
     types = set()
     for row in manifest:
         types |= {TORCH_NAMES.get(name, name) for name in row.dtype.split("+")}
         types |= {TORCH_NAMES.get(item[8:], item[8:]) for item in row.quant.split() if item.startswith("compute=")}
-        # 8-bit schemes round the activations too: a last bit there is a whole step.
+        # 8-bit schemes round the activations too, so a difference in the last bit becomes a whole step.
         types |= {"quantised"} if row.quant else set()
     return max((TOLERANCES.get(name, COARSEST) for name in types - _STORAGE), default=COARSEST)
 
 
 def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
-    """How ``new`` differs from ``old``, where a relative error of ``allowed`` is none."""
+    """Return how ``new`` differs from ``old``; relative errors up to ``allowed`` do not count as a difference."""
     for name in ("logits", "logsumexp", "margin"):
         before, after = len(getattr(old, name)), len(getattr(new, name))
         if before != after:
-            return Difference(0.0, "", f"the baseline has {before} values of {name} and this load has {after}")
+            return Difference(0.0, "", f"the baseline has {before} values of {name}, but this load has {after}")
     if not all(map(math.isfinite, (*new.logits, *new.logsumexp, *new.margin))):
         return Difference(math.inf, "the logits are not finite")
     moved = [
         name for name in sorted(old.buffers) if name in new.buffers and _moved(old.buffers[name], new.buffers[name])
     ]
     scale = _rms(old.logits) or _rms(old.logsumexp) or 1.0
-    # All three as parts of a logit; a margin is the difference of two.
+    # All three errors are relative to a logit; a margin is the difference of two logits.
     errors = {
         "logits": _error(old.logits, new.logits) / scale,
         **_padded(old, new),
@@ -79,7 +79,7 @@ def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
 
 
 def _padded(old: Numbers, new: Numbers) -> dict[str, float]:
-    """Return the relative error of the logits after padding, where both sides have as many."""
+    """Return the relative error of the logits after padding, if both sides have equally many."""
     if not old.padded or len(old.padded) != len(new.padded):
         return {}
     if not all(map(math.isfinite, new.padded)):
@@ -98,20 +98,20 @@ def _first_layer(old: Mapping[str, Sequence[float]], new: Mapping[str, Sequence[
 
 
 def natural(path: str) -> list[tuple[int, str]]:
-    """Sort the numbers in a path as numbers."""
+    """Return a sort key that orders the numbers in a path by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def other_contents(old: Numbers, new: Numbers) -> str:
-    """Return which stored weights hold other bytes; empty where none does, or one side has no checksums."""
+    """Return which stored weights hold different bytes; empty if none does, or if one side lacks checksums."""
     both = old.checksums.keys() & new.checksums.keys()
     names = sorted(name for name in both if old.checksums[name] != new.checksums[name])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}: other bytes than in the baseline" if names else ""
+    return f"{', '.join(names[:3])}{more}: bytes differ from the baseline" if names else ""
 
 
 def _moved(old: Sequence[float], new: Sequence[float]) -> bool:
-    """Whether a buffer's sum or norm moved; a sum near zero is judged by the norm."""
+    """Return whether a buffer's sum or norm changed; a sum near zero is judged by the norm."""
     scale = max(map(abs, old), default=0.0) or 1.0
     return len(old) != len(new) or any(
         not abs(after - before) <= BUFFER_TOLERANCE * scale for before, after in zip(old, new, strict=False)
@@ -123,6 +123,6 @@ def _rms(values: Sequence[float]) -> float:
 
 
 def _error(old: Sequence[float], new: Sequence[float]) -> float:
-    """Root mean square of the differences, without what the digits of the file are to blame for."""
+    """Return the root mean square of the differences, minus the error that the file's rounding may cause."""
     unit = rounding(old)
     return _rms([max(abs(after - before) - unit, 0.0) for before, after in zip(old, new, strict=True)])

@@ -1,4 +1,4 @@
-"""From the loads of a recording run to the baseline that is stored."""
+"""Turn the loads of a recording run into the baseline that is stored."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SECTIONS = ("memory", "work", "time")
 
 @dataclass(frozen=True)
 class Recording:
-    """What to store, and what to tell about it."""
+    """The baseline to store, and what to report about it."""
 
-    #: The new content; the old object itself where nothing changes, and where something was refused.
+    #: The new content; the old object itself if nothing changes or something was refused.
     baseline: Baseline | None
-    #: Why nothing may be stored: one sentence each.
+    #: Reasons why nothing may be stored, one sentence each.
     refusals: tuple[str, ...] = ()
-    #: Entries written over others: ``gpu.settled``, ``manifest`` …
+    #: Entries that replace older ones: ``gpu.settled``, ``manifest`` …
     accepted: tuple[str, ...] = ()
-    #: Entries that were not there before.
+    #: New entries.
     recorded: tuple[str, ...] = ()
     #: Entries that could not be kept, each with the reason.
     dropped: tuple[str, ...] = ()
@@ -59,13 +59,13 @@ def record(
     times: Mapping[str, Timing] | None = None,
     suite: bool = False,
 ) -> Recording:
-    """The baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
+    """Return the baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
 
     ``results`` are all repeats of one load; each entry is judged as :func:`compare` judges it, with the same
-    ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that are not
-    there. Informative figures never are a reason to update: they come along. ``times`` are those of processes that were
-    started for them; without, those of the repeats. ``suite``: it is the installed suite that records. Raises
-    ValueError for loads that did not work, are not of one spec, or whose times have no host.
+    ``metrics`` and ``tolerances``. Update writes the entries that are not ok, record-missing those that the baseline
+    lacks. Informative figures alone never cause an update; they are written along with others. ``times`` are those of
+    processes that were started to be timed; without them, the repeats' times are used. ``suite``: the installed suite
+    records. Raises ValueError for loads that did not work, are not of one spec, or have times but no host.
     """
     load, refusals = agree(results)
     if refusals:
@@ -81,7 +81,7 @@ def record(
     if any(item.whole and item.verdict == INCOMPARABLE for item in comparisons):
         if not update:
             return Recording(existing)
-        # Nothing of another shape, spec or workload can stay beside the new figures.
+        # Figures of a different shape, spec or workload cannot stay next to the new ones.
         old = None
     draft = _Draft(old, load, times, suite=suite or (existing is not None and existing.suite))
     for comparison in comparisons:
@@ -119,14 +119,14 @@ def _wanted(item: MetricVerdict, draft: _Draft, section: str, update: bool) -> b
     if not update:
         return item.verdict == MISSING or (section == "time" and not draft.has_time(item.name))
     if item.verdict == INCONCLUSIVE and item.baseline is not None and item.current is not None:
-        # Every run's timings differ: what is within the declared band is no news, and would only make diffs; unless
-        # what is recorded is too little to ever judge by.
+        # Timings differ in every run: writing a change within the declared band would only make diffs, unless the
+        # recorded samples are too few to ever be judged.
         return draft.has_too_few(item.name) or not item.tolerance.allows(item.baseline, item.current)
     return True
 
 
 class _Draft:
-    """A baseline in the making."""
+    """A baseline that is being recorded."""
 
     def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing], *, suite: bool) -> None:
         spec = LoadSpec.from_json(load.spec)
@@ -146,28 +146,28 @@ class _Draft:
         self._numbers, self._weights = self._old.numbers, self._old.weights
         self._manifest, self._settings = self._old.manifest, dict(self._old.settings)
         self._environment = dict(self._old.environment)
-        #: Names written that belong to the file's environment; times have their own.
+        #: Names of written entries that belong to the file's environment; times have their own.
         self._written: set[str] = set()
         self.accepted: list[str] = []
         self.recorded: list[str] = []
         self.dropped: list[str] = []
 
     def measured(self, section: str) -> list[str]:
-        """Everything that the load has for a section."""
+        """Return the names of all entries that the load has for a section."""
         return measured(self._load, section, self._times)
 
     def has_time(self, name: str) -> bool:
         return name in self._time.get(self._host, {})
 
     def has_too_few(self, name: str) -> bool:
-        """Whether there are new times of more processes than a judgement needs, and the old ones have fewer."""
+        """Return whether the old times are of too few processes for a judgement, and the new times of enough."""
         return len(self._time[self._host][name].samples) < PROCESSES <= len(self._times[name].samples)
 
     def write(self, section: str, name: str) -> None:
         """Take one entry from the load."""
         if section == "time":
             if HOST not in self._load.environment:
-                raise ValueError(f"{name} cannot be recorded: the load does not say on which kind of host it ran")
+                raise ValueError(f"{name} cannot be recorded: the load's result does not name its kind of host")
             recorded = self._time.setdefault(self._host, {})
             self._log(name, name in recorded)
             recorded[name] = self._times[name]
@@ -188,10 +188,10 @@ class _Draft:
         (self.accepted if existed else self.recorded).append(name)
 
     def settle_environment(self) -> None:
-        """Make the file's environment the one that the written entries were taken in.
+        """Set the file's environment to that in which the written entries were measured.
 
-        An entry of the environment on which only kept figures depend stays as it was. Where a written and a kept
-        figure depend on it, the kept one goes: under the new environment it was never measured.
+        An entry of the environment on which only kept figures depend stays unchanged. If both a written and a kept
+        figure depend on it, the kept figure is dropped, since it was never measured in the new environment.
         """
         if not self._written:
             return
@@ -231,7 +231,7 @@ class _Draft:
             self._numbers = Numbers()
         for figures in self._figures.values():
             figures.pop(name, None)
-        self.dropped.append(f"{name}: recorded under other surroundings and not measured now ({why})")
+        self.dropped.append(f"{name}: recorded in a different environment and not measured now ({why})")
 
     def baseline(self) -> Baseline:
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The repeats of one load: whether they agree, and the one load that stands for them."""
+"""Check that the repeats of one load agree, and merge them into one load that represents them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pytest_llmload.core.units import format_value
 
 
 def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
-    """One load that stands for all its repeats, and why it may not be stored.
+    """Return one load that represents all its repeats, and the reasons why it may not be stored.
 
-    What has to repeat exactly is refused where it differs; of other figures the larger is taken. Raises ValueError for
-    loads that did not work or are not of one spec.
+    Figures that must repeat exactly are refused if they differ; of other figures, the larger is taken. Raises
+    ValueError for loads that did not work or are not of one spec.
     """
     if not results or not all(result.ok for result in results):
         raise ValueError("only loads that worked can be recorded")
@@ -33,12 +33,12 @@ def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
             refusals.append(f"{name} is not a finite number")
         elif declared and declared.exact and len({*values}) > 1:
             figures = ", ".join(f"{format_value(value, declared.unit)} ({value:,.0f})" for value in values)
-            refusals.append(f"{name} has to repeat exactly and differs between {len(values)} loads: {figures}")
+            refusals.append(f"{name} must repeat exactly but differs between {len(values)} loads: {figures}")
         elif len(values) < len(results):
             unavailable[name] = f"measured by {len(values)} of {len(results)} loads"
         else:
             metrics[name] = max(values)
-    # What is not the same in each load says nothing about the model.
+    # A setting that differs between loads says nothing about the model.
     repeated = {name: text for name, text in last.settings.items() if _everywhere(name, text, results)}
     load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable, settings=repeated)
     return load, refusals
@@ -61,7 +61,7 @@ def _other_models(results: Sequence[LoadResult]) -> Iterable[str]:
 def _other_numbers(results: Sequence[LoadResult]) -> Iterable[str]:
     last = results[-1]
     allowed = numbers.tolerance(last.manifest)
-    # With itself as well: a single load's numbers may not be finite.
+    # The first load is also compared with itself: a single load's numbers may not be finite.
     for other in results:
         difference = numbers.difference(other.numbers, last.numbers, allowed)
         if reason := difference.reason or difference.incomparable:

@@ -1,4 +1,4 @@
-"""What differs between the settings of two models: one sentence a field."""
+"""Describe the differences between the settings of two models, in one sentence per field."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pytest_llmload.core.verdicts import ManifestChange
 
 #: Libraries whose releases add fields and constants, and take them away.
 _LIBRARIES = ("transformers", "torch", "bitsandbytes", "peft", "accelerate")
-#: Fields that are ours: there in every load, whatever the libraries' releases.
+#: Fields that pytest-llmload defines: every load has them, with any release of the libraries.
 _OWN = ("attention", "mode.", "cache.", "files")
-#: A library that moved from one class to another has taken its constants along.
+#: Fields of the configs. Constants of classes follow from them: a library that uses a different class for the model
+#: also uses that class's constants.
 _CONFIG = ("config.", "generation.")
 _NONE = "none"
 
@@ -22,9 +23,9 @@ def diff(
     old_environment: Mapping[str, str],
     new_environment: Mapping[str, str],
 ) -> tuple[ManifestChange, ...]:
-    """Return every field that differs; none where one side, as a baseline of an older release, has no settings.
+    """Return every field that differs; none if one side lacks settings, as a baseline of an older release does.
 
-    A field that only one side has counts where the libraries are the same: their releases add and remove fields.
+    A field that only one side has counts only if the libraries are the same: their releases add and remove fields.
     """
     if not old or not new:
         return ()
@@ -38,5 +39,5 @@ def diff(
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Ours first, then the configs, then constants of the classes, which follow from them."""
+    """Sort the fields of pytest-llmload first, then the configs, then constants of classes, which follow from them."""
     return (0 if name.startswith(_OWN) else 1 if name.startswith(_CONFIG) else 2, name)

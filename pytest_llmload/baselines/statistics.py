@@ -1,29 +1,30 @@
-"""Whether times have moved: samples of several processes against samples of several processes.
+"""Judge whether times have changed, from samples of several processes on both sides.
 
 Times of one process agree with each other far better than with those of the next process: where its pages lie, which
 core it got and what else the machine did then are the same for all its samples (Kalibera and Jones, *Rigorous
 Benchmarking in Reasonable Time*, ISMM 2013; Barrett et al., *Virtual Machine Warmup Blows Hot and Cold*, OOPSLA 2017).
-So a process counts as one observation, however many samples it has, and what the processes scatter is the uncertainty.
+So a process counts as one observation, however many samples it has, and the scatter of the processes is the
+uncertainty.
 
 * **Two estimators**, both of the ratio of the sides' locations. *Middle*: the median of each process, averaged over the
   processes (geometrically). *Floor*: the 10 % quantile of each process, averaged over the faster half of the processes.
-  Noise of a host only ever adds time, so the floor often scatters less; where it is a control that the times were
-  divided by that was disturbed, the middle does. The one with the smaller standard error is taken, from ten processes a
-  side on; the choice does not look at the ratio. (Chen and Revels, *Robust Benchmarking in Noisy Environments*, 2016,
-  on minima and medians.)
+  Noise of a host only ever adds time, so the floor often scatters less; if the control that the times were divided by
+  was disturbed, the middle scatters less. From ten processes per side on, the estimator with the smaller standard error
+  is taken; the choice does not depend on the ratio. (Chen and Revels, *Robust Benchmarking in Noisy Environments*,
+  2016, on minima and medians.)
 * **Standard error** by a hierarchical bootstrap: processes are drawn with replacement, each with all its samples.
   Drawing the samples of a process again as well would count their scatter twice, since the processes' locations hold
   it already (Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8). So a few quantiles of
-  a process are as good as all its samples, and baselines keep no more than these.
+  a process are as good as all its samples, and baselines keep only these.
 * **Interval** by Student's t on the logarithm, with Welch's degrees of freedom: with five processes, percentiles of the
   bootstrap itself are far too narrow (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015). The bootstrap
-  of n values also has a variance that is too small by (n - 1) / n, which is put right.
+  of n values also has a variance that is too small by (n - 1) / n, which is corrected.
 * **Decision** as in tests of equivalence (Schuirmann 1987): ``ok`` is a finding, not the absence of one. An interval
   too wide to tell is ``inconclusive``.
 
-Limits: what differs between runs but not between the processes of a run (another machine of the same kind, its
-temperature) is not in the interval; dividing by a control that ran in turn with the model takes part of it out. A
-slowdown of few samples only (one token in twenty) moves neither estimator.
+Limits: effects that differ between runs but not between the processes of a run (a different machine of the same kind,
+its temperature) are not in the interval; dividing by a control that alternated with the model removes a part of them.
+A slowdown of only a few samples (one token in twenty) changes neither estimator.
 """
 
 from __future__ import annotations
@@ -36,43 +37,43 @@ from dataclasses import dataclass
 
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
-#: Of the interval: one judgement in 400 errs on each side, which leaves room for several looks at a growing sample.
+#: Confidence of the interval: one judgement in 400 errs on each side, which allows several looks at a growing sample.
 CONFIDENCE = 0.995
-#: Fewest processes of a side for a verdict: of fewer, the scatter is a guess.
+#: Fewest processes per side for a verdict: with fewer, the scatter is a guess.
 PROCESSES = 3
-#: Draws of the bootstrap: its standard error is then good to 4 %.
+#: Draws of the bootstrap: its standard error is then accurate to 4 %.
 _DRAWS = 400
 _FLOOR = 0.1
-#: Fewest processes of a side for the floor: the fastest three of five are close to each other by chance.
+#: Fewest processes per side for the floor: the fastest three of five are close to each other by chance.
 _FLOOR_PROCESSES = 10
 _SEED = 20130620
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What two sets of samples say about the ratio of their times."""
+    """The verdict on the ratio of two sides' times."""
 
     #: ``ok``, ``regressed``, ``improved`` or ``inconclusive``.
     verdict: str
     #: Current time divided by the baseline's, estimated.
     ratio: float
-    #: 99.5 % confidence interval of the ratio; ``(0, inf)`` where a side has too few processes for one.
+    #: 99.5 % confidence interval of the ratio; ``(0, inf)`` if a side has too few processes for one.
     interval: tuple[float, float]
 
 
 def judge(
     baseline: Sequence[Sequence[float]], current: Sequence[Sequence[float]], *, tolerance: float = 0.10
 ) -> Judgement:
-    """Whether ``current`` takes longer than ``baseline``; each is a list of processes, each a list of samples.
+    """Judge whether ``current`` takes longer than ``baseline``; each is a list of processes, each a list of samples.
 
-    Samples are in seconds, or in any other positive unit that both sides share. ``regressed``: certainly slower, and
-    not certainly by less than ``tolerance``. ``improved``: the same the other way round. ``ok``: certainly neither
-    slower nor faster by ``tolerance``. ``inconclusive``: the interval is too wide for any of these, or a side has fewer
-    than three processes. Raises ValueError for a side or a process without samples, a sample that is not a positive
-    finite number, or a tolerance that is not positive.
+    Samples are in seconds, or in any other positive unit that both sides share; ``tolerance`` is a share (0.1 is 10 %).
+    ``regressed``: certainly slower, and not certainly by less than ``tolerance``. ``improved``: the same the other way
+    round. ``ok``: certainly neither slower nor faster by ``tolerance``. ``inconclusive``: the interval is too wide for
+    any of these, or a side has fewer than three processes. Raises ValueError for a side or a process without samples, a
+    sample that is not a positive finite number, or a tolerance that is not positive.
     """
     if not (tolerance > 0 and math.isfinite(tolerance)):
-        raise ValueError(f"the tolerance has to be positive, not {tolerance!r}")
+        raise ValueError(f"the tolerance is {tolerance!r}, but must be positive")
     sides = [_sorted(side, name) for side, name in ((baseline, "baseline"), (current, "current"))]
     generator = random.Random(_SEED)
     fewest = min(map(len, sides))
@@ -95,12 +96,12 @@ def _verdict(low: float, high: float, tolerance: float) -> str:
 
 
 def _sorted(side: Sequence[Sequence[float]], name: str) -> list[list[float]]:
-    """Logarithms of each process's samples, ascending."""
+    """Return the logarithms of each process's samples, in ascending order."""
     if not side or not all(side):
         raise ValueError(f"{name}: no samples, or a process without samples")
     for sample in (sample for process in side for sample in process):
         if not (sample > 0 and math.isfinite(sample)):
-            raise ValueError(f"{name}: {sample!r} is no time")
+            raise ValueError(f"{name}: {sample!r} is not a time; expected a positive finite number")
     return [sorted(map(math.log, process)) for process in side]
 
 
@@ -109,20 +110,20 @@ def _sorted(side: Sequence[Sequence[float]], name: str) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class _Estimator:
-    #: Of the samples of a process.
+    #: The quantile of a process's samples.
     quantile: float
     #: Part of the processes, the fastest first, that is averaged.
     share: float
 
     def rank(self, size: int) -> int:
-        """The place, from 0, of the quantile in ``size`` sorted samples."""
+        """Return the index of the quantile in ``size`` sorted samples."""
         return round(self.quantile * (size - 1))
 
     def location(self, processes: list[float]) -> float:
         kept = self.share * len(processes)
         if kept == len(processes):
             return statistics.fmean(processes)
-        # Half of five processes is two and a half: whole ones would be a larger part of five than of twenty.
+        # Half of five processes is two and a half: rounded up, it would be a larger part of five than of twenty.
         ordered, whole = sorted(processes), int(kept)
         return (sum(ordered[:whole]) + (kept - whole) * ordered[whole]) / kept
 
@@ -134,11 +135,11 @@ _FASTEST = _Estimator(_FLOOR, 0.5)
 def _estimate(
     sides: list[list[list[float]]], estimator: _Estimator, generator: random.Random
 ) -> tuple[float, float, float]:
-    """Logarithm of the ratio, its standard error, and the degrees of freedom of that."""
+    """Return the logarithm of the ratio, its standard error, and the standard error's degrees of freedom."""
     places = [[process[estimator.rank(len(process))] for process in side] for side in sides]
     variances = [_variance(side, estimator, generator) for side in places]
     total = sum(variances)
-    # Welch and Satterthwaite. Of the faster half, half of the processes say how far they scatter.
+    # Welch and Satterthwaite. For the faster half, only half of the processes determine the scatter.
     parts = zip(variances, places, strict=True)
     spread = sum(variance**2 / max(len(side) * estimator.share - 1, 1.0) for variance, side in parts)
     before, after = map(estimator.location, places)
@@ -146,7 +147,7 @@ def _estimate(
 
 
 def _variance(processes: list[float], estimator: _Estimator, generator: random.Random) -> float:
-    """Of the location of the processes, by the bootstrap."""
+    """Return the variance of the processes' location, by the bootstrap."""
     size = len(processes)
     if size < 2:
         return math.inf
@@ -158,15 +159,15 @@ def _variance(processes: list[float], estimator: _Estimator, generator: random.R
 
 
 def student(probability: float, freedom: float) -> float:
-    """The quantile of Student's t for a probability above one half and at least one degree of freedom.
+    """Return the quantile of Student's t for a probability above one half and at least one degree of freedom.
 
-    Hill, *Algorithm 396: Student's t-quantiles* (CACM 1970), good to 3 digits from 1 degree on and to 6 from 3 on.
+    Hill, *Algorithm 396: Student's t-quantiles* (CACM 1970), has 3 correct digits from 1 degree on and 6 from 3 on.
     """
     if math.isinf(freedom):
         return statistics.NormalDist().inv_cdf(probability)
     tail = 2 * (1 - probability)
     if freedom < 2:
-        # Between the closed forms of one and of two degrees of freedom, along the logarithm.
+        # Interpolate between the closed forms of one and of two degrees of freedom, along the logarithm.
         one = 1 / math.tan(tail * math.pi / 2)
         two = math.sqrt(2 / (tail * (2 - tail)) - 2)
         return math.pow(one, 2 - freedom) * math.pow(two, freedom - 1)

@@ -1,8 +1,8 @@
-"""Baseline files in their folder: where each stands, and writing them so that nothing is lost.
+"""Find, read and write the baseline files of a folder, so that no content is lost.
 
 ``<root>/<model>/<device>/<slug>.json``; with ``--llm-baseline-variant NAME``,
 ``<root>/<model>/<device>/<NAME>/<slug>.json``. The variant's level is inside the device's folder because there, and
-only there, every other name ends in ``.json``: it can collide with no model, device or slug.
+only there, every other name ends in ``.json``: it cannot collide with a model, device or slug.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pytest_llmload.system.files import replace_text
 from pytest_llmload.system.locks import folder_lock
 
 SUFFIX = ".json"
-#: Seconds to wait for another run that writes the same file; a write takes milliseconds.
+#: Seconds to wait for a different run that writes the same file; a write takes milliseconds.
 LOCK_TIMEOUT = 60.0
 #: Longest file name that common file systems take, in bytes.
 _LONGEST = 255
-#: Bytes that a disk must have left for a baseline; most are smaller.
+#: Bytes that the disk must have free for a baseline; most baselines are smaller.
 _ROOM = 1 << 16
-#: Bytes of the largest file that is read: the largest of ours has some hundred kilobytes.
+#: Largest size in bytes of a file that is read: the largest known baseline has some hundred kilobytes.
 _LARGEST = 16 << 20
 
 
@@ -46,7 +46,7 @@ class Store:
     """The baselines under one root folder, at one variant's level."""
 
     def __init__(self, root: Path, variant_level: str | None = None) -> None:
-        """Raise ValueError for a variant's name that is not a plain folder name."""
+        """Use the baselines under ``root``. Raises ValueError for a variant's name that is not a plain folder name."""
         if variant_level is not None:
             component(variant_level, "baseline variant")
             if variant_level.endswith(SUFFIX):
@@ -55,12 +55,12 @@ class Store:
         self.variant_level = variant_level
 
     def path_for(self, model: str, device: str, slug: str) -> Path:
-        """Where the baseline of a load stands. Raises ValueError for a name that would lead elsewhere."""
+        """Return the path of a load's baseline. Raises ValueError for a name that would lead outside its folder."""
         folder = self._level(self.root / component(model, "model name") / component(device, "device"))
         return folder / component(f"{component(slug, 'variant')}{SUFFIX}", "variant")
 
     def read(self, path: Path) -> Baseline | None:
-        """Return the baseline in a file, None where there is no file. Raises BaselineError."""
+        """Return the baseline in a file, or None if the file does not exist. Raises BaselineError."""
         try:
             return loads(_read(path), str(path))
         except FileNotFoundError:
@@ -73,10 +73,10 @@ class Store:
             raise BaselineError(f"cannot read {path}: {error.strerror or error}") from None
 
     def update(self, path: Path, change: Callable[[Baseline | None], Baseline | None]) -> bool:
-        """Replace a file by what ``change`` makes of its present content; say whether it was written.
+        """Replace a file by what ``change`` makes of its present content; return whether it was written.
 
-        Runs that write at once wait for each other, and ``change`` sees what the other wrote. Where it gives back
-        what it was given, or None, the file is not touched. Raises BaselineError; the file is then as it was.
+        Runs that write at the same time wait for each other, and ``change`` gets what the other run wrote. If it
+        returns its argument, or None, the file is not touched. Raises BaselineError; the file is then unchanged.
         """
         with self._lock(path):
             old = self.read(path)
@@ -90,9 +90,9 @@ class Store:
             return True
 
     def check_writable(self, path: Path) -> None:
-        """Raise BaselineError where a baseline could not be written to ``path``; leaves nothing behind.
+        """Raise BaselineError if a baseline could not be written to ``path``; leave nothing behind.
 
-        For whoever is about to load a model only to record it.
+        Callers use this before they load a model only to record it.
         """
         folder = path.parent
         while not folder.exists():
@@ -107,7 +107,7 @@ class Store:
             ) from None
 
     def entries(self, device: str | None = None) -> Iterator[Entry]:
-        """Every baseline file of this variant's level, sorted; only those of ``device`` where it is given."""
+        """Yield every baseline file of this variant's level, sorted; only those of ``device`` if it is given."""
         for folder in sorted(self.root.glob("*/*")):
             if device is not None and folder.name != device:
                 continue
@@ -115,7 +115,7 @@ class Store:
                 yield Entry(folder.parent.name, folder.name, path.name.removesuffix(SUFFIX), path)
 
     def devices(self, model: str, slug: str) -> list[str]:
-        """The devices for which this load has a baseline: what to tell somebody whose device has none."""
+        """Return the devices for which this load has a baseline; messages name them if the run's device has none."""
         return [entry.device for entry in self.entries() if (entry.model, entry.slug) == (model, slug)]
 
     def _level(self, folder: Path) -> Path:
@@ -123,7 +123,7 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        """Hold the folder of a baseline, that of the file itself where the path is a link."""
+        """Lock the folder of a baseline: the folder of the target if the path is a link."""
         folder = Path(os.path.realpath(path)).parent
         with contextlib.ExitStack() as held:
             try:
@@ -138,24 +138,24 @@ class Store:
 
 
 def _read(path: Path) -> str:
-    """Return a file's text. Raises OSError, and BaselineError for what is not a regular file of a baseline's size."""
-    # A FIFO would be waited for until something writes to it.
+    """Return a file's text. Raises OSError, and BaselineError unless it is a regular file of a baseline's size."""
+    # Without O_NONBLOCK, opening a FIFO would wait until another process writes to it.
     with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise BaselineError(f"{path} is not a regular file: delete it, and record the baseline again")
         if found.st_size > _LARGEST:
             raise BaselineError(
-                f"{path} has {found.st_size} bytes, and no baseline has more than {_LARGEST}: restore it from version "
+                f"{path} has {found.st_size} bytes, but a baseline has at most {_LARGEST}: restore it from version "
                 "control, or delete it and record it again"
             )
         return file.read()
 
 
 def component(name: str, what: str) -> str:
-    """``name`` if it is good for one file or folder name, else ValueError."""
+    """Return ``name`` if it is valid as one file or folder name, else raise ValueError; ``what`` is what it names."""
     if not name or name in (".", "..") or any(char in "/\\" or not char.isprintable() for char in name):
-        raise ValueError(f"{name!r} cannot be a {what}: it has to be one plain file name, without '/' and not '..'")
+        raise ValueError(f"{name!r} cannot be a {what}: it must be one plain file name, without '/' and not '..'")
     if len(name.encode()) > _LONGEST:
         raise ValueError(f"the {what} {name[:40]!r}... is too long for a file name: {len(name.encode())} bytes")
     return name

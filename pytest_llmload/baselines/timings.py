@@ -1,4 +1,4 @@
-"""Times of several processes: what a baseline keeps of them, and whether they have moved."""
+"""Collect the times of several processes as a baseline keeps them, and judge whether they have changed."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pytest_llmload.core.metrics import Metric, lookup
 from pytest_llmload.core.results import LOAD_PARTS, LoadResult
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
-#: Samples of a process as they are kept: its deciles, with the smallest and the largest.
+#: Number of samples that are kept of a process: its deciles, with the smallest and the largest.
 _QUANTILES = 11
 _DIGITS = 5
-#: Of the seconds of a part, which are sampled.
+#: Significant digits of the seconds of a part, which are found by sampling.
 _PART_DIGITS = 3
-#: Processes after which times are judged, until all are clear; the last is how many are recorded.
+#: Numbers of processes after which times are judged, until all verdicts are settled; the last is recorded.
 LOOKS = (5, 7, 10, 14, 20)
-#: Loads after which the time of the load is judged at the same looks: a process has only one. The further ones are of
-#: processes that only load.
+#: Numbers of loads after which the load time is judged at the same looks: a process has only one load time. Further
+#: loads are those of processes that only load.
 LOADS = (5, 10, 20, 40, 80)
 LOAD = "load"
-#: Sample name of the control of each time that has one.
+#: Time metric -> the sample name of its control.
 _CONTROLS = {LOAD: "load.control", "ttft": "control", "per_token": "control"}
 
 
 def conditions(metric: Metric) -> tuple[str, ...]:
-    """What a time depends on besides the host, under which it is stored."""
+    """Return what a time depends on besides the host, under which it is stored."""
     return tuple(name for name in metric.depends if name != HOST)
 
 
 def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
-    """Every time metric of loads of one spec, each result being one process, as a baseline keeps it.
+    """Return every time metric of loads of one spec, as a baseline keeps it; each result stands for one process.
 
-    Of processes that ran under other conditions than the last one (the first may have found a cold page cache), nothing
-    is taken.
+    Processes that ran under different conditions from the last one (the first may have found a cold page cache) are
+    ignored.
     """
     found = {}
     for name, metric in (results[-1].table if results else {}).items():
@@ -64,7 +64,7 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
 
 
 def _parts(results: Sequence[LoadResult]) -> dict[str, float]:
-    """Median seconds of each part of the load, over the processes that have it; none that most of them lack."""
+    """Return the median seconds of each part of the load, without parts that most processes lack."""
     having = {name: [result.phases[name] for result in results if name in result.phases] for name in LOAD_PARTS}
     return {
         name: significant(statistics.median(seconds), _PART_DIGITS)
@@ -74,7 +74,7 @@ def _parts(results: Sequence[LoadResult]) -> dict[str, float]:
 
 
 def _samples(result: LoadResult, name: str) -> list[float]:
-    """A metric that was taken once is its own only sample."""
+    """Return the samples of a metric; a metric that was measured once is its only sample."""
     return result.samples.get(name) or [result.metrics[name] for _ in range(name in result.metrics)]
 
 
@@ -83,7 +83,7 @@ def _median(samples: Sequence[float]) -> float:
 
 
 def _quantiles(samples: Sequence[float]) -> tuple[float, ...]:
-    """At most eleven values, sorted: :func:`judge` reads quantiles only."""
+    """Return at most eleven values, sorted: :func:`judge` reads quantiles only."""
     ordered = sorted(samples)
     count = min(len(ordered), _QUANTILES)
     places = [round(index * (len(ordered) - 1) / max(count - 1, 1)) for index in range(count)]
@@ -91,12 +91,12 @@ def _quantiles(samples: Sequence[float]) -> tuple[float, ...]:
 
 
 def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgement, str]:
-    """Whether a time has moved by ``tolerance`` (a share), and in words what that was found from.
+    """Judge whether a time has changed by ``tolerance`` (a share), and describe in words what the verdict is based on.
 
-    Judged are the ratios to the control that ran in turn with the model, and the times themselves. What the ratios say
-    counts: where only the times moved, it was the host. But a host is more than its control, so ratios that moved are
-    believed only as far as the times do not say otherwise; and where the ratios are too wide to tell, times that did
-    not move are enough. Without a control the times are all there is.
+    Both the ratios to the control that alternated with the model and the times themselves are judged. The ratios
+    decide: if only the times changed, the host did. But a control does not represent all of a host, so changed ratios
+    are believed only if the times do not contradict them; and if the ratios scatter too much for a verdict, unchanged
+    times are enough. Without a control, the times alone decide.
     """
     absolute = judge(baseline.samples, current.samples, tolerance=tolerance)
     if not (baseline.relative and current.relative):
@@ -113,9 +113,9 @@ def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgemen
 
 
 def undecided(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
-    """The times for which further processes have to be asked, by the verdicts at the last look and at this one.
+    """Return the times that need further processes, by the verdicts at the last look and at this one.
 
-    Each look is one more chance of a false alarm: a time that moved has to be seen to have moved twice in turn.
+    Each look is one more chance of a false alarm, so a change is reported only if two consecutive looks agree.
     """
     return {
         name
@@ -132,16 +132,16 @@ def _words(judgement: Judgement, of: str = "") -> str:
 
 
 def recorded_timing(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
-    """What the baseline has of a time on this kind of host; or None, and why there is none to compare."""
+    """Return the baseline's time on this kind of host; or None, and why there is no time to compare with."""
     host = entry(result.environment, HOST)
     recorded = baseline.time.get(host, {}).get(name)
     if recorded is None:
         hosts = sorted(other for other, times in baseline.time.items() if name in times)
-        return None, other_hosts(hosts, host) if hosts else f"the baseline has no {name}"
+        return None, other_hosts(hosts, host) if hosts else f"the baseline does not have {name}"
     why = differing(recorded.conditions, now.conditions, conditions(lookup(name, result.table)))
     return (None, why) if why else (recorded, "")
 
 
 def other_hosts(hosts: Sequence[str], host: str) -> str:
-    """Why a time of other kinds of host is not compared."""
+    """Return why a time of different kinds of host is not compared."""
     return f"recorded on {', '.join(hosts)}; this host is {host}"

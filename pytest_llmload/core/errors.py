@@ -79,7 +79,7 @@ class BudgetExceeded(LLMLoadError, AssertionError):
 
 
 class MachineError(LLMLoadError):
-    """The machine cannot do what the test requests: the GPU is held, a download failed, the disk is full, …"""
+    """The machine cannot do what the test requests: GPU held, download failed, disk full, driver mismatch."""
 
 
 class CheckRaised(LLMLoadError):

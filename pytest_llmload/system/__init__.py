@@ -1,1 +1,1 @@
-"""Plumbing between the processes and the operating system; imports no torch and no pytest."""
+"""Plumbing between the processes and the operating system; it imports neither torch nor pytest."""

@@ -1,4 +1,4 @@
-"""How fast files are read from where they are, past the page cache."""
+"""Measure how fast files are read from their disk, without the page cache."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-#: Bytes that are read at most, and at once.
+#: Bytes that are read at most, and bytes that are read at once.
 SAMPLE, _PIECE = 256 << 20, 8 << 20
 
 
 def read_speed(files: Iterable[Path]) -> float:
-    """Return bytes in a second, measured on the first :data:`SAMPLE` bytes of ``files``; 0 if there are none.
+    """Return bytes per second, measured on the first :data:`SAMPLE` bytes of ``files``; 0 if there are none.
 
-    Their pages are dropped from the page cache first, as far as no other process maps them.
+    Their pages are dropped from the page cache first, except pages that other processes map.
     """
     read, seconds = 0, 0.0
     for path in files:

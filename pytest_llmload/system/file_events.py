@@ -1,4 +1,4 @@
-"""Which files of a folder are opened, by whatever code: Linux's inotify(7), which sees what no hook of Python does."""
+"""Note which files of a folder are opened, also by native code that Python's hooks do not see (Linux's inotify(7))."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _IN_OPEN = 0x20
-#: wd, mask, cookie, length of the name that follows.
+#: Fields of an event: wd, mask, cookie, length of the name that follows.
 _EVENT = struct.Struct("iIII")
 _BUFFER = 1 << 16
 
 
 class OpenedFiles:
-    """Notes which of some files are opened from now on. A file is told apart by its inode, so links are followed."""
+    """A watch that notes which of some files are opened. Files are identified by inode, so links are followed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Watch ``paths``; ``complaint`` says why nothing is seen where the system has no inotify or no watch left."""
+        """Watch ``paths``; ``complaint`` gives the reason if the system lacks inotify or has no watch left."""
         self.complaint = ""
         self._names: dict[int, str] = {}
         self._opened: set[str] = set()
         libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(libc, "inotify_init1"):
-            self._file, self.complaint = -1, "this system has no inotify"
+            self._file, self.complaint = -1, "this system does not have inotify"
             return
         self._file = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         for path in paths:

@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old text or the new one, never a part of either."""
+"""Write files so that a reader sees either the old text or the new text, never a part of one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` (UTF-8) by way of a temporary file beside it; missing folders are made.
+    """Write ``text`` to ``path`` (UTF-8) by way of a temporary file next to it; missing folders are made.
 
-    A link is followed and the file's permissions are kept. Raises OSError; the old file is then as it was, unless the
-    disk fails once the new one has taken its place.
+    A link is followed and the file's permissions are kept. Raises OSError; the old file is then unchanged, unless the
+    disk fails after the new one has replaced it.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden and with a suffix of its own: what a killed process leaves behind is never read as a result. By chance and
-    # not by pid, which writers of one volume in two containers share; and short, since the target's name may not be.
+    # The name is hidden and has its own suffix, so that a killed process's file is never read as a result. It is
+    # random, since writers in two containers may share a volume and a pid, and short, since the target's may be long.
     temporary = target.with_name(f".llmload-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8") as file:
@@ -28,14 +28,14 @@ def replace_text(path: Path, text: str) -> None:
             temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
     except BaseException:
-        # Ctrl-C too: the folder may be a committed one.
+        # On Ctrl-C too: the folder may be a committed one.
         temporary.unlink(missing_ok=True)
         raise
     _sync(target.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Make a rename in a folder durable, where its file system can."""
+    """Make a rename in a folder durable, if its file system is able to."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

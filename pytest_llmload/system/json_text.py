@@ -1,7 +1,7 @@
-"""Read JSON that anyone may have written: bounded in size, depth and digits, and printable.
+"""Read JSON of unknown origin: bounded in size, depth and digits, and printable.
 
-By hand and not by msgspec or cattrs: they add types to json, and each of our readers says in a sentence of its own
-which entry is wrong and what to do about it.
+Written by hand instead of with msgspec or cattrs: these add types to JSON, whereas each of our readers has its own
+sentence that says which entry is wrong and what to do about it.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import stat
 from pathlib import Path
 from typing import Any
 
-#: Bytes of the largest file that is read: headers and indexes of the largest models have some 10 MiB.
+#: Largest size in bytes of a file that is read: headers and indexes of the largest models have some 10 MiB.
 LARGEST = 100 << 20
-#: Levels of objects and lists in one another, and digits of a whole number.
+#: The most levels of nested objects and lists, and the most digits of a whole number.
 _DEEPEST, _DIGITS = 64, 20
-#: Half of a character, which no encoding can write; JSON can spell it.
+#: Half of a character (a lone surrogate): JSON can spell it, but no encoding can write it.
 _HALF = re.compile("[\ud800-\udfff]")
 _SPELT_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Unreadable(ValueError):
-    """A text that is not JSON as this package reads it; the message says what is wrong with it."""
+    """A text that is not JSON within this package's bounds; the message says what is wrong with it."""
 
 
 def read_json(path: Path, most: int = LARGEST) -> Any:
-    """Return the content of a JSON file. Raises OSError, and Unreadable for what is not one of a sane size."""
-    # A FIFO would be waited for until something writes to it.
+    """Return the content of a JSON file of at most ``most`` bytes. Raises OSError, and Unreadable for anything else."""
+    # Without O_NONBLOCK, opening a FIFO would wait until another process writes to it.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable("is not a regular file")
         if status.st_size > most:
-            raise Unreadable(f"has {status.st_size} bytes, and at most {most} are read")
+            raise Unreadable(f"has {status.st_size} bytes, but at most {most} are read")
         return parse(file.read())
 
 
 def parse(text: bytes | str, *, halves: bool = False) -> Any:
-    """Return what a JSON text says. Raises Unreadable; with ``halves`` not for half characters, which logs may have."""
+    """Return the value of a JSON text. Raises Unreadable; ``halves`` accepts half characters, which logs may hold."""
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         found = json.loads(decoded, parse_int=_whole)
@@ -60,7 +60,7 @@ def _whole(digits: str) -> int:
 
 
 def check_structure(found: Any, *, halves: bool = False) -> None:
-    """Raise Unreadable for what is nested too deeply and, without ``halves``, for texts that cannot be written."""
+    """Raise Unreadable for data that is nested too deeply and, without ``halves``, for texts that cannot be written."""
     level, depth = [found], 0
     while level:
         depth += 1
@@ -80,7 +80,7 @@ def check_structure(found: Any, *, halves: bool = False) -> None:
 
 
 def short(value: object, most: int = 40) -> str:
-    """Return a value on one line and printable, its end cut: as an error quotes it."""
+    """Return a value as errors quote it: printable, on one line, and cut to ``most`` characters."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,7 +1,7 @@
-"""Locks of the kernel, which end with the process that holds them, however it dies.
+"""Hold locks of the kernel, which end with the process that holds them, however it dies.
 
-filelock is not used here: it locks files only, and a folder that is locked itself needs no lock file, which would lie
-among committed files, or in a TMPDIR that other writers of the same volume do not share.
+filelock is not used here since it locks files only: a lock file would lie among committed files, or in a TMPDIR that
+other writers of the same volume do not share. Locking the folder itself avoids the file.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 
 #: Seconds between two attempts.
 _POLL = 0.01
-#: What file systems answer that do not lock a folder: NFS locks only what is open for writing, and no folder is.
+#: Errors of file systems that cannot lock folders: NFS locks only what is open for writing, which a folder never is.
 _NO_FOLDERS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-#: The file that is locked in its stead, and removed again by its holder.
+#: The file that is locked instead of such a folder; its holder removes it again.
 LOCK_FILE = ".llmload.lock"
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, seconds: float) -> Iterator[None]:
-    """Hold a folder alone among all who call this, in other containers too where they share its volume.
+    """Hold a folder exclusively among all callers, also in other containers that share its volume.
 
-    The folder is made where it is missing. Raises TimeoutError after some seconds, and OSError where the folder cannot
-    be made or its file system locks neither folders nor files.
+    A missing folder is made. Raises TimeoutError after ``seconds``, and OSError if the folder cannot be made or its
+    file system locks neither folders nor files.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -35,7 +35,7 @@ def folder_lock(folder: Path, seconds: float) -> Iterator[None]:
         try:
             handle, file = _opened(folder)
         except FileNotFoundError:
-            # Removed since it was made.
+            # Another process has removed the folder since it was made.
             continue
         try:
             while not _taken(handle):
@@ -55,7 +55,7 @@ def folder_lock(folder: Path, seconds: float) -> Iterator[None]:
 
 
 def _opened(folder: Path) -> tuple[int, Path | None]:
-    """Return what is to be locked, open: the folder, or a file in it (with its path) where folders cannot be locked."""
+    """Open what to lock: the folder, or a file in it (returned with its path) if folders cannot be locked."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _taken(handle)
@@ -70,7 +70,7 @@ def _opened(folder: Path) -> tuple[int, Path | None]:
 
 
 def _taken(handle: int) -> bool:
-    """Lock what is open if it is free, and return whether this process holds it now."""
+    """Lock an open file or folder if it is free, and return whether this process holds it now."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,7 +79,7 @@ def _taken(handle: int) -> bool:
 
 
 def _is_still(handle: int, path: Path) -> bool:
-    """Return whether a path names what is open: who waited may have locked what its last holder removed."""
+    """Return whether a path still names the open file: its last holder may have removed it during the wait."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat() if path.name == LOCK_FILE else path.stat())
     except FileNotFoundError:

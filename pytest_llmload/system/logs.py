@@ -1,4 +1,4 @@
-"""The end of what a process printed, however much that was."""
+"""Read the end of what a process printed, however much that is."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pytest_llmload.core.portable import bounded, scrub
 #: Bytes at the end of a log that are read, and characters of a line that are kept.
 _WINDOW = 64 << 10
 LINE = 500
-#: What a terminal takes as colours.
+#: Escape sequences that set a terminal's colours.
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> str:
-    """The last lines of a log, or of its part from byte ``start``; empty where there is no log.
+    """Return the last lines of a log, or of its part from byte ``start``; empty if there is no log.
 
-    Without blank lines, colours and secrets, and printable. A progress bar, which rewrites its line, shows its last
-    state.
+    The text is printable and without blank lines, colours and secrets. A progress bar, which rewrites its line, shows
+    its last state.
     """
     if not log.exists():
         return ""

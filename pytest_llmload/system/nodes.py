@@ -1,4 +1,4 @@
-"""Machines that a load's ranks are spread over, as torchrun's own environment variables say it."""
+"""The machines (nodes) that a load's ranks are spread over, as torchrun's own environment variables describe them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pytest_llmload.core.errors import MachineError
 
 
 def nodes() -> int:
-    """``PET_NNODES``, which ``torchrun --nnodes`` reads too; one where nobody says otherwise.
+    """Return ``PET_NNODES``, which ``torchrun --nnodes`` reads too, or 1 if it is not set.
 
-    Raises MachineError where it is no number of machines.
+    Raises MachineError if it is not a number of machines.
     """
     text = os.environ.get("PET_NNODES", "1")
     count = text.partition(":")[0]
     if not count.isdecimal() or int(count) < 1:
-        raise MachineError(f"PET_NNODES={text!r} is no number of nodes: set it to 1 or more, or unset it")
+        raise MachineError(f"PET_NNODES={text!r} is not a number of nodes: set it to 1 or more, or unset it")
     return int(count)
 
 
 def local_size(world_size: int) -> int:
-    """Ranks on this machine. MachineError where the ranks do not divide among the machines."""
+    """Return the number of ranks on this machine. Raises MachineError if the nodes cannot have equally many."""
     if world_size % nodes():
-        raise MachineError(f"world_size={world_size} does not divide among {nodes()} nodes (PET_NNODES)")
+        raise MachineError(
+            f"world_size={world_size} does not divide among {nodes()} nodes (PET_NNODES): use a multiple of {nodes()}"
+        )
     return world_size // nodes()

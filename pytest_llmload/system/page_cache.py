@@ -1,4 +1,4 @@
-"""Whether a checkpoint's pages are in memory before it is loaded: warm and cold loads differ by a factor of five."""
+"""Control whether a checkpoint's pages are in memory before a load: warm and cold loads differ by a factor of five."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from pytest_llmload.core.job import COLD, UNCONTROLLED, WARM
 
 _PROT_READ, _MAP_SHARED = 1, 1
-#: Bytes read at once; mapped apart from the heap, so that no figure of the load sees them.
+#: Bytes read at once, into memory that is mapped outside the heap, so that it does not affect the load's figures.
 _CHUNK = 16 << 20
 _FAILED = ctypes.c_void_p(-1).value
 _NOT_RESIDENT = bytes(range(0, 256, 2))
 
 
 def set_page_cache(directory: str, wanted: str) -> str:
-    """Bring the weight files into memory (``warm``) or out of it (``cold``); what :func:`page_cache` finds then.
+    """Read the weight files into memory (``warm``) or drop them (``cold``); return what :func:`page_cache` finds then.
 
-    Needs no privilege: POSIX_FADV_DONTNEED drops clean pages that nobody has mapped, so ``cold`` may fail on files that
-    another process uses, and ``warm`` on files larger than the memory.
+    Needs no privileges: POSIX_FADV_DONTNEED drops clean pages that no process has mapped, so ``cold`` may fail on files
+    that another process uses, and ``warm`` on files larger than the memory.
     """
     now = page_cache(directory)
     if wanted not in (now, UNCONTROLLED):
@@ -30,7 +30,7 @@ def set_page_cache(directory: str, wanted: str) -> str:
                 if wanted == WARM:
                     _read(descriptor)
                 else:
-                    # Pages that were never written to the disk are not dropped.
+                    # The kernel does not drop pages that are not written to the disk yet.
                     os.fsync(descriptor)
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
@@ -51,10 +51,10 @@ def _files(directory: str) -> list[Path]:
 
 
 def page_cache(directory: str) -> str:
-    """``warm`` where at least 99 % of the weight files' pages are resident, ``cold`` where at most 1 % are.
+    """Return ``warm`` if at least 99 % of the weight files' pages are resident, ``cold`` if at most 1 % are.
 
-    ``uncontrolled`` in between, and where the kernel does not tell: mincore(2) answers truly only for files that the
-    process owns or may write.
+    Returns ``uncontrolled`` in between, and if the kernel does not tell: mincore(2) answers truly only for files that
+    the process owns or may write.
     """
     resident = pages = 0
     for file in _files(directory):
@@ -71,7 +71,7 @@ def page_cache(directory: str) -> str:
 
 
 def _resident(file: Path) -> tuple[int, int] | None:
-    """Resident pages and all pages of a file; None where the kernel refuses."""
+    """Return the number of resident pages and of all pages of a file; None if the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -92,7 +92,7 @@ def _resident(file: Path) -> tuple[int, int] | None:
         vector = (ctypes.c_ubyte * pages)()
         if libc.mincore(address, size, vector) != 0:
             return None
-        # The lowest bit of a page's byte is its residence; the others are reserved.
+        # The lowest bit of a page's byte says whether it is resident; the others are reserved.
         return len(bytes(vector).translate(None, _NOT_RESIDENT)), pages
     finally:
         libc.munmap(address, size)

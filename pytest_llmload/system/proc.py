@@ -1,4 +1,4 @@
-"""Reading the kernel's account of a process's memory, this one's unless told otherwise. All figures in bytes."""
+"""Read the kernel's figures of a process's memory, by default this process's. All figures are in bytes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _SELF = _PROC / "self"
-#: Bytes of a page's entry in ``pagemap`` (proc(5)), and the last of them, the highest, where the page is not resident.
+#: Bytes of a page's entry in ``pagemap`` (proc(5)), and its highest byte for a page that is not resident.
 _PAGEMAP_ENTRY = 8
 _ABSENT = bytes(range(0x80))
 
 
 def status(pid: int | str = "self") -> dict[str, int]:
-    """The sizes in ``/proc/<pid>/status``: VmHWM, VmRSS, RssAnon, RssFile …"""
+    """Return the sizes in ``/proc/<pid>/status``: VmHWM, VmRSS, RssAnon, RssFile … in bytes."""
     return _sizes((_PROC / str(pid) / "status").read_text(encoding="ascii", errors="replace"))
 
 
 def rollup() -> dict[str, int]:
-    """Anonymous and File (resident but not anonymous), by pages; by the lagging counters where a kernel lacks them."""
+    """Return ``Anonymous`` and ``File`` (resident but not anonymous) in bytes, counted by pages.
+
+    A kernel without ``smaps_rollup`` gives its counters instead, which lag behind.
+    """
     try:
         sizes = _sizes((_SELF / "smaps_rollup").read_text(encoding="ascii"))
     except OSError:
@@ -28,22 +31,22 @@ def rollup() -> dict[str, int]:
 
 
 def available() -> int:
-    """Host memory that a process can still get without swapping (proc(5), ``MemAvailable``)."""
+    """Return the bytes of host memory that a process can still get without swapping (proc(5), ``MemAvailable``)."""
     return _sizes(Path("/proc/meminfo").read_text(encoding="ascii"))["MemAvailable"]
 
 
 def libraries() -> int:
-    """Resident pages of mapped libraries (``.so``), shared or not. Raises OSError where the kernel does not show them.
+    """Return the resident bytes of mapped libraries (``.so``). Raises OSError if the kernel does not show them.
 
-    They come in as code is first run, as many at a time as the page cache happens to hold: some 50 MiB more or less
-    for CUDA's libraries, on the first load of a machine. They stay mapped, so what is resident at the end of a phase
-    was resident at its peak. ``pagemap`` tells it at a quarter of the price of ``smaps``, which walks the weights too.
+    Their pages come in when code first runs, as many at a time as the page cache happens to hold: some 50 MiB more or
+    less for CUDA's libraries, on the first load of a machine. They stay mapped, so what is resident at the end of a
+    phase was resident at its peak. ``pagemap`` costs a quarter of ``smaps``, which walks the weights too.
     """
     size = os.sysconf("SC_PAGESIZE")
     resident = 0
     with (_SELF / "pagemap").open("rb") as pagemap:
         for line in (_SELF / "maps").read_bytes().splitlines():
-            # A mapping: addresses, permissions, offset, device, inode, path.
+            # The fields of a mapping: addresses, permissions, offset, device, inode, path.
             if b".so" not in line.rpartition(b"/")[2]:
                 continue
             begin, end = (int(address, 16) // size for address in line.split(b" ", 1)[0].split(b"-"))
@@ -54,17 +57,17 @@ def libraries() -> int:
 
 
 def shared_out(pid: int) -> int:
-    """Anonymous memory of a process, with what it shares with forks of itself counted in parts: sums are right."""
+    """Return the bytes of a process's anonymous memory; pages shared with forks count in part, so sums are right."""
     try:
         sizes = _sizes((_PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii"))
     except PermissionError:
         return status(pid)["RssAnon"]
-    # Before Linux 5.9 the parts were not told by kind.
+    # Before Linux 5.9, the parts are not divided by kind.
     return sizes.get("Pss_Anon", sizes.get("Anonymous", 0))
 
 
 def reset_peak() -> str:
-    """Set VmHWM to what is resident now (proc(5), ``clear_refs``). Empty, or why the kernel refused."""
+    """Set VmHWM to what is resident now (proc(5), ``clear_refs``). Return an empty text, or why the kernel refused."""
     try:
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
     except OSError as error:

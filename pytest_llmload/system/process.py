@@ -1,4 +1,4 @@
-"""Being a load process: dying with the parent, writing to a log, telling what the kernel knows."""
+"""Set up a load's process: let it die with its parent, write to a log, and read what the kernel knows of it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _MADV_POPULATE_WRITE = 23
 def die_with_parent(parent: int, number: int) -> None:
     """Have the kernel send this process a signal when its parent ends, even if the parent is killed with SIGKILL.
 
-    Linux ties this to the *thread* that started the process, and fork clears it: every process asks for itself.
-    ``parent`` is the expected parent's pid; if it is gone already, the process ends at once.
+    Linux ties this to the *thread* that started the process, and fork clears it, so every process calls this itself.
+    ``parent`` is the expected parent's pid; if the parent is gone already, the process ends at once.
     """
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
@@ -31,22 +31,22 @@ def die_with_parent(parent: int, number: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Have the kernel give this process what its descendants leave behind, so that it can wait for it."""
+    """Have the kernel make this process the parent of its orphaned descendants, so that it can wait for them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_descendants(keep: Collection[int] = ()) -> None:
-    """Kill this process's descendants in whatever session, but for ``keep`` and what is theirs, and wait for their end.
+    """Kill this process's descendants in all sessions, except ``keep`` and their descendants, and wait for their end.
 
-    Once orphans are adopted none gets away: those of a process that was killed are children in the next round. One
-    that was killed still holds its GPU until the kernel is through with it, which is what is waited for.
+    Once orphans are adopted, none escapes: the children of a killed process are this process's children in the next
+    round. A killed process holds its GPU until the kernel has finished with it, so this waits for that.
     """
     killed = [os.getpid()]
     while killed:
         killed = []
         family = descendants(os.getpid(), keep)
         for pid in family:
-            # What runs as another user cannot be killed, and is left.
+            # A process that runs as a different user cannot be killed, and is left alone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -69,20 +69,20 @@ def log_to(path: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
-    # A process that was exec'ed with a pipe would buffer what it prints; the tail must be there when it dies.
+    # A process that was exec'ed with a pipe would buffer what it prints, but the log must be complete when it dies.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    # The tail of a log is short: of a crash, the thread that crashed; of a hang, all.
+    # The end of a log must be short: it shows the thread that crashed, or after a hang all threads.
     faulthandler.enable(all_threads=False)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def own_pages() -> bool:
-    """Make every private page that can be written this process's own, before something is timed.
+    """Copy every writable private page that is shared with the parent, before something is timed.
 
-    What a fork shares with its parent is copied when it is first written to, and Python writes to an object's page when
-    it looks at it: a few thousand copies within a load of 0.2 s, which a process that imported everything itself does
-    not make. False where the kernel cannot (before Linux 5.14).
+    The kernel copies a page that a fork shares with its parent on the first write to it, and Python writes to an
+    object's page even when it reads the object: a few thousand copies within a load of 0.2 s, which a process that
+    imported everything itself does not make. Return False if the kernel is not able to (before Linux 5.14).
     """
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -97,18 +97,18 @@ def own_pages() -> bool:
 
 
 def thread_count() -> int:
-    """Threads of this process, native ones (OpenMP, OpenBLAS) included."""
+    """Return the number of this process's threads, native ones (OpenMP, OpenBLAS) included."""
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def open_gpu_files() -> list[str]:
-    """Device files of GPUs that this process holds open: after CUDA or NVML was touched, there are some."""
+    """Return the device files of GPUs that this process holds open; using CUDA or NVML opens some."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:
             target = str(link.readlink())
         except FileNotFoundError:
-            continue  # the descriptor of this very listing
+            continue  # the descriptor of this listing itself
         if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
             found.append(target)
     return found

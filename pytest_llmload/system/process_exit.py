@@ -1,4 +1,4 @@
-"""The end of a process that a load depends on. Standard library only: every load's process imports it."""
+"""Describe the end of a process that a load depends on. Standard library only: every load's process imports it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pytest_llmload.core.results import ErrorInfo
 
 
 class Died(Exception):
-    """A process that the load consists of, or is served by, is gone or of no more use: the load is over.
+    """A process that the load consists of, or is served by, has died or become useless: the load is over.
 
-    ``signal`` is the number of the signal that ended it, 0 where none did.
+    ``signal`` is the number of the signal that ended it, or 0.
     """
 
     def __init__(self, info: ErrorInfo, number: int = 0, outcome: str = results.CRASHED) -> None:
@@ -22,14 +22,14 @@ class Died(Exception):
 
 
 def how(status: int | None) -> str:
-    """Return an exit status, minus the signal's number, in words; None where it is not known."""
+    """Return an exit status in words. A negative status is a signal's number; None stands for an unknown status."""
     if status is None:
         return "ended"
     return f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
 
 
 def signal_name(number: int) -> str:
-    """Return a signal's name; a real-time signal, which Python has no name for, as signal(7) writes it."""
+    """Return a signal's name; a real-time signal, for which Python lacks a name, is written as in signal(7)."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,7 +1,7 @@
-"""Processes and what they have started.
+"""Find processes and their descendants.
 
-By hand and not by psutil, whose import takes 25 ms of CPU where a load's process may take 100 ms to start: what is
-needed is two columns of ``/proc``, zombies among them, since those are what is waited for.
+Written by hand instead of with psutil, whose import takes 25 ms of CPU time while a load's process may take 100 ms to
+start: only two columns of ``/proc`` are needed. Zombies are included, since callers wait for them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _ZOMBIE = "Z"
 
 
 def descendants(root: int, keep: Collection[int] = (), *, zombies: bool = True) -> dict[int, int]:
-    """Return the descendants of a process -> their parents, but for the processes ``keep`` and what is theirs.
+    """Return each descendant of a process -> its parent, except the processes ``keep`` and their descendants.
 
-    Those that have ended and were not waited for are among them unless ``zombies`` is false.
+    Descendants that have ended but were not waited for are included unless ``zombies`` is false.
     """
     parents = _parents(zombies)
     found: dict[int, int] = {}
@@ -28,19 +28,19 @@ def descendants(root: int, keep: Collection[int] = (), *, zombies: bool = True) 
 
 
 def tree(root: int) -> list[int]:
-    """Return a process and its descendants that are alive."""
+    """Return the pids of a process and of its living descendants."""
     return [root, *descendants(root, zombies=False)]
 
 
 def _parents(zombies: bool) -> dict[int, int]:
-    """Return every process that can be seen -> its parent (proc(5), ``stat``: fields 3 and 4)."""
+    """Return every visible process -> its parent (proc(5), ``stat``: fields 3 and 4)."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The name, in brackets, may hold blanks and brackets.
             state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
-            # It has ended meanwhile, and is not a child of any process any more.
+            # It has ended meanwhile, so it is not a child of any process now.
             continue
         if zombies or state != _ZOMBIE:
             parents[int(entry.parent.name)] = int(parent)

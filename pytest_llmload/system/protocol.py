@@ -1,4 +1,4 @@
-"""Messages between the pytest process and its load processes: JSON with a length in front, over a socket."""
+"""Exchange messages between the pytest process and its load processes: JSON after its length, over a socket."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HEADER = struct.Struct("!Q")
 _DESCRIPTORS = 32
 
 
-#: Every message by its ``kind``, and the entries that it must have; it may have more. Requests of the pytest process
-#: come first, then what a server and then what a load answers.
+#: Kind of a message -> the entries that it must have; it may have more. The pytest process's requests come first, then
+#: the answers of a server, then those of a load.
 KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "import": {"modules": list},
     "fork": {"log": str},
@@ -44,16 +44,16 @@ KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "checkpoint": {"checkpoint": dict},
     "value": {},
 }
-#: Bytes of the largest message: a value that ``llm.run`` returns may have some hundred MiB.
+#: Largest size in bytes of a message: a value that ``llm.run`` returns may have some hundred MiB.
 LARGEST = 1 << 30
 
 
 class Closed(Exception):
-    """The other side is gone."""
+    """The process at the other end has closed the connection or died."""
 
 
 class Garbled(Closed):
-    """What arrived is not a message, so that nothing after it can be read either; or this side's socket was closed."""
+    """Data that is not a message arrived, so nothing after it can be read either; or this side's socket was closed."""
 
 
 class Channel:
@@ -61,7 +61,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        # What has arrived stays here when a wait times out in the middle of a message.
+        # Keeps the bytes that have arrived when a wait times out in the middle of a message.
         self._buffer = bytearray()
         self._fds: list[int] = []
 
@@ -80,17 +80,20 @@ class Channel:
 
     @property
     def has_message(self) -> bool:
-        """Whether a whole message has arrived with an earlier one, so that nothing more need come on the socket."""
+        """Return whether a whole message has already arrived with an earlier one and waits in the buffer."""
         size = len(self._buffer)
         return size >= _HEADER.size and size >= _HEADER.size + int(_HEADER.unpack_from(self._buffer)[0])
 
     def receive(self, timeout: float | None = None) -> tuple[Message, list[int]]:
-        """The next message and the file descriptors sent with it. Raises Closed, or TimeoutError after seconds."""
+        """Return the next message and the file descriptors sent with it.
+
+        Raises Closed, and TimeoutError after ``timeout`` seconds; None waits without a limit.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._fill(_HEADER.size, deadline)
         size = _HEADER.unpack_from(self._buffer)[0]
         if size > LARGEST:
-            raise Garbled(f"a message of {size} bytes was announced, and none has more than {LARGEST}")
+            raise Garbled(f"a message of {size} bytes was announced, but none has more than {LARGEST}")
         end = _HEADER.size + size
         self._fill(end, deadline)
         message = read_message(bytes(self._buffer[_HEADER.size : end]))
@@ -116,11 +119,12 @@ class Channel:
             self._fds += fds
 
     def close(self) -> None:
+        """Close the socket."""
         self.socket.close()
 
 
 def read_message(body: bytes) -> Message:
-    """Return the message of a frame. Raises Garbled for what is not one of :data:`KINDS` with its entries."""
+    """Return the message in a frame. Raises Garbled unless it is one of :data:`KINDS` with its entries."""
     try:
         message = parse(body, halves=True)
     except Unreadable as error:

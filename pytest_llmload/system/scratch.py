@@ -1,4 +1,4 @@
-"""Folders that live as long as a process: what a killed one left behind is removed by the next one."""
+"""Make temporary folders that live as long as a process; the next process removes those of a killed one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pytest_llmload.core.errors import MachineError
 
-#: What a load keeps on disk, the logs of a run's processes, and what the workers of pytest-xdist tell each other.
+#: Prefixes of a load's files on disk, of the logs of a run's processes, and of files that pytest-xdist's workers share.
 LOAD, LOGS, XDIST = "llmload-scratch-", "pytest-llmload-logs-", "pytest-llmload-xdist-"
 _LOCK = "lock"
 
@@ -19,22 +19,22 @@ _LOCK = "lock"
 class Scratch:
     """A temporary folder (in ``TMPDIR``), locked for as long as this process lives.
 
-    A process may end without running exit handlers: making the next folder of that ``prefix`` removes those that no
+    A process may end without running exit handlers, so making a folder removes those of the same ``prefix`` that no
     process locks.
     """
 
     def __init__(self, prefix: str) -> None:
-        """Make the folder. Raise MachineError where that is not possible."""
+        """Make the folder. Raises MachineError if that is not possible."""
         remove_abandoned(prefix)
         try:
             self._make(prefix)
         except OSError as error:
-            place = error.filename or "TMPDIR names no folder that can be written"
+            place = error.filename or "TMPDIR does not name a folder that can be written"
             raise MachineError(f"cannot make a temporary folder: {error.strerror or error} ({place})") from None
 
     def _make(self, prefix: str) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
-        # Under its name only once it is locked: without, the folder is unfinished, and nobody's to remove.
+        # The lock file gets its name only once it is locked: a folder without one is unfinished, and is not removed.
         new = self.path / f"{_LOCK}.new"
         self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -43,6 +43,7 @@ class Scratch:
 
     @property
     def files(self) -> Path:
+        """Return the subfolder for the process's files."""
         return self.path / "files"
 
     def close(self) -> None:
@@ -54,14 +55,14 @@ class Scratch:
 
 
 def remove_abandoned(prefix: str) -> None:
-    """Remove what processes that were killed have left behind under a prefix."""
+    """Remove the folders with this prefix that killed processes have left behind."""
     with contextlib.suppress(OSError):
         for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             _remove_if_free(old)
 
 
 def _remove_if_free(folder: Path) -> None:
-    """Remove another's folder unless it is locked, unfinished (no lock file yet), or another user's."""
+    """Remove another process's folder unless it is locked, unfinished (no lock file yet), or another user's."""
     with contextlib.suppress(OSError):
         lock = os.open(folder / _LOCK, os.O_RDWR)
         try:

@@ -185,7 +185,7 @@ def test_no_json_and_other_json(baseline: Baseline) -> None:
 
 
 def test_a_newer_schema_says_to_upgrade(baseline: Baseline) -> None:
-    with pytest.raises(BaselineError, match=r"has schema 2, and this pytest-llmload reads up to 1: upgrade"):
+    with pytest.raises(BaselineError, match=r"has schema 2, but this pytest-llmload reads schemas up to 1: upgrade"):
         loads(dumps(baseline).replace('"schema": 1', '"schema": 2'), FILE)
 
 

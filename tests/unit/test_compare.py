@@ -66,7 +66,7 @@ def test_another_shape_names_both_and_what_differs(baseline: Baseline) -> None:
     other = load(digests={"shape": "b0b" * 20, "weights": "3e1f" * 16}, manifest=manifest(per_module=30 * MIB))
     comparison = compare(baseline, other)
     assert (comparison.verdict, comparison.whole) == ("incomparable", True)
-    assert comparison.reason == "another model shape: 5ha9e5ha9e5h in the baseline and b0bb0bb0bb0b now"
+    assert comparison.reason == "different model shape: 5ha9e5ha9e5h in the baseline and b0bb0bb0bb0b now"
     assert comparison.manifest[0].text.startswith("160 x Linear4bit: 40.00 MiB -> 30.00 MiB each")
 
 
@@ -74,7 +74,8 @@ def test_another_spec_names_the_fields(baseline: Baseline) -> None:
     comparison = compare(baseline, load(dataclasses.replace(NF4, double_quant=False, attn="eager")))
     assert (comparison.verdict, comparison.whole) == ("incomparable", True)
     assert comparison.reason == (
-        'another spec: attn is null in the baseline and "eager" now; double_quant is true in the baseline and false now'
+        'different spec: attn is null in the baseline and "eager" now; '
+        "double_quant is true in the baseline and false now"
     )
 
 
@@ -91,7 +92,7 @@ def test_an_adapter_in_another_place_is_the_same_spec() -> None:
 
 def test_another_workload(baseline: Baseline) -> None:
     comparison = compare(baseline, load(dataclasses.replace(NF4, workload=Workload(4, 2048, 64))))
-    assert comparison.reason == "another workload: 1x128+32 in the baseline and 4x2048+64 now"
+    assert comparison.reason == "different workload: 1x128+32 in the baseline and 4x2048+64 now"
 
 
 def test_a_fine_tune_stays_gated_but_for_its_numbers(baseline: Baseline) -> None:
@@ -459,7 +460,7 @@ def test_logits_that_are_not_finite(baseline: Baseline) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"digests": {"shape": "5ha9e" * 12, "weights": "0" * 64}}, "other weights: 3e1f3e1f3e1f -> 000000000000"),
+        ({"digests": {"shape": "5ha9e" * 12, "weights": "0" * 64}}, "different weights: 3e1f3e1f3e1f -> 000000000000"),
         ({"environment": environment(torch="2.14.0+cu128")}, "torch 2.13 -> 2.14"),
     ],
 )
@@ -475,7 +476,7 @@ def test_a_patch_release_of_torch_is_the_same_torch(baseline: Baseline) -> None:
 
 def test_other_positions_are_not_compared(baseline: Baseline) -> None:
     verdict, reason = numbers_verdict(baseline, Numbers(logits=[1.0] * 8))
-    assert (verdict, reason) == ("incomparable", "the baseline has 16 values of logits and this load has 8")
+    assert (verdict, reason) == ("incomparable", "the baseline has 16 values of logits, but this load has 8")
 
 
 def test_numbers_that_are_not_there(baseline: Baseline) -> None:

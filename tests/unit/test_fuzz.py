@@ -176,5 +176,5 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match="is not a regular file"):
         read_config(tmp_path)
     (tmp_path / "x").write_text("{} ")
-    with pytest.raises(Unreadable, match="has 3 bytes, and at most 2"):
+    with pytest.raises(Unreadable, match="has 3 bytes, but at most 2"):
         read_json(tmp_path / "x", most=2)

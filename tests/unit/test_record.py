@@ -50,7 +50,7 @@ def test_what_has_to_repeat_is_refused_where_it_differs(metric: str) -> None:
     recording = record(None, [load(), load(metrics={metric: METRICS[metric] + 512})], update=True)
     assert recording.baseline is None
     assert len(recording.refusals) == 1
-    assert recording.refusals[0].startswith(f"{metric} has to repeat exactly and differs between 2 loads: ")
+    assert recording.refusals[0].startswith(f"{metric} must repeat exactly but differs between 2 loads: ")
     assert f"({METRICS[metric] + 512:,})" in recording.refusals[0]
 
 
@@ -131,7 +131,7 @@ def test_only_loads_that_worked_and_belong_together_are_recorded() -> None:
     with pytest.raises(ValueError, match="repeats of one spec"):
         record(None, [load(), load(dataclasses.replace(NF4, quant="fp4"))], update=True)
     nowhere = {name: value for name, value in ENVIRONMENT.items() if name != "host"}
-    with pytest.raises(ValueError, match="on which kind of host"):
+    with pytest.raises(ValueError, match="does not name its kind of host"):
         record(None, [load(environment=nowhere)], update=True)
 
 
@@ -241,7 +241,7 @@ def test_a_figure_of_the_old_surroundings_is_never_passed_off_as_one_of_the_new(
     assert recording.baseline.environment["driver"] == "570.1"
     assert "gpu.process" not in recording.baseline.memory
     assert recording.dropped == (
-        "gpu.process: recorded under other surroundings and not measured now (driver 560.28.03 -> 570.1)",
+        "gpu.process: recorded in a different environment and not measured now (driver 560.28.03 -> 570.1)",
     )
 
 
@@ -270,7 +270,7 @@ def test_numbers_are_dropped_with_the_torch_that_made_them(baseline: Baseline) -
     recording = record(baseline, [newer], update=True)
     assert recording.baseline is not None
     assert recording.baseline.numbers == Numbers()
-    assert recording.dropped[0].startswith("numbers: recorded under other surroundings")
+    assert recording.dropped[0].startswith("numbers: recorded in a different environment")
 
 
 # --- record missing --------------------------------------------------------------------------------------------------

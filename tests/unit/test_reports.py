@@ -140,7 +140,7 @@ def test_an_incomparable_baseline_names_both_sides(baseline: Baseline) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(dataclasses.replace(NF4, quant="fp4"))), ACCEPT)
     assert lines(text)[:2] == [
         f"memory baseline incomparable: {SUBJECT}",
-        '  because  another spec: quant is "nf4" in the baseline and "fp4" now',
+        '  because  different spec: quant is "nf4" in the baseline and "fp4" now',
     ]
 
 

@@ -112,8 +112,8 @@ def test_it_is_a_function_of_its_arguments_in_any_order() -> None:
     [
         ([], [[1.0]], "baseline: no samples"),
         ([[1.0]], [[1.0], []], "current: no samples"),
-        ([[1.0]], [[0.0]], "current: 0.0 is no time"),
-        ([[math.nan]], [[1.0]], "baseline: nan is no time"),
+        ([[1.0]], [[0.0]], "current: 0.0 is not a time"),
+        ([[math.nan]], [[1.0]], "baseline: nan is not a time"),
     ],
 )
 def test_what_is_no_time_is_refused(baseline: list[list[float]], current: list[list[float]], message: str) -> None:

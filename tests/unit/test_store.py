@@ -346,7 +346,7 @@ def test_a_fifo_and_a_huge_file_are_sentences(store: Store, path: Path, baseline
     path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 34)
-    with pytest.raises(BaselineError, match="has 17179869184 bytes, and no baseline has more"):
+    with pytest.raises(BaselineError, match="has 17179869184 bytes, but a baseline has at most"):
         store.update(path, lambda old: baseline)
 
 

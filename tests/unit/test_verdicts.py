@@ -183,9 +183,9 @@ def test_of_one_metric_checked_twice_the_worse_verdict_stays() -> None:
 
 def test_a_check_without_a_baseline_stays_the_worse_one_too() -> None:
     run = Run(NF4, "cpu-x86_64", load())
-    run.add([Comparison("memory", "incomparable", whole=True, reason="another spec")])
+    run.add([Comparison("memory", "incomparable", whole=True, reason="different spec")])
     run.add([checked("memory", "improved", "host.peak")])
-    assert (run.verdict, run.comparisons[0].reason) == ("incomparable", "another spec")
+    assert (run.verdict, run.comparisons[0].reason) == ("incomparable", "different spec")
 
 
 def mixed(*verdicts: str) -> Comparison:

@@ -135,7 +135,7 @@ def test_ranks_are_divided_among_the_machines(monkeypatch: pytest.MonkeyPatch) -
     assert nodes.nodes() == 2
     for text in ("abc", "0", "-1", "", ":2"):
         monkeypatch.setenv("PET_NNODES", text)
-        with pytest.raises(MachineError, match=f"PET_NNODES='{text}' is no number of nodes: set it to 1 or more"):
+        with pytest.raises(MachineError, match=f"PET_NNODES='{text}' is not a number of nodes: set it to 1 or more"):
             nodes.local_size(4)
 
 

@@ -252,7 +252,7 @@ def test_two_rows_of_an_embedding_that_were_swapped(tampered: Callable[[Tamper],
 
     tampered(tamper)
     word, reason = verdict(gated(quick("tiny-llama")), "numbers")
-    assert (word, reason) == (CHANGED, "model.embed_tokens.weight: other bytes than in the baseline")
+    assert (word, reason) == (CHANGED, "model.embed_tokens.weight: bytes differ from the baseline")
 
 
 def test_a_baseline_without_settings_is_compared_without_them(tampered: Callable[[Tamper], None]) -> None:
