@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_llmload.core.job import HERE, RANKS, SERVER, Job
+from pytest_llmload.process.debuggers import refuse_breakpoints
 from pytest_llmload.process.session import Runner, Session
 from pytest_llmload.system import process
 from pytest_llmload.system.protocol import Channel
@@ -21,6 +22,7 @@ def main(fd: int, log: str) -> int:
     os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    refuse_breakpoints()
     channel = Channel(socket.socket(fileno=fd))
     session = Session(channel, lambda place, job, tell: _runner(place)(job, tell, Path(log)))
     session.serve()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import HERE, Job
+from pytest_llmload.process.debuggers import without_terminal
 from pytest_llmload.quantisation import registry
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
@@ -20,6 +21,10 @@ from pytest_llmload.worker.model.device import is_out_of_memory
 
 if TYPE_CHECKING:
     from pytest_llmload.process.measurement import Measurement
+
+
+#: What of this package calls code of the user's; tracebacks begin below it.
+_CALLERS = f"{Path(__file__).parent}/"
 
 
 class Runner(Protocol):
@@ -216,22 +221,24 @@ class Session:
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
     def do_run(self, message: Message) -> Message:
-        from pytest_llmload.process import calls
+        from pytest_llmload.process import calls, run_output
 
         if self.runner is not None:
             return self._asked(message)
         self._enter("run")
         # Loaded by its first use, which is now at the latest.
         words = _words(self.loaded)
-        try:
-            reply = calls.call(message, self.loaded)
-        except told() as error:
-            reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
+        with run_output.kept(message) as printed:
+            try:
+                reply = calls.call(message, self.loaded)
+            except told() as raised:
+                error = without_terminal(raised)
+                reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
         now = _fingerprint(self.loaded)
         # What cannot even be looked at any more was changed too.
         changed = now is None or now != self._fingerprint or _words(self.loaded) != words
         self._fingerprint = now
-        return {**reply, "changed": changed}
+        return {**reply, **printed, "changed": changed}
 
 
 def _fingerprint(loaded: Any) -> object:
@@ -275,6 +282,7 @@ def told() -> tuple[type[BaseException], ...]:
 
 def describe(error: BaseException, phase: str) -> Message:
     """An exception as a message: out of memory, the machine's fault, or simply raised."""
+    error = without_terminal(error)
     kind = type(error)
     if isinstance(error, MachineError):
         outcome = "machine"
@@ -303,8 +311,15 @@ def _text(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    """Return an exception's traceback as text, without the exceptions that led to it where those cannot be shown."""
+    """Return an exception's traceback as text, without the exceptions that led to it where those cannot be shown.
+
+    It begins at the first frame that is not of a load's process itself.
+    """
+    begin = error.__traceback__
+    while begin is not None and begin.tb_frame.f_code.co_filename.startswith(_CALLERS):
+        begin = begin.tb_next
+    begin = begin or error.__traceback__
     try:
-        return "".join(traceback.format_exception(error))
+        return "".join(traceback.format_exception(type(error), error, begin))
     except Exception:  # noqa: BLE001 - it asks the exceptions for attributes of their own
-        return "".join(traceback.format_tb(error.__traceback__))
+        return "".join(traceback.format_tb(begin))

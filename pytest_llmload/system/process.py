@@ -72,9 +72,11 @@ def log_to(path: str) -> None:
     # A process that was exec'ed with a pipe would buffer what it prints, but the log must be complete when it dies.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Stacks go to the log also while stderr is another file.
+    own = os.dup(2)
     # The end of a log must be short: it shows the thread that crashed, or after a hang all threads.
-    faulthandler.enable(all_threads=False)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    faulthandler.enable(own, all_threads=False)
+    faulthandler.register(signal.SIGUSR1, own, all_threads=True)
 
 
 def own_pages() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import pickle
 import queue
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,3 +148,26 @@ def test_what_a_function_breaks_is_not_handed_on(function: Any, changed: bool) -
 )
 def test_every_signal_has_a_name(status: int | None, text: str) -> None:
     assert how(status) == text
+
+
+def test_code_keeps_the_name_of_its_file() -> None:
+    """cloudpickle 3.1 writes "<dynamic-code>" in its place; nested code has the name too."""
+
+    def outer() -> Any:
+        return lambda: 0
+
+    message = encode(outer, (), {})
+    code = pickle.loads(base64.b64decode(message["payload"]))[0].__code__
+    inner = next(const for const in code.co_consts if hasattr(const, "co_filename"))
+    assert (code.co_filename, inner.co_filename) == (__file__, __file__)
+
+
+def test_a_traceback_begins_in_the_functions_file() -> None:
+    session = Session(SimpleNamespace(send=lambda message: None))  # type: ignore[arg-type]
+    session.loaded = SimpleNamespace(
+        model=None, tokenizer=None, job=SimpleNamespace(device=SimpleNamespace(kind="cpu"))
+    )
+    text = session.do_run(encode(silent, (), {}))["error"]["traceback"]
+    assert next(line for line in text.splitlines() if line.startswith("  File ")).startswith(
+        f'  File "{__file__}", line'
+    )

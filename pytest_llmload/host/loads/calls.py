@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import builtins
+import io
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable
-from typing import Any, NoReturn
+from types import CodeType
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 
@@ -22,6 +25,10 @@ _OUTCOMES: dict[str, type[BaseException]] = {
     "Failed": pytest.fail.Exception,
     "_pytest.outcomes.XFailed": pytest.xfail.Exception,
 }
+
+
+#: What cloudpickle writes in place of the name of a code object's file.
+_NO_FILE = "<dynamic-code>"
 
 
 def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
@@ -41,7 +48,7 @@ def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: di
         # The load's process has not collected the tests: it could not import their modules.
         cloudpickle.register_pickle_by_value(module)
     try:
-        payload = cloudpickle.dumps((function, args, kwargs))
+        payload = _dumps((function, args, kwargs))
     except (TypeError, pickle.PicklingError, AttributeError) as error:
         name = getattr(function, "__qualname__", repr(function))
         raise TypeError(f"{name} cannot go to the load's process: {error}") from error
@@ -49,6 +56,28 @@ def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: di
         if by_value:
             cloudpickle.unregister_pickle_by_value(module)
     return {"kind": "run", "payload": _text(payload)}
+
+
+def _dumps(value: object) -> bytes:
+    """Pickle by value, as cloudpickle does, but let code keep the name of its file.
+
+    cloudpickle 3.1 writes "<dynamic-code>" in its place, so that equal code gives equal bytes; tracebacks and warnings
+    would not say where they come from.
+    """
+    import cloudpickle
+
+    def reduced(code: CodeType) -> tuple[Any, ...]:
+        kind, fields = cloudpickle.Pickler.dispatch_table[CodeType](code)
+        return kind, tuple(code.co_filename if field == _NO_FILE else field for field in fields)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[ChainMap[type, Any]] = ChainMap(
+            {CodeType: reduced}, cloudpickle.Pickler.dispatch_table
+        )
+
+    data = io.BytesIO()
+    Pickler(data).dump(value)
+    return data.getvalue()
 
 
 def _text(data: bytes) -> str:

@@ -21,6 +21,9 @@ class _Nowhere:
 class InlineProcess:
     """Answers what a load process answers, without one."""
 
+    #: What ``llm.run`` prints is printed in the pytest process.
+    printed = None
+
     def __init__(self) -> None:
         # This is the one place where the pytest process runs the code of a load's process.
         from pytest_llmload.process import session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -14,9 +15,9 @@ from pytest_llmload.core import results
 from pytest_llmload.core.errors import LoadError, LoadFailed, MachineError
 from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, RECORDING, TIMES, TIMES_ALONE, WITHOUT_TIMES, Scope
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
-from pytest_llmload.host.loads import calls
+from pytest_llmload.host.loads import calls, run_output
 from pytest_llmload.host.loads.inline import InlineProcess
-from pytest_llmload.host.loads.processes import LoadDied
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -225,9 +226,21 @@ class Load:
     ) -> tuple[Any, float]:
         """What the function returns, and the seconds that it took where the model lives."""
         __tracebackhide__ = True
-        reply = self._ask(calls.encode(function, args, kwargs))
+        message = calls.encode(function, args, kwargs)
+        process = self._serving()
+        if (files := process.printed) is not None:
+            message |= {"output": [str(path) for path in files], "levels": run_output.levels()}
+        with run_output.shown(files):
+            reply = self._request(process, message)
         self._changed |= reply["changed"]
-        return calls.decode(reply), reply["seconds"]
+        run_output.log(reply)
+        if reply["kind"] != "error":
+            run_output.warn(reply)
+            return calls.decode(reply), reply["seconds"]
+        # What the function raised counts, also where a filter makes an error of what it warned of before.
+        with contextlib.suppress(Warning):
+            run_output.warn(reply)
+        calls.raise_here(reply)
 
     @property
     def model(self) -> Any:
@@ -244,6 +257,11 @@ class Load:
 
     def _ask(self, message: Message) -> Message:
         __tracebackhide__ = True
+        return self._request(self._serving(), message)
+
+    def _serving(self) -> LoadProcess | InlineProcess:
+        """Return the process that has the model, loaded again if it has ended. Raises the load's error."""
+        __tracebackhide__ = True
         if self.error is not None:
             raise self.error
         if self._launcher.predicts:
@@ -251,8 +269,12 @@ class Load:
         if self._opened is None or not self._opened.is_alive:
             self.close()
             self._opened, self._changed = self._launcher.reopen(self.spec), False
+        return self._opened.process
+
+    def _request(self, process: LoadProcess | InlineProcess, message: Message) -> Message:
+        __tracebackhide__ = True
         try:
-            return self._opened.process.request(message, self._launcher.timeout)
+            return process.request(message, self._launcher.timeout)
         except LoadDied as death:
             self.close()
             # The figures were taken and stay; what died is the process that served this test.

@@ -122,9 +122,15 @@ class LoadProcess:
             self.kill()
             raise
 
+    @property
+    def printed(self) -> tuple[Path, Path]:
+        """The files that a test's function prints to, in place of stdout and stderr."""
+        return Path(f"{self._log}.stdout"), Path(f"{self._log}.stderr")
+
     def tail(self) -> str:
         """The last lines the process printed."""
-        return last_lines(self._log, _LOG_LINES)
+        parts = [last_lines(log, _LOG_LINES) for log in (self._log, *self.printed)]
+        return "\n".join(part for part in parts if part)
 
     def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""

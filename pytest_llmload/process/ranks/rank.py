@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.process.debuggers import refuse_breakpoints
 from pytest_llmload.process.session import Session, prepare
 from pytest_llmload.system import process
 from pytest_llmload.system.protocol import Channel, Message
@@ -23,6 +24,13 @@ class RankSession(Session):
         prepare(job)
         world.settle(job)
         return self.measured(job)
+
+    def do_run(self, message: Message) -> Message:
+        """Run a test's function. What a machine's first rank prints is the test's; that of others is in their logs."""
+        printed = dict(message)
+        if int(os.environ["LOCAL_RANK"]):
+            printed.pop("output", None)
+        return super().do_run(printed)
 
 
 def own_job(job: Job, local_rank: int) -> Job:
@@ -47,6 +55,7 @@ def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Pa
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     local_rank = int(os.environ["LOCAL_RANK"])
     process.log_to(str(log_of(logs, local_rank)))
+    refuse_breakpoints()
     own = pairs[local_rank][1]
     for pair in pairs:
         for end in pair:

@@ -1,0 +1,30 @@
+"""Debuggers in a load's process, which has no terminal: what to do instead."""
+
+from __future__ import annotations
+
+import bdb
+import os
+import sys
+from typing import Any
+
+_NO_TERMINAL = (
+    "a debugger cannot be used in the load's process, which has no terminal: --llm-isolation=inline loads in pytest's "
+    "own process, where breakpoint() works"
+)
+
+
+def refuse_breakpoints() -> None:
+    """Have ``breakpoint()`` say what to do instead, unless the user has named a debugger that needs no terminal."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(_NO_TERMINAL)
+
+    if os.environ.get("PYTHONBREAKPOINT", "") in ("", "pdb.set_trace"):
+        sys.breakpointhook = refuse
+
+
+def without_terminal(error: BaseException) -> BaseException:
+    """Return what a debugger that found its input closed is told as; any other exception as it is."""
+    if isinstance(error, bdb.BdbQuit) and sys.stdin is not None and not sys.stdin.isatty():
+        return RuntimeError(_NO_TERMINAL).with_traceback(error.__traceback__)
+    return error
