@@ -78,13 +78,14 @@ def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pyteste
         def test_map(llm_load): llm_load(device_map="balnced")
         def test_attn(llm_load): llm_load(attn="spda")
         def test_check(memory_baseline): memory_baseline.check(None)
-        def test_batch(llm): llm.generate(["a", "b"])
-        def test_chat(llm): llm.generate([{"role": "user", "content": "a"}])
+        def test_batch(llm): llm.generate(["a", 5])
+        def test_chat(llm): llm.generate([{"role": "user"}])
+        def test_count(llm): llm.generate("a", max_new_tokens=0)
         def test_model(llm): llm.model
         """
     )
     result = project("--tb=short")
-    result.assert_outcomes(failed=9)
+    result.assert_outcomes(failed=10)
     text = result.stdout.str()
     for sentence in (
         "unknown keyword 'quants'; did you mean 'quant'?; known: model, shared, env, options, strategy,",
@@ -93,7 +94,9 @@ def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pyteste
         "device_map: 'balnced' is neither a device nor one of auto, balanced, sequential; did you mean 'balanced'?",
         "attn: unknown 'spda'; did you mean 'sdpa'?",
         "memory_baseline.check takes a load (the fixture llm, or what llm_load returns); got None",
-        "llm.generate takes one text, or the ids of its tokens; got ['a', 'b']. Call it once for each text",
+        "(each a dict with 'role' and 'content'), or a list of such prompts; got ['a', 5]",
+        "(each a dict with 'role' and 'content'), or a list of such prompts; got [{'role': 'user'}]",
+        "max_new_tokens must be a whole number of at least 1; got 0",
         "the model lives in a process of its own: use llm.run(function)",
     ):
         assert sentence in text

@@ -29,10 +29,11 @@ def test_what_a_call_says_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["records"][-1]["msg"] == "5 further log records of this call are left out"
     assert len(found["warnings"]) == MOST
     monkeypatch.setattr(host, "_WINDOW", 10)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
     with host.shown((tmp_path / "out", tmp_path / "err")):
         (tmp_path / "out").write_text("0123456789abcdef\n")
-    assert sys.stdout.getvalue() == "… 7 bytes before this are left out\n789abcdef\n"  # type: ignore[attr-defined]
+    assert stream.getvalue() == "… 7 bytes before this are left out\n789abcdef\n"
 
 
 def test_levels_are_those_of_pytest_for_the_call_only(tmp_path: Path) -> None:

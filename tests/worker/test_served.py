@@ -176,6 +176,9 @@ def test_vllm(tmp_path: Path) -> None:
         assert result.environment == {"host": "endpoint", "server": "vllm 0.11.0"}
         assert {"load", "server.peak", "gpu.settled"} <= set(result.unavailable)
         assert served.ask({"kind": "generate", "text": "a", "max_new_tokens": 3})["tokens"] == []
+        chat = [{"role": "user", "content": "Hi"}]
+        refused = served.ask({"kind": "generate", "text": chat, "max_new_tokens": 3})
+        assert "no tokenizer for the chat's messages (its files are not on this machine)" in refused["error"]["message"]
     prompts = [request["prompt"] for request in seen if request.get("stream")]
     # No prefix cache can answer in the model's place.
     assert len({prompt.split()[0:4].__str__() for prompt in prompts[:-1]}) == len(prompts) - 1
@@ -269,6 +272,11 @@ def test_an_id_before_the_address_and_a_path_that_chooses_chat(tmp_path: Path) -
         address = f"{MODEL}={url}/v1/chat/completions"
         with client(foreign(address, model="acme/else"), tmp_path) as served:
             result = served.load()
+            chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+            assert served.ask({"kind": "generate", "text": chat, "max_new_tokens": 3})["kind"] == "value"
+            refused = served.ask({"kind": "generate", "text": [1, 2], "max_new_tokens": 3})
+    assert seen[-1]["messages"] == chat
+    assert "this endpoint has only chats" in refused["error"]["message"]
     assert (result.outcome, problems(result)) == (LOADED, [])
     assert {request["path"] for request in seen} == {"/v1/chat/completions"}
     assert not any("chat template" in note for note in result.notes)

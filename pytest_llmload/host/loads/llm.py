@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pytest_llmload.core.results import ManifestRow, Numbers
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.loads.load import Load
+
+
+#: One message of a chat: its role and its content.
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,23 @@ class Timing:
         return self._median(self._load.with_times(), "per_token")
 
 
+def _is_prompt(text: object) -> bool:
+    """Return whether a value is one prompt: a text, token ids, or a chat whose messages are plain data."""
+    if isinstance(text, str) or not isinstance(text, (list, tuple)):
+        return isinstance(text, str) and text != ""
+    if all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in text):
+        return bool(text) and _is_plain(text)
+    return all(type(token) is int for token in text)
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 class LLM:
     """A load: its figures, frozen before any test code runs, and the model behind ``generate`` and ``run``.
 
@@ -225,21 +247,34 @@ class LLM:
         """Versions of libraries, hardware and settings of the load's process: name -> text."""
         return MappingProxyType(self._load.result.environment)
 
-    def generate(self, text: str | Sequence[int], max_new_tokens: int = 32) -> Generated:
-        """Continue a text greedily by exactly ``max_new_tokens`` tokens; an end-of-sequence token does not end it.
+    @overload
+    def generate(self, text: str | Sequence[int] | list[Message], max_new_tokens: int = 32) -> Generated: ...
 
-        ``text`` is one text, or the ids of its tokens. Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and
-        ``.text``. Raises the load's error, RemoteError if generating raises, TypeError for anything else than one text,
-        and ValueError for text if the checkpoint has no tokenizer.
+    @overload
+    def generate(
+        self, text: list[str] | list[list[int]] | list[list[Message]], max_new_tokens: int = 32
+    ) -> list[Generated]: ...
+
+    def generate(self, text: Any, max_new_tokens: int = 32) -> Generated | list[Generated]:
+        """Continue a prompt greedily by exactly ``max_new_tokens`` tokens; an end-of-sequence token does not end it.
+
+        A prompt is a text, the ids of its tokens, or the messages of a chat, ``[{"role": "user", "content": "Hi"}]``,
+        for the tokenizer's chat template. Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and ``.text``; for a
+        list of prompts a list of those, each as if it had been the only one. Raises the load's error, RemoteError if
+        generating raises, TypeError for anything else than prompts, and ValueError if the checkpoint lacks the
+        tokenizer or the template that a prompt needs.
         """
         __tracebackhide__ = True
-        ids = isinstance(text, (list, tuple)) and all(type(token) is int for token in text)
-        if not (isinstance(text, str) or ids) or not text:
-            raise TypeError(
-                f"llm.generate takes one text, or the ids of its tokens; got {text!s:.80}. Call it once for each text; "
-                "for chat messages, have llm.run return tokenizer.apply_chat_template(messages, tokenize=False)"
-            )
-        return Generated(**self._load.generate(text, max_new_tokens))
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number of at least 1; got {max_new_tokens!r:.80}")
+        if _is_prompt(text):
+            return Generated(**self._load.generate(text, max_new_tokens))
+        if isinstance(text, (list, tuple)) and text and all(map(_is_prompt, text)):
+            return [Generated(**self._load.generate(each, max_new_tokens)) for each in text]
+        raise TypeError(
+            "llm.generate takes a text, the ids of its tokens, the messages of a chat (each a dict with 'role' and "
+            f"'content'), or a list of such prompts; got {text!s:.80}"
+        )
 
     def run(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Any:
         """Execute ``function(model, tokenizer, *args, **kwargs)`` where the model lives, and return its plain value.

@@ -34,6 +34,7 @@ from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served as Declaration
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Message
+from pytest_llmload.worker.model.prompts import Prompt, chat_text, is_chat, without_bos
 
 #: Part of ``--llm-timeout`` after which the load ends itself, and can say what it waited for.
 _PART = 0.9
@@ -117,11 +118,23 @@ class Served:
         self._enter("generate")
         self._endpoint.deadline = time.monotonic() + _PART * self._job.timeout
         before = len(self._result.problems)
+        assert self._kind is not None
+        try:
+            prompt = self._prompt_of(self._kind, message["text"])
+        except ValueError as error:
+            return _error(str(error))
         with self._answered():
-            assert self._kind is not None
-            answer = self._kind.answer(message["text"], message["max_new_tokens"])
+            answer = self._kind.answer(prompt, message["max_new_tokens"])
             return {"kind": "value", "tokens": self._ids(answer, message["max_new_tokens"]), "text": answer.text}
         return _error(self._result.problems[before].message)
+
+    def _prompt_of(self, kind: ServerKind, prompt: Prompt) -> Prompt:
+        """Return a prompt as an endpoint takes it. Raises ValueError if the endpoint cannot be given it."""
+        if kind.chat and not isinstance(prompt, str) and not is_chat(prompt):
+            raise ValueError("this endpoint has only chats, which take text or messages, not token ids")
+        if kind.chat or not is_chat(prompt):
+            return prompt
+        return without_bos(self._tokenizer, chat_text(self._tokenizer, "its files are not on this machine", prompt))
 
     def close(self) -> None:
         """Stop the server; an endpoint that ran before goes on."""

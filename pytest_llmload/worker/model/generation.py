@@ -14,6 +14,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.prompts import Prompt, token_ids
 
 #: Constants of a 32-bit linear congruential generator (Numerical Recipes).
 _FACTOR, _SUMMAND, _MODULUS = 1664525, 1013904223, 1 << 32
@@ -209,18 +210,13 @@ def generate_workload(
     return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token, on_logits)
 
 
-def generate(loaded: Loaded, prompt: str | list[int], max_new_tokens: int = 16) -> dict[str, Any]:
-    """What ``llm.generate`` gives: exactly ``max_new_tokens`` new ``tokens`` and their ``text``.
+def generate(loaded: Loaded, prompt: Prompt, max_new_tokens: int = 16) -> dict[str, Any]:
+    """Return exactly ``max_new_tokens`` new ``tokens`` and their ``text``, as ``llm.generate`` gives them.
 
     Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
-    Raises ValueError for text where there is no tokenizer; ``text`` is then empty for token ids.
+    Raises ValueError for text or a chat where there is no tokenizer; ``text`` is then empty for token ids.
     """
-    if isinstance(prompt, str):
-        if loaded.tokenizer is None:
-            raise ValueError(f"no tokenizer for the text ({loaded.tokenizer_error}); give token ids instead")
-        rows = [loaded.tokenizer(prompt)["input_ids"]]
-    else:
-        rows = [[int(token) for token in prompt]]
+    rows = [token_ids(loaded.tokenizer, loaded.tokenizer_error, prompt)]
     tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
     text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
     return {"tokens": tokens, "text": text}

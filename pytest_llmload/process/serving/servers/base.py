@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pytest_llmload.process.serving.answers import About, Answer
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Reply
+from pytest_llmload.worker.model.prompts import Prompt
 
 #: Seconds that one answer about the server itself may take.
 PATIENCE = 5.0
@@ -112,8 +113,10 @@ class ServerKind(ABC):
         """Return what the endpoint says of itself."""
 
     @abstractmethod
-    def answer(self, prompt: str, new_tokens: int) -> Answer:
+    def answer(self, prompt: Prompt, new_tokens: int) -> Answer:
         """Have it continue a text greedily by ``new_tokens``, past the end of the sequence where it can be told so.
+
+        One of :attr:`chat` is given the messages of a chat too.
 
         Raise ModelRefused, BadAnswer; HungUp where the connection ends before the answer does; Late.
         """

@@ -9,6 +9,7 @@ from pytest_llmload.process.serving import streams
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
 from pytest_llmload.process.serving.http import Endpoint
 from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
+from pytest_llmload.worker.model.prompts import Prompt
 
 #: Answers that say "not with these fields" or "not this path"; others are the finding itself.
 _NOT_SO = (400, 404, 405, 422, 501)
@@ -84,7 +85,7 @@ class OpenAi(ServerKind):
         """Return the tokens that its key-value cache holds; None where it does not say."""
         return None
 
-    def answer(self, prompt: str, new_tokens: int) -> Answer:
+    def answer(self, prompt: Prompt, new_tokens: int) -> Answer:
         refusals: list[str] = []
         status = 0
         for path, fields in list(self._ways):
@@ -118,8 +119,10 @@ class OpenAi(ServerKind):
             self.notes.append("the endpoint cannot be told to go on after the end of the sequence")
 
 
-def _what(path: str, prompt: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}
+def _what(path: str, prompt: Prompt) -> dict[str, Any]:
+    if path != CHAT:
+        return {"prompt": prompt}
+    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
 
 
 def take(answer: Answer, moment: float, event: dict[str, Any]) -> None:

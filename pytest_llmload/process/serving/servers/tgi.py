@@ -8,6 +8,7 @@ from pytest_llmload.process.serving import streams
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
 from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
 from pytest_llmload.process.serving.servers.openai import RequestRefused
+from pytest_llmload.worker.model.prompts import Prompt
 
 _STREAM = "/generate_stream"
 
@@ -42,7 +43,7 @@ class Tgi(ServerKind):
             str(info.get("model_sha") or ""),
         )
 
-    def answer(self, prompt: str, new_tokens: int) -> Answer:
+    def answer(self, prompt: Prompt, new_tokens: int) -> Answer:
         parameters = {"max_new_tokens": new_tokens, "do_sample": False, "details": True}
         try:
             return streams.read(self.endpoint, _STREAM, {"inputs": prompt, "parameters": parameters}, _take)
