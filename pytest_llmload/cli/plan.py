@@ -10,15 +10,20 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from pytest_llmload.cli import measured_cuts
+from pytest_llmload.cli.measured_cuts import read_cuts
 from pytest_llmload.cli.refused import Refused, columns
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes
 from pytest_llmload.host.loads.hardware import visible_gpus
-from pytest_llmload.host.settings.models import parse_model
+from pytest_llmload.host.settings.models import Model, parse_model
 
 #: Total memory of GPUs as NVML tells it, in MiB.
 KNOWN = {
@@ -48,7 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workload", metavar="BxP+N", default="1x128+32", help="batch x prompt + new tokens")
     parser.add_argument("--bandwidth", metavar="SIZE", help="bytes in a second that files are read with: 2GiB")
-    parser.add_argument("--layers", action="store_true", help="also where each block goes")
+    parser.add_argument("--layers", metavar="N", type=_layers, help="of the first N layers, as --llm-layers loads them")
+    parser.add_argument(
+        "--measured",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="extrapolate from cuts measured with --llm-layers: a report, baseline folder or git revision; repeatable",
+    )
+    parser.add_argument("--places", action="store_true", help="also where each block goes")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -63,13 +76,39 @@ def run(options: argparse.Namespace) -> int:
         raise Refused(str(error)) from None
     if not gpus:
         raise Refused("this machine has no GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
-    told = ask(options.model, gpus, options.workload, trusted=options.trust_remote_code, measure=not bandwidth)
+    cuts = read_cuts(_model(options.model).name, options.measured) if options.measured else {}
+    told = ask(
+        options.model,
+        gpus,
+        options.workload,
+        trusted=options.trust_remote_code,
+        measure=not bandwidth,
+        layers=options.layers,
+        cuts=sorted({count for measured in cuts.values() for count in measured}),
+    )
     told["bandwidth"] = bandwidth or told["bandwidth"]
+    weights = {int(count): size for count, size in told["weights"].items()}
+    told["measured"] = measured_cuts.at(cuts, told["layers"], weights)
     if options.json:
         print(json.dumps(told, indent=1, sort_keys=True))
     else:
-        print("\n".join(lines(told, gpus, options.workload, with_layers=options.layers)))
+        print("\n".join(lines(told, gpus, options.workload, with_places=options.places)))
+        print("\n".join(measured_cuts.lines(told["measured"], told["layers"])), end="\n" if cuts else "")
     return 0 if any(way["fits"] for way in told["overview"]["ways"]) else 1
+
+
+def _layers(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers, as in 4")
+    return int(text)
+
+
+def _model(text: str) -> Model:
+    """Return the model that an argument names. Raises Refused."""
+    try:
+        return parse_model(text, Path.cwd())
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 def _gpu(text: str, index: int) -> Gpu:
@@ -77,17 +116,21 @@ def _gpu(text: str, index: int) -> Gpu:
     return Gpu(f"planned-{index}", text, total, (8, 0), index)
 
 
-def ask(model: str, gpus: list[Gpu], workload: str, *, trusted: bool, measure: bool) -> dict[str, Any]:
+def ask(
+    model: str,
+    gpus: list[Gpu],
+    workload: str,
+    *,
+    trusted: bool,
+    measure: bool,
+    layers: int | None = None,
+    cuts: Sequence[int] = (),
+) -> dict[str, Any]:
     """Return what the planning process answers. Raises Refused with its one sentence."""
-    from dataclasses import asdict
-    from pathlib import Path
-
-    try:
-        spec = parse_model(model, Path.cwd()).spec
-    except ValueError as error:
-        raise Refused(str(error)) from None
     question = {
-        "model": spec,
+        "model": _model(model).spec,
+        "layers": layers,
+        "cuts": list(cuts),
         "gpus": [asdict(gpu) for gpu in gpus],
         "workload": workload,
         "trust_remote_code": trusted,
@@ -110,14 +153,15 @@ def ask(model: str, gpus: list[Gpu], workload: str, *, trusted: bool, measure: b
     return told
 
 
-def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_layers: bool) -> list[str]:
+def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: bool) -> list[str]:
     """Return the plan as people read it."""
     found = told["overview"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["cache_kinds"].items())
     sizes = ", ".join(f"{gpu.name} ({format_bytes(gpu.total)})" for gpu in gpus)
     constant = f" and {format_bytes(found['cache_constant'])} a sequence" if found["cache_constant"] > 0 else ""
     head = [
-        f"{found['model_type']}, {found['parameters'] / 1e9:.2f} B weights; planned for {sizes}",
+        f"{found['model_type']}, {told['layers']} layers, {found['parameters'] / 1e9:.2f} B weights; "
+        f"planned for {sizes}",
         f"cache: {kinds} layers, {format_bytes(found['cache_per_token'])} a token{constant}",
     ]
     if unknown := found["cache_kinds"].get("unknown"):
@@ -125,7 +169,7 @@ def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_layers: 
     title = ("strategy", "GPU", "host", "disk", f"cache {workload}", "fits", "longest", "largest batch", "load")
     rows = [title, *(_row(way, _seconds(told), found["context"]) for way in found["ways"])]
     notes = [f"  {way['slug']}: {way['problem']}" for way in found["ways"] if way["problem"]]
-    if with_layers:
+    if with_places:
         notes += [
             f"  {way['slug']}: {place}: {blocks}" for way in found["ways"] for place, blocks in way["places"].items()
         ]

@@ -17,24 +17,47 @@ from pytest_llmload.system.disk_speed import read_speed
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Return the overview of a model, with the seconds that planning took and the disk's speed where weights are here.
+    """Return the overview of a model, with the seconds that planning took and the disk's speed where weights are here;
+    also how many layers it has, and the bytes of its weights at each number of layers that ``cuts`` names.
 
     Raises ValueError, LoadFailed or MachineError, in one sentence.
     """
     from pytest_llmload.worker.checkpoints.headers import weight_files
-    from pytest_llmload.worker.planning.overview import outline, overview, stored_bytes
+    from pytest_llmload.worker.checkpoints.layer_counts import layer_count
+    from pytest_llmload.worker.planning.overview import cut_folder, outline, overview, stored_bytes, weights_in
 
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in question["gpus"])
-    trusted = question["trust_remote_code"]
+    model, trusted, layers = question["model"], question["trust_remote_code"], question["layers"]
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        directory = outline(question["model"], Path(folder), trust_remote_code=trusted)
-        workload = Workload.parse(question["workload"])
-        found = overview(question["model"], directory, gpus, workload, trust_remote_code=trusted)
+
+        def cut(count: int | None) -> Path:
+            if count is None or count == whole_count:
+                return whole
+            target = Path(folder) / f"{count}-layers"
+            target.mkdir(exist_ok=True)
+            return (
+                target if any(target.iterdir()) else cut_folder(model, whole, count, target, trust_remote_code=trusted)
+            )
+
+        (Path(folder) / "whole").mkdir()
+        whole = outline(model, Path(folder) / "whole", trust_remote_code=trusted)
+        whole_count = layer_count(whole, trust_remote_code=trusted)
+        directory, workload = cut(layers), Workload.parse(question["workload"])
+        found = overview(model, directory, gpus, workload, trust_remote_code=trusted)
+        counts = {layers or whole_count, *question["cuts"]} if question["cuts"] else ()
+        weights = {count: weights_in(cut(count), trust_remote_code=trusted) for count in counts}
         seconds = time.perf_counter() - begin
         stored = stored_bytes(directory)
-        speed = read_speed(weight_files(directory)) if stored and question["measure"] else 0.0
-    return {"overview": asdict(found), "seconds": seconds, "stored": stored, "bandwidth": speed}
+        speed = read_speed(weight_files(whole)) if stored and question["measure"] else 0.0
+    return {
+        "overview": asdict(found),
+        "seconds": seconds,
+        "stored": stored,
+        "bandwidth": speed,
+        "layers": layers or whole_count,
+        "weights": weights,
+    }
 
 
 def main() -> int:

@@ -13,7 +13,12 @@ import torch
 import transformers
 
 from pytest_llmload.baselines.codec import loads
+from pytest_llmload.baselines.extrapolation import Extrapolated, extrapolate
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.baselines.store import Store
 from pytest_llmload.cli import main, plan
+from pytest_llmload.cli.measured_cuts import at, read_cuts
+from pytest_llmload.cli.refused import Refused
 from pytest_llmload.core.job import Adapter, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec, Workload
@@ -161,6 +166,8 @@ def answer(**fields: Any) -> dict[str, Any]:
         "workload": "1x128+32",
         "trust_remote_code": False,
         "measure": True,
+        "layers": None,
+        "cuts": [],
         **fields,
     }
     return planning.answer(question)
@@ -172,7 +179,7 @@ def test_the_table_says_what_the_plan_found(
     told = answer(gpus=[asdict(H100), asdict(H100)])
     assert told["stored"] == 0, "there are no weights to read"
     monkeypatch.setattr(plan, "ask", lambda *_, **__: told)
-    assert main(["plan", "random:tiny-llama", "--gpu", "h100", "--bandwidth", "1GiB", "--layers"]) == 0
+    assert main(["plan", "random:tiny-llama", "--gpu", "h100", "--bandwidth", "1GiB", "--places"]) == 0
     out = capsys.readouterr().out
     for text in ("llama, ", "3 grouped layers", "nf4-dq", "auto-nf4", "from ", "offload: disk: model.layers"):
         assert text in out
@@ -209,3 +216,55 @@ def test_the_command_plans_in_a_process_of_its_own(capsys: pytest.CaptureFixture
     assert "nf4-dq" in out
     assert main(["plan", "random:nonsense", "--gpu", "8GiB"]) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+# --- cuts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_is_planned_as_it_would_be_loaded(tmp_path: Path) -> None:
+    from pytest_llmload.worker.checkpoints.resolve import resolve
+
+    cut = resolve("random:tiny-llama", tmp_path, layers=2)
+    whole = resolve("random:tiny-llama", tmp_path)
+    for model in ("random:tiny-llama", whole.path):
+        told = answer(model=model, layers=2, cuts=[1])
+        assert told["layers"] == 2
+        assert told["overview"]["cache_kinds"] == {"grouped": 2}
+        assert told["overview"]["ways"] == answer(model=cut.path)["overview"]["ways"]
+        assert told["weights"].keys() == {1, 2}
+    assert told["stored"] == pytest.approx(cut.bytes, rel=0.01)
+
+
+def baseline_of(**memory: float) -> Baseline:
+    return Baseline("shape", "weights", {}, "1x16+4", memory=memory)
+
+
+def test_a_line_through_two_cuts_leads_to_the_whole() -> None:
+    cuts = {2: baseline_of(**{"host.weights": 14, "host.peak": 20}), 4: baseline_of(**{"host.weights": 24})}
+    assert extrapolate(cuts, 8) == [Extrapolated("host.weights", 44, exact=True)]
+    bent = {**cuts, 3: baseline_of(**{"host.weights": 20})}
+    assert extrapolate(bent, 8) == [Extrapolated("host.weights", 44, exact=False)]
+
+
+def test_layers_that_are_not_alike_are_refused(tmp_path: Path) -> None:
+    config = {
+        **DEEPSEEK,
+        "num_hidden_layers": 8,
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    store = Store(tmp_path / "baselines")
+    for layers in (2, 3, 6):
+        path = store.path_for(f"m@{layers}-layers", "cpu-x86_64", "none")
+        store.update(path, lambda _: baseline_of(**{"host.weights": 1.0}))
+    cuts = read_cuts("m", [str(tmp_path / "baselines")])
+    weights = answer(model=f"random:{tmp_path}", cuts=[2, 3, 6])["weights"]
+    # The first four are dense, the others are experts.
+    with pytest.raises(Refused, match="the layers are not alike: by plan, weights take"):
+        at(cuts, 8, weights)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "baselines" / "m@2-layers").rename(tmp_path / "one" / "m@2-layers")
+    with pytest.raises(Refused, match=r"measures only cuts to 2 layers of m: extrapolating needs"):
+        read_cuts("m", [str(tmp_path / "one")])

@@ -19,7 +19,8 @@ import pytest
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.presets import PRESETS
-from pytest_llmload.worker.checkpoints.build import build
+from pytest_llmload.worker.checkpoints.build import build, write_weights
+from pytest_llmload.worker.checkpoints.headers import INDEX, read_index, read_tensors
 from pytest_llmload.worker.checkpoints.hub import split_id
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
@@ -192,13 +193,14 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
         "from pytest_llmload.core.errors import MachineError\n"
         "from pytest_llmload.worker.checkpoints.resolve import resolve\n"
         "try:\n"
-        "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=bool(sys.argv[3:]))\n"
+        "    layers = int(sys.argv[4]) or None\n"
+        "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=bool(sys.argv[3]), layers=layers)\n"
         "    found = dataclasses.asdict(found)\n"
         "except (MachineError, ValueError) as error:\n"
         "    found = {'error': type(error).__name__, 'message': str(error)}\n"
         "print(json.dumps(found))"
     )
-    arguments = [spec, str(cache), *(["trust"] if env.pop("trust", "") else [])]
+    arguments = [spec, str(cache), env.pop("trust", ""), env.pop("layers", "0")]
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_HOME": str(home),
@@ -242,6 +244,22 @@ def test_a_sharded_hub_model_is_downloaded_by_its_index(hub: str, cache: Path, t
     assert found.get("revision") == COMMIT, found
     assert "model-1-of-1.safetensors" in Hub.asked
     assert "consolidated.safetensors" not in Hub.asked
+
+
+def test_of_a_hub_model_that_is_cut_only_the_files_of_its_layers_are_downloaded(
+    hub: str, cache: Path, built: Path, tmp_path: Path
+) -> None:
+    del Hub.files["model.safetensors"]
+    write_weights(tmp_path, read_tensors(built), shard_bytes=4 << 20)
+    Hub.files |= {path.name: path.read_bytes() for path in tmp_path.glob("model*")}
+    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub, layers="1")
+    assert found.get("revision") == COMMIT, found
+    last = {file for name, file in read_index(tmp_path / INDEX).items() if name.startswith("model.layers.2.")}
+    first = {file for name, file in read_index(tmp_path / INDEX).items() if ".layers." not in name or ".0." in name}
+    assert last - first
+    assert not (last - first) & set(Hub.asked)
+    assert first <= set(Hub.asked)
+    assert ask("org/model", cache, tmp_path, HF_HUB_OFFLINE="1", layers="1") == found
 
 
 def test_a_hub_model_without_safetensors_is_said(hub: str, cache: Path, tmp_path: Path) -> None:

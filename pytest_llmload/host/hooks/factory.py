@@ -42,7 +42,8 @@ class Factory:
             pytest.skip(f"no model to load: give {options.flag(state.config, 'model')}=SPEC")
         where = f"{self._item.nodeid}: llm_load"
         try:
-            chosen = state.models[0] if model is None else parse_model(model, state.config.rootpath)
+            layers = state.settings.layers
+            chosen = state.models[0] if model is None else parse_model(model, state.config.rootpath, layers)
             spec = state.marks.spec(chosen, state.marks.from_keywords(where, **keywords), where)
         except ValueError as wrong:
             raise pytest.UsageError(f"{where}: {wrong}") from None

@@ -77,6 +77,7 @@ class Files:
     def _request(self, what: str, message: Message) -> Message | MachineError | LoadFailed:
         process = self._start()
         settings = {"cache_dir": str(self._settings.cache_dir), "trust_remote_code": self._settings.trust_remote_code}
+        settings["layers"] = self._settings.layers
         settings["with_values"] = self._settings.predict is None
         try:
             is_local = what.startswith(PREFIX) or what == "random" or Path(what).exists()

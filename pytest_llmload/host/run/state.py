@@ -83,7 +83,7 @@ class State:
         models: dict[str, Model] = {}
         for text in self.settings.models:
             try:
-                model = parse_model(text, self.settings.models_base)
+                model = parse_model(text, self.settings.models_base, self.settings.layers)
             except ValueError as error:
                 raise pytest.UsageError(f"{options.flag(self.config, 'model')}: {error}") from None
             self._model_texts.setdefault(model.name, text)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pytest_llmload.core.cut_names import cut_name
 from pytest_llmload.core.paths import path_of
 from pytest_llmload.core.presets import config_of
 
@@ -21,8 +22,9 @@ class Model(NamedTuple):
     spec: str
 
 
-def parse_model(text: str, base: Path) -> Model:
-    """A model from ``[NAME=]SPEC``; relative directories are seen from ``base``.
+def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
+    """Return a model from ``[NAME=]SPEC``; relative directories are seen from ``base``. With ``layers``, its name says
+    that it has only so many.
 
     ValueError says what is wrong and what to write.
     """
@@ -60,7 +62,7 @@ def parse_model(text: str, base: Path) -> Model:
             f"{chosen!r} cannot name a model: it becomes a folder of the baselines and part of test ids; "
             "write NAME=SPEC with a NAME of at most 200 letters, digits, '.', '_' and '-'"
         )
-    return Model(chosen, spec)
+    return Model(chosen if layers is None else cut_name(chosen, layers), spec)
 
 
 def _local(text: str, base: Path) -> Path | None:

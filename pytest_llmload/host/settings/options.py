@@ -35,6 +35,11 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "adapter": ("string", "", {
         "metavar": "SPEC", "help": "PEFT adapter: directory, hub id, or 'random' for a LoRA with non-zero weights",
     }),
+    "layers": (_NUMBER, "", {
+        "metavar": "N",
+        "help": "Load only the first N layers of every model; their baselines are those of NAME@N-layers "
+                "(default: 0, all layers)",
+    }),
     "strategy": ("args", [], {
         "action": "append", "metavar": "NAME",
         "help": "Strategy for tests that name none; selects in the ready-made suite. Repeatable.",

@@ -34,6 +34,8 @@ class Settings:
     #: The directory from which relative directories of models are seen.
     models_base: Path
     root: Path
+    #: Of how many layers models are loaded; None for all.
+    layers: int | None
     #: The adapter by a name that is the same on every machine.
     adapter: str | None
     strategies: list[str]
@@ -85,6 +87,7 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric] = METRICS) -> Set
         models_base=given.base("model"),
         root=config.rootpath,
         adapter=given.optional("adapter", lambda text: parse_adapter(text, given.base("adapter"), config.rootpath)),
+        layers=given.optional("layers", lambda text: _layers(text, value("endpoint"))),
         strategies=value("strategy"),
         loader=given.optional("loader", _loader),
         endpoint=given.optional("endpoint", parse_endpoint),
@@ -194,6 +197,17 @@ def _count(value: object) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{text!r} is not a number of loads of at least 1")
     return int(text)
+
+
+def _layers(value: object, endpoint: str) -> int | None:
+    text = str(value)
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number of layers: write how many of the first ones to load, as in 4")
+    if int(text) and endpoint:
+        raise ValueError(
+            "a running server has loaded its whole model, and nothing here can cut it: leave one of them out"
+        )
+    return int(text) or None
 
 
 def _deadline(value: object) -> float:

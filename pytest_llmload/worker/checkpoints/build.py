@@ -47,7 +47,8 @@ def build(
     def write(directory: Path) -> None:
         write_json(directory / "config.json", config)
         tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
-        _check_space(sum(tensor.bytes for tensor in tensors) if with_values else 0, target)
+        needed = sum(tensor.bytes for tensor in tensors) if with_values else 0
+        check_space(f"the random checkpoint {target.name}", needed, target)
         if with_values:
             write_weights(directory, tensors)
         else:
@@ -105,11 +106,12 @@ def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_space(needed: int, target: Path) -> None:
+def check_space(what: str, needed: int, target: Path) -> None:
+    """Raise MachineError, before anything is written, where the disk cannot hold what is to be ``target``."""
     free = shutil.disk_usage(target.parent).free
     if needed + _SPARE_BYTES > free:
         raise MachineError(
-            f"the random checkpoint {target.name} needs {format_bytes(needed + _SPARE_BYTES)} in {target.parent}, "
+            f"{what} needs {format_bytes(needed + _SPARE_BYTES)} in {target.parent}, "
             f"where {format_bytes(free)} are free: make room or name another directory with --llm-cache-dir"
         )
 

@@ -57,9 +57,9 @@ class Stored:
     offset: int
 
 
-def layout(tensors: Iterable[Tensor]) -> tuple[bytes, list[Stored]]:
-    """The first bytes of a file that holds ``tensors`` in this order, and the place of each."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def layout(tensors: Iterable[Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, list[Stored]]:
+    """Return the first bytes of a file that holds ``tensors`` in this order, and the place of each."""
+    header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
     relative, end = [], 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -75,11 +75,37 @@ def layout(tensors: Iterable[Tensor]) -> tuple[bytes, list[Stored]]:
     return head, [Stored(tensor, len(head) + begin) for tensor, begin in relative]
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that a safetensors file holds beside its tensors. Raises as :func:`read_header`."""
+    found = _read_header(path)[0].get("__metadata__") or {}
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 def read_header(path: Path) -> list[Stored]:
     """The tensors of a safetensors file, in the header's order; no weight is read.
 
     Raises LoadFailed, in one sentence, where the file is truncated or is no safetensors file.
     """
+    header, length = _read_header(path)
+    header.pop("__metadata__", None)
+    size = path.stat().st_size
+    stored = [_entry(path, name, entry) for name, entry in header.items()]
+    for tensor, begin, end in stored:
+        if tensor.dtype not in _BITS:
+            raise LoadFailed(f"{path}: tensor {short(tensor.name)} has the unknown dtype {short(tensor.dtype)}")
+        if end - begin != tensor.bytes:
+            raise LoadFailed(
+                f"{path}: tensor {short(tensor.name, 200)} of {tensor.dtype} {list(tensor.shape)} needs "
+                f"{tensor.bytes} bytes, its header gives it {end - begin}"
+            )
+    needed = 8 + length + max((end for _, _, end in stored), default=0)
+    if needed != size:
+        raise LoadFailed(f"{path} is damaged: its header describes {needed} bytes, the file has {size}")
+    return [Stored(tensor, 8 + length + begin) for tensor, begin, _ in stored]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the JSON of a header, and its bytes. Raises as :func:`read_header`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -96,20 +122,7 @@ def read_header(path: Path) -> list[Stored]:
         raise LoadFailed(f"{path} has no readable safetensors header: it {error}") from None
     if not isinstance(header, dict):
         raise LoadFailed(f"{path} has no readable safetensors header: it is {short(header)} instead of an object")
-    header.pop("__metadata__", None)
-    stored = [_entry(path, name, entry) for name, entry in header.items()]
-    for tensor, begin, end in stored:
-        if tensor.dtype not in _BITS:
-            raise LoadFailed(f"{path}: tensor {short(tensor.name)} has the unknown dtype {short(tensor.dtype)}")
-        if end - begin != tensor.bytes:
-            raise LoadFailed(
-                f"{path}: tensor {short(tensor.name, 200)} of {tensor.dtype} {list(tensor.shape)} needs "
-                f"{tensor.bytes} bytes, its header gives it {end - begin}"
-            )
-    needed = 8 + length + max((end for _, _, end in stored), default=0)
-    if needed != size:
-        raise LoadFailed(f"{path} is damaged: its header describes {needed} bytes, the file has {size}")
-    return [Stored(tensor, 8 + length + begin) for tensor, begin, _ in stored]
+    return header, length
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[Tensor, int, int]:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.portable import scrub
+from pytest_llmload.worker.checkpoints.cut import Cut
 from pytest_llmload.worker.checkpoints.headers import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     INDEX,
     WEIGHTS,
     read_index,
-    weight_files,
 )
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,32 +36,36 @@ def split_id(spec: str) -> tuple[str, str]:
     return name, revision
 
 
-def download_model(spec: str, *, trust_remote_code: bool = False) -> Path:
-    """The snapshot directory of a model, named by its commit: configuration, tokenizer and the safetensors it loads.
+def download_model(spec: str, *, trust_remote_code: bool = False, layers: int | None = None) -> Path:
+    """Return the snapshot directory of a model, named by its commit: configuration, tokenizer and the safetensors it
+    loads; with ``layers``, only those that hold something of a model with so many layers.
 
     Raises ValueError where ``spec`` is no hub id, MachineError, in one sentence, where the model cannot be had.
     """
-    name, revision = split_id(spec)
-    small = (*_SMALL_FILES, *(("*.py",) if trust_remote_code else ()))
-    with _one_sentence(spec):
-        directory = _snapshot(name, revision, small)
-        # Only the files that the index names: a repository may hold others (original, consolidated).
-        if not _has_weights(directory):
-            wanted = _indexed(directory) or [WEIGHTS]
-            directory = _snapshot(name, directory.name, wanted)
+    directory = download_outline(spec, trust_remote_code=trust_remote_code)
     indexed = _indexed(directory)
-    missing = [file for file in indexed if not (directory / file).is_file()]
-    if missing:
+    if layers is not None:
+        indexed = Cut(directory, layers, trust_remote_code=trust_remote_code).indexed_files()
+    # Only the files that the index names: a repository may hold others (original, consolidated).
+    if missing := _absent(directory, indexed or [WEIGHTS]):
+        with _one_sentence(spec):
+            directory = _snapshot(split_id(spec)[0], directory.name, missing)
+        missing = _absent(directory, missing)
+    if missing and indexed:
         raise MachineError(
             f"{spec} is not wholly in the hub's cache: {len(missing)} of {len(indexed)} files that its index names are "
             f"missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}): run once with the hub in "
             "reach, without HF_HUB_OFFLINE"
         )
-    if not _has_weights(directory):
+    if missing:
         raise MachineError(
             f"{spec} of the hub has no {WEIGHTS} and no complete {INDEX} in {directory}: safetensors are needed"
         )
     return directory
+
+
+def _absent(directory: Path, names: list[str]) -> list[str]:
+    return [name for name in names if not (directory / name).is_file()]
 
 
 def download_outline(spec: str, *, trust_remote_code: bool = False) -> Path:
@@ -100,13 +104,6 @@ def _snapshot(name: str, revision: str, patterns: tuple[str, ...] | list[str]) -
 def _indexed(directory: Path) -> list[str]:
     index = directory / INDEX
     return sorted(set(read_index(index).values())) if index.is_file() else []
-
-
-def _has_weights(directory: Path) -> bool:
-    try:
-        return bool(weight_files(directory))
-    except LoadFailed:
-        return False
 
 
 @contextmanager

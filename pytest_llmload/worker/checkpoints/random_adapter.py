@@ -15,6 +15,7 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.build import write_file, write_json, write_once
+from pytest_llmload.worker.checkpoints.cut import cut_adapter
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
@@ -30,8 +31,16 @@ _IN_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
 _ANY = re.compile("")
 
 
-def resolve_adapter(spec: str, checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
-    """The directory of ``random``, of a local adapter or of a hub id.
+def resolve_adapter(
+    spec: str,
+    checkpoint: Checkpoint,
+    cache_dir: Path,
+    *,
+    trust_remote_code: bool = False,
+    layers: int | None = None,
+) -> Path:
+    """Return the directory of ``random``, of a local adapter or of a hub id; with ``layers``, of what it holds for the
+    layers of a cut ``checkpoint``.
 
     Raises ValueError for what can be none of these, LoadFailed for a directory without an adapter, MachineError where
     a download or the disk fails.
@@ -39,8 +48,12 @@ def resolve_adapter(spec: str, checkpoint: Checkpoint, cache_dir: Path, *, trust
     if spec == "random":
         return build_adapter(checkpoint, cache_dir, trust_remote_code=trust_remote_code)
     directory = Path(spec).expanduser()
-    if not directory.is_dir():
-        return download_adapter(spec)
+    found = _local_adapter(directory) if directory.is_dir() else download_adapter(spec)
+    return found if layers is None else cut_adapter(found, Path(checkpoint.path), layers, cache_dir)
+
+
+def _local_adapter(directory: Path) -> Path:
+    """Return the directory of an adapter. Raises LoadFailed where it is not one."""
     missing = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (directory / file).is_file()]
     if missing:
         raise LoadFailed(f"{directory} is no PEFT adapter in safetensors: it has no {' and no '.join(missing)}")

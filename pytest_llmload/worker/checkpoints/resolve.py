@@ -10,6 +10,7 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
 from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.build import build
+from pytest_llmload.worker.checkpoints.cut import cut_checkpoint
 from pytest_llmload.worker.checkpoints.digests import (
     random_weights_digest,
     read_config,
@@ -18,10 +19,19 @@ from pytest_llmload.worker.checkpoints.digests import (
 )
 from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors, weight_files
 from pytest_llmload.worker.checkpoints.hub import download_model
+from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
 
 
-def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False, with_values: bool = True) -> Checkpoint:
-    """The files of a hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``.
+def resolve(
+    spec: str,
+    cache_dir: Path,
+    *,
+    trust_remote_code: bool = False,
+    with_values: bool = True,
+    layers: int | None = None,
+) -> Checkpoint:
+    """Return the files of a hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``; with
+    ``layers``, of a model that has only so many of its first layers.
 
     Raises ValueError for a spec that can be none of these, MachineError where a download or the disk fails, LoadFailed
     where the files are there and damaged; each in one sentence.
@@ -29,16 +39,22 @@ def resolve(spec: str, cache_dir: Path, *, trust_remote_code: bool = False, with
     if spec.startswith(PREFIX):
         # Apart from those that are loaded in earnest.
         folder = cache_dir if with_values else cache_dir / "without-values"
-        return _random(spec, folder, trust_remote_code, with_values)
+        return _random(spec, folder, trust_remote_code, with_values, layers)
     directory = Path(spec).expanduser()
     if directory.is_dir():
-        return _directory(directory.resolve(), cache_dir)
-    snapshot = download_model(spec, trust_remote_code=trust_remote_code)
-    return _directory(snapshot, cache_dir, revision=snapshot.name)
+        found, revision = directory.resolve(), ""
+    else:
+        found = download_model(spec, trust_remote_code=trust_remote_code, layers=layers)
+        revision = found.name
+    if layers is not None:
+        found = cut_checkpoint(found, layers, cache_dir, trust_remote_code=trust_remote_code)
+    return _directory(found, cache_dir, revision)
 
 
-def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bool) -> Checkpoint:
+def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bool, layers: int | None) -> Checkpoint:
     config = config_of(spec)
+    if layers is not None:
+        config = cut_dict(config, layers, trust_remote_code=trust_remote_code)
     what = spec.removeprefix(PREFIX)
     name = what if what in PRESETS else str(config["model_type"])
     path = build(config, name, cache_dir, trust_remote_code=trust_remote_code, with_values=with_values)

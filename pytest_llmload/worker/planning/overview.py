@@ -14,8 +14,10 @@ from pytest_llmload.core.presets import PREFIX, config_of
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import format_ranges
 from pytest_llmload.worker.checkpoints.build import write_json
+from pytest_llmload.worker.checkpoints.cut import cut_outline
 from pytest_llmload.worker.checkpoints.headers import read_tensors
 from pytest_llmload.worker.checkpoints.hub import download_outline
+from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
 from pytest_llmload.worker.planning.cache import Cache, cache_of
 from pytest_llmload.worker.planning.planner import Plan, load_dtype, plan_load
 
@@ -91,6 +93,26 @@ def outline(model: str, folder: Path, *, trust_remote_code: bool) -> Path:
         return folder
     directory = Path(model).expanduser()
     return directory.resolve() if directory.is_dir() else download_outline(model, trust_remote_code=trust_remote_code)
+
+
+def cut_folder(model: str, directory: Path, layers: int, folder: Path, *, trust_remote_code: bool) -> Path:
+    """Return an empty ``folder``, filled with the outline of a model's first layers; ``directory`` is the model's own.
+
+    Raises MachineError, in one sentence, where the model cannot be cut.
+    """
+    if model.startswith(PREFIX):
+        write_json(folder / "config.json", cut_dict(config_of(model), layers, trust_remote_code=trust_remote_code))
+    else:
+        cut_outline(directory, layers, folder, trust_remote_code=trust_remote_code)
+    return folder
+
+
+def weights_in(directory: Path, *, trust_remote_code: bool) -> int:
+    """Return the bytes of a model's weights as its files say, from its config alone."""
+    job = _job(
+        LoadSpec(model="m", name="m"), directory, (Gpu("planned", "planned", 1 << 40, (8, 0)),), trust_remote_code
+    )
+    return sum(piece.bytes for piece in plan_load(job).pieces)
 
 
 def overview(

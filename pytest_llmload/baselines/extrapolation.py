@@ -1,0 +1,44 @@
+"""Extrapolate what cuts of a model were measured to take to a number of layers that was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.core.metrics import find
+
+#: Classes of memory metrics that grow by the same amount with each layer: of those that are alike, to the byte.
+_EXACT, _ABOUT = ("exact",), ("allocator", "host", "loading_work")
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """One metric at a number of layers that was not measured."""
+
+    metric: str
+    value: float
+    #: Whether it follows to the byte; else it is where the line through the measured cuts leads.
+    exact: bool
+
+
+def extrapolate(cuts: Mapping[int, Baseline], layers: int) -> list[Extrapolated]:
+    """Return the memory metrics that every cut has, on the line through the smallest and the largest cut.
+
+    ``cuts`` are at least two baselines of one way of loading, by their number of layers, whose layers are all alike. A
+    metric is exact only where the other cuts lie on the line too.
+    """
+    first, last = min(cuts), max(cuts)
+    names = set.intersection(*(set(baseline.memory) for baseline in cuts.values()))
+    found = []
+    for name in sorted(names):
+        metric = find(name)
+        if metric is None or metric.unit != "B" or metric.kind not in (*_EXACT, *_ABOUT):
+            continue
+        values = {count: Fraction(baseline.memory[name]) for count, baseline in cuts.items()}
+        slope = (values[last] - values[first]) / (last - first)
+        on_line = all(value == values[first] + slope * (count - first) for count, value in values.items())
+        value = values[last] + slope * (layers - last)
+        found.append(Extrapolated(name, float(value), metric.kind in _EXACT and on_line))
+    return found

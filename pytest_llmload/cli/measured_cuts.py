@@ -1,0 +1,73 @@
+"""What cuts of a model were measured to take, extrapolated to the whole: the last part of ``llmload plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llmload.baselines.extrapolation import Extrapolated, extrapolate
+from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.cli import sources
+from pytest_llmload.cli.refused import Refused
+from pytest_llmload.core.cut_names import cut_name, split_name
+from pytest_llmload.core.units import format_bytes
+
+#: Device and strategy -> number of layers -> what was recorded.
+Cuts = dict[tuple[str, str], dict[int, Baseline]]
+
+
+def read_cuts(model: str, given: Sequence[str]) -> Cuts:
+    """Return the cuts of a model in reports, baseline folders or git revisions, each strategy's of two or more sizes.
+
+    Raises Refused where there are none.
+    """
+    found: Cuts = {}
+    for source in given:
+        for place, baseline in sources.read(source, Path("baselines")).items():
+            name, layers = split_name(place.model)
+            if name == model and layers is not None:
+                found.setdefault((place.device, place.slug), {})[layers] = baseline
+    enough = {key: cuts for key, cuts in found.items() if len(cuts) > 1}
+    if not enough:
+        seen = sorted({layers for cuts in found.values() for layers in cuts})
+        has = f"measures only cuts to {seen[0]} layers" if seen else "has no cut"
+        raise Refused(
+            f"{', '.join(given)} {has} of {model}: extrapolating needs one strategy at two numbers of layers, as "
+            f"--llm-layers=2 and --llm-layers=4 record them in {cut_name(model, 2)} and {cut_name(model, 4)}"
+        )
+    return enough
+
+
+def at(cuts: Cuts, layers: int, weights: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return the metrics of each way of loading at ``layers``.
+
+    ``weights`` are the bytes that the plan gives the model at each number of layers. Raises Refused where those do not
+    lie on a line: the layers are not alike, and no line leads from some of them to all.
+    """
+    rows = []
+    for (device, slug), measured in sorted(cuts.items()):
+        first, last = min(measured), max(measured)
+        grown = (weights[last] - weights[first]) * (layers - last)
+        if (weights[layers] - weights[last]) * (last - first) != grown:
+            raise Refused(
+                f"the layers are not alike: by plan, weights take {format_bytes(weights[first])} at {first} layers, "
+                f"{format_bytes(weights[last])} at {last} and {format_bytes(weights[layers])} at {layers}, which no "
+                "line joins; measure cuts that have every kind of layer"
+            )
+        found: list[Extrapolated] = extrapolate(measured, layers)
+        metrics = {each.metric: {"value": each.value, "exact": each.exact} for each in found}
+        rows.append({"device": device, "strategy": slug, "cuts": sorted(measured), "metrics": metrics})
+    return rows
+
+
+def lines(rows: Sequence[Mapping[str, Any]], layers: int) -> list[str]:
+    """Return the extrapolation as people read it."""
+    text = []
+    for row in rows:
+        cuts = ", ".join(map(str, row["cuts"]))
+        text.append(f"{row['strategy']} on {row['device']}, all {layers} layers as cuts to {cuts} tell:")
+        for name, figure in row["metrics"].items():
+            about = "exactly" if figure["exact"] else "about"
+            text.append(f"  {name}: {about} {format_bytes(figure['value'])}")
+    return text
