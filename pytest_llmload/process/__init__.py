@@ -1,1 +1,1 @@
-"""The load's own process: the warm server it is forked from, its session, and the measurement of one load."""
+"""The load's own process: the warm server that forks it, its session, and the measurement of one load."""

@@ -1,4 +1,4 @@
-"""Running a test's function next to the model, and sending plain data back."""
+"""Run a test's function in the model's process, and send plain data back."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.model.device import synchronize
 
-#: Characters of an exception's arguments, pickled.
+#: The most characters of an exception's encoded arguments that are sent.
 _MOST = 4096
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
 def call(message: Message, loaded: Any) -> Message:
-    """Call ``function(model, tokenizer, *args, **kwargs)``; ``seconds`` are the call's, until the device has finished.
+    """Call ``function(model, tokenizer, *args, **kwargs)``; return its value, and its seconds until the device is done.
 
-    The function comes by value (cloudpickle) or as ``"module:function"``. Raises TypeError if it returns anything but
-    plain data: the pytest process must not import torch to unpickle it.
+    The function comes by value (cloudpickle) or as ``"module:function"``. Raises TypeError if it returns anything other
+    than plain data, since the pytest process must not import torch to unpickle it.
     """
     if "target" in message:
         module, _, name = message["target"].partition(":")
@@ -41,14 +41,14 @@ def call(message: Message, loaded: Any) -> Message:
 
 
 def arguments(error: BaseException) -> str:
-    """Return what an exception of the same class can be made with in the pytest process, pickled.
+    """Return the pickled arguments with which the pytest process can make an exception of the same class.
 
-    Empty unless it is plain data, and where it is too much: the message, which is cut, then has to do.
+    Empty if they are not plain data or too large; the pytest process then has the message only, which may be cut.
     """
-    # As pickle has them: the file's name of an OSError is not in its ``args``.
+    # By ``__reduce__``, as pickle does: the file name of an OSError is not in its ``args``.
     try:
         reduced = error.__reduce__()
-    except Exception:  # noqa: BLE001 - it is code of the user's or of a library
+    except Exception:  # noqa: BLE001 - the exception's class is code of the user or of a library
         return ""
     if not isinstance(reduced, tuple) or len(reduced) < 2 or reduced[0] is not type(error):
         return ""
@@ -62,7 +62,7 @@ def arguments(error: BaseException) -> str:
 
 
 def check_plain(value: Any, where: str = "the value returned") -> None:
-    """Raise TypeError unless the value is numbers, strings, bytes and containers of them."""
+    """Raise TypeError unless the value consists of numbers, strings, bytes and containers of them."""
     if type(value) in _SCALARS:
         return
     if type(value) in (list, tuple, set, frozenset):

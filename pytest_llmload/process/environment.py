@@ -1,4 +1,4 @@
-"""What a figure depends on: versions, hardware and settings, from an allow-list. No path, no name, no secret."""
+"""The environment that figures depend on: versions, hardware and settings, without paths, host names or secrets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.process import job_strategies
 from pytest_llmload.system import allocator
 
-#: What torch's allocator for the GPU is set with; of several the first counts.
+#: Environment variables that configure torch's GPU allocator; the first one that is set counts.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def environment(job: Job) -> dict[str, str]:
-    """The environment of this process: entries of ``core/environment_entries.py``, but for what is not here."""
+    """Return this process's values of the entries in ``core/environment_entries.py``; unknown values are left out."""
     import torch
 
     found = {"python": platform.python_version(), **_versions(job)}
@@ -34,7 +34,7 @@ def environment(job: Job) -> dict[str, str]:
         found["gpu"] = torch.cuda.get_device_name(0)
         found["driver"] = job.device.driver
     found["threads"] = str(torch.get_num_threads())
-    # What runs on the CPU is as fast as the threads are many.
+    # The speed of a CPU run depends on the number of threads.
     threads = "" if job.device.kind == "cuda" else f"{found['threads']} threads"
     host = (found.get("gpu"), found["cpu"], threads, found.get("driver", "").split(".")[0])
     found["host"] = "/".join(part for part in host if part)
@@ -46,7 +46,7 @@ def environment(job: Job) -> dict[str, str]:
 
 
 def _versions(job: Job) -> dict[str, str]:
-    """Of the libraries that a load depends on; one that is not installed is left out."""
+    """Return the versions of the libraries that a load depends on; one that is not installed is left out."""
     needed = {package for strategy in job_strategies.strategies(job) for package in strategy.needs(job.spec)}
     names = [
         *libraries(INSTALLED),
@@ -63,7 +63,7 @@ def _versions(job: Job) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """As ``/proc/cpuinfo`` names it, else the architecture."""
+    """Return the CPU's model as ``/proc/cpuinfo`` names it, else the machine's architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -72,7 +72,10 @@ def cpu_model() -> str:
 
 
 def _loader_threads() -> int:
-    """Threads that transformers reads a checkpoint with (5: min(4, CPUs), unless switched off; 4: one)."""
+    """Return the number of threads that transformers reads a checkpoint with.
+
+    Release 5 uses min(4, CPUs), unless that is switched off; release 4 uses one.
+    """
     from transformers import modeling_utils
 
     if os.environ.get("HF_DEACTIVATE_ASYNC_LOAD", "").upper() in ("1", "ON", "YES", "TRUE"):

@@ -1,4 +1,4 @@
-"""From a job to the strategies that serve it and the arguments they agree on."""
+"""The strategies that carry out a job, and the arguments that they agree on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pytest_llmload.strategies.quantised import strategies_of
 
 
 def strategies(job: Job) -> list[Strategy]:
-    """Return the strategy of the placement, then those of dtype, quantisation and adapter.
+    """Return the placement's strategy, then those of dtype, quantisation and adapter.
 
-    Raises ValueError for a name that is neither built in nor registered.
+    Raises ValueError if a name is neither built in nor registered.
     """
     return [_strategy(job, name)() for name in job.spec.facets()]
 
@@ -31,7 +31,7 @@ def _strategy(job: Job, name: str) -> type[Strategy]:
         return schemes[name]
     if name not in job.strategies:
         known = ", ".join(sorted((*BUILTIN, *schemes.keys() - BUILTIN.keys(), *job.strategies)))
-        raise ValueError(f"no strategy is called {name!r}; known: {known}")
+        raise ValueError(f"unknown strategy {name!r}; use one of {known}")
     found: type[Strategy] = resolve(job.strategies[name])
     return found
 
@@ -42,9 +42,9 @@ def runs_in(job: Job) -> str:
 
 
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
-    """What ``from_pretrained`` is called with: every strategy's part, the attention, and the user's own options.
+    """Return the arguments of ``from_pretrained``: every strategy's part, the attention, and the user's own options.
 
-    Raises ValueError where two of them want different values of one argument.
+    Raises ValueError if two of them set different values of one argument.
     """
     own = {option for strategy in served_by for option in strategy.options} | set(CHECK_OPTIONS)
     options = {name: json.loads(value) for name, value in job.spec.options if name not in own}
@@ -57,8 +57,10 @@ def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
     for source, part in parts:
         for name, value in part.items():
             if name in merged and merged[name] != value:
-                raise ValueError(f"{source} wants {name}={value!r}, but {origin[name]} wants {name}={merged[name]!r}")
+                raise ValueError(
+                    f"{name}={value!r} by {source} contradicts {name}={merged[name]!r} by {origin[name]}; remove one"
+                )
             merged[name], origin[name] = value, source
-    # transformers 4 loads in float32 unless told to do as the checkpoint says; 5 does so by default.
+    # transformers 4 loads in float32 unless it is asked for the checkpoint's dtype; 5 uses that by default.
     merged.setdefault("dtype", "auto")
     return merged

@@ -1,8 +1,9 @@
 """Run the kernels of a job's architecture once before its load.
 
-A process pays for the first use of each kernel: loading its code, and on some GPUs a plan for each length of the
-key-value cache (cuDNN's attention, 35 ms each on an H200). That is some 0.9 s for a short workload, the same for every
-model of an architecture, and in no figure: here it can pass while the load before is measured.
+The first use of a kernel in a process takes time: its code is loaded, and on some GPUs a plan is made for each length
+of the key-value cache (cuDNN's attention, 35 ms each on an H200). That is some 0.9 s for a short workload, the same for
+every model of an architecture. It is not part of any figure, so it can be done here, while the previous load is
+measured.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pytest_llmload.worker.planning.planner import load_dtype
 
 
 def warm_up(job: Job) -> str:
-    """Run the job's forward and workload on one layer of its architecture; nothing stays in the GPU's allocator.
+    """Run the job's forward and workload on one layer of its architecture; leave nothing in the GPU's allocator.
 
-    Return why that was not possible, or an empty string. Only loads on a GPU whose memory is measured are warmed up: a
-    process that is timed runs everything before it is timed.
+    Return why that was not possible, or an empty string. Only loads on a GPU whose memory is measured are warmed up; a
+    process that measures time runs everything once before it is timed.
     """
     if job.device.kind != "cuda" or not job.measure or MEMORY not in job.figures:
         return ""
@@ -36,8 +37,8 @@ def warm_up(job: Job) -> str:
     finally:
         gc.collect()
         torch.cuda.synchronize()
-        # cuBLAS keeps its workspaces in the caching allocator. The load must find it as it was: transformers asks for
-        # less at first where the allocator holds memory that it does not use.
+        # cuBLAS keeps its workspaces in the caching allocator. The load must find the allocator as it was before, since
+        # transformers first allocates less if the allocator holds unused memory.
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
         create_context(job)
@@ -55,7 +56,7 @@ def _run(job: Job) -> None:
     )
     model = model.to_empty(device="cuda:0").eval()
     for tensor in (*model.parameters(), *model.buffers()):
-        # Whatever was in that memory could send a router or an index anywhere.
+        # Uninitialised memory could send a router or an index out of range.
         tensor.data.zero_()
     loaded = Loaded(job=job, model=model)
     if check_inputs(loaded):

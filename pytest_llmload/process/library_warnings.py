@@ -1,4 +1,4 @@
-"""What the libraries log during a load: transformers' LOAD REPORT is a log record, not a Python warning."""
+"""Collect what libraries log during a load: transformers' LOAD REPORT is a log record, not a Python warning."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class _Collector(logging.Handler):
 
 
 def mismatches(lines: Iterable[str]) -> list[str]:
-    """Of collected records: each tensor whose shape in the checkpoint is not the model's, with both."""
+    """Return a sentence for each tensor in collected records whose shapes in checkpoint and model differ."""
     rows = (row for line in lines for row in _MISMATCH.findall(line))
     return [f"{name} is {stored} in the checkpoint and {own} in the model" for name, stored, own in rows]
 
 
 @contextmanager
 def warnings_of_libraries() -> Iterator[list[str]]:
-    """Collect records at WARNING or above and Python warnings; both still go where they would have gone.
+    """Collect log records at WARNING or above and Python warnings; both still reach their usual destinations.
 
-    A library whose own level hides warnings is raised to WARNING meanwhile.
+    A library whose own level hides warnings is set to WARNING while the context is open.
     """
     lines: list[str] = []
     collector = _Collector(lines)

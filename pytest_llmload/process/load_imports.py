@@ -1,4 +1,4 @@
-"""Importing all that a load needs, before its clock starts."""
+"""Import every module that a load needs, before the load is timed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies.base import Strategy
 from pytest_llmload.worker.checkpoints.digests import read_config
 
-#: What attaching an adapter imports -> what it needs itself; where bitsandbytes is installed, peft imports it
-#: whatever the base is.
+#: Modules that attaching an adapter imports -> the packages that they need; if bitsandbytes is installed, peft imports
+#: it for every base model.
 _PEFT = {
     "peft": "peft",
     "transformers.integrations.peft": "peft",
@@ -24,11 +24,11 @@ _PEFT = {
 
 
 def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> None:
-    """The libraries, the architecture's module, the strategies' packages, and the user's own modules.
+    """Import the libraries, the architecture's modules, the strategies' packages, and the user's own modules.
 
-    Without ``cold``, only what a process may import that is forked again before it loads.
+    Without ``cold``, import only those that a process may import which is forked again before it loads.
 
-    Raises ImportError for what is not installed.
+    Raises ImportError if a package is not installed.
     """
     for path in reversed(job.sys_path):
         if path not in sys.path:
@@ -38,7 +38,7 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
             continue
         importlib.import_module(package)
     if find_spec("transformers") is not None:
-        # A user's own loader will most likely use it too, whether or not it says so.
+        # A user's own loader most likely uses them too, even if it does not say so.
         for name in (*LIBRARY, *PLACEMENT, *_of_method(job)):
             if find_spec(name.partition(".")[0]) is not None:
                 importlib.import_module(name)
@@ -57,28 +57,28 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
 
 
 def _of_method(job: Job) -> tuple[str, ...]:
-    """Return what the method of the load's scheme says that a load imports."""
+    """Return the modules that the method of the load's scheme declares as imported by a load."""
     registry.use(job.methods)
     found = registry.schemes().get(job.spec.quant)
     return found[1].imports if found is not None else ()
 
 
 def fill_caches() -> None:
-    """Have transformers 5 compile every architecture's renaming of weights, which a process's first load does.
+    """Make transformers 5 compile its table of weight renamings of all architectures, as a process's first load does.
 
-    A release that has no such table, or makes it elsewhere, makes it in the load.
+    A release that has no such table, or makes it in a different function, makes it in the load.
     """
     if find_spec("transformers.conversion_mapping") is None:
         return
     mapping = importlib.import_module("transformers.conversion_mapping")
     make = getattr(mapping, "get_checkpoint_conversion_mapping", None)
     if make is not None:
-        # Whatever it is asked for, it makes all.
+        # It makes the entries of all architectures, for any argument.
         make("")
 
 
 def _import_architecture(job: Job) -> None:
-    """The classes that the checkpoint names, and the modules of its model type and of those that it is composed of."""
+    """Import the classes that the checkpoint names, and the modules of its model type and its component types."""
     import transformers
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
@@ -91,7 +91,7 @@ def _import_architecture(job: Job) -> None:
     for model_type in {str(part["model_type"]) for part in parts if part.get("model_type")}:
         package = f"transformers.models.{model_type_to_module_name(model_type)}"
         if find_spec(package) is None:
-            # A type of the checkpoint's own code.
+            # The type is defined by the checkpoint's own code.
             continue
         name = package.rpartition(".")[2]
         for module in (f"{package}.configuration_{name}", f"{package}.modeling_{name}"):

@@ -1,4 +1,4 @@
-"""The process of one load: it serves a session, and starts the processes that a load takes beside it."""
+"""The process of one load: it serves a session, and starts the further processes that a load needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_llmload.system.protocol import Channel
 
 def main(fd: int, log: str) -> int:
     """Serve one channel until it closes; return the process's exit status."""
-    # Its own session, so that a kill reaches whatever the load starts, and Ctrl-C does not.
+    # A session of its own, so that a kill reaches all processes that the load starts, and Ctrl-C does not.
     os.setsid()
     process.log_to(log)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -33,7 +33,7 @@ def main(fd: int, log: str) -> int:
 
 
 def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
-    """Return what loads in other processes, made from the job, a function that is told each phase, and the log."""
+    """Return the Runner for a place, made from the job, a function that is called with each phase, and the log."""
     if place == RANKS:
         from pytest_llmload.process.ranks.launcher import Ranks
 
@@ -42,4 +42,4 @@ def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
         from pytest_llmload.process.serving.served_model import Served
 
         return Served
-    raise ValueError(f"a strategy says runs_in={place!r}; known are {HERE!r}, {RANKS!r} and {SERVER!r}")
+    raise ValueError(f"a strategy declares runs_in={place!r}; use {HERE!r}, {RANKS!r} or {SERVER!r}")

@@ -1,4 +1,4 @@
-"""One load from start to end, in a fixed order: every figure is taken at the same moment of every load."""
+"""One load from start to end, in a fixed order: each figure is measured at the same moment of every load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_llmload.worker.checkpoints.quantisation_config import contradiction,
 from pytest_llmload.worker.model.device import create_context, is_out_of_memory, synchronize
 from pytest_llmload.worker.parallel import world
 
-#: Checks after whose failure the model is not run again.
+#: If one of these checks fails, the model is not run again.
 _BROKEN = ("forward", "generate")
 
 if TYPE_CHECKING:
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 
 def new_result(job: Job) -> LoadResult:
-    """A result of which nothing is known yet."""
+    """Return the result of a load that has not begun."""
     digests = {"shape": job.checkpoint.shape, "weights": _weights_digest(job)}
     return LoadResult(spec=job.spec.to_json(), outcome=LOADED, digests=digests)
 
 
 def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> tuple[LoadResult, Loaded | None]:
-    """Load as the job says; what it is, what it cost, and the live model.
+    """Load as the job says; return the measured result and the live model.
 
-    None instead of a model where the checkpoint contradicts the spec, or a library refuses the combination.
+    The model is None if the checkpoint contradicts the spec, or if a library refuses the combination.
 
-    ``phase`` is told before each of import, context, warm_up, page_cache, prepare, load, settle, applied, forward,
+    ``phase`` is called before each of import, context, warm_up, page_cache, prepare, load, settle, applied, forward,
     logits, generate, timing, fill, exercised and reference; their seconds add up to the load's.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
-    problem of the load, unless memory ran out. ``into`` is the result to fill: where an exception propagates, it holds
-    what was seen until then. With ``job.measure`` false the model is loaded and nothing else; with ``job.checks`` false
-    it is loaded and generates, and serves nobody.
+    problem of the load, unless memory ran out. ``into`` is the result to fill: if an exception propagates, it contains
+    what was measured until then. If ``job.measure`` is false, the model is loaded and nothing else is done; if
+    ``job.checks`` is false, it is loaded and generates, but is not available to tests.
     """
     return Measurement(job, phase, into).measure()
 
 
 class Measurement:
-    """One load and what is measured of it; see :func:`measure`."""
+    """One load and its measurement; see :func:`measure`."""
 
     def __init__(self, job: Job, phase: Callable[[str], None], into: LoadResult | None = None) -> None:
         self.job = job
@@ -63,12 +63,12 @@ class Measurement:
         self.phases = Phases(phase, self.result.phases)
         self.probes: list[Probe] = []
         self.is_ready = False
-        #: Whether the loading call has returned, so that the probes have something to tell.
+        #: True once the loading call has returned, so that all probes have something to write.
         self.is_loaded = False
         self.is_filled = False
 
     def measure(self) -> tuple[LoadResult, Loaded | None]:
-        """Load and measure; as :func:`measure` says."""
+        """Load and measure; see :func:`measure`."""
         try:
             if not self.is_ready:
                 self.ready()
@@ -81,9 +81,9 @@ class Measurement:
                 probe.close()
 
     def ready(self) -> None:
-        """Do everything that comes before the load and is in no figure: imports, the context, first kernels.
+        """Do everything before the load that is not part of a figure: imports, the context, first kernels.
 
-        It may pass while the load before is measured, in another process.
+        It may run while the previous load is measured in a different process.
         """
         self.phases.enter("import")
         served_by = self._served_by = job_strategies.strategies(self.job)
@@ -144,7 +144,7 @@ class Measurement:
         return self.result, loaded
 
     def fill(self) -> None:
-        """Have the probes write what they have seen, once; of a load that raised, those that can tell a part."""
+        """Make the probes write their figures, once; after a load that raised, only probes that are ``partial`` do."""
         if self.is_filled:
             return
         self.is_filled = True
@@ -157,7 +157,7 @@ class Measurement:
             self._probed(probe, partial(getattr(probe, moment), *args))
 
     def _probed(self, probe: Probe, call: Callable[[], None]) -> None:
-        """Call one method of a probe; one that raises is a fault of its own and measures nothing more."""
+        """Call one method of a probe; if it raises, record a fault of the probe and do not call it again."""
         try:
             call()
         except Exception as error:
@@ -170,18 +170,18 @@ class Measurement:
             probe.close()
 
     def _import_own(self) -> None:
-        """The measuring code itself: it needs torch, so it is imported after the libraries."""
+        """Import the measuring code itself, which needs torch and is therefore imported after the libraries."""
         from pytest_llmload.process.measuring_modules import generation, probes_for
 
         if self.job.measure:
             users = own_probes(self.job)
             self.result.declared = declared_by(users)
             self.probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *users)]
-            # Before a load that may take minutes.
+            # Checked before a load that may take minutes.
             generation.check_length(self.job)
 
     def _ended(self, problem: Problem) -> tuple[LoadResult, None]:
-        """The result of a load that cannot be what was asked for, so that there is no model."""
+        """Return the result of a load that cannot be as requested, so that there is no model."""
         from pytest_llmload.process.environment import environment
 
         self.result.problems.append(problem)
@@ -192,14 +192,14 @@ class Measurement:
     def _load(self, served_by: list[Strategy]) -> Loaded:
         self.phases.enter("page_cache")
         self.page_cache = set_page_cache(self.job.checkpoint.path, self.job.page_cache)
-        # No rank may read while another one still evicts.
+        # A rank must not read while a different one still evicts pages.
         world.agreed(self.job, True)
         self.phases.enter("prepare")
         kwargs = job_strategies.load_kwargs(self.job, served_by)
         modules = set(sys.modules)
         gc.collect()
         self._each("mark")
-        # What exists is out of the collector's sight until the load is over: a full collection of all that the
+        # Existing objects are hidden from the collector until the load is over: a full collection of all that the
         # libraries keep takes as long as a small load, and would fall into some loads and not into others.
         gc.freeze()
         self.phases.enter("load")
@@ -215,14 +215,14 @@ class Measurement:
                 loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
             self.phases.enter("settle")
-            # Only the model keeps things alive now, not garbage in cycles: what is settled is settled.
+            # Afterwards only the model keeps memory in use, not garbage in reference cycles.
             del kwargs
             gc.collect()
             self._each("loaded", loaded)
             self.is_loaded = True
         finally:
             gc.unfreeze()
-        # Where the files lie is this machine's business; reports are read elsewhere.
+        # Paths of this machine mean nothing where reports are read.
         loaded.log = [line.replace(self.job.checkpoint.path, self.job.spec.name) for line in log]
         self.result.phases["load"] = seconds
         if self.job.measure:
@@ -234,7 +234,7 @@ class Measurement:
         return loaded
 
     def _called(self, strategy: Strategy, kwargs: dict[str, Any], log: list[str]) -> Any:
-        """What the loading call returns. Raises LoadFailed where the library's error is in what it logged only."""
+        """Return what the loading call returns. Raises LoadFailed if the library only logged the actual error."""
         try:
             return strategy.load(self.job, kwargs)
         except RuntimeError as error:
@@ -243,7 +243,7 @@ class Measurement:
             raise LoadFailed("\n".join(["the checkpoint does not fit its config.json", *unlike])) from error
 
     def _wrap(self, served_by: list[Strategy], loaded: Loaded) -> Loaded:
-        """What strategies do to a loaded model, each with its seconds, which are part of the load's."""
+        """Let each strategy change the loaded model; time each of them, as part of the load's time."""
         for strategy in served_by:
             if strategy.wrapping:
                 begin = perf_counter()
@@ -269,11 +269,11 @@ class Measurement:
             self._checked(strategy.name, partial(strategy.applied, self.job, loaded))
 
     def _checked(self, name: str, check: Callable[[], Iterable[Problem]]) -> None:
-        """Take a check's problems; one that raises is a fault of this package, and the load is not to blame."""
+        """Add a check's problems to the result; if the check raises, record a fault of this package instead."""
         try:
             for problem in check():
                 self.result.problems.append(problem)
-        except Exception as error:  # noqa: BLE001 - a check may fail on anything; the other checks and figures go on
+        except Exception as error:  # noqa: BLE001 - a check may raise anything; the other checks and probes continue
             self.result.faults.append(fault(f"check {name!r} of pytest-llmload", error))
 
     def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
@@ -289,7 +289,7 @@ class Measurement:
             loaded.forget()
 
     def _rerun(self, strategy: Strategy, loaded: Loaded) -> None:
-        """Take the problems of a check that runs the model again, and tell its own exceptions from the model's."""
+        """Add the problems of a check that runs the model again; tell exceptions of the check from the model's."""
         try:
             for problem in strategy.exercised(self.job, loaded):
                 self.result.problems.append(problem)
@@ -343,7 +343,7 @@ class Measurement:
             self._each("generated", loaded)
 
     def _finished(self, loaded: Loaded) -> None:
-        """Have the probes look at what no figure of memory or time may contain."""
+        """Call the probes' ``finished``, for what must not be part of a figure of memory or time."""
         from pytest_llmload.worker.model import padded_batch
 
         if MEMORY not in self.job.figures or not self.job.checks:
@@ -354,14 +354,14 @@ class Measurement:
         loaded.forget()
         try:
             loaded.padded_run = padded_batch.run(loaded)
-        except Exception as error:  # noqa: BLE001 - the workload ran: a padded batch is more than was asked of the model
+        except Exception as error:  # noqa: BLE001 - the workload ran; the test does not require a padded batch
             text = " ".join(str(error).split())[:200]
             loaded.notes.append(f"the model does not run a padded batch ({type(error).__name__}: {text})")
         self._each("finished", loaded)
         loaded.forget()
 
     def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
-        """What is told of the logits of each token; None where the first forward's are known to be wrong."""
+        """Return the function that receives each token's logits; None if the first forward's are known to be wrong."""
         from pytest_llmload.worker.checks.finite import CHECK
         from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
 
@@ -378,7 +378,7 @@ class Measurement:
         loaded.kept_logits = None
 
     def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
-        """The call's result; None where it raised, which is a problem of the load. Out of memory propagates."""
+        """Return the call's result; None if it raised, which is a problem of the load. Out of memory propagates."""
         try:
             return call()
         except Exception as error:
@@ -398,13 +398,13 @@ class Measurement:
 
 
 def _weights_digest(job: Job) -> str:
-    """What the numbers depend on: the checkpoint's content, and the adapter's."""
+    """Return the digest of the files that the numbers depend on: the checkpoint's, and the adapter's."""
     weights = job.checkpoint.weights
     return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
 
 
 def _as_loaded(job: Job, given: Any) -> Loaded:
-    """What a strategy or a user's loader returned, as a Loaded. TypeError for anything without a forward."""
+    """Return as a Loaded what a strategy or a user's loader returned. Raises TypeError if it has no ``forward``."""
     from pytest_llmload.worker.model.loaded import Loaded
 
     if isinstance(given, Loaded):
@@ -419,7 +419,7 @@ def _as_loaded(job: Job, given: Any) -> Loaded:
 
 
 def _evaluated(loaded: Loaded) -> None:
-    """Note which modules are in training mode, and measure the model in evaluation mode."""
+    """Record which modules are in training mode, and set the model to evaluation mode for the measurement."""
     loaded.trained = tuple(name or "the model" for name, module in loaded.model.named_modules() if module.training)
     if loaded.trained:
         loaded.model.eval()

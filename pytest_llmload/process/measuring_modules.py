@@ -1,4 +1,4 @@
-"""The measuring code that needs torch, as one import: before a load's clock starts, and once in the warm server."""
+"""Import all measuring code that needs torch: before a load is timed, and once in the warm server."""
 
 from pytest_llmload.probes.builtin import probes_for
 from pytest_llmload.process import calls, environment, kernel_warm_up, model_changes

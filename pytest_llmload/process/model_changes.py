@@ -1,4 +1,4 @@
-"""Whether a test's function changed the model that other tests share."""
+"""Detect whether a test's function changed the model that other tests share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from pytest_llmload.worker.model.tensors import leaves, local_part
 
 _State = tuple[object, ...]
-#: Bytes of a tensor that are looked at.
+#: The most bytes of a tensor that are compared.
 _BYTES = 32
-#: What a call may make and keep for the next one.
+#: Attributes that a call of the model may set for the next one.
 _MADE_BY_CALLS = frozenset({"_compiled_call"})
 
 
 def fingerprint(model: Any) -> frozenset[_State]:
-    """What an edit of the model moves.
+    """Return a set of facts that changes if a test edits the model.
 
-    Of each tensor its place, type, storage, version, whether it is trained, and some of its values: torch counts
-    in-place changes in ``_version``, but not those through ``.data``. Of each module its class, mode, hooks and what
-    was put in the place of its functions. Of the whole its configs and torch's own defaults. An edit through ``.data``
-    of few values, or of a quantisation state, is not seen.
+    It has each tensor's name, type, storage, version, ``requires_grad``, and some of its values: torch counts in-place
+    changes in ``_version``, but not those through ``.data``. It has each module's class, mode, hooks and replaced
+    functions, and the model's configs and torch's own defaults. An edit through ``.data`` of a few values, or of a
+    quantisation state, is not detected.
     """
     state: set[_State] = set()
     for name, module in model.named_modules():
@@ -45,9 +45,9 @@ def fingerprint(model: Any) -> frozenset[_State]:
 
 
 def _replaced(module: Any) -> Iterator[tuple[str, int]]:
-    """Functions that a module has of its own: ``forward`` where somebody put another one in its place."""
+    """Yield the functions that a module has as its own attributes, such as a replaced ``forward``, with their ids."""
     for name, value in vars(module).items():
-        # A model's method that is kept under its own name is what a wrapper's call leaves behind.
+        # A wrapper's call leaves a method of the model behind, as an attribute under its own name.
         # A bound functools.partial has no name of its own.
         named = isinstance(value, MethodType) and getattr(value.__func__, "__name__", "") == name
         own = named and isinstance(value.__self__, torch.nn.Module)
@@ -56,7 +56,7 @@ def _replaced(module: Any) -> Iterator[tuple[str, int]]:
 
 
 def _samples(tensors: list[Any]) -> Iterator[tuple[str, str]]:
-    """A digest of some bytes of all tensors of a device, which come to the host in one copy."""
+    """Yield each device with a digest of some bytes of all its tensors, which come to the host in one copy."""
     parts: dict[str, list[Any]] = defaultdict(list)
     for tensor in tensors:
         for leaf in leaves(local_part(tensor)):
@@ -70,7 +70,7 @@ def _samples(tensors: list[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _settings(config: Any) -> str:
-    """A config's content, with the attention implementation that it keeps to itself."""
+    """Return a config's content, with the attention implementation, which the config does not export."""
     if config is None:
         return ""
     content = config.to_dict() if hasattr(config, "to_dict") else vars(config)

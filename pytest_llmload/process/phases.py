@@ -1,4 +1,4 @@
-"""Keep account of where a load's seconds go."""
+"""Record the seconds of each phase of a load."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from time import perf_counter
 
 
 class Phases:
-    """The consecutive phases of one load: each begins where the one before ends, so that they add up to its time.
+    """The consecutive phases of one load: each begins when the previous one ends, so that they add up to its time.
 
-    ``tell`` is called with the name of each phase before it begins, ``seconds`` receives what each one took.
+    ``tell`` is called with the name of each phase before it begins, ``seconds`` receives the seconds of each.
     """
 
     def __init__(self, tell: Callable[[str], None], seconds: dict[str, float]) -> None:
@@ -19,13 +19,13 @@ class Phases:
         self._since = 0.0
 
     def enter(self, name: str) -> None:
-        """Begin a phase; the one before ends here."""
+        """Begin a phase, which ends the previous one."""
         self.leave()
         self._tell(name)
         self._name = name
 
     def leave(self) -> None:
-        """End the phase that is under way, if there is one."""
+        """End the current phase, if there is one."""
         now = perf_counter()
         if self._name:
             self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since

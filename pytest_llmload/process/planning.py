@@ -17,10 +17,11 @@ from pytest_llmload.system.disk_speed import read_speed
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Return the overview of a model, with the seconds that planning took and the disk's speed where weights are here;
-    also how many layers it has, and the bytes of its weights at each number of layers that ``cuts`` names.
+    """Return the overview of a model, with the seconds of planning, and the disk's speed if the weights are local.
 
-    Raises ValueError, LoadFailed or MachineError, in one sentence.
+    It also has the number of layers, and the bytes of the weights at each number of layers that ``cuts`` names.
+
+    Raises ValueError, LoadFailed or MachineError, each with one sentence.
     """
     from pytest_llmload.worker.checkpoints.headers import weight_files
     from pytest_llmload.worker.checkpoints.layer_counts import layer_count
@@ -61,7 +62,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Answer the question on the input; an error is an answer too."""
+    """Answer the question on the standard input; an error is printed as an answer too."""
     try:
         told: dict[str, Any] = answer(json.load(sys.stdin))
     except (ValueError, ImportError, LoadFailed, MachineError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A load predicted for GPUs that are not there: the steps of a measured one, on fake tensors."""
+"""A load predicted for GPUs that do not exist: the steps of a measured load, on fake tensors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from pytest_llmload.strategies import Strategy
     from pytest_llmload.worker.model.loaded import Loaded
 
-#: The CUDA release that torch says it was built for, where the installed one says none.
+#: The CUDA release to report if the installed torch was built without CUDA.
 _CUDA = "13.0"
 
 
 def predict(job: Job, phase: Callable[[str], None]) -> LoadResult:
-    """Return the GPU memory that a load would take on the job's device.
+    """Return the GPU memory, in bytes, that a load would take on the job's device.
 
-    What cannot be traced is unavailable, with the reason; memory that runs out on the device propagates, as it does in
-    a measured load.
+    Figures that cannot be traced are unavailable, with the reason. Out of memory on the device propagates, as it does
+    in a measured load.
     """
     from pytest_llmload.prediction.tracing import Tracing
 
-    # No group of figures: kernels that run first, to be fast afterwards, leave nothing in the allocator.
+    # Without a group of figures kernels are not warmed up, which would leave nothing in the allocator anyway.
     job = dataclasses.replace(job, figures=())
     model = MODELS[job.device.key]
     tracing = Tracing(model, len(job.device.gpus), _CUDA)
@@ -53,7 +53,7 @@ def predict(job: Job, phase: Callable[[str], None]) -> LoadResult:
 
 
 def not_here(job: Job, place: str) -> LoadResult:
-    """Return the result of a load whose model is in other processes, of which nothing is traced."""
+    """Return the result of a load whose model is in other processes, which are not traced."""
     result = new_result(job)
     reason = f"strategy {job.spec.strategy!r} loads in processes of its own ({place}), which are not traced"
     result.unavailable = dict.fromkeys(PREDICTED, reason)
@@ -61,12 +61,12 @@ def not_here(job: Job, place: str) -> LoadResult:
 
 
 def _as_predicted(result: LoadResult, tracing: Tracing) -> LoadResult:
-    """Leave what a prediction says: memory of GPUs, the reason for each figure that is missing, and who allocates."""
+    """Reduce a result to the prediction: GPU memory, the reason for each missing figure, and the allocating lines."""
     result.metrics = {name: value for name, value in result.metrics.items() if name.startswith("gpu.")}
-    # A CPU build of a release allocates what its GPU build does.
+    # The trace of a torch release's CPU build stands for its GPU build.
     result.environment = {**result.environment, "torch": result.environment.get("torch", "").partition("+")[0]}
     if tracing.reason:
-        # Also where the library has put our refusal in an error of its own.
+        # This includes libraries that wrap the Untraceable error in one of their own.
         result.outcome, result.problems = LOADED, []
     missing = [name for name in PREDICTED if name not in result.metrics]
     result.unavailable |= dict.fromkeys(missing, tracing.reason or "the load did not get that far")
@@ -83,7 +83,7 @@ def _line(error: Exception) -> str:
 
 
 class _Predicted(Measurement):
-    """Loads, runs the first forward and generates the workload; checks compare values, and there are none."""
+    """Loads, runs the first forward and generates the workload; it skips checks, since they need real values."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Predicted(Measurement):
         from pytest_llmload.probes.weights import Weights
         from pytest_llmload.worker.model import generation
 
-        # The libraries were imported as on this machine; from here on there are GPUs.
+        # The libraries were imported as on this machine; from here on the predicted GPUs exist.
         self._entered.enter_context(self._tracing.active())
         self.probes = [GpuMemory(self.job), Weights(self.job)]
         generation.check_length(self.job)
@@ -124,7 +124,7 @@ class _Predicted(Measurement):
         pass
 
     def _looking(self, loaded: Loaded) -> Callable[[Any], None]:
-        """As while a load is measured, whose monitor takes some memory at each token."""
+        """Return the monitor of a measured load, which allocates some memory at each token."""
         from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
 
         monitor = loaded.logits_monitor = LogitsMonitor(loaded.model)
@@ -136,5 +136,5 @@ class _Predicted(Measurement):
         return look
 
     def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
-        """The call's result; what raises ends the prediction, with its reason."""
+        """Return the call's result; an exception ends the prediction, and is its reason."""
         return call()

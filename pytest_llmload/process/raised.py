@@ -1,4 +1,4 @@
-"""Exceptions of a load's checks and probes: told from those of the model, and put into words."""
+"""Distinguish exceptions of checks and probes from those of the model, and describe them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_llmload.core.results import Fault
 
-#: Packages whose frames say where an exception came through, not who is at fault.
+#: Packages whose frames are skipped when the code that caused an exception is searched.
 _PASSED_THROUGH = ("torch/",)
 _OWN = "pytest_llmload/"
 
@@ -21,12 +21,12 @@ def fault(who: str, error: Exception) -> Fault:
 
 
 def is_own(error: Exception) -> bool:
-    """Return whether the code that raised is this package's: its innermost frame outside torch is."""
+    """Return true if this package's code raised: the innermost frame outside torch is in it."""
     return innermost(error).startswith(_OWN)
 
 
 def innermost(error: Exception) -> str:
-    """Return the innermost place outside torch that an exception came through: ``bitsandbytes/functional.py:1696``."""
+    """Return the innermost line outside torch in a traceback, like ``bitsandbytes/functional.py:1696``."""
     frames = [
         (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
     ]
@@ -36,7 +36,7 @@ def innermost(error: Exception) -> str:
 
 
 def _short(file: str) -> str:
-    """Return a path from its package on, else with its folder: where checkouts lie is this machine's business."""
+    """Return a file's path from its package on, else its name with its folder, so that no path of the machine shows."""
     _, installed, rest = file.rpartition("/site-packages/")
     if installed:
         return rest

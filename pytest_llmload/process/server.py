@@ -1,10 +1,10 @@
-"""The warm server: imports once, forks a process per load, and says how each one ended.
+"""The warm server: imports once, forks a process for each load, and reports how each one ended.
 
-Not ``multiprocessing.forkserver``: a load needs a log, a session and a channel of its own, its exit status and those of
-its orphans are waited for, and the server refuses to fork once that would not be safe.
+It does not use ``multiprocessing.forkserver``: a load needs a log, a session and a channel of its own, and the server
+waits for its exit status and for those of its orphans.
 
-Started with exec from the pytest process's main thread, with one end of a socket pair. It never loads anything
-itself and refuses to fork once a fork would not be safe.
+The main thread of the pytest process starts the server with exec, and gives it one end of a socket pair. The server
+never loads a model itself, and refuses to fork once a fork would not be safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pytest_llmload.system.protocol import Channel, Closed, Message
 
 
 class Server:
-    """One warm process: answers ``import`` and ``fork``, and reports ``exited`` and ``gone``, on one channel."""
+    """One warm process: it answers ``import`` and ``fork``, and reports ``exited`` and ``gone``, on one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -34,11 +34,11 @@ class Server:
         self._selector.register(channel.socket, selectors.EVENT_READ)
         self._children: dict[int, int] = {}
         self._threads = process.thread_count()
-        #: Processes that an import has started, for whoever imports it.
+        #: Helper processes that an imported module has started, which must stay alive.
         self._helpers: Collection[int] = ()
 
     def run(self) -> NoReturn:
-        """Serve until the pytest process hangs up or is gone."""
+        """Serve until the pytest process closes the channel or ends."""
         try:
             while True:
                 for key, _ in self._selector.select():
@@ -50,7 +50,7 @@ class Server:
             self.end()
 
     def _obey(self) -> None:
-        """Do what was asked for; what arrived with an earlier request does not show on the socket."""
+        """Carry out all received requests; those that arrived together do not show on the socket again."""
         more = True
         while more:
             message, fds = self._channel.receive()
@@ -61,13 +61,13 @@ class Server:
             more = self._channel.has_message
 
     def end(self, *_: object) -> NoReturn:
-        """End at once, with every process that was forked and whatever those have started."""
+        """End at once, with every forked process and its descendants."""
         process.end_descendants()
         os._exit(0)
 
     def _import(self, message: Message) -> None:
         server_imports.import_all(message["modules"], message["cuda"])
-        # What is alive now lives as long as the server: collections in the children need not copy its pages.
+        # Objects that are alive now live as long as the server: collections in the children need not copy their pages.
         gc.collect()
         gc.freeze()
         self._threads = process.thread_count()
@@ -78,7 +78,7 @@ class Server:
         if process.thread_count() > self._threads:
             return f"it runs {process.thread_count()} threads, {self._threads} after its imports"
         if files := process.open_gpu_files():
-            return f"it holds {files[0]}: something it imported touched the GPU"
+            return f"it holds {files[0]}: a module that it imported has touched the GPU"
         torch: Any = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             return "CUDA is initialised in it"
@@ -110,7 +110,7 @@ class Server:
                 os.close(pidfd)
             status = load_process.main(fd, message["log"])
         except BaseException:
-            # Into its log, which is what is told of a process that ended.
+            # Printed into the process's log, whose last lines are reported when it has ended.
             traceback.print_exc()
             raise
         finally:
@@ -123,7 +123,7 @@ class Server:
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         self._channel.send({"kind": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
-        # What it left behind was adopted: loads follow each other, so whatever is no load is its.
+        # The server adopts what a load leaves behind: loads follow each other, so any other descendant is the load's.
         process.end_descendants(keep={*self._children, *self._helpers})
         self._channel.send({"kind": "gone", "pid": pid})
 

@@ -1,8 +1,8 @@
-"""Importing what loads need into the server, without CUDA noticing.
+"""Import the modules that loads need into the server, without initialising CUDA.
 
 Importing torch and transformers takes longer than most loads, and a fork of a process that has imported them takes
-milliseconds. CUDA works in the child as long as nothing in the parent touched it. bitsandbytes, and peft which imports
-it, ask torch for the GPU while they are imported; they are answered with what the pytest process knows from NVML.
+milliseconds. CUDA works in the child as long as the parent has not touched it. bitsandbytes, and peft, which imports
+it, ask torch for the GPU while they are imported; the answers come from what the pytest process knows from NVML.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from pytest_llmload.process.load_imports import fill_caches
 def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
     """Import the modules that are installed.
 
-    ``cuda`` holds the answers given to whoever asks torch for a GPU meanwhile: ``count`` and ``capability``; None
-    leaves torch alone.
+    ``cuda`` has torch's answers about GPUs meanwhile: ``count`` and ``capability``; None leaves torch unchanged.
     """
     with answering(cuda) if cuda is not None else contextlib.nullcontext():
         for name in modules:

@@ -1,4 +1,4 @@
-"""One load's process: loads once, then answers ``generate`` and ``run`` until the other side hangs up."""
+"""One load's process: it loads once, then answers ``generate`` and ``run`` until the pytest process hangs up."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from pytest_llmload.process.measurement import Measurement
 
 
-#: What of this package calls code of the user's; tracebacks begin below it.
+#: The part of this package that calls the user's code; tracebacks begin below it.
 _CALLERS = f"{Path(__file__).parent}/"
 
 
 class Runner(Protocol):
-    """A load whose model is in other processes than the one that serves the session."""
+    """A load whose model is in different processes from the one that serves the session."""
 
     def load(self) -> results.LoadResult:
-        """Load and measure; the result."""
+        """Load and measure; return the result."""
 
     def ask(self, message: Message) -> Message:
         """Answer ``generate`` or ``run``."""
@@ -45,34 +45,34 @@ StartRunner: TypeAlias = Callable[[str, Job, Callable[[str], None]], Runner]
 
 
 class Session:
-    """The messages a load process understands; each returns the reply."""
+    """The messages that a load's process understands; each method returns the reply."""
 
     def __init__(self, channel: Channel, start_runner: StartRunner | None = None) -> None:
         """Make a session that answers on a channel.
 
         Args:
-            channel: Connects to the process that asks.
+            channel: Connects to the process that sends the requests.
             start_runner: Starts the processes of a load whose model is not in this one; without it, such a load is
                 refused.
         """
         self._channel = channel
         self._start_runner = start_runner
-        #: What has the model in other processes; None where the model is here.
+        #: The load in other processes; None if the model is in this process.
         self.runner: Runner | None = None
         self.loaded: Any = None
-        #: A measurement whose imports, context and first kernels are done, before its load was asked for.
+        #: A measurement whose imports, context and first kernels are done before its load is requested.
         self._ready: Measurement | None = None
-        #: Seconds after which this process ends if nothing is asked of it; None: it waits for ever.
+        #: Seconds without a request after which this process ends; None if it waits for ever.
         self._idle: float | None = None
-        #: What came with messages: locks of GPUs, which are held as long as this process lives.
+        #: File descriptors received with messages: locks of GPUs, which are held as long as this process lives.
         self._descriptors: list[int] = []
         self._fingerprint: object = None
         self.phase = "start"
 
     def serve(self) -> None:
-        """Answer requests until the other side hangs up, or until the load's own code has spoilt the connection.
+        """Answer requests until the pytest process hangs up, or until the load's own code has broken the connection.
 
-        A process that was made ready also ends if no load is asked of it in time.
+        A process that was made ready also ends if no load is requested in time.
         """
         try:
             while True:
@@ -101,7 +101,7 @@ class Session:
         self._channel.send({"kind": "phase", "phase": phase})
 
     def do_resolve(self, message: Message) -> Message:
-        """Bring a model's files here: download or build, then the digests."""
+        """Download or build a model's files, and compute their digests."""
         from pytest_llmload.worker.checkpoints.resolve import resolve
 
         self._enter("resolve")
@@ -115,7 +115,7 @@ class Session:
         return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
 
     def do_adapter(self, message: Message) -> Message:
-        """Bring an adapter's files here: build a random one, look at a directory, or download; then their digest."""
+        """Build a random adapter, find a directory, or download; then compute the digest of the adapter's files."""
         from pytest_llmload.core.job import Adapter, Checkpoint
         from pytest_llmload.worker.checkpoints.digests import adapter_digest
         from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
@@ -140,7 +140,7 @@ class Session:
         return {"kind": "plan", "plan": plan(job)}
 
     def do_ready(self, message: Message) -> Message:
-        """Do what comes before a load and is in no figure, while the load before is measured."""
+        """Do what precedes a load and is not part of a figure, while the previous load is measured."""
         from pytest_llmload.process.measurement import Measurement
 
         job = Job.from_json(message["job"])
@@ -151,7 +151,7 @@ class Session:
         return {"kind": "ready"}
 
     def do_claim(self, message: Message) -> Message:
-        """Stay for the load that was made ready, which is asked for next."""
+        """Stay alive for the load that was made ready, which is requested next."""
         self._idle = None
         return {"kind": "claimed", "descriptors": self._descriptors}
 
@@ -173,21 +173,21 @@ class Session:
         return {"kind": "result", "result": self.runner.load().to_json()}
 
     def predicted(self, job: Job, place: str) -> Message:
-        """Trace the load here on fake tensors; there is no model afterwards."""
+        """Trace the load in this process on fake tensors; there is no model afterwards."""
         from pytest_llmload.process.predicting import not_here, predict
 
         result = predict(job, self._enter) if place == HERE else not_here(job, place)
         return {"kind": "result", "result": result.to_json()}
 
     def _repeated(self, job: Job) -> Message:
-        """Measure once more what this process has found already: a running endpoint, which no load changes."""
+        """Measure again what this process has already found: a running endpoint, which a load does not change."""
         from pytest_llmload.process.serving.served_model import Served
 
         assert isinstance(self.runner, Served), "other loads are repeated in processes of their own"
         return {"kind": "result", "result": self.runner.repeat(job).to_json()}
 
     def measured(self, job: Job) -> Message:
-        """Load and measure here; an error has the figures that were taken until then."""
+        """Load and measure here; an error has the figures that were measured until then."""
         from pytest_llmload.process.measurement import Measurement
 
         ready = self._ready if self._ready is not None and self._ready.job == job else None
@@ -196,7 +196,7 @@ class Session:
         try:
             _, self.loaded = measurement.measure()
         except told() as error:
-            # With what was seen until then.
+            # With the figures that were measured until then.
             return {**describe(error, self.phase), "result": result.to_json()}
         if self.loaded is not None:
             self._fingerprint = _fingerprint(self.loaded)
@@ -209,7 +209,7 @@ class Session:
         return reply
 
     def close(self) -> None:
-        """Give back what outlives this process's own end."""
+        """Release what would outlive this process."""
         for part in (self.loaded, self.runner):
             if part is not None:
                 part.close()
@@ -228,7 +228,7 @@ class Session:
         if self.runner is not None:
             return self._asked(message)
         self._enter("run")
-        # Loaded by its first use, which is now at the latest.
+        # The tokenizer is loaded at its first use, which is now at the latest.
         words = _words(self.loaded)
         with run_output.kept(message) as printed:
             try:
@@ -237,32 +237,32 @@ class Session:
                 error = without_terminal(raised)
                 reply = {**describe(error, "run"), "arguments": calls.arguments(error)}
         now = _fingerprint(self.loaded)
-        # What cannot even be looked at any more was changed too.
+        # A model that can no longer be inspected was changed too.
         changed = now is None or now != self._fingerprint or _words(self.loaded) != words
         self._fingerprint = now
         return {**reply, **printed, "changed": changed}
 
 
 def _fingerprint(loaded: Any) -> object:
-    """Return what an edit of the model moves; None where a test's function has broken what it is taken from."""
+    """Return the model's fingerprint; None if a test's function has broken the model so that it cannot be computed."""
     from pytest_llmload.process.model_changes import fingerprint
 
     try:
         return fingerprint(loaded.model)
-    except Exception:  # noqa: BLE001 - whatever it is, the model is not handed on
+    except Exception:  # noqa: BLE001 - after any exception the model is not given to a further test
         return None
 
 
 def _words(loaded: Any) -> int:
-    """Return how many tokens the tokenizer knows; -1 for one that does not say."""
+    """Return the number of the tokenizer's tokens; -1 if it has no length."""
     try:
         return len(loaded.tokenizer)
-    except Exception:  # noqa: BLE001 - a tokenizer is whatever the user's loader returned
+    except Exception:  # noqa: BLE001 - the user's loader may return any object as a tokenizer
         return -1
 
 
 def prepare(job: Job) -> None:
-    """Make this process see what the job may see: GPUs, environment, import path, working directory."""
+    """Set this process up for the job: visible GPUs, environment, import path, working directory."""
     if job.device.kind == "cuda":
         visible = ",".join(gpu.uuid for gpu in job.device.gpus)
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
@@ -274,16 +274,17 @@ def prepare(job: Job) -> None:
 
 
 def told() -> tuple[type[BaseException], ...]:
-    """What the pytest process is told of, whatever code raised it: errors, ``sys.exit``, and pytest's outcomes.
+    """Return the exceptions that are reported to the pytest process: errors, ``sys.exit``, and pytest's outcomes.
 
-    ``pytest.fail`` and ``pytest.skip`` raise what is no Exception; who raised it has imported pytest here.
+    ``pytest.fail`` and ``pytest.skip`` raise exceptions that are not an ``Exception``; the code that raises them has
+    imported pytest in this process.
     """
     outcomes = sys.modules.get("_pytest.outcomes")
     return Exception, SystemExit, *((outcomes.OutcomeException,) if outcomes is not None else ())
 
 
 def describe(error: BaseException, phase: str) -> Message:
-    """An exception as a message: out of memory, the machine's fault, or simply raised."""
+    """Return an exception as a message: out of memory, a fault of the machine, or an exception of the load."""
     error = without_terminal(error)
     kind = type(error)
     if isinstance(error, MachineError):
@@ -293,7 +294,7 @@ def describe(error: BaseException, phase: str) -> Message:
     else:
         outcome = results.FAILED
     text = _text(error)
-    # Our own errors are whole sentences already.
+    # This package's own errors are whole sentences already.
     type_name = "" if isinstance(error, (MachineError, LoadFailed)) else f"{kind.__module__}.{kind.__qualname__}"
     info = results.ErrorInfo(
         message=text if type_name else text or kind.__name__,
@@ -305,15 +306,15 @@ def describe(error: BaseException, phase: str) -> Message:
 
 
 def _text(error: BaseException) -> str:
-    """Return an exception's message, or that it has none that can be had."""
+    """Return an exception's message, or why it cannot be shown."""
     try:
         return str(error)
-    except Exception as broken:  # noqa: BLE001 - it is code of the user's or of a library
+    except Exception as broken:  # noqa: BLE001 - the exception's class is code of the user or of a library
         return f"its message cannot be shown, since its __str__ raises {type(broken).__name__}"
 
 
 def _traceback(error: BaseException) -> str:
-    """Return an exception's traceback as text, without the exceptions that led to it where those cannot be shown.
+    """Return an exception's traceback as text; without its causes if those cannot be shown.
 
     It begins at the first frame that is not of a load's process itself.
     """
@@ -323,5 +324,5 @@ def _traceback(error: BaseException) -> str:
     begin = begin or error.__traceback__
     try:
         return "".join(traceback.format_exception(type(error), error, begin))
-    except Exception:  # noqa: BLE001 - it asks the exceptions for attributes of their own
+    except Exception:  # noqa: BLE001 - formatting reads attributes of the exceptions, whose code may raise
         return "".join(traceback.format_tb(begin))

@@ -77,7 +77,7 @@ def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(
             assert llm.metrics["served.total.x8"] > llm.timing.ttft > 0
             assert llm.generate("Hello", max_new_tokens=3).text == " w0 w1 w2"
             assert (llm.work, llm.manifest, llm.memory.gpus) == ({}, [], [])
-            with pytest.raises(AttributeError, match="inside its processes cannot be seen"):
+            with pytest.raises(AttributeError, match="whose processes cannot be inspected"):
                 llm.memory.host.weights
         """,
     )

@@ -14,5 +14,5 @@ def test_load_once_gives_the_result_and_raises_what_the_load_raised(checkpoint_c
     result = load_once(quant="int8", cache_dir=checkpoint_cache)
     assert result.ok
     assert {row.cls for row in result.manifest} >= {"Linear8bitLt"}
-    with pytest.raises(LoadFailed, match="no strategy is called 'awq'"):
+    with pytest.raises(LoadFailed, match="unknown strategy 'awq'; use one of "):
         load_once(strategy="awq", cache_dir=checkpoint_cache)

@@ -100,7 +100,7 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         assert len(result.samples["served.ttft.x8"]) == 16
         # Of all metrics it is said what they are or why they are not.
         assert set(METRICS) <= set(metrics) | set(result.unavailable)
-        assert "cannot be seen" in result.unavailable["host.weights"]
+        assert "cannot be inspected" in result.unavailable["host.weights"]
         assert result.environment["server"] == "transformers serve"
         assert result.notes == []
         # What it generates is what the model generates.
@@ -121,7 +121,7 @@ def test_a_quantised_server(tmp_path: Path) -> None:
     with client(real(tmp_path, quant="nf4"), tmp_path) as served:
         result = served.load()
     assert (result.outcome, problems(result)) == (LOADED, [])
-    assert any("too small to tell" in note for note in result.notes)
+    assert any("too small for its memory" in note for note in result.notes)
     assert any("double quantisation" in note for note in result.notes)
 
 
@@ -133,7 +133,7 @@ def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert problems(result) == [
         (
             "quantised",
-            "nf4 was asked for, and no process of the server has the library of bitsandbytes: nothing was quantised",
+            "nf4 was requested, but no process of the server has loaded bitsandbytes: nothing was quantised",
         ),
         ("quantised", "the server answers as the dense model does, not as the one in nf4"),
     ]
@@ -202,7 +202,7 @@ def test_chat_only_and_without_ignore_eos(tmp_path: Path) -> None:
     result = asked("chat+strict", tmp_path)
     assert (result.outcome, problems(result)) == (LOADED, [])
     assert any("chat template" in note for note in result.notes)
-    assert any("cannot be told to go on" in note for note in result.notes)
+    assert any("no option to continue" in note for note in result.notes)
 
 
 def test_a_piece_of_text_is_not_a_token(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_answers_that_stop_early_are_in_no_figure(tmp_path: Path) -> None:
     result = asked("openai+short", tmp_path)
     assert result.outcome == LOADED
     assert {"ttft", "per_token", "served.total.x8"} <= set(result.unavailable)
-    assert "stopped after 2 of 4 tokens: it does not heed ignore_eos" in result.unavailable["per_token"]
+    assert "stopped after 2 of 4 tokens: it ignores ignore_eos" in result.unavailable["per_token"]
     assert any("5 answers stopped after 2 of 4 tokens" in note for note in result.notes)
 
 
@@ -249,17 +249,17 @@ def test_each_kind_of_delta_is_text(tmp_path: Path) -> None:
 
 def test_a_key_that_only_requests_need_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers leave /health and the list of models open."""
-    with pytest.raises(MachineError, match="answers 401: its key is read from LLM_ENDPOINT_KEY, which is not set"):
+    with pytest.raises(MachineError, match="answers 401: it needs a key; set LLM_ENDPOINT_KEY"):
         asked("openai+guarded", tmp_path)
     monkeypatch.setenv(KEY, "wrong")
-    with pytest.raises(MachineError, match="LLM_ENDPOINT_KEY, the one there is refused"):
+    with pytest.raises(MachineError, match="it refused the key in LLM_ENDPOINT_KEY"):
         asked("openai+guarded", tmp_path)
 
 
 def test_a_wrong_path_is_an_error_at_once_and_the_right_one_is_named(tmp_path: Path) -> None:
     with serving("openai", prefix="/llm") as (url, _):
         for wrong, write in (("/llm/more", "end the address with /llm"), ("", "end the address with /llm")):
-            with pytest.raises(MachineError, match=f"no API is below the address: .*404.*{write}"):
+            with pytest.raises(MachineError, match=f"there is no API under the address: .*404.*{write}"):
                 with client(foreign(f"{url}{wrong}"), tmp_path) as served:
                     served.load()
     with serving("openai") as (url, _), client(foreign(f"{url}/else/v1"), tmp_path) as served:
@@ -291,7 +291,7 @@ def test_tokens_without_usage_are_counted_by_tokenising(tmp_path: Path, monkeypa
 
 def test_answers_in_lumps_are_in_no_figure() -> None:
     lump = Answer(0.0, stamps=[1.0] * 8, pieces=["w"] * 8, tokens=8, ended=1.0)
-    assert "8 pieces of text came in 1 read: the server, or a proxy before it" in lump.lumps
+    assert "8 pieces of text came in 1 read: the server, or a proxy in front of it" in lump.lumps
     lump.starved = 0.6
     assert "since this client waited 0.6 of 1 s for a processor" in lump.lumps
     assert Answer(0.0, stamps=[1.0, 2.0, 3.0], pieces=["w"] * 3).lumps == ""
@@ -310,7 +310,7 @@ def test_another_name_by_option(tmp_path: Path) -> None:
 
 
 def test_a_key_goes_along_and_is_never_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MachineError, match="answers 401: its key is read from LLM_ENDPOINT_KEY"):
+    with pytest.raises(MachineError, match="answers 401: it needs a key; set LLM_ENDPOINT_KEY"):
         asked("openai+locked", tmp_path)
     monkeypatch.setenv(KEY, "opensesame")
     result = asked("openai+locked", tmp_path)
@@ -323,14 +323,14 @@ def test_a_key_goes_along_and_is_never_told(tmp_path: Path, monkeypatch: pytest.
     [
         ("openai+other", "model", "the endpoint serves 'org/other', not 'org/model'"),
         ("tgi+other", "model", "the endpoint serves 'org/other', not 'org/model'"),
-        ("openai+impostor", "model", "asked for 'org/model', the answer is by 'org/impostor'"),
+        ("openai+impostor", "model", "'org/model' was requested, but the answer is by 'org/impostor'"),
         ("openai+hangs-up", "stream", "2 pieces of text came, then the stream ended without its last event"),
         ("tgi+hangs-up", "stream", "2 pieces of text came, then the stream ended without its last event"),
         ("openai+500", "answers", "POST /v1/completions answered 500: Internal Server Error"),
         ("tgi+500", "answers", "POST /generate_stream answered 500: Internal Server Error"),
         ("openai+silent", "tokens", "POST /v1/completions streamed no token at all"),
-        ("openai+page", "stream", "answered no stream of events: text/html: <html>Welcome to nginx!</html>"),
-        ("openai+garbage", "stream", "streamed an event that is no JSON object: <<< not json >>>"),
+        ("openai+page", "stream", "did not answer with a stream of events: text/html: <html>Welcome to nginx!</html>"),
+        ("openai+garbage", "stream", "streamed an event that is not a JSON object: <<< not json >>>"),
         ("openai+error", "answers", "CUDA out of memory"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Loads that several processes make together: the load's process starts them, and each holds one rank's shard."""
+"""Loads in several processes: the load's process starts them, and each holds one rank's shard."""

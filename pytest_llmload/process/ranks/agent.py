@@ -1,4 +1,4 @@
-"""torch elastic's agent, in a thread: it starts the ranks, watches them, and says how one ended."""
+"""torch elastic's agent, in a thread: it starts the ranks, watches them, and reports how one ended."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pytest_llmload.process.server_imports import answering
 from pytest_llmload.system.nodes import nodes
 from pytest_llmload.worker.parallel.world import STORE
 
-#: Seconds that ranks get to end after one of them has died.
+#: Seconds in which the other ranks must end after one of them has died.
 _SHUTDOWN = 2
-#: As torch's own; here it bounds how long a machine waits for the others to join.
+#: Seconds that a machine waits for the others to join, as torch's own default.
 _RENDEZVOUS = 900
 
 
 class Agent:
-    """Starts the ranks of this machine by forking: they have all imported what this process has.
+    """Starts the ranks of this machine by forking, so that they have imported all that this process has.
 
     On one machine they meet through a file of this load, so that none of them listens on the network: torch's own
-    store listens on all interfaces, and what the agents tell each other through it is unpickled. On several machines,
+    store listens on all interfaces, and what the agents write to it is unpickled. On several machines,
     torchrun's variables name the rendezvous: PET_NNODES, PET_RDZV_ENDPOINT, PET_RDZV_ID and PET_RDZV_BACKEND, as
     ``torchrun --nnodes … --rdzv-endpoint …`` reads them.
     """
 
     def __init__(self, size: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Path) -> None:
         self._logs = logs
-        #: Local rank -> exit status, minus the signal's number, of the rank whose end torch elastic saw first.
+        #: Local rank -> exit status (or minus the signal's number) of the rank whose end torch elastic saw first.
         self.failures: dict[int, int] = {}
-        #: What went wrong with the agent itself.
+        #: The exception of the agent itself, if it failed.
         self.error: Exception | None = None
         self._launch = self._launcher(size)
         arguments = (os.getpid(), pairs, logs)
-        # Ranks are told to die with the thread that forked them: it lives as long as they do.
+        # The kernel kills ranks when the thread that forked them ends, so it lives as long as they do.
         self._thread = threading.Thread(target=self._run, args=arguments, name="ranks", daemon=True)
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class Agent:
         return self._thread.is_alive()
 
     def join(self, seconds: float) -> bool:
-        """Wait for the agent's end; whether it has ended."""
+        """Wait up to ``seconds`` for the agent's end; return true if it has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -58,10 +58,10 @@ class Agent:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         machines = nodes()
-        # A rank that ends is told by us, with its name; signals are the business of the process that started this one.
+        # This package reports a rank that ends, with its name; the process that started this one handles signals.
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
-        # The configuration asks torch for GPUs, which would start CUDA here and spoil the forks.
+        # The configuration asks torch for GPUs, which would initialise CUDA here and make forks unusable.
         with answering({"count": 0, "capability": (0, 0)}):
             config = LaunchConfig(
                 min_nodes=machines,
@@ -77,7 +77,7 @@ class Agent:
         return elastic_launch(config, rank.main)
 
     def _own_rendezvous(self) -> dict[str, Any]:
-        """Return how agents and ranks of one machine meet: through files in this load's own folder."""
+        """Return the rendezvous of one machine's agent and ranks: through files in this load's own folder."""
         # torch (distributed/elastic/rendezvous/dynamic_rendezvous.py, ``next_rendezvous``) would start a store for the
         # ranks that listens on all interfaces.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -96,12 +96,12 @@ class Agent:
             self._launch(*arguments)
         except ChildFailedError as error:
             self.failures = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits for the ranks tells it
+        except Exception as error:  # noqa: BLE001 - the thread that waits for the ranks reports any exception
             self.error = error
 
 
 def _torchruns_rendezvous() -> dict[str, Any]:
-    """Return how agents of several machines meet, as torchrun's variables say it."""
+    """Return the rendezvous of several machines' agents, as torchrun's variables give it."""
     return {
         "rdzv_backend": os.environ.get("PET_RDZV_BACKEND", "c10d"),
         "rdzv_endpoint": os.environ.get("PET_RDZV_ENDPOINT") or "127.0.0.1:0",

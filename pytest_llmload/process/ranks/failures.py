@@ -1,4 +1,4 @@
-"""A rank that is gone, as text. Standard library only: every load's process imports it."""
+"""Describe a rank that has ended. Standard library only, since every load's process imports this module."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ class RankDied(Died):
 
 
 def ended(rank: int, status: int | None, phase: str, log: Path) -> RankDied:
-    """The death of a rank: its exit status (minus the signal's number; None if nobody saw it), and its last lines."""
+    """Return the error for a rank that ended, with the last lines of its log.
+
+    ``status`` is its exit status, or minus the signal's number; None if it is unknown.
+    """
     message = f"rank {rank} {how(status)} in phase '{phase}'"
     return RankDied(ErrorInfo(message=message, log=tail(rank, log), phase=phase), max(0, -(status or 0)))
 
 
 def tail(rank: int, log: Path) -> str:
-    """The last lines of a rank's log, with its name in front."""
+    """Return the last lines of a rank's log, each with the rank's name in front."""
     lines = last_lines(log, _LINES).splitlines()
     return "\n".join(f"rank {rank}: {line}" for line in lines) or f"rank {rank} printed nothing"

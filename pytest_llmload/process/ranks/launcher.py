@@ -1,4 +1,4 @@
-"""The process of a load in ranks: it starts them, passes requests on to all, and ends with the first failure."""
+"""The process of a load in ranks: it starts them, passes requests to all of them, and ends at the first failure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from pytest_llmload.system.logs import last_lines
 from pytest_llmload.system.nodes import local_size
 from pytest_llmload.system.protocol import Channel, Closed, Message
 
-#: Seconds that the other ranks get to answer once one of them has raised: they may be raising the same, or waiting
-#: for it in a collective operation, from which they never return.
+#: Seconds in which the other ranks must answer once one of them has raised: they may be raising the same exception, or
+#: waiting for it in a collective operation, from which they never return.
 _GRACE = 3.0
-#: Seconds between two looks at whether the agent that starts the ranks is still there.
+#: Seconds between two checks that the agent that starts the ranks is still running.
 _LOOK = 0.2
 #: Seconds for torch elastic to see that a rank has ended.
 _SEEN = 10.0
-#: Lines of a rank's stack that are told, and of all its threads' that are read.
+#: The most lines of a rank's stack that are reported.
 _STACK_LINES = 9
 _STACKS = 1000
 
@@ -44,7 +44,7 @@ class Ranks:
     """The ranks of one load on this machine, and the channels to them."""
 
     def __init__(self, job: Job, tell: Callable[[str], None], log: Path) -> None:
-        # Once for all ranks, which are forked from here.
+        # Once for all ranks, which are forked from this process.
         tell("import")
         import_all(job, strategies(job), cold=False)
         logs = Path(f"{log}.ranks")
@@ -57,11 +57,11 @@ class Ranks:
         self._channels = [Channel(ours) for ours, _ in pairs]
         self._phases = ["start"] * self._count
         self._told = ""
-        #: Numbers among all ranks of all machines; until the ranks say hello, those of the first machine.
+        #: The ranks' numbers among those of all machines; until the ranks report them, those of the first machine.
         self._names = list(range(self._count))
-        #: Local rank -> its process, by a descriptor: a number may be another process's by now.
+        #: Local rank -> a descriptor of its process, since the number may belong to a different process by now.
         self._processes: dict[int, int] = {}
-        # In place of this process's own stack, which says nothing: it only waits.
+        # Replaces the dump of this process's own stack, which only waits.
         faulthandler.unregister(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, self._dump)
         self._agent = Agent(self._count, pairs, logs)
@@ -69,11 +69,11 @@ class Ranks:
         for rank, hello in enumerate(self._collect(lambda message: message["kind"] == "hello")):
             self._names[rank], self._processes[rank] = hello["rank"], os.pidfd_open(hello["pid"])
         for _, theirs in pairs:
-            # From now on only the rank itself holds its end, and its death closes it.
+            # From now on only the rank itself holds its end of the channel, and its death closes it.
             theirs.close()
 
     def load(self) -> LoadResult:
-        """Load and measure in all ranks; one result. Raises RankDied, also where a rank raises."""
+        """Load and measure in all ranks; return one merged result. Raises RankDied if a rank ends or raises."""
         replies = self._ask({"kind": "load", "job": self._job.to_json()})
         if any(reply["kind"] == "error" for reply in replies):
             raise self._raised(dict(enumerate(replies)))
@@ -81,8 +81,9 @@ class Ranks:
         return merge(self._job, dict(zip(self._names, results, strict=True)))
 
     def ask(self, message: Message) -> Message:
-        """Have all ranks do the same, as collective operations want it; the reply of the first rank, or of the first
-        that raised. Raises RankDied where one does not answer.
+        """Send a message to all ranks, as collective operations require; return the first rank's reply.
+
+        If a rank raised, return the reply of the first one that did. Raises RankDied if one does not answer.
         """
         replies = self._ask(message)
         reply = next((reply for reply in replies if reply["kind"] == "error"), replies[0])
@@ -97,7 +98,7 @@ class Ranks:
         return self._collect(lambda reply: reply["kind"] != "phase")
 
     def _collect(self, wanted: Callable[[Message], bool]) -> list[Message]:
-        """One such message from each rank, in their order; phases are passed on as the last rank enters them."""
+        """Return one wanted message from each rank, in their order; report each phase when the last rank enters it."""
         found: dict[int, Message] = {}
         deadline: float | None = None
         while len(found) < self._count:
@@ -116,7 +117,7 @@ class Ranks:
         return [found[rank] for rank in range(self._count)]
 
     def _next(self, rank: int, wanted: Callable[[Message], bool]) -> Message | None:
-        """The wanted message of a rank that has sent something; None where it was something else."""
+        """Return the message that a rank has sent; None if it is not a wanted one."""
         channel = self._channels[rank]
         more = True
         while more:
@@ -138,28 +139,28 @@ class Ranks:
             self._tell(phase)
 
     def _death(self, rank: int) -> RankDied:
-        """What ended a rank. The others are killed."""
+        """Return the error for a rank that ended, and kill the others."""
         self._agent.join(_SEEN)
         death = ended(self._names[rank], self._agent.failures.get(rank), self._phases[rank], self._log(rank))
         self.kill()
         return death
 
     def _agent_ended(self, rank: int) -> RankDied:
-        """The agent is gone and no channel has closed: a rank ended before all had begun, or none began."""
+        """Return the error if the agent has ended before any channel closed: not all ranks have started."""
         if self._agent.failures:
             return self._death(next(iter(self._agent.failures)))
         error = self._agent.error
         info = ErrorInfo(
-            message=f"torch elastic started no ranks: {error or 'it ended without a word'}",
+            message=f"torch elastic started no ranks: {error or 'it ended without an error message'}",
             type_name=f"{type(error).__module__}.{type(error).__qualname__}" if error is not None else "",
             phase=self._phases[rank],
         )
         return RankDied(info, outcome=results.FAILED)
 
     def _raised(self, found: dict[int, Message]) -> RankDied:
-        """The ranks' exceptions as one: that of the first rank that raised, and whether it is every rank's.
+        """Return the ranks' exceptions as one error: the first rank's that raised, and which ranks raised it too.
 
-        Raises MachineError where that is what it was.
+        Raises MachineError if the exception was one.
         """
         errors = [rank for rank in sorted(found) if found[rank]["kind"] == "error"]
         reply = found[errors[0]]
@@ -173,7 +174,7 @@ class Ranks:
         return RankDied(info, outcome=reply["outcome"])
 
     def _out_of_step(self, found: dict[int, Message]) -> RankDied:
-        """One rank has raised, and others wait for it."""
+        """Return the error for a rank that raised while other ranks wait for it."""
         silent = [str(self._names[rank]) for rank in range(self._count) if rank not in found]
         death = self._raised(found)
         death.info.message += f" (rank {', '.join(silent)} still waited for it after {_GRACE:g} s, killed)"
@@ -183,16 +184,16 @@ class Ranks:
         return log_of(self._logs, rank)
 
     def close(self) -> None:
-        """Ranks end by themselves once their channels close, which this process's end does."""
+        """Do nothing: ranks end by themselves once their channels close, which this process's end does."""
 
     def kill(self) -> None:
-        """End all ranks that are left. They may not be waited for: torch elastic's thread does that."""
+        """Kill all ranks that are left. Do not wait for them: torch elastic's thread does that."""
         for descriptor in self._processes.values():
             _send(descriptor, signal.SIGKILL)
         self._agent.join(_SEEN)
 
     def _dump(self, *_: Any) -> None:
-        """On the pytest process's SIGUSR1, before it kills a load that hangs: say where each rank is."""
+        """Print where each rank is, on SIGUSR1, which the pytest process sends before it kills a load that hangs."""
         before = {rank: self._size(rank) for rank in self._processes}
         for descriptor in self._processes.values():
             _send(descriptor, signal.SIGUSR1)
@@ -211,13 +212,13 @@ class Ranks:
         return log.stat().st_size if log.exists() else 0
 
     def _stack(self, rank: int, begin: int) -> str:
-        """What a rank wrote of its main thread's stack, innermost call first."""
+        """Return the stack of its main thread that a rank wrote, innermost call first."""
         text = last_lines(self._log(rank), _STACKS, begin)
         own = text[text.rfind("Current thread") :] if "Current thread" in text else text
         return "\n".join(own.splitlines()[:_STACK_LINES])
 
 
 def _send(process: int, number: int) -> None:
-    # One that has ended already is told by its channel.
+    # The channel of a rank that has ended already reports it.
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, number)

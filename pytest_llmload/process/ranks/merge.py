@@ -1,4 +1,4 @@
-"""Several ranks' results as one."""
+"""Merge the results of several ranks into one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LOAD_PARTS, LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
 
-#: All ranks compute the same logits; what the order of a sum changes is less.
+#: Relative difference above which ranks disagree; the order of a sum changes the logits by less.
 _DISAGREE = 1e-2
-#: Metrics of one rank that stand beside the sums: own name -> name under ``shard.<rank>.``.
+#: Metrics of one rank that are reported besides the sums: metric -> its name under ``shard.<rank>.``.
 _PER_RANK = {"weights.logical": "logical", "host.peak": "peak", "host.settled": "settled"}
 
 
 def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
-    """One result: memory is summed, each GPU under its rank's number; times are the slowest rank's load and the first
-    rank's tokens; problems and notes name their ranks where not all have them.
+    """Return one result of all ranks.
+
+    Memory is summed, and each GPU is listed under its rank's number. The load's time is the slowest rank's, the tokens'
+    times are the first rank's. Problems and notes that not all ranks have name their ranks.
     """
     results = dict(sorted(by_rank.items()))
     first = next(iter(results.values()))
@@ -49,7 +51,7 @@ def merge(job: Job, by_rank: Mapping[int, LoadResult]) -> LoadResult:
 
 
 def _phases(results: Mapping[int, LoadResult], slowest: LoadResult) -> dict[str, float]:
-    """Of each phase the slowest rank's time; the parts of the load are of one rank, so that they add up to it."""
+    """Return each phase's time of its slowest rank; the parts of the load are one rank's, so that they add up."""
     longest = {
         name: max(result.phases.get(name, 0.0) for result in results.values())
         for name in {name: None for result in results.values() for name in result.phases if name not in LOAD_PARTS}
@@ -62,7 +64,7 @@ def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
     for rank, result in results.items():
         for name, value in result.metrics.items():
             if name.startswith("gpu.0."):
-                # Each rank sees one GPU, its first.
+                # Each rank sees one GPU only, as its first.
                 merged[f"gpu.{rank}.{name.removeprefix('gpu.0.')}"] = value
             elif name.startswith("shard.") or _is_time(name, result):
                 merged.setdefault(name, value)
@@ -71,7 +73,7 @@ def _metrics(results: Mapping[int, LoadResult]) -> dict[str, float]:
         for name, short in _PER_RANK.items():
             if name in result.metrics:
                 merged[f"shard.{rank}.{short}"] = result.metrics[name]
-    # What one rank could not measure has no sum.
+    # A figure that one rank could not measure has no sum.
     return {
         name: value
         for name, value in merged.items()
@@ -119,7 +121,7 @@ def _said(texts: Mapping[int, Iterable[str]]) -> list[str]:
     for rank, lines in texts.items():
         for line in lines:
             found.setdefault(line, []).append(rank)
-    # What only the first rank says is said of all: it compares the output, and answers for the others.
+    # A problem of the first rank only concerns all: it compares the output on behalf of the others.
     return [
         line if len(ranks) == len(texts) or ranks == [0] or _named(line) else f"{_ranks(ranks)}: {line}"
         for line, ranks in found.items()
@@ -135,7 +137,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:
-    """Ranks whose logits are not the first rank's: then they do not compute one model together."""
+    """Return a problem for each rank whose logits differ from the first rank's: they do not compute one model."""
     (zero, first), *others = results.items()
     return [
         Problem("ranks", f"rank {rank}'s logits are {error:.2e} off rank {zero}'s: they do not run one model together")
@@ -153,7 +155,7 @@ def _error(one: Numbers, other: Numbers) -> float:
 
 
 def _manifest(results: Mapping[int, LoadResult]) -> list[ManifestRow]:
-    """A row that is alike on all ranks once, for all of them; others under their rank's name."""
+    """Return the rows: one for all ranks if it is alike on all of them, else each under its rank's name."""
     rows: dict[tuple[Any, ...], list[tuple[int, ManifestRow]]] = {}
     for rank, result in results.items():
         for row in result.manifest:

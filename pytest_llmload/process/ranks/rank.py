@@ -1,4 +1,4 @@
-"""One rank's process: a load's session of its own, over the channel to the process that started it."""
+"""One rank's process: a session of its own, over the channel to the process that started it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmload.worker.parallel import world
 
 
 class RankSession(Session):
-    """Answers as a load's process does; what it loads is this rank's part."""
+    """Answers as a load's process does, but loads this rank's part only."""
 
     def do_load(self, message: Message) -> Message:
         job = own_job(Job.from_json(message["job"]), int(os.environ["LOCAL_RANK"]))
@@ -34,7 +34,7 @@ class RankSession(Session):
 
 
 def own_job(job: Job, local_rank: int) -> Job:
-    """The job with the one GPU of a rank; as it is on a CPU run."""
+    """Return the job with the one GPU of a rank; on a CPU run, return it unchanged."""
     if job.device.kind != "cuda":
         return job
     return dataclasses.replace(
@@ -43,12 +43,12 @@ def own_job(job: Job, local_rank: int) -> Job:
 
 
 def log_of(logs: Path, local_rank: int) -> Path:
-    """Where a rank's output goes."""
+    """Return the path of the log with a rank's output."""
     return logs / f"rank{local_rank}.log"
 
 
 def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Path) -> None:
-    """Serve until the process that started the ranks hangs up. Called by torch elastic, in a fork of that process."""
+    """Serve until the process that started the ranks hangs up; torch elastic calls it in a fork of that process."""
     process.die_with_parent(parent, signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -59,7 +59,7 @@ def main(parent: int, pairs: list[tuple[socket.socket, socket.socket]], logs: Pa
     own = pairs[local_rank][1]
     for pair in pairs:
         for end in pair:
-            # The end of a rank is seen by its channel's closing: nobody else may hold it open.
+            # A closed channel shows a rank's end, so that other processes must not hold it open.
             if end is not own:
                 end.close()
     channel = Channel(own)

@@ -1,1 +1,1 @@
-"""Loads that are a server's: its process, what it answers, and what can be seen of it from outside."""
+"""Loads by a model server: the server's process, its answers, and measurements from outside."""

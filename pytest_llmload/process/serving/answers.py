@@ -1,4 +1,4 @@
-"""One streamed answer, what is wrong with one, and what an endpoint says of itself."""
+"""One streamed answer, the errors of an answer, and what an endpoint reports about itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from pytest_llmload.core.results import Problem
 
-#: Pieces that come in fewer reads than this share of them came in lumps: their moments are those of the lumps.
+#: If pieces come in fewer reads than this share of their number, they came in lumps, and their times are the lumps'.
 _LUMPED = 0.5
-#: Share of an answer's time without a processor from which the client, not the server, made the lumps.
+#: If the client waited for a processor for this share of an answer's time, the client caused the lumps.
 _STARVED = 0.25
 
 
@@ -21,7 +21,7 @@ class BadAnswer(Exception):
 
 
 class CutOff(BadAnswer):
-    """A stream ended in good order, but its answer did not: no event had a finish_reason."""
+    """A stream ended properly, but its answer did not: no event had a finish_reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__("stream", message)
@@ -29,26 +29,26 @@ class CutOff(BadAnswer):
 
 @dataclass
 class Answer:
-    """One streamed answer. Moments are ``time.perf_counter``'s."""
+    """One streamed answer. Times are those of ``time.perf_counter``, in seconds."""
 
     sent: float
-    #: When the bytes of each piece of text were read: a piece may be several tokens, and a token no text.
+    #: When the bytes of each piece of text were read. A piece may be several tokens, and a token may have no text.
     stamps: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
-    #: When the event was read that says why the answer ended; the last token was there by then.
+    #: When the event was read that says why the answer ended; the last token had arrived by then.
     finished: float = 0.0
     ended: float = 0.0
-    #: ``length``, ``stop`` …, as the endpoint says it; empty where it has not.
+    #: Why the answer ended (``length``, ``stop`` …), as the endpoint reports it; empty if it does not.
     finish: str = ""
-    #: The model, as the answer names it; empty where it does not.
+    #: The model that the answer names; empty if it names none.
     model: str = ""
-    #: Tokens as the endpoint counts them; None where it does not.
+    #: The number of tokens as the endpoint counts them; None if it does not.
     tokens: int | None = None
     prompt_tokens: int | None = None
-    #: Token ids, where the protocol tells them, and how many of them the first read brought.
+    #: Token ids, if the protocol reports them, and how many of them came with the first read.
     ids: list[int] = field(default_factory=list)
     first_ids: int = 0
-    #: Seconds that the reading thread was ready to run and had no processor.
+    #: Seconds that the reading thread was ready to run and waited for a processor.
     starved: float = 0.0
 
     @property
@@ -57,43 +57,43 @@ class Answer:
 
     @property
     def seconds(self) -> float:
-        """Seconds from the request to the end of the answer."""
+        """Return the seconds from the request to the end of the answer."""
         return self.ended - self.sent
 
     @property
     def reads(self) -> int:
-        """How many reads of the connection brought text."""
+        """Return the number of reads of the connection that brought text."""
         return len(set(self.stamps))
 
     @property
     def lumps(self) -> str:
-        """Why the moments of its pieces are not those of its tokens; empty where they are."""
+        """Return why the times of its pieces are not those of its tokens; empty if they are."""
         if len(self.pieces) < 2 or self.reads >= max(2.0, _LUMPED * len(self.pieces)):
             return ""
         came = f"{len(self.pieces)} pieces of text came in {self.reads} read{'s' * (self.reads != 1)}"
         if self.starved > _STARVED * self.seconds:
             return f"{came}, since this client waited {self.starved:.2g} of {self.seconds:.2g} s for a processor"
-        return f"{came}: the server, or a proxy before it, keeps them back (nginx: proxy_buffering off)"
+        return f"{came}: the server, or a proxy in front of it, buffers them (nginx: set proxy_buffering off)"
 
     def add(self, moment: float, piece: str) -> None:
         self.stamps.append(moment)
         self.pieces.append(piece)
 
     def check(self, path: str) -> None:
-        """Raise BadAnswer where no token was generated."""
+        """Raise BadAnswer if no token was generated."""
         if self.tokens == 0 or (self.tokens is None and not self.stamps):
             raise BadAnswer("tokens", f"{path} streamed no token at all")
 
 
 @dataclass(frozen=True)
 class About:
-    """What an endpoint says of itself."""
+    """What an endpoint reports about itself."""
 
-    #: Models that it lists; None where it does not list any.
+    #: Models that it lists; None if it has no list.
     models: tuple[str, ...] | None = None
-    #: ``vllm 0.32.0``; empty where it is not known.
+    #: The server's name and version, like ``vllm 0.32.0``; empty if unknown.
     server: str = ""
-    #: Tokens that its key-value cache holds; None where it does not say.
+    #: The number of tokens that its key-value cache holds; None if it does not report it.
     cache_tokens: int | None = None
-    #: Commit of the model.
+    #: The commit of the model; empty if unknown.
     revision: str = ""

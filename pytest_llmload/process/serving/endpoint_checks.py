@@ -1,4 +1,4 @@
-"""Checks that an endpoint serves what was asked for, as far as it can be told from outside."""
+"""Check that an endpoint serves the requested model, as far as that shows from outside."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.servers.base import ServerKind
 from pytest_llmload.quantisation.registry import method_of
 
-#: A model that no server has.
+#: A model id that is unknown to every server.
 NO_MODEL = "pytest-llmload/no-such-model"
-#: Bytes that a server's processes hold beside weights at most: libraries, CUDA's context, caches.
+#: The most bytes that a server's processes hold besides weights: libraries, CUDA's context, caches.
 _BESIDE = 2 << 30
 
 
@@ -30,7 +30,7 @@ def expected_ids(job: Job) -> tuple[str, ...]:
     if own:
         return (str(own),)
     source = job.spec.model.removeprefix("random:")
-    # A server that is started here was given the folder.
+    # A server that the load started was given the folder.
     first = () if job.endpoint else (job.checkpoint.path,)
     names = (*first, source, job.spec.name, PurePath(source).name, PurePath(job.checkpoint.path).name)
     return tuple(dict.fromkeys(_bare(name) for name in names if name))
@@ -42,17 +42,17 @@ def _bare(name: str) -> str:
 
 
 def choose(job: Job, about: About) -> tuple[str, bool]:
-    """Return the id to ask for, and whether the endpoint lists it."""
+    """Return the model id to request, and whether the endpoint lists it."""
     wanted = expected_ids(job)
     for model in about.models or ():
-        # llama.cpp's servers list the path of a file where they were given no alias.
+        # llama.cpp's servers list the path of a file if they were not given an alias.
         if _bare(model) in wanted or PurePath(model).name.removesuffix(".gguf") in wanted:
             return model, True
     return wanted[0], False
 
 
 def not_served(job: Job, about: About, asked: str, why: str = "") -> Problem:
-    """Return the problem of an endpoint that serves other models, with ``why`` that is known where not by its list."""
+    """Return the problem of an endpoint that serves other models; ``why`` is the evidence if it has no list."""
     served = ", ".join(repr(_shown(job, model)) for model in about.models or ()) or "no model"
     lists = f"the endpoint serves {served}" if about.models is not None else "the endpoint does not serve it"
     text = f"{lists}, not {_shown(job, asked)!r}" if about.models is not None else f"{_shown(job, asked)!r}: {lists}"
@@ -60,25 +60,25 @@ def not_served(job: Job, about: About, asked: str, why: str = "") -> Problem:
 
 
 HINT = (
-    "where it serves the model under another name, write it before the address, --llm-endpoint=ID=URL, or in "
+    "if it serves the model under a different name, write it before the address, --llm-endpoint=ID=URL, or in "
     "strategy('served', model_id='…')"
 )
 
 
 def _shown(job: Job, name: str) -> str:
-    """Return a name without this machine's folder."""
+    """Return a name, or the model's if the name is a folder of this machine."""
     return name.replace(job.checkpoint.path, job.spec.name) if job.checkpoint.path else name
 
 
 def answered_by(job: Job, answer: Answer, asked: str) -> Iterator[Problem]:
-    """Yield a problem where the answer names another model than was asked for."""
+    """Yield a problem if the answer names a different model from the requested one."""
     if answer.model and _bare(answer.model) not in (_bare(asked), *expected_ids(job)):
-        text = f"asked for {_shown(job, asked)!r}, the answer is by {_shown(job, answer.model)!r}"
+        text = f"{_shown(job, asked)!r} was requested, but the answer is by {_shown(job, answer.model)!r}"
         yield Problem("model", text, hint=HINT)
 
 
 def counted(kind: ServerKind, prompts: Prompts, prompt: str, answer: Answer) -> Iterator[Problem]:
-    """Yield a problem where the endpoint counts a prompt's tokens otherwise than the checkpoint's tokenizer does."""
+    """Yield a problem if the endpoint and the checkpoint's tokenizer count a prompt's tokens differently."""
     own = prompts.count(prompt)
     if own is None or answer.prompt_tokens is None or kind.chat:
         return
@@ -91,20 +91,20 @@ def counted(kind: ServerKind, prompts: Prompts, prompt: str, answer: Answer) -> 
 
 
 def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], str]:
-    """Check that a started server quantised something: by what it has mapped, and by what it holds.
+    """Check that a started server quantised the model, by the libraries that it has mapped and the memory it holds.
 
-    ``held`` are the bytes of its processes where the weights are, None where they are not known. Return problems, and
-    a note on what could not be told: a server does not say how it loaded, and its processes hold more than weights.
+    ``held`` are the bytes of its processes where the weights are, None if unknown. Return the problems, and a note on
+    what could not be checked: a server does not report how it loaded, and its processes hold more than weights.
     """
     from pytest_llmload.worker.planning.planner import plan
 
     asked = job.spec.quant
     method = method_of(asked)
     if not memory.has_mapped(root, method.library):
-        text = f"{asked} was asked for, and no process of the server has the library of {method.name}"
+        text = f"{asked} was requested, but no process of the server has loaded {method.name}"
         return [Problem("quantised", f"{text}: nothing was quantised")], ""
     if held is None:
-        return [], f"the server has {method.name} loaded; what is quantised cannot be told, for want of its GPU memory"
+        return [], f"the server has {method.name} loaded; how much is quantised is unknown without its GPU memory"
     single = dataclasses.replace(job.spec, strategy=SINGLE, options=())
     dense = dataclasses.replace(single, quant="none", double_quant=False)
     small, large = (plan(dataclasses.replace(job, spec=spec))["weights.logical"] for spec in (single, dense))
@@ -114,6 +114,6 @@ def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], s
     if held > small + _BESIDE and large > small + _BESIDE:
         return [Problem("quantised", f"the server's memory is that of the dense model: {figures}", bytes=int(held))], ""
     return [], (
-        f"the server has {method.name} loaded, but the model is too small to tell by its memory what is quantised "
+        f"the server has {method.name} loaded, but the model is too small for its memory to show what is quantised "
         f"({figures})"
     )

@@ -1,4 +1,4 @@
-"""Finding a server: where and with which key it answers, that it is healthy, and of what kind it is."""
+"""Find a server: where and with which key it answers, that it is healthy, and of what kind it is."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pytest_llmload.process.serving.servers.base import SelfDescription, ServerK
 from pytest_llmload.process.serving.servers.openai import OpenAi
 from pytest_llmload.process.serving.servers.transformers_serve import TransformersServe
 
-#: The key of an endpoint; no other variable is read: a token for one service is not for another.
+#: The environment variable with the endpoint's key. No other one is read, since its key may be for another service.
 KEY = "LLM_ENDPOINT_KEY"
 _REFUSED_KEY = (401, 403)
 _NO_PATH = (404, 405)
 _MODELS = "/v1/models"
-#: Below which servers and gateways are often put.
+#: Paths under which servers and gateways often put the API.
 _PREFIXES = ("/openai", "/api", "/llm")
-#: Seconds for one look at another path.
+#: Seconds to wait for the answer at one of these paths.
 _PATIENCE = 2.0
 
 
 def look(endpoint: Endpoint, api: str, *, ours: bool, key: str) -> tuple[ServerKind, str]:
-    """Return the kind of server, and why it cannot serve yet; empty where it can.
+    """Return the kind of server, and why it cannot serve yet; empty if it can.
 
-    ``ours`` is a ``transformers serve`` that the load started. Raise Unreachable; MachineError for a refused key, and
-    for an address below which no API is.
+    ``ours`` is true for a ``transformers serve`` that the load started. Raises Unreachable, and MachineError if the key
+    is refused or there is no API under the address.
     """
     says = SelfDescription(endpoint)
     if ours:
-        # Its list of models looks at the hub.
+        # Its list of models would read the hub.
         kind: ServerKind = TransformersServe(endpoint, says)
         return kind, kind.unhealthy()
     kind = identify(endpoint, says, api)
@@ -47,15 +47,15 @@ def look(endpoint: Endpoint, api: str, *, ours: bool, key: str) -> tuple[ServerK
 
 def refused_key(status: int, key: str) -> MachineError:
     """Return the error for an endpoint that does not accept the key."""
-    state = "the one there is refused" if key else "which is not set"
-    return MachineError(f"the endpoint answers {status}: its key is read from {KEY}, {state}")
+    state = f"it refused the key in {KEY}" if key else f"it needs a key; set {KEY}"
+    return MachineError(f"the endpoint answers {status}: {state}")
 
 
 def wrong_path(endpoint: Endpoint, status: int) -> MachineError:
-    """Return the error for an address below which no API is; it names the path below which one is."""
+    """Return the error for an address without an API under it; it names a path with one, if there is one."""
     parts = urlsplit(endpoint.url)
     root = f"{parts.scheme}://{parts.netloc}"
-    said = f"no API is below the address: GET {parts.path}{_MODELS} answers {status}"
+    said = f"there is no API under the address: GET {parts.path}{_MODELS} answers {status}"
     parents = [str(parent).rstrip("/") for parent in PurePosixPath(parts.path or "/").parents]
     for prefix in dict.fromkeys([*parents, *(f"{parts.path}{prefix}" for prefix in _PREFIXES), *_PREFIXES]):
         if prefix == parts.path:
@@ -67,4 +67,4 @@ def wrong_path(endpoint: Endpoint, status: int) -> MachineError:
         if other == 200 or other in _REFUSED_KEY:
             write = f"end the address with {prefix}" if prefix else "leave its path out"
             return MachineError(f"{said}, and {prefix}{_MODELS} answers {other}: {write} (--llm-endpoint)")
-    return MachineError(f"{said}: write the address as clients of OpenAI's API are given it (--llm-endpoint)")
+    return MachineError(f"{said}; write the base URL that you give to clients of OpenAI's API (--llm-endpoint)")

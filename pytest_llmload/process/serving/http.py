@@ -1,4 +1,4 @@
-"""The client's end of HTTP: one connection a request, one deadline for all of them, server-sent events."""
+"""The HTTP client: one connection for each request, one deadline for all requests, and server-sent events."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import httpx
 from pytest_llmload.core.portable import HIDDEN, scrub
 from pytest_llmload.process.serving.wire import Exchange, Transport
 
-#: Characters of a body that a message quotes.
+#: The most characters of a body that a message quotes.
 _QUOTED = 300
 
 
 class Unreachable(Exception):
-    """No server answers at the address."""
+    """There is no server at the address, or it cannot be connected to."""
 
 
 class HungUp(Exception):
@@ -40,11 +40,11 @@ class Reply:
 
     status: int
     body: str
-    #: By their names in lower case.
+    #: Header values, by their names in lower case.
     headers: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> Any:
-        """Return the body as JSON; None where it is not JSON."""
+        """Return the body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -52,41 +52,41 @@ class Reply:
 
     @property
     def quoted(self) -> str:
-        """The body in one line, cut."""
+        """Return the body as one line, cut to a length that a message can quote."""
         text = " ".join(self.body.split())
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]} …"
 
 
 class Endpoint:
-    """Where a server answers.
+    """The address of a server, and the client that sends it requests.
 
     The deadline ends a whole answer, however slowly its bytes come; httpx's own time-outs are for each read.
     """
 
     def __init__(self, url: str, key: str = "") -> None:
-        # As clients of OpenAI's API are given it; the paths asked for begin with it.
+        # The base URL of OpenAI's API ends with /v1, and all requested paths begin with it.
         self.url = url.rstrip("/").removesuffix("/v1")
         self._key = key
         #: Headers of the last stream.
         self.headers: dict[str, str] = {}
-        #: A moment of ``time.monotonic`` after which no answer is waited for.
+        #: The time (``time.monotonic``) until which answers are waited for.
         self.deadline = time.monotonic() + 60
-        # The certificates that the system trusts, or those of SSL_CERT_FILE. Built once: it reads them all.
+        # The certificates that the system trusts, or those of SSL_CERT_FILE. Built once, since it reads them all.
         self._tls = ssl.create_default_context() if url.startswith("https") else None
 
     def get(self, path: str, within: float | None = None, base: str | None = None) -> Reply:
-        """Ask for a path, ``within`` seconds at most whatever the deadline, below ``base`` instead of the address.
+        """Request a path under the address, or under ``base``; wait for ``within`` seconds, or until the deadline.
 
-        Raise Unreachable, HungUp and Late.
+        Raises Unreachable, HungUp and Late.
         """
         return self._request("GET", path, within=within, base=base)
 
     def post(self, path: str, body: object) -> Reply:
-        """Send a body as JSON. Raise Unreachable, HungUp and Late."""
+        """Send a body as JSON. Raises Unreachable, HungUp and Late."""
         return self._request("POST", path, body)
 
     def is_open(self) -> bool:
-        """Return whether a server listens on the port."""
+        """Return true if a server listens on the port."""
         parts = httpx.URL(self.url)
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -96,12 +96,11 @@ class Endpoint:
         return True
 
     def events(self, path: str, body: object) -> Iterator[tuple[float, str] | Reply]:
-        """Yield the data of each event of a stream, with the moment when its bytes were read (``time.perf_counter``).
+        """Yield the data of each event of a stream, with the time when its bytes were read (``time.perf_counter``).
 
-        Events that one read brought have one moment, so that what arrived together can be told from what did not;
-        httpx-sse gives lines without it. Yield a single Reply where the answer is not a stream. Raise Unreachable,
-        HungUp and Late. The end of the connection is the end of the iterator: whether it was the end of the answer,
-        only the protocol knows.
+        Events of one read have the same time, so that it shows which events arrived together; httpx-sse gives lines
+        without times. Yield a single Reply if the answer is not a stream. Raises Unreachable, HungUp and Late. The
+        iterator ends with the connection: only the protocol knows whether the answer was complete.
         """
         with self._answer("POST", path, body, accept="text/event-stream") as (response, exchange):
             self.headers = dict(response.headers.items())
@@ -119,7 +118,7 @@ class Endpoint:
                         yield exchange.moment, value.removeprefix(" ")
 
     def hide(self, text: str) -> str:
-        """Return a text without the key."""
+        """Return a text with the key removed."""
         return scrub(text.replace(self._key, HIDDEN) if self._key else text)
 
     def _request(
@@ -142,11 +141,11 @@ class Endpoint:
         within: float | None = None,
         base: str | None = None,
     ) -> Iterator[tuple[httpx.Response, Exchange]]:
-        """Give the answer's beginning; what breaks while it is read is raised as an error of this module."""
+        """Open the answer; raise errors while it is read as errors of this module."""
         exchange = Exchange(self.deadline if within is None else time.monotonic() + within)
         headers = {"Accept": accept, **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
         address = (self.url if base is None else base) + path
-        # A proxy for other addresses is not on the way to this one, and would be part of every time.
+        # The environment's proxies are for other addresses, and would be part of every measured time.
         client = httpx.Client(transport=Transport(exchange, self._tls), trust_env=False)
         what, begun = f"{method} {path}", False
         try:
@@ -168,10 +167,10 @@ class Endpoint:
 
 
 def _why_unreachable(error: httpcore.ConnectError) -> str:
-    """Return the cause in words, with the setting where there is one."""
+    """Return the cause as text, with the setting that helps, if there is one."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"its certificate is not trusted: name the authority's file in SSL_CERT_FILE ({text})"
+        return f"its certificate is not trusted: set SSL_CERT_FILE to the authority's file ({text})"
     if "SSL" in text:
         return f"it does not speak TLS: write http:// in place of https:// ({text})"
     cause: BaseException | None = error

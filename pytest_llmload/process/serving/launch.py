@@ -1,4 +1,4 @@
-"""How a server is started: the command line that a job stands for."""
+"""Make the command line that starts a job's server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llmload.strategies.served import Served
 
 
 def command(job: Job, port: int) -> list[str]:
-    """The user's own command with its places filled in, or ``transformers serve``'s."""
+    """Return the user's own command with its placeholders filled in, or the command of ``transformers serve``."""
     own = job.spec.option("command")
     if own is None:
         return transformers_command(_arguments(job, port))
@@ -28,7 +28,7 @@ def command(job: Job, port: int) -> list[str]:
 
 def _arguments(job: Job, port: int) -> list[str]:
     spec = job.spec
-    # Of one GPU by its number: "auto" would also take the CPU where the model does not fit.
+    # A single GPU is given by its number: "auto" would also use the CPU if the model does not fit.
     device = "cpu" if job.device.kind == "cpu" else "cuda:0" if len(job.device.gpus) == 1 else "auto"
     given = {
         "host": HOST,
@@ -51,7 +51,7 @@ def _arguments(job: Job, port: int) -> list[str]:
 
 
 def _flag(quant: str) -> str | None:
-    """Return the value of ``--quantization`` for a scheme; None if the load is in none."""
+    """Return the value of ``--quantization`` for a scheme; None if the load is not quantised."""
     if quant == "none":
         return None
     served = schemes()[quant][0].served
@@ -59,5 +59,5 @@ def _flag(quant: str) -> str | None:
 
 
 def log_of(log: Path) -> Path:
-    """Where a server's output goes, beside the load's own log."""
+    """Return the path of the server's log, next to the load's own log."""
     return log.with_name(f"{log.name}.server")

@@ -1,4 +1,4 @@
-"""Memory of a process and of all that it has started. All figures in bytes."""
+"""Memory of a process and of all its descendants. All figures are in bytes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pytest_llmload.system import proc
 from pytest_llmload.system.process_tree import tree
 
 _PROC = Path("/proc")
-#: What a process is asked for may end in the middle: it was counted as long as it was there.
+#: Errors of reading a process that ends meanwhile: it is counted as long as it exists.
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
 def settled(root: int) -> int:
-    """Anonymous memory of the tree; pages that forks share are counted once."""
+    """Return the anonymous memory of the tree; pages that forks share are counted once."""
     total = 0
     for pid in tree(root):
         try:
@@ -26,16 +26,16 @@ def settled(root: int) -> int:
 
 
 def peak(root: int) -> int:
-    """Highest resident memory of each process of the tree, files apart that are still mapped, summed.
+    """Return the sum of the highest resident memory of each process of the tree, without files that are still mapped.
 
-    Kept by the kernel, so that nothing is missed; of several processes it is an upper bound: they need not have peaked
-    together, and what they share is in each.
+    The kernel records these peaks, so that none is missed. For several processes the sum is an upper bound: they need
+    not have peaked at the same time, and memory that they share is counted for each.
     """
     total = 0
     for pid in tree(root):
         try:
             sizes = proc.status(pid)
-            # A process that is just ending has no sizes any more.
+            # A process that is just ending no longer has sizes.
             total += max(0, sizes.get("VmHWM", 0) - sizes.get("RssFile", 0))
         except _GONE:
             continue
@@ -43,7 +43,7 @@ def peak(root: int) -> int:
 
 
 def has_mapped(root: int, name: str) -> bool:
-    """Whether a process of the tree has a file mapped whose name contains ``name``."""
+    """Return true if a process of the tree has mapped a file whose name contains ``name``."""
     for pid in tree(root):
         try:
             lines = (_PROC / str(pid) / "maps").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -55,7 +55,7 @@ def has_mapped(root: int, name: str) -> bool:
 
 
 def on_gpus(root: int, device: Device) -> tuple[dict[int, int], str]:
-    """GPU memory of the tree by the driver, by the GPU's place among the load's; or why there is no figure."""
+    """Return the tree's GPU memory by the driver, by each GPU's index among the load's; or why it is unknown."""
     import pynvml
 
     pids, found = set(tree(root)), {}
@@ -65,7 +65,10 @@ def on_gpus(root: int, device: Device) -> tuple[dict[int, int], str]:
             rows: list[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
             own = [row.usedGpuMemory for row in rows if row.pid in pids]
             if not own:
-                return {}, f"the driver lists no process of the server on GPU {place}: another PID namespace, or none"
+                return {}, (
+                    f"the driver does not list any process of the server on GPU {place}: it is in a different PID "
+                    "namespace, or does not use the GPU"
+                )
             if not all(own):
                 return {}, "the driver gives no figure for a process of the server"
             found[place] = sum(own)

@@ -1,4 +1,4 @@
-"""Prompts of the workload's length: words, since an endpoint takes text; counted by the tokenizer where it is here."""
+"""Prompts of the workload's length, made of words, since an endpoint takes text; the tokenizer counts them if known."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FILLERS = (*"etaoinshrdlu.,0123456789",)
 
 
 class Prompts:
-    """Texts of ``length`` tokens, each with a beginning of its own, so that no prefix cache answers for the model."""
+    """Texts of ``length`` tokens, each with a different beginning, so that the server cannot use a prefix cache."""
 
     def __init__(self, length: int, tokenizer: Any, *, salted: bool) -> None:
-        """``salted``: begin otherwise in every run, for an endpoint that may remember the last one."""
+        """Make prompts; if ``salted``, they differ in every run, for an endpoint that may have cached the last one."""
         self._length = length
         self._tokenizer = tokenizer
         self._salt = int.from_bytes(os.urandom(4), "big") if salted else 0
@@ -39,11 +39,11 @@ class Prompts:
         return self._of_length(beginning)
 
     def count(self, text: str) -> int | None:
-        """Return the tokens of a prompt as an endpoint counts them, a BOS included; None without a tokenizer."""
+        """Return the number of a prompt's tokens as an endpoint counts them, with a BOS; None without a tokenizer."""
         return self._tokens(text) if self._tokenizer is not None else None
 
     def ids(self, text: str) -> list[int] | None:
-        """Return the ids of a generated text, which begins with no BOS; None without a tokenizer."""
+        """Return the ids of a generated text, which has no BOS; None without a tokenizer."""
         if self._tokenizer is None:
             return None
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -51,7 +51,7 @@ class Prompts:
     def _of_length(self, beginning: list[str]) -> str:
         if self._tokenizer is None:
             return _words(beginning, self._length)
-        # Most of it at once, the rest piece by piece: counting is what takes time.
+        # Most of the text is added at once and the rest word by word, since counting takes the time.
         count = max(1, self._length * len(_WORDS) * 9 // (10 * self._tokens(" ".join(_WORDS))))
         while count > 1 and self._tokens(_words(beginning, count)) > self._length:
             count = count * 9 // 10

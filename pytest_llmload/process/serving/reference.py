@@ -1,4 +1,4 @@
-"""What a server should have said: the same model, loaded here and asked as ``transformers serve`` asks it."""
+"""Compare a server's answer with that of the same model, loaded here with the settings of ``transformers serve``."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.system.proc import available
 from pytest_llmload.worker.planning.planner import plan as planned
 
-#: Bytes of a dense model that is loaded a second time, beside the server.
+#: The most bytes of a dense model that is loaded a second time, while the server runs.
 _LARGEST = 4 << 30
-#: What stands for bytes that are no text yet; a stream holds them back, a whole decoding does not.
+#: Stands for bytes that are not yet a whole character; a stream holds them back, decoding the whole text does not.
 _BROKEN = "\ufffd"
-#: Characters of a text that are quoted.
+#: The most characters of a text that are quoted.
 _QUOTED = 60
 
 
 @dataclass(frozen=True)
 class _Said:
     text: str
-    #: Whether sums in another order cannot have given another token.
+    #: True if a different order of sums cannot change a token.
     exact: bool
 
 
 def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Problem], str]:
-    """Compare a server's answer to the workload with the model's own: problems, and a note on what stays open.
+    """Compare a server's answer to the workload with the model's own; return problems, and a note if it is undecided.
 
-    In fp32 it must be the same text. Otherwise another text proves nothing, unless it is that of the dense model where
-    a quantised one was asked for.
+    In fp32 the texts must be equal. Otherwise a different text proves nothing, unless it is that of the dense model and
+    a quantised model was requested.
     """
     spec = job.spec
     own = dataclasses.replace(spec, strategy=SINGLE, options=(), **_served_fields(spec.quant))
@@ -51,17 +51,17 @@ def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Proble
         return [Problem("output", f"{both}, in fp32")], ""
     if spec.quant != "none" and _bare(_say(job, dense, tokenizer, prompt).text) == _bare(text):
         return [Problem("quantised", f"the server answers as the dense model does, not as the one in {spec.quant}")], ""
-    return [], f"{both}; in 16 bit or quantised that proves nothing"
+    return [], f"{both}; in 16 bit or quantised this difference proves nothing"
 
 
 def _served_fields(quant: str) -> dict[str, Any]:
-    """Return what the server makes of a scheme, as fields of a LoadSpec."""
+    """Return the server's settings for a scheme, as fields of a LoadSpec."""
     served = schemes()[quant][0].served if quant != "none" else None
     return dict(served.fields) if served is not None else {}
 
 
 def _too_large(job: Job) -> str:
-    """Why a dense model is not loaded beside the server; empty where it is."""
+    """Return why a dense model is not loaded while the server runs; empty if it is."""
     size = planned(job)["weights.logical"]
     if size > _LARGEST:
         return f"it has {format_bytes(size)} of weights"
@@ -71,14 +71,14 @@ def _too_large(job: Job) -> str:
         free = torch.cuda.mem_get_info(0)[0]
         if free < 2 * size:
             return f"the server leaves {format_bytes(free)} of the GPU"
-    # Files that are read, and what they become.
+    # Memory for the files that are read, and for the weights made of them.
     elif available() < 3 * size:
         return f"the server leaves {format_bytes(available())} of memory"
     return ""
 
 
 def _say(job: Job, spec: LoadSpec, tokenizer: Any, prompt: str) -> _Said:
-    """The model's own continuation, by the settings that the server was given."""
+    """Return the model's own continuation, with the settings that the server was given."""
     import torch
     from transformers import GenerationConfig
 

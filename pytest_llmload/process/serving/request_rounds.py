@@ -1,4 +1,4 @@
-"""What is measured of an endpoint: streams one at a time, then eight at once."""
+"""Measure an endpoint's times: first one stream at a time, then eight at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pytest_llmload.process.serving.counting import count, per_token
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.servers.base import ServerKind
 
-#: Rounds of one request, and the seconds after which no other is started.
+#: Rounds of one request: normally, and if fewer are enough.
 ROUNDS, FEWER_ROUNDS = 5, 3
 BUDGET = 30.0
-#: Requests at once, and how often.
+#: The number of simultaneous requests, and of their rounds.
 MANY, MANY_ROUNDS = 8, 2
 _NO_COUNT = (
-    "the stream does not count its tokens (no usage in it), no tokenizer of the model is at hand, and a piece of text "
-    "is not a token"
+    "the stream does not count its tokens (no usage in it), there is no tokenizer of the model on this machine, and a "
+    "piece of text is not a token"
 )
 
 
@@ -32,18 +32,18 @@ class Round:
     """Requests that were sent at once."""
 
     answers: list[Answer]
-    #: Those that the server cut off.
+    #: The requests whose answers the server cut off.
     cut_off: list[CutOff] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first request sent to the end of the last answer."""
+        """Return the seconds from the first request to the end of the last answer."""
         return max(answer.ended for answer in self.answers) - min(answer.sent for answer in self.answers)
 
 
 @dataclass
 class Figures:
-    """The times of some rounds; only answers that are what was asked for are in them."""
+    """The times of some rounds, taken from answers with all requested tokens only."""
 
     kind: ServerKind
     prompts: Prompts
@@ -51,31 +51,31 @@ class Figures:
     ttft: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
-    #: Why answers are not in them -> how many.
+    #: Why answers are left out -> how many.
     left_out: Counter[str] = field(default_factory=Counter)
-    #: The same of those that gave a time to the first token, but none per token.
+    #: The same for answers with a time to the first token, but without a time per token.
     without_pace: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def add(self, part: Round) -> None:
-        """Take the times of a round."""
+        """Add the times of a round."""
         for error in part.cut_off:
             self.left_out[f"cut off: {self.kind.cut_off} ({error})"] += 1
         if part.cut_off:
-            # The others were not answered beside as many as were asked for.
+            # The other answers were not generated at the requested concurrency.
             return
         whole = [self._take(answer) for answer in part.answers]
         if all(whole):
             self.total.append(part.seconds)
 
     def _take(self, answer: Answer) -> bool:
-        """Take the times of an answer, and return whether it has all of its tokens."""
+        """Add the times of an answer; return true if it has all of its tokens."""
         counted = count(self.kind, self.prompts, answer, self.new_tokens)
         if counted is not None and counted.tokens < self.new_tokens:
             self.left_out[f"stopped after {counted.tokens} of {self.new_tokens} tokens: {self.kind.stops_early}"] += 1
             return False
         if counted is not None and counted.by:
-            self.notes.append(f"the stream does not count its tokens: they are counted {counted.by}")
+            self.notes.append(f"the stream does not count its tokens; they are counted {counted.by}")
         if answer.lumps:
             self.left_out[answer.lumps] += 1
             return True
@@ -89,7 +89,7 @@ class Figures:
         return True
 
     def fill(self, result: LoadResult, suffix: str = "") -> None:
-        """Write the times, or why there are none, and how many answers are not in them."""
+        """Write the times, or why there are none, and how many answers are left out."""
         prefix = "served." if suffix else ""
         why = "; ".join(f"{_answers(number)} {text}" for text, number in self.left_out.items())
         _write(result, f"{prefix}ttft{suffix}", self.ttft, why or "no answer had any text")
@@ -115,9 +115,9 @@ def _write(result: LoadResult, name: str, samples: list[float], why: str) -> Non
 
 
 def run(kind: ServerKind, prompts: Prompts, workload: Workload, result: LoadResult, *, fewer: bool) -> None:
-    """Measure, after a first answer that warmed everything up. Raise what a single request raises.
+    """Measure after a first answer, which warms everything up. Raises what a single request raises.
 
-    ``fewer`` rounds are enough where the measurement is one of several.
+    ``fewer`` runs fewer rounds, which are enough if the measurement is one of several.
     """
     new_tokens = workload.new_tokens
     rounds, many_rounds = (FEWER_ROUNDS, 1) if fewer else (ROUNDS, MANY_ROUNDS)
@@ -142,7 +142,7 @@ def _rounds(
 
 
 def at_once(kind: ServerKind, prompts: Prompts, new_tokens: int, count: int) -> Round:
-    """Send so many requests at the same time, each from a thread of its own. A single one that is cut off raises."""
+    """Send ``count`` requests at the same time, each from its own thread. Raises CutOff if a single one is cut off."""
     texts = [prompts.next() for _ in range(count)]
     if count == 1:
         return Round([kind.answer(texts[0], new_tokens)])

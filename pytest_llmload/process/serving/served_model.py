@@ -1,4 +1,4 @@
-"""A load that is a server's: it is started or found, asked, checked and measured, from outside."""
+"""A load by a model server: start or find the server, send requests, and check and measure it from outside."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.model.prompts import Prompt, chat_text, is_chat, without_bos
 
-#: Part of ``--llm-timeout`` after which the load ends itself, and can say what it waited for.
+#: Share of ``--llm-timeout`` after which the load ends itself, so that it can report what it waited for.
 _PART = 0.9
-#: Seconds for a server to end after it hung up in the middle of an answer.
+#: Seconds to wait for a server's end after it closed the connection in the middle of an answer.
 _ENDING = 3.0
-#: Seconds between two looks at a running endpoint.
+#: Seconds between two health checks of a running endpoint.
 _LOOK = 0.2
-_INSIDE = "the model is in a server: what is inside its processes cannot be seen"
-_FOREIGN = "the endpoint was not started here: when it loaded, and on what, cannot be seen"
-#: What a server that is started by a command shares with this process.
+_INSIDE = "the model is in a server, whose processes cannot be inspected"
+_FOREIGN = "this run did not start the endpoint, so that its load and its hardware are unknown"
+#: Entries of the environment that a server started by a command shares with this process.
 _OF_THE_MACHINE = ("malloc", *(entry.name for entry in ENTRIES.values() if entry.kind == MACHINE))
 _NO_CACHE = "the server does not report the capacity of a cache"
 
 
 class Served:
-    """The client of one endpoint, and the owner of its server where the load starts one."""
+    """The client of one endpoint, and the owner of its server if the load starts one."""
 
     def __init__(self, job: Job, tell: Callable[[str], None], log: Path) -> None:
         self._job = job
         self._tell = tell
         self._log = log
         self._foreign = bool(job.endpoint)
-        #: A ``transformers serve`` that is started here, by settings that are all ours.
+        #: True for a ``transformers serve`` that the load starts, whose settings are all known.
         self._ours = not self._foreign and job.spec.option("command") is None
         self._key = "" if self._ours else os.environ.get(KEY, "")
         self._server: ServerProcess | None = None
@@ -65,7 +65,7 @@ class Served:
         self._tokenizer: Any = None
         self._kind: ServerKind | None = None
         self._result = self._new_result()
-        # Before the server is there: it may be what hangs.
+        # Set before the server starts, since its start may hang.
         faulthandler.unregister(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, self._dump)
 
@@ -76,7 +76,7 @@ class Served:
     # --- the messages of a load's process ------------------------------------------------------------------------
 
     def load(self) -> LoadResult:
-        """Start, check and measure. Raise Died, and MachineError where a running endpoint cannot be used."""
+        """Start, check and measure. Raises Died, and MachineError if a running endpoint cannot be used."""
         deadline = time.monotonic() + _PART * self._job.timeout
         with self._answered():
             kind = self._begin(deadline)
@@ -85,9 +85,9 @@ class Served:
         return self._complete()
 
     def repeat(self, job: Job) -> LoadResult:
-        """Measure a running endpoint once more, for the figures of another job; the server is the same as before.
+        """Measure a running endpoint again, for the figures of a different job; the server is the same as before.
 
-        Raise as :meth:`load`.
+        Raises the same errors as :meth:`load`.
         """
         assert self._kind is not None
         self._job, self._result = job, self._new_result()
@@ -112,7 +112,7 @@ class Served:
         return result
 
     def ask(self, message: Message) -> Message:
-        """``generate`` goes through the endpoint; what needs the model itself is a RuntimeError. Raise Died."""
+        """Answer ``generate`` through the endpoint. Raises RuntimeError for requests for the model itself, and Died."""
         if message["kind"] != "generate":
             return {**_error(Declaration.no_model), "changed": False}
         self._enter("generate")
@@ -137,7 +137,7 @@ class Served:
         return without_bos(self._tokenizer, chat_text(self._tokenizer, "its files are not on this machine", prompt))
 
     def close(self) -> None:
-        """Stop the server; an endpoint that ran before goes on."""
+        """Stop the server that the load started; an endpoint that ran before keeps running."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -145,7 +145,7 @@ class Served:
     # --- beginning -----------------------------------------------------------------------------------------------
 
     def _begin(self, deadline: float) -> ServerKind | None:
-        """Return an endpoint that is healthy and has answered once; None where it serves another model."""
+        """Return an endpoint that is healthy and has answered once; None if it serves a different model."""
         job = self._job
         with self._timed("tokenizer"):
             self._load_tokenizer()
@@ -165,11 +165,11 @@ class Served:
             about = kind.about()
             self._about(about)
             self._prompts = Prompts(job.spec.workload.prompt_tokens, self._tokenizer, salted=self._foreign)
-            # A server may load only now: until it has answered, it is not ready.
+            # Some servers load the model only now: a server is not ready until it has answered.
             answer = self._first_answer(kind, about)
         if answer is None:
             return None
-        # A proxy tells its version with an answer.
+        # A proxy reports its version with an answer.
         self._about(kind.about())
         if not self._foreign and job.measure:
             self._result.metrics["load"] = perf_counter() - begin
@@ -201,17 +201,17 @@ class Served:
             if time.monotonic() > deadline:
                 message = f"the endpoint was not healthy within {_PART:.0%} of --llm-timeout: {why}"
                 raise Died(ErrorInfo(message=message, phase="start"), outcome=results.TIMEOUT)
-            # The endpoint does not tell when it becomes ready.
+            # The endpoint sends no event when it becomes ready.
             time.sleep(_LOOK)
         return found[0]
 
     def _api(self) -> str:
-        """Return the protocol that the test or the address names; empty where it is to be found out."""
+        """Return the protocol that the test or the address names; empty if it must be detected."""
         address = EndpointAddress.parse(self._job.endpoint) if self._foreign else None
         return str(self._job.spec.option("api") or (address.api if address is not None else ""))
 
     def _first_answer(self, kind: ServerKind, about: About) -> Answer | None:
-        """Return the answer to a first request of one token; None, with a problem, where it serves another model."""
+        """Return the answer to a first request of one token; None, with a problem, if it serves a different model."""
         kind.model, is_listed = endpoint_checks.choose(self._job, about)
         if not is_listed and about.models is not None and kind.lists_what_it_serves:
             self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model))
@@ -233,7 +233,7 @@ class Served:
                 why = "it answers to any id"
                 self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model, why))
                 return None
-            note = "the endpoint answers to any model id: that it answers to the right one proves nothing"
+            note = "the endpoint answers to any model id, so that its answer to the right one proves nothing"
             self._result.notes.append(note)
         return answer
 
@@ -269,7 +269,7 @@ class Served:
                 self._compare(prompt, answer)
 
     def _compare(self, prompt: str, answer: Answer) -> None:
-        """After all figures: the reference takes memory of its own."""
+        """Compare an answer with the reference, after all measurements, since the reference takes memory of its own."""
         from pytest_llmload.process.serving import reference
 
         with self._timed("reference"):
@@ -278,12 +278,12 @@ class Served:
         self._result.notes += filter(None, [note])
 
     def _other_prompt(self, answer: Answer) -> None:
-        """Add a note where the prompt is not the workload's."""
+        """Add a note if the prompt has a different length from the workload's."""
         workload = self._job.spec.workload
         if answer.prompt_tokens is not None and answer.prompt_tokens != workload.prompt_tokens:
             self._result.notes.append(
-                f"the prompt is {answer.prompt_tokens} tokens by the endpoint, the workload's is "
-                f"{workload.prompt_tokens}: {'no tokenizer is at hand' if self._tokenizer is None else 'a template'}"
+                f"the endpoint counts {answer.prompt_tokens} tokens in the prompt, the workload's prompt has "
+                f"{workload.prompt_tokens}: {'there is no tokenizer here' if self._tokenizer is None else 'a template'}"
             )
 
     def _memory(self, server: ServerProcess) -> None:
@@ -295,9 +295,12 @@ class Served:
             gpus, why = memory.on_gpus(server.pid, job.device)
             held = sum(gpus.values()) if gpus else None
             if "kv_cache.tokens" in result.metrics:
-                why = why or "the server fills the GPU with its cache on purpose: kv_cache.tokens is what it holds"
+                why = why or "the server fills the GPU with its cache by design: see kv_cache.tokens for its capacity"
             elif job.spec.option("continuous_batching"):
-                why = why or "with continuous batching the server fills the GPU with its cache, whose size it hides"
+                why = (
+                    why
+                    or "with continuous batching the server fills the GPU with its cache and does not report its size"
+                )
             if why:
                 result.unavailable["gpu.process"] = why
             else:
@@ -316,7 +319,7 @@ class Served:
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """Make what is wrong with an answer a problem of the load, and what ended the server its death."""
+        """Turn errors of an answer into problems of the load, and the server's end into Died."""
         try:
             yield
         except BadAnswer as error:
@@ -353,14 +356,14 @@ class Served:
 
     def _environment(self) -> dict[str, str]:
         if self._foreign:
-            # This machine has only the client; times of one endpoint are compared with its own.
+            # Only the client runs on this machine; an endpoint's times are compared with its own earlier ones.
             return {"host": "endpoint"}
         from pytest_llmload.process.environment import environment
 
         own = environment(self._job)
         if self._ours:
             return own
-        # The libraries and settings of this process are not those of a server with an interpreter of its own.
+        # A server with an interpreter of its own has libraries and settings different from those of this process.
         machine = {
             name: value
             for name, value in own.items()
@@ -380,13 +383,15 @@ class Served:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 source, local_files_only=True, trust_remote_code=job.trust_remote_code
             )
-        except Exception as error:  # noqa: BLE001 - without one, prompts are words, and a note says so
+        except Exception as error:  # noqa: BLE001 - without a tokenizer, prompts are words, and a note says so
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
     def _ids(self, answer: Answer, asked: int) -> list[int]:
-        """Return the ids of an answer: as the protocol tells them, else by the tokenizer where it makes as many of the
-        text as were generated; none where neither is known."""
+        """Return the ids of an answer, as the protocol reports them, or else by tokenising its text.
+
+        Return none if tokenising gives a different number of tokens from those generated.
+        """
         if answer.ids:
             return answer.ids
         ids = self._prompts.ids(answer.text)
@@ -396,7 +401,7 @@ class Served:
         return ids if ids is not None and len(ids) == told else []
 
     def _dump(self, *_: Any) -> None:
-        """On the pytest process's SIGUSR1, before it kills a load that hangs: what the server said last."""
+        """Print the server's last lines on SIGUSR1, which the pytest process sends before it kills a hanging load."""
         faulthandler.dump_traceback(all_threads=False)
         if self._server is not None:
             sys.stderr.write(f"the server's last lines:\n{self._server.tail}\n")

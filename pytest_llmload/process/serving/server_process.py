@@ -19,9 +19,9 @@ from pytest_llmload.system.process_exit import Died, how
 
 HOST = "127.0.0.1"
 _BOOT = Path(__file__).with_name("boot.py")
-#: Seconds between two looks at whether a server is healthy; its end is seen at once.
+#: Seconds between two health checks of a server; its end is noticed at once.
 _LOOK = 0.05
-#: Seconds that a server gets to end by itself; the process that owns this one does not wait much longer.
+#: Seconds in which a server must end by itself; the process that owns this one does not wait much longer.
 _GRACE = 1.5
 _LINES = 20
 _ALL_LINES = 5000
@@ -35,13 +35,13 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """One server, which ends with this process. Start it from the main thread: Linux ties its end to that."""
+    """One server, which ends with this process. Start it from the main thread: Linux ties its end to that thread's."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                # Isolated and without site-packages: it only sets a flag, and becomes the server.
+                # Isolated and without site-packages: the script only sets a flag, and becomes the server.
                 [sys.executable, "-I", "-S", str(_BOOT), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -52,16 +52,16 @@ class ServerProcess:
 
     @property
     def tail(self) -> str:
-        """The last lines that it printed."""
+        """Return the last lines that the server printed."""
         return last_lines(self.log, _LINES)
 
     @property
     def output(self) -> str:
-        """All that it printed so far, but for what a long start has pushed out."""
+        """Return the server's output so far; of a very long one, its end."""
         return last_lines(self.log, _ALL_LINES)
 
     def wait_until(self, healthy: Callable[[], str], deadline: float, is_open: Callable[[], bool]) -> None:
-        """Wait until ``healthy`` gives no reason against it. Raise Died: it ended, or the deadline has passed."""
+        """Wait until ``healthy`` returns an empty reason. Raises Died if the server ends or the deadline passes."""
         begin = time.monotonic()
         while complaint := healthy():
             if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ class ServerProcess:
             self.check("before it was healthy", _LOOK)
 
     def check(self, when: str, seconds: float = 0.0) -> None:
-        """Raise Died if it has ended, or does so within these seconds."""
+        """Raise Died if the server has ended, or ends within ``seconds``."""
         select.select([self._descriptor], [], [], seconds)
         status = self._process.poll()
         if status is not None:
@@ -79,7 +79,7 @@ class ServerProcess:
             raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), max(0, -status))
 
     def stop(self) -> None:
-        """End it; what it started itself ends with the session that this process leads."""
+        """End the server; its own child processes end with the session that this process leads."""
         if self._process.poll() is None:
             self._process.terminate()
             select.select([self._descriptor], [], [], _GRACE)
@@ -91,7 +91,7 @@ class ServerProcess:
 
 
 def transformers_command(arguments: Sequence[str]) -> list[str]:
-    """Return ``transformers serve`` by this interpreter, without the current folder on its path."""
+    """Return the command of ``transformers serve`` by this interpreter, without the current folder on its path."""
     program = (
         "import sys; sys.path[:] = [p for p in sys.path if p]; "
         "from transformers.cli.transformers import main; sys.exit(main())"

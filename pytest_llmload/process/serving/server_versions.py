@@ -1,4 +1,4 @@
-"""What a started server's processes run: the versions of the libraries that their figures depend on."""
+"""Find the versions of the libraries that a started server's processes use and that their figures depend on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 def versions(root: int) -> dict[str, str]:
-    """Return the version of each library whose version is an entry of an environment, and of Python.
+    """Return the versions of Python and of each library whose version is an entry of an environment.
 
-    The folders of packages are those that a process of the tree has files mapped from: a server's interpreter and
-    libraries are its own, not those of the load's process.
+    The package folders are those that a process of the tree has mapped files from, since a server may have a different
+    interpreter and different libraries from the load's process.
     """
     found: dict[str, str] = {}
     names = {entry.name for entry in ENTRIES.values() if entry.kind == VERSION}
@@ -32,7 +32,7 @@ def versions(root: int) -> dict[str, str]:
 
 
 def _folders(root: int) -> set[tuple[str, str]]:
-    """Return each folder of packages that the tree uses, with the version of Python that it is for."""
+    """Return each package folder that the tree uses, with its version of Python."""
     found = set()
     for pid in tree(root):
         try:

@@ -1,4 +1,4 @@
-"""Reading a streamed answer, whatever the protocol: what is not a stream, and what ends too early."""
+"""Read a streamed answer of any protocol; detect answers that are not a stream or that end too early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llmload.process.serving.answers import Answer, BadAnswer, CutOff
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Reply
 
-#: How OpenAI's protocol ends a stream; transformers' server and text-generation-inference leave it out.
+#: The last event of a stream in OpenAI's protocol; transformers' server and text-generation-inference do not send it.
 _DONE = "[DONE]"
 
 
@@ -25,10 +25,9 @@ class Refusal(Exception):
 
 
 def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, float, Any], None]) -> Answer:
-    """Return the answer to a request; ``take`` reads one event into it, and sets ``finish`` at the one that ends it.
+    """Return the answer to a request; ``take`` reads each event into it, and sets ``finish`` at the one that ends it.
 
-    Raise Refusal for another status than 200, CutOff for a stream that ends without a ``finish``, BadAnswer, HungUp
-    and Late.
+    Raises Refusal if the status is not 200, CutOff if the stream ends without a ``finish``, BadAnswer, HungUp and Late.
     """
     answer = Answer(perf_counter())
     waited = run_delay()
@@ -58,11 +57,11 @@ def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, fl
 
 
 def run_delay() -> float:
-    """Return the seconds that this thread was ready to run and had no processor (proc(5), ``schedstat``)."""
+    """Return the seconds that this thread was ready to run and waited for a processor (proc(5), ``schedstat``)."""
     try:
         text = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text(encoding="ascii")
     except OSError:
-        # A kernel without it: then the lumps of a starved client are put down to the server.
+        # The kernel does not report it: then lumps that a starved client causes are attributed to the server.
         return 0.0
     return int(text.split()[1]) / 1e9
 
@@ -75,7 +74,7 @@ def _so_far(answer: Answer) -> str:
 def _no_stream(path: str, reply: Reply) -> Exception:
     if reply.status != 200:
         return Refusal(path, reply)
-    return BadAnswer("stream", f"POST {path} answered no stream of events: {reply.quoted}")
+    return BadAnswer("stream", f"POST {path} did not answer with a stream of events: {reply.quoted}")
 
 
 def _object(path: str, data: str) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def _object(path: str, data: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise BadAnswer("stream", f"POST {path} streamed an event that is no JSON object: {Reply(200, data).quoted}")
+        raise BadAnswer("stream", f"POST {path} streamed an event that is not a JSON object: {Reply(200, data).quoted}")
     if value.get("error"):
         raise BadAnswer("answers", f"POST {path} streamed an error: {Reply(200, json.dumps(value)).quoted}")
     return value

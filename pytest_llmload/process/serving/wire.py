@@ -1,7 +1,7 @@
-"""One HTTP exchange whose reads share one deadline, and of which the moment of the last read is known.
+"""One HTTP exchange whose reads share one deadline, and which records the time of its last read.
 
-httpx limits each read, not their sum, and does not tell which bytes came together. httpcore's network backend is the
-public place for both.
+httpx limits the time of each read, not of all together, and does not show which bytes came together. httpcore's network
+backend is the public interface for both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 
 
 class Wire(httpcore.NetworkStream):
-    """A connection that ends at a moment, and keeps when it was last read."""
+    """A connection that times out at the deadline, and records when it was last read."""
 
     def __init__(self, stream: httpcore.NetworkStream, exchange: Exchange) -> None:
         self._stream = stream
@@ -43,7 +43,7 @@ class Wire(httpcore.NetworkStream):
 
 
 class Exchange(httpcore.NetworkBackend):
-    """Connects once; raises httpcore.ReadTimeout where ``deadline`` (``time.monotonic``) has passed."""
+    """Connects once; raises httpcore.ReadTimeout once ``deadline`` (``time.monotonic``) has passed."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -71,7 +71,7 @@ class Exchange(httpcore.NetworkBackend):
 
 
 class _Body(httpx.SyncByteStream):
-    """The body of an answer of httpcore's, as httpx wants it."""
+    """The body of an httpcore answer, in httpx's form."""
 
     def __init__(self, answer: httpcore.Response) -> None:
         self._answer = answer
@@ -84,7 +84,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class Transport(httpx.BaseTransport):
-    """One exchange for an httpx client. Errors are httpcore's."""
+    """One exchange for an httpx client. Its errors are those of httpcore."""
 
     def __init__(self, exchange: Exchange, tls: ssl.SSLContext | None) -> None:
         self._pool = httpcore.ConnectionPool(ssl_context=tls, network_backend=exchange, max_connections=1)

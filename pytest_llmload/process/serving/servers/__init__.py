@@ -1,4 +1,4 @@
-"""Model servers: what differs between them is one file each, chosen by what the endpoint says of itself."""
+"""Model servers: one file for each kind, chosen by what the endpoint reports about itself."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pytest_llmload.process.serving.servers.tgi import Tgi
 from pytest_llmload.process.serving.servers.transformers_serve import TransformersServe
 from pytest_llmload.process.serving.servers.vllm import Vllm
 
-#: Asked in turn whether they recognise an endpoint, first those that look at what is cheap to answer (vLLM takes
-#: seconds for its ``/openapi.json``); the last one takes what no other does.
+#: The kinds in the order in which they are tried. Those that need only cheap answers come first (vLLM takes seconds for
+#: its ``/openapi.json``); the last one accepts every endpoint.
 KINDS: tuple[type[ServerKind], ...] = (Tgi, Vllm, LlamaServer, LiteLlm, LlamaCppPython, TransformersServe, OpenAi)
 
 
 def identify(endpoint: Endpoint, says: SelfDescription, api: str = "") -> ServerKind:
     """Return the server that answers at an endpoint.
 
-    ``api`` is ``openai``, ``chat``, ``completions`` or ``tgi`` where a user names the protocol, else empty.
+    ``api`` is ``openai``, ``chat``, ``completions`` or ``tgi`` if the user names the protocol, else empty.
     """
     kinds = [kind for kind in KINDS if not api or (kind is Tgi) == (api == "tgi")]
     kind = next((kind for kind in kinds if kind.recognises(says)), kinds[-1])

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy before another server."""
+"""LiteLLM's proxy in front of a model server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class LiteLlm(OpenAi):
     model_id = "`/v1/models`: `model_name` of its configuration"
     version = f"header `{_VERSION}` of an answer"
     concurrency = "as the server behind it"
-    #: ``/health`` has every deployment generate, and hangs while one of them is dead.
+    #: ``/health`` makes every deployment generate, and hangs while one of them is down.
     health = "/health/readiness"
 
     @classmethod
     def recognises(cls, says: SelfDescription) -> bool:
-        # Releases that tell their version there do not tell it in their answers.
+        # Releases that report their version there do not report it in their answers.
         return bool({"litellm_version", "db"} & says.object("/health/readiness").keys())
 
     def server(self) -> str:

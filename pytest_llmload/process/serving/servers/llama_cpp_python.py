@@ -20,8 +20,8 @@ class LlamaCppPython(OpenAi):
     health = "/v1/models"
     lists_what_it_serves = True
     cut_off = (
-        "llama-cpp-python's server ends a running answer when another request arrives: start it with "
-        "--interrupt_requests False, and others wait"
+        "llama-cpp-python's server ends a running answer when another request arrives; start it with "
+        "--interrupt_requests False, so that other requests wait"
     )
     stops_early = "its context is full: prompt and new tokens must fit into --n_ctx"
 

@@ -17,9 +17,7 @@ class LlamaServer(OpenAi):
     capacity = "`/props`: `n_ctx` of a slot times `total_slots`"
     concurrency = "`--parallel` slots; further requests wait"
     lists_what_it_serves = True
-    stops_early = (
-        "a slot's context is full: --ctx-size is divided by --parallel, prompt and new tokens must fit into that"
-    )
+    stops_early = "a slot's context is full: prompt and new tokens must fit into --ctx-size divided by --parallel"
     log_phases: ClassVar[dict[str, str]] = {
         "start.model": r"(?m)^(?:\d+\.)?(\d+\.\d+)\.\d+\.\d+ I srv +init: model loaded"
     }

@@ -1,4 +1,4 @@
-"""OpenAI's API: what all servers that speak it share, and the kind for those that say nothing more of themselves."""
+"""OpenAI's API: the base of all servers that speak it, and the kind of a server that is not recognised otherwise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pytest_llmload.process.serving.http import Endpoint
 from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
 from pytest_llmload.worker.model.prompts import Prompt
 
-#: Answers that say "not with these fields" or "not this path"; others are the finding itself.
+#: Statuses of an answer that refuses the fields or the path; any other error status is reported.
 _NOT_SO = (400, 404, 405, 422, 501)
 _REFUSED_KEY = (401, 403)
-#: What a delta holds beside text.
+#: Fields of a delta that are not text.
 _NO_TEXT = ("role",)
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 _PATHS = {"chat": (CHAT,), "completions": (COMPLETIONS,)}
@@ -23,7 +23,7 @@ Fields = Callable[[int], dict[str, Any]]
 
 
 class RequestRefused(BadAnswer):
-    """The endpoint did not accept the request, in any way that was tried."""
+    """The endpoint refused every form of the request that was tried."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__("answers", message)
@@ -31,22 +31,22 @@ class RequestRefused(BadAnswer):
 
     @property
     def for_its_key(self) -> bool:
-        """Whether the key was refused."""
+        """Return true if the endpoint refused the key."""
         return self.status in _REFUSED_KEY
 
 
 def plain(new_tokens: int) -> dict[str, Any]:
-    """Return the fields that every server knows."""
+    """Return the fields that every server supports."""
     return {"max_tokens": new_tokens, "temperature": 0, "stream_options": {"include_usage": True}}
 
 
 def ignoring_the_end(new_tokens: int) -> dict[str, Any]:
-    """Return the fields by which vLLM, SGLang and llama-server go on after the end of the sequence."""
+    """Return the fields that make vLLM, SGLang and llama-server continue after the end of the sequence."""
     return {**plain(new_tokens), "ignore_eos": True, "min_tokens": new_tokens}
 
 
 class OpenAi(ServerKind):
-    """``/v1/completions`` where there is one, since it adds nothing to a prompt; else ``/v1/chat/completions``."""
+    """Uses ``/v1/completions`` if it exists, since it adds nothing to a prompt; else ``/v1/chat/completions``."""
 
     name = "any other OpenAI-compatible server"
     exact_tokens = "`ignore_eos`, `min_tokens`; without them where it refuses them"
@@ -54,7 +54,7 @@ class OpenAi(ServerKind):
     model_id = "`/v1/models`, or its answer to a request for the model"
     version = "`/version`, where it has one"
     concurrency = "as it does"
-    #: What is tried in turn until a request is accepted; then only that one.
+    #: The fields that are tried in turn until the server accepts a request; then only the accepted ones are sent.
     fields: ClassVar[tuple[Fields, ...]] = (ignoring_the_end, plain)
     paths: ClassVar[tuple[str, ...]] = (COMPLETIONS, CHAT)
 
@@ -77,12 +77,12 @@ class OpenAi(ServerKind):
         return About(models, self.server(), self.cache_tokens())
 
     def server(self) -> str:
-        """Return its name and version as far as it tells them."""
+        """Return its name and version as far as it reports them."""
         version = self.says.object("/version").get("version", "")
         return str(version) if isinstance(version, str) else ""
 
     def cache_tokens(self) -> int | None:
-        """Return the tokens that its key-value cache holds; None where it does not say."""
+        """Return the number of tokens that its key-value cache holds; None if it does not report it."""
         return None
 
     def answer(self, prompt: Prompt, new_tokens: int) -> Answer:
@@ -94,7 +94,7 @@ class OpenAi(ServerKind):
                 answer = streams.read(self.endpoint, path, body, take)
             except streams.Refusal as refusal:
                 refusals += [str(refusal)] if str(refusal) not in refusals else []
-                # The first path is the one that is meant; what the others lack is not the finding.
+                # The refusal of the first path is reported; the others are only fallbacks.
                 status = status or refusal.status
                 if refusal.status not in _NOT_SO:
                     status = refusal.status
@@ -116,7 +116,7 @@ class OpenAi(ServerKind):
         if path == CHAT and COMPLETIONS in self.paths and not self._is_named:
             self.notes.append("there is no /v1/completions: the prompt went through the chat template")
         if fields is plain:
-            self.notes.append("the endpoint cannot be told to go on after the end of the sequence")
+            self.notes.append("the endpoint has no option to continue after the end of the sequence")
 
 
 def _what(path: str, prompt: Prompt) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _what(path: str, prompt: Prompt) -> dict[str, Any]:
 
 
 def take(answer: Answer, moment: float, event: dict[str, Any]) -> None:
-    """Read one event of a stream."""
+    """Read one event of a stream into the answer."""
     if isinstance(event.get("model"), str):
         answer.model = event["model"]
     usage = event.get("usage")

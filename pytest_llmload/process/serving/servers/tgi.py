@@ -14,10 +14,10 @@ _STREAM = "/generate_stream"
 
 
 class Tgi(ServerKind):
-    """Each event is one token, with its id; the last one counts them."""
+    """Streams one token in each event, with its id; the last event has their number."""
 
     name = "text-generation-inference"
-    exact_tokens = "cannot be told: it ends at the end of the sequence"
+    exact_tokens = "not possible: it stops at the end of the sequence"
     token_count = "`details` of the last event"
     token_ids = "`token.id`"
     model_id = "`/info`: `model_id`"
@@ -25,7 +25,7 @@ class Tgi(ServerKind):
     capacity = "`/info`: `max_batch_total_tokens`"
     concurrency = "up to `--max-concurrent-requests`"
     lists_what_it_serves = True
-    stops_early = "text-generation-inference cannot be told to go on after the end of the sequence"
+    stops_early = "text-generation-inference has no option to continue after the end of the sequence"
 
     @classmethod
     def recognises(cls, says: SelfDescription) -> bool:
@@ -52,7 +52,7 @@ class Tgi(ServerKind):
 
 
 def is_info(info: dict[str, Any]) -> bool:
-    """Return whether ``/info`` answered as text-generation-inference does."""
+    """Return true if ``/info`` answered as text-generation-inference does."""
     return isinstance(info.get("model_id"), str) and "max_concurrent_requests" in info
 
 

@@ -10,12 +10,12 @@ from pytest_llmload.process.serving.http import Endpoint
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.openai import CHAT, COMPLETIONS, OpenAi, plain
 
-#: Paths that no other server has together.
+#: Paths that only this server has together.
 _OWN = {"/v1/responses", "/v1/audio/transcriptions", CHAT}
 
 
 def _configured(new_tokens: int) -> dict[str, Any]:
-    """Return a whole generation config: it refuses fields that it does not know."""
+    """Return a whole generation config, since the server refuses unknown fields."""
     config = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     return {"generation_config": json.dumps(config)}
 
@@ -23,9 +23,9 @@ def _configured(new_tokens: int) -> dict[str, Any]:
 class TransformersServe(OpenAi):
     name = "transformers serve"
     exact_tokens = "`generation_config` with `min_new_tokens`"
-    token_count = "`usage` of the stream; transformers 4: the request, held against the text tokenised here"
+    token_count = "`usage` of the stream; transformers 4: the request, compared with the text tokenised here"
     model_id = "by answering: its list is the hub's cache (transformers 4: twelve fixed models)"
-    version = "not told by a running one"
+    version = "not reported by a running server"
     concurrency = "each request in a thread of its own, or `--continuous-batching`"
     fields = (_configured, plain)
 
@@ -46,7 +46,7 @@ class TransformersServe(OpenAi):
         return About(server=self.name)
 
     def told_tokens(self, answer: Answer, new_tokens: int) -> int | None:
-        # Its minimum is its maximum, and only a whole config was accepted.
+        # Its minimum equals its maximum, and the server accepted only a whole config.
         return new_tokens if self._ways[0][1] is _configured else None
 
 
