@@ -6,7 +6,6 @@ figure of memory or of allocations; one sample takes the interpreter for some te
 
 from __future__ import annotations
 
-import threading
 from time import perf_counter
 
 import torch
@@ -14,63 +13,48 @@ import torch
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.anon_sampler import POINTS
-from pytest_llmload.probes.base import Probe
-from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.probes.load_sampler import LoadSampler
 
 #: Seconds between two samples.
 INTERVAL = 0.02
 
 
-class GpuTimeline(Probe):
+class GpuTimeline(LoadSampler):
     """Fills ``timeline`` for each visible GPU: seconds since the loading call began, and allocated bytes.
 
     For a load that raised, the timeline ends at the error. Nothing is measured on a CPU run.
     """
 
-    partial = True
+    thread_name = "memory over time"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self._begun, self._ended = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
         self._began = 0.0
         self.timeline: dict[str, list[list[float]]] = {}
 
     def start(self) -> None:
         if self.job.device.kind == "cuda":
-            # Before the other probes' marks, so that the thread's own memory is not part of a figure.
-            self._thread = threading.Thread(target=self._watch, name="memory over time", daemon=True)
-            self._thread.start()
+            super().start()
 
     def mark(self) -> None:
-        if self._thread is not None:
+        if self.thread is not None:
             self.timeline = {f"gpu.{gpu}": [] for gpu in range(torch.cuda.device_count())}
 
     def loading(self) -> None:
         self._began = perf_counter()
-        self._begun.set()
-
-    def loaded(self, loaded: Loaded) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._ended.set()
-        self._begun.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.begun.set()
 
     def fill(self, result: LoadResult) -> None:
         self.close()
         result.timeline.update({place: points for place, points in self.timeline.items() if points})
 
-    def _watch(self) -> None:
-        self._begun.wait()
+    def sample(self) -> None:
+        self.begun.wait()
         interval = INTERVAL
         # One more sample once the load is over, so that the line ends where the load did.
         is_last = not self._began
         while not is_last:
-            is_last = self._ended.wait(interval)
+            is_last = self.ended.wait(interval)
             now = perf_counter() - self._began
             for gpu, points in enumerate(self.timeline.values()):
                 allocated = torch.cuda.memory_stats_as_nested_dict(gpu)["allocated_bytes"]["all"]["current"]

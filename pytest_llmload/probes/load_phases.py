@@ -26,9 +26,8 @@ from types import FrameType
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import SAMPLED_PARTS, LoadResult
-from pytest_llmload.probes.base import Probe
+from pytest_llmload.probes.load_sampler import LoadSampler
 from pytest_llmload.quantisation.registry import methods
-from pytest_llmload.worker.model.loaded import Loaded
 
 #: Seconds between two samples. One costs the load about 0.1 ms.
 INTERVAL = 0.01
@@ -70,7 +69,7 @@ TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 
-class LoadPhases(Probe):
+class LoadPhases(LoadSampler):
     """Fills ``phases`` with ``load.read``, ``load.convert``, ``load.move`` and ``load.other``, in seconds.
 
     They add up to the time of the loading call, without what a strategy does to the loaded model (an adapter), which is
@@ -78,42 +77,28 @@ class LoadPhases(Probe):
     they cover the time up to the error.
     """
 
-    partial = True
+    thread_name = "load phases"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self._begun, self._ended = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
         self._loading_thread = 0
         self._begin = self._end = 0.0
         self._seconds: dict[str, float] = defaultdict(float)
         self._looks = 0
 
-    def start(self) -> None:
-        # Before the other probes' marks, so that the thread's own memory is not part of a figure.
-        self._thread = threading.Thread(target=self._watch, name="load phases", daemon=True)
-        self._thread.start()
-
     def loading(self) -> None:
         self._loading_thread = threading.get_ident()
         self._begin = perf_counter()
-        self._begun.set()
+        self.begun.set()
 
     def returned(self) -> None:
         self._end = perf_counter()
-        self._ended.set()
-
-    def loaded(self, loaded: Loaded) -> None:
-        self.close()
+        self.ended.set()
 
     def close(self) -> None:
         if self._begin and not self._end:
             self.returned()
-        self._ended.set()
-        self._begun.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        super().close()
 
     def fill(self, result: LoadResult) -> None:
         self.close()
@@ -123,10 +108,10 @@ class LoadPhases(Probe):
         span, watched = self._end - self._begin, sum(self._seconds.values())
         result.phases |= {phase: span * self._seconds[phase] / watched for phase in SAMPLED_PARTS}
 
-    def _watch(self) -> None:
-        self._begun.wait()
+    def sample(self) -> None:
+        self.begun.wait()
         last = self._begin
-        while not self._ended.wait(INTERVAL):
+        while not self.ended.wait(INTERVAL):
             phases = _phases(self._loading_thread)
             now = perf_counter()
             # The time counts for what is seen now: a function that held the interpreter is seen when it releases it.

@@ -297,7 +297,7 @@ def test_memory_over_time_is_taken_while_the_load_runs(monkeypatch: pytest.Monke
         assert looks.acquire(timeout=10)
     allocator.allocate(0, 5 * MIB)
     probe.loaded(None)  # type: ignore[arg-type]
-    assert threading.active_count() == 1 or probe._thread is None
+    assert threading.active_count() == 1 or probe.thread is None
     result = LoadResult({}, "loaded")
     probe.fill(result)
     one, two = result.timeline["gpu.0"], result.timeline["gpu.1"]
