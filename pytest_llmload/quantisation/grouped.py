@@ -94,6 +94,42 @@ _E4M3_MAX, _E4M3_ERROR = 448.0, 16 / 448
 
 
 @dataclass(frozen=True, eq=False)
+class StackedGroups(Grouped):
+    """Groups of a stated size that lie below each other: one row of ``data`` holds the bytes of one or more groups.
+
+    Scales and zero points have one element per group, in any shape.
+    """
+
+    #: Elements of a row that share a scale.
+    group_size: int = 64
+
+    @property
+    def group(self) -> int:
+        return self.group_size
+
+    def row_scales(self, first: int, last: int) -> Any:
+        return self._by_row(self.scales, first, last)
+
+    def row_zeros(self, first: int, last: int) -> Any:
+        return None if self.zeros is None else self._by_row(self.zeros, first, last)
+
+    def packed(self, first: int, last: int) -> tuple[Any, Any]:
+        """Return the bytes that hold the groups of rows ``first`` to ``last``, and each group's place in its bytes.
+
+        Both are int32: groups x elements, and groups x 1, where 0 is the place of the first group of a row of ``data``.
+        """
+        import torch
+
+        groups = int(self.shape[-1]) // self.group_size
+        index = torch.arange(first * groups, last * groups)
+        rows = self.data.shape[0]
+        return self.data.detach().cpu()[index % rows].int(), (index // rows).int().unsqueeze(-1)
+
+    def _by_row(self, values: Any, first: int, last: int) -> Any:
+        return values.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+
+
+@dataclass(frozen=True, eq=False)
 class GroupedFloat8(Grouped):
     """Codes in float8_e4m3fn, each group scaled to the type's largest value."""
 

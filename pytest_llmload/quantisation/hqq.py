@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.quantisation.base import Method, Scheme, Stored
-from pytest_llmload.quantisation.grouped import Grouped
+from pytest_llmload.quantisation.grouped import StackedGroups
 
 if TYPE_CHECKING:
     from pytest_llmload.core.job import Job
@@ -17,14 +17,8 @@ _PER_BYTE = {8: 1, 4: 2, 2: 4, 1: 8}
 
 
 @dataclass(frozen=True, eq=False)
-class StoredHqq(Grouped):
+class StoredHqq(StackedGroups):
     """Groups below each other: byte i of a column has the groups i, i + n/2 … of n, the first in the high bits."""
-
-    group_size: int = 64
-
-    @property
-    def group(self) -> int:
-        return self.group_size
 
     @property
     def max_error(self) -> float | None:
@@ -32,24 +26,11 @@ class StoredHqq(Grouped):
         return None
 
     def codes(self, first: int, last: int) -> Any:
-        import torch
-
         bits = int(self.code_bits)
         if bits not in _PER_BYTE:
             raise NotImplementedError(f"HQQ packs {bits} bits across bytes")
-        groups = int(self.shape[-1]) // self.group_size
-        index = torch.arange(first * groups, last * groups)
-        rows = self.data.shape[0]
-        place, lane = index % rows, index // rows
-        packed = self.data.detach().cpu()[place].int()
-        shift = (8 - bits * (lane + 1)).int().unsqueeze(-1)
-        return ((packed >> shift) & (2**bits - 1)).float().reshape(last - first, -1)
-
-    def row_scales(self, first: int, last: int) -> Any:
-        return self.scales.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
-
-    def row_zeros(self, first: int, last: int) -> Any:
-        return self.zeros.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+        packed, place = self.packed(first, last)
+        return ((packed >> (8 - bits * (place + 1))) & (2**bits - 1)).float().reshape(last - first, -1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.quantisation.base import Method, Scheme, Stored
-from pytest_llmload.quantisation.grouped import Grouped, GroupedFloat8
+from pytest_llmload.quantisation.grouped import Grouped, GroupedFloat8, StackedGroups
 
 if TYPE_CHECKING:
     from pytest_llmload.core.job import Job
@@ -19,48 +19,27 @@ _NAMES = {"qint8": "int8", "qint4": "int4", "qint2": "int2", "qfloat8_e4m3fn": "
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPacked(Grouped):
+class StoredPacked(StackedGroups):
     """WeightQBitsTensor: groups of a row below each other, two or four to a byte, ``code * scale - shift``.
 
     ``pack_weights`` of optimum/quanto/tensor/packed.py: byte i of a column has the groups i, i + n/2 (int4) or i,
     i + n/4, i + n/2, i + 3n/4 (int2), lowest bits first.
     """
 
-    group_size: int = 128
-
-    @property
-    def group(self) -> int:
-        return self.group_size
-
     def codes(self, first: int, last: int) -> Any:
-        import torch
-
-        per_byte = 8 // int(self.code_bits)
-        groups = int(self.shape[-1]) // self.group_size
-        index = torch.arange(first * groups, last * groups)
-        place, lane = index % self.data.shape[0], index // self.data.shape[0]
-        packed = self.data.detach().cpu()[place].int()
-        shift = (lane * (8 // per_byte)).int().unsqueeze(-1)
-        return ((packed >> shift) & (2 ** int(self.code_bits) - 1)).float().reshape(last - first, -1)
-
-    def row_scales(self, first: int, last: int) -> Any:
-        return self.scales.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+        bits = int(self.code_bits)
+        packed, place = self.packed(first, last)
+        return ((packed >> (place * bits)) & (2**bits - 1)).float().reshape(last - first, -1)
 
     def row_zeros(self, first: int, last: int) -> Any:
         """The shift is in units of the weight; an integer one is a code."""
-        zeros = self.zeros.detach().cpu().float().reshape(-1, int(self.shape[-1]) // self.group_size)[first:last]
+        zeros = super().row_zeros(first, last)
         return zeros / self.row_scales(first, last) if self.zeros.is_floating_point() else zeros
 
 
 @dataclass(frozen=True, eq=False)
-class StoredTinyGemm(Grouped):
+class StoredTinyGemm(StackedGroups):
     """TinyGemmWeightQBitsTensor: 4 bit in the order of a kernel, which is not documented; values are not read."""
-
-    group_size: int = 128
-
-    @property
-    def group(self) -> int:
-        return self.group_size
 
     @property
     def max_error(self) -> float | None:
