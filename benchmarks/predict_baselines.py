@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from predict_gpu import CASES, SHAPES
+from predict_gpu import CASES, config_of
 
 from pytest_llmload.core.job import Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.presets import PRESETS
@@ -87,13 +87,7 @@ def predicted(model: str, fields: dict[str, Any], workload: str, cache_dir: Path
 def job_of(model: str, fields: dict[str, Any], workload: Workload, cache_dir: Path) -> Job:
     from pytest_llmload.worker.checkpoints.resolve import resolve
 
-    source = model
-    if model in SHAPES:
-        folder = cache_dir / "configs" / model
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(SHAPES[model]))
-        source = str(folder)
-    checkpoint = resolve(f"random:{source}", cache_dir, with_values=False)
+    checkpoint = resolve(f"random:{config_of(model, cache_dir)}", cache_dir, with_values=False)
     spec = LoadSpec.from_json({"model": checkpoint.path, "name": model, "workload": str(workload), **fields})
     device = predicted_device(DEVICE)
     return Job(

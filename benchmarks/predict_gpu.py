@@ -24,15 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-METRICS = (
-    "gpu.weights",
-    "gpu.settled",
-    "gpu.load_allocated",
-    "gpu.load_allocations",
-    "gpu.load_peak",
-    "gpu.generate_peak",
-    "gpu.reserved_peak",
-)
+from pytest_llmload.prediction.devices import PREDICTED
 
 _QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -174,7 +166,7 @@ def print_case(output: Path, name: str, code: int) -> None:
     figures = json.loads((output / f"{name}.json").read_text())["metrics"]
     print(
         f"{name:20}",
-        *(f"{metric.removeprefix('gpu.')} {figures.get(metric, 0):,.0f}" for metric in METRICS),
+        *(f"{metric.removeprefix('gpu.')} {figures.get(metric, 0):,.0f}" for metric in PREDICTED),
         flush=True,
     )
 
@@ -209,6 +201,16 @@ def measure_case(name: str, output: Path, cache_dir: Path) -> int:
     return 0
 
 
+def config_of(model: str, cache_dir: Path) -> str:
+    """Return what ``random:`` takes for a model of the cases: a preset, or the path of a config that is written."""
+    if model not in SHAPES:
+        return model
+    folder = cache_dir / "configs" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(SHAPES[model]))
+    return str(folder)
+
+
 def gpu_job(name: str, cache_dir: Path) -> Any:
     """Return the job of one case on the first GPU."""
     import pynvml
@@ -220,13 +222,7 @@ def gpu_job(name: str, cache_dir: Path) -> Any:
     from pytest_llmload.worker.checkpoints.resolve import resolve
 
     model, fields = CASES[name]
-    source = model
-    if model in SHAPES:
-        folder = cache_dir / "configs" / model
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(SHAPES[model]))
-        source = str(folder)
-    checkpoint = resolve(f"random:{source}", cache_dir)
+    checkpoint = resolve(f"random:{config_of(model, cache_dir)}", cache_dir)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     gpu = Gpu(
@@ -299,7 +295,7 @@ def compact(source: Path, target: Path) -> None:
             count += 1
         elif action == "free_completed" and address in live:
             events.append(-1 - live.pop(address))
-    figures = {name: data["metrics"][name] for name in (*METRICS, "gpu.forward_peak")}
+    figures = {name: data["metrics"][name] for name in (*PREDICTED, "gpu.forward_peak")}
     head = {"figures": figures, "reserved": {name: peaks["gpu.0"] for name, peaks in data["phase_peaks"].items()}}
     target.write_text(json.dumps({**head, "marks": marks, "events": events}, separators=(",", ":")) + "\n")
 

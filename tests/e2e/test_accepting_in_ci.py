@@ -9,22 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from serving_project import SERVING, TESTS
 
 Project = Callable[..., pytest.RunResult]
-
-SERVING = """
-    import transformers
-
-    def load_model(spec):
-        return transformers.AutoModelForCausalLM.from_pretrained(spec.model, dtype="{dtype}")
-"""
-TESTS = """
-    import pytest
-
-    @pytest.mark.strategy("loader", target="serving:load_model")
-    def test_production(llm, memory_baseline):
-        memory_baseline.check(llm, metrics=["host.weights", "weights.logical", "manifest"])
-"""
 
 
 def git(*arguments: str) -> str:

@@ -13,25 +13,11 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from serving_project import SERVING, TESTS
 
 DOCS = Path(__file__).parents[2] / "docs" / "ci"
 GITHUB = sorted((DOCS / "github").glob("*.yml"))
 GITLAB = DOCS / "gitlab" / "gitlab-ci.yml"
-SERVING = """
-import transformers
-
-
-def load_model(spec):
-    return transformers.AutoModelForCausalLM.from_pretrained(spec.model, dtype="{dtype}")
-"""
-TESTS = """
-import pytest
-
-
-@pytest.mark.strategy("loader", target="serving:load_model")
-def test_production(llm, memory_baseline):
-    memory_baseline.check(llm, metrics=["host.weights", "weights.logical", "manifest"])
-"""
 
 
 def read(path: Path) -> dict[Any, Any]:
