@@ -1,6 +1,6 @@
 """Model-loading regression tests for LLMs, as a pytest plugin.
 
-Public names are imported on first use, so that merely installing the plugin costs nothing.
+Public names are imported on first use, so that merely installing the plugin does not slow pytest down.
 """
 
 from __future__ import annotations

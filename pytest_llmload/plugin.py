@@ -1,4 +1,4 @@
-"""Hooks and fixtures of pytest-llmload. What they do is in ``host/``, imported when the first test needs a load."""
+"""Hooks and fixtures of pytest-llmload. Their code is in ``host/``, imported when the first test needs a load."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_itemcollected
     """
     names = getattr(item, "fixturenames", ())
-    # An ``llm`` without an ``llm_spec`` is somebody else's fixture.
+    # An ``llm`` without an ``llm_spec`` is a different plugin's fixture.
     if {"llm", "llm_spec"} <= set(names) or "llm_load" in names:
         item.add_marker("llmload")
 
@@ -182,7 +182,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return [*header.order(state), *header.missing_baselines(state)]
 
 
-# Inside the other wrappers: whoever sets something up for the item gets to tear it down when it is skipped.
+# Inside the other wrappers, so that a plugin that has set something up for the item also tears it down after a skip.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Skip a test whose load cannot run here, and keep the error of a failed load for the call.
@@ -197,7 +197,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     return (yield from running.around_setup(item))
 
 
-# Inside the other wrappers: they count on the call having begun when it fails, as pytest-json-report does.
+# Inside the other wrappers, since they (such as pytest-json-report) assume that a call that fails has begun.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Raise the load's error before the test's body, and CeilingExceeded or BudgetExceeded after it.
@@ -231,7 +231,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report errors of the machine as errors, and our failures as texts without internal frames.
+    """Report errors of the machine as errors, and this plugin's failures as texts without internal frames.
 
     https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtest_makereport
     """
@@ -254,7 +254,7 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
     """
     if not report.nodeid.startswith("llmload::"):
         return None
-    # A verdict about the whole run is an error, but no step of the progress line: it gets its word only afterwards.
+    # A verdict about the whole run is an error, but not a step of the progress line, so it has no letter there.
     state = existing_state(config)
     known = state is not None and report.nodeid in state.session_errors
     return "error", "", "ERROR" if known else ""
@@ -293,13 +293,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _uses_loads(item: pytest.Item) -> bool:
-    """Return whether a test requests a load, or the GPUs that loads go to."""
+    """Return whether a test requests a load, or the GPUs that loads use."""
     return not {"llm_spec", "llm_load", "llm_gpus"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
-    """The frozen LoadSpec of this test's load, from its markers and options; loads nothing.
+    """The frozen LoadSpec of this test's load, from its markers and options; it does not load the model.
 
     A test fails if it requests the fixture by ``request.getfixturevalue``: that is too late to parametrise it.
     """
@@ -307,8 +307,8 @@ def llm_spec(request: pytest.FixtureRequest) -> LoadSpec:
 
     if not hasattr(request, "param"):
         pytest.fail(
-            "llm and llm_spec have to be arguments of the test, or of a fixture that it names as an argument: "
-            "request.getfixturevalue() comes too late to say what to load",
+            "llm and llm_spec must be arguments of the test, or of a fixture that it names as an argument: "
+            "request.getfixturevalue() comes too late to choose what to load",
             pytrace=False,
         )
     return state_of(request.config).specs[request.param]

@@ -1,4 +1,4 @@
-"""Helpers for tests of your own strategies, probes and loaders: one load, without a test run around it."""
+"""Helpers for tests of your own strategies, probes and loaders: one load without a test run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llmload.core.job import Checkpoint, Device, Job
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 
-#: Seconds for building the checkpoint, and for the load.
+#: Seconds that building the checkpoint may take, and that the load may take.
 _TIMEOUT = 600.0
 
 
@@ -29,11 +29,21 @@ def load_once(
     cache_dir: Path | None = None,
     **fields: Any,
 ) -> LoadResult:
-    """Load once on the CPU in a process of its own, and give back everything that was seen.
+    """Load a model once on the CPU, in a separate process, and return the result with all figures and problems.
 
-    ``fields`` are those of :class:`LoadSpec`: ``quant="nf4"``, ``strategy="ours"``. ``strategies``, ``probes`` and
-    ``methods`` (of quantisation) are import strings, as the hooks give them; they are added to the built-in ones.
-    Raises LoadFailed if the process answers with an error, and what the process died of otherwise::
+    Args:
+        model: ``--llm-model``'s SPEC: hub id, directory, ``random:PRESET`` or ``random:PATH``.
+        imports: Names of modules that the process imports before the load.
+        strategies: Name -> import string ``"module:Class"``, as the hook returns them; added to the built-in ones.
+        probes: Import strings of probes, added to the built-in ones.
+        methods: Import strings of quantisation methods, added to the built-in ones.
+        workload: ``"BATCHxPROMPT+NEW"``: prompts, tokens per prompt, and new tokens per prompt.
+        cache_dir: Folder for built checkpoints; the user's cache by default.
+        fields: Fields of :class:`LoadSpec`: ``quant="nf4"``, ``strategy="ours"``.
+
+    Raises LoadFailed if the process answers with an error, and ``pytest_llmload.host.loads.processes.LoadDied`` if it
+    dies or takes more than 600 seconds. A load that does not end in the requested model does not raise: its result
+    has ``outcome``, ``error`` and ``problems``. ::
 
         def test_ours():
             result = load_once(strategies={"awq": "ourapp.strategies:Awq"}, strategy="awq")

@@ -1,4 +1,4 @@
-"""The ``llmload`` command: what is done with baselines and reports outside a test run, and before one."""
+"""The ``llmload`` command: work with baselines and reports before and after a test run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from pytest_llmload.cli.refused import Refused
 
-#: Command -> what it does, in the order of the help. Each is the module of its name, imported when it is used.
+#: Command -> description, in the order of the help. Each command is the module of its name, imported when it is used.
 COMMANDS: dict[str, str] = {
     "plan": "predict a model's memory, the context that fits and the time to load it, without its weights",
-    "doctor": "look for what stops a load before it starts, and name the command that mends it",
+    "doctor": "find what would make a load fail before it starts, and name the command that mends it",
     "accept": "write the baselines that a report measured, on any machine",
     "diff": "compare two reports, baseline folders or git revisions",
     "history": "follow a metric through the git history of the baselines",
     "merge": "join the reports of several jobs into one",
     "report": "make a Markdown, HTML or code quality report from a JSON report",
-    "show": "print a baseline: how it was loaded, its figures, and what it was recorded on",
+    "show": "print a baseline: how the model was loaded, its figures, and the environment of the recording",
     "rename": "move the baselines of a model to its new name",
     "prune": "delete the baselines that a report calls stale",
 }
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmload: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader, such as head, has seen enough. At its end Python would flush once more, and say so.
+        # The reader, such as head, has closed the pipe. At exit, Python would flush stdout again and report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
 
 
 class _Version(argparse.Action):
-    """Looked up only when it is asked for: reading a distribution's metadata takes longer than a command."""
+    """Action of ``--version``; it reads the distribution's metadata only if requested, since that takes some time."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""``python -m pytest_llmload.cli``: the command, where its script is not on the path."""
+"""``python -m pytest_llmload.cli``: the command, for when its script is not on the PATH."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""Write the baselines that a report measured, on any machine: no GPU, no torch, no model is needed.
+"""Write the baselines that a report measured, on any machine: without GPU, torch or model.
 
-Of each load whose tests compared a baseline, the figures that they compared are written, as --llm-update-baselines
-would. Nothing is written of a load that failed, of one whose baseline is of another shape, spec or workload (--replace
-records that anew), or of a report of a newer release. Run it in the directory that pytest calls rootdir.
+For each load whose tests compare a baseline, the figures that they compared are written, as --llm-update-baselines
+would write them. Nothing is written for a load that failed, for a load whose baseline has a different shape, spec or
+workload (--replace records it again), or from a report of a newer release. Run the command in the directory that pytest
+calls rootdir.
 """
 
 from __future__ import annotations
@@ -28,29 +29,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load", metavar="ID", action="append", default=[], help="only this load, as tests name it; repeatable"
     )
-    parser.add_argument("--replace", action="store_true", help="also over baselines of another shape, spec or workload")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be written")
+    parser.add_argument(
+        "--replace", action="store_true", help="also replace baselines of a different shape, spec or workload"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be written")
 
 
 @dataclass
 class _Decision:
-    """What becomes of one load's baseline."""
+    """The decision about one load's baseline."""
 
     run: Run
     path: Path
-    #: Why nothing may be written.
+    #: The reason why nothing may be written.
     refusal: str = ""
     recordings: list[Recording] = field(default_factory=list)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write what may be written; 1 if a load was refused."""
+    """Write the baselines that may be written; return 1 if a load was refused, else 0."""
     report = read_report(options.report)
     chosen = [each for each in report.runs if not options.load or each.spec.id in options.load]
     if unknown := set(options.load) - {each.spec.id for each in report.runs}:
         known = ", ".join(each.spec.id for each in report.runs) or "none"
-        raise Refused(f"{options.report} has no load {min(unknown)!r}; it has {known}")
-    # Every load is decided before the first file is touched.
+        raise Refused(f"{options.report} does not have the load {min(unknown)!r}; it has {known}")
+    # Decide about every load before the first file is touched.
     decisions = [_decide(each, options) for each in chosen if each.comparisons or each.result is None or _failed(each)]
     rows = []
     for decision in decisions:
@@ -58,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             _write(decision, options)
         rows += _rows(decision, options.dry_run)
     if not rows:
-        print(f"{options.report} has no load whose tests compare a baseline: nothing to accept")
+        print(f"{options.report} does not have a load whose tests compare a baseline: nothing to accept")
         return 0
     print("\n".join(columns([("load", "entry", "baseline -> now", "", "file"), *rows])))
     return 1 if any(decision.refusal for decision in decisions) else 0
@@ -69,7 +72,7 @@ def _failed(run: Run) -> bool:
 
 
 def _decide(run: Run, options: argparse.Namespace) -> _Decision:
-    """What would be written. Raises Refused for a report whose names lead out of the folder."""
+    """Return what would be written. Raises Refused for a report whose names lead out of the folder."""
     try:
         store = Store(options.baselines, _variant_level(run))
         path = store.path_for(run.spec.name, run.device_key, run.spec.slug)
@@ -81,7 +84,7 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
     elif not run.result.ok:
         decision.refusal = f"the load failed: {run.result.outcome.replace('_', ' ')}"
     elif missing := {"shape", "weights"} - run.result.digests.keys():
-        decision.refusal = f"the report does not say which model it is (no digest of its {min(missing)})"
+        decision.refusal = f"the report does not identify the model: it lacks a digest of its {min(missing)}"
     else:
         try:
             decision.recordings.append(_recording(run, store.read(path)))
@@ -93,22 +96,22 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
 
 
 def _variant_level(run: Run) -> str | None:
-    """The folder of ``--llm-baseline-variant`` below the device's, as the report's path of the baseline has it."""
+    """Return the folder of ``--llm-baseline-variant`` below the device's, from the report's path of the baseline."""
     folders = PurePosixPath(run.baseline).parts[:-1]
     return folders[-1] if len(folders) > 1 and folders[-1] != run.device_key and folders[-2] == run.device_key else None
 
 
 def _other_model(run: Run, baseline: Baseline | None, options: argparse.Namespace) -> str:
-    """Why a baseline that is there is not of this load; empty where it is, or is to be replaced."""
+    """Return why an existing baseline does not belong to this load; empty if it does, or is to be replaced."""
     from pytest_llmload.baselines.compare import other_identity
 
     assert run.result is not None
     reason = other_identity(baseline, run.result) if baseline is not None and not options.replace else ""
-    return f"{reason}: --replace records it anew" if reason else ""
+    return f"{reason}: --replace records it again" if reason else ""
 
 
 def _recording(run: Run, existing: Baseline | None) -> Recording:
-    """The baseline with what the load's tests compared. Raises BaselineError for times that are none."""
+    """Return the baseline with what the load's tests compared. Raises BaselineError for invalid times."""
     assert run.result is not None
     sections = [comparison.section for comparison in run.comparisons]
     items = [item for comparison in run.comparisons for item in comparison.metrics]
@@ -126,7 +129,7 @@ def _recording(run: Run, existing: Baseline | None) -> Recording:
 
 
 def _write(decision: _Decision, options: argparse.Namespace) -> None:
-    """Write one file; under its lock, from what it holds by then."""
+    """Write one file under its lock, based on the content that it has by then."""
 
     def change_(existing: Baseline | None) -> Baseline | None:
         decision.recordings.append(_recording(decision.run, existing))

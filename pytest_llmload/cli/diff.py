@@ -1,4 +1,4 @@
-"""Compare two sides, each a JSON report, a folder of baselines, or a git revision.
+"""Compare two sides, each of which is a JSON report, a folder of baselines, or a git revision.
 
 Figures within the tolerance of their metric count as equal (--all prints them too). The exit status is 1 if anything
 differs.
@@ -42,7 +42,7 @@ class Difference:
     """One load on two sides."""
 
     place: Place
-    #: Why there is nothing to compare: it is on one side only, or of another model.
+    #: Why the sides cannot be compared: only one has the load, or their models differ.
     whole: str
     rows: tuple[Row, ...] = ()
     modules: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """True if more than the surroundings is different."""
+        """Return whether anything besides the environment differs."""
         return bool(self.whole or self.modules or any(row.kind != EQUAL for row in self.rows))
 
 
@@ -59,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="a report, a folder of baselines, or a git revision")
     parser.add_argument("new", metavar="NEW", help="the same")
     add_baselines(parser)
-    parser.add_argument("--all", action="store_true", help="also what is equal within its tolerance")
+    parser.add_argument("--all", action="store_true", help="also print figures that are equal within their tolerance")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what differs; 1 if anything does."""
+    """Print the differences; return 1 if there are any, else 0."""
     old, new = (sources.read(side, options.baselines) for side in (options.old, options.new))
     found = list(differences(old, new))
     if options.json:
@@ -84,7 +84,7 @@ def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Itera
         if before is None or after is None:
             yield Difference(place, "only in NEW" if before is None else "only in OLD")
             continue
-        whole = "of another shape: another model" if before.shape != after.shape else ""
+        whole = "the models have different shapes" if before.shape != after.shape else ""
         yield Difference(
             place,
             whole,

@@ -1,7 +1,7 @@
-"""Look for what stops a load before it starts, and name the command that mends it.
+"""Find what would make a load fail before it starts, and name the command that mends it.
 
-The exit status is 1 if there is an error; a warning is none. With --model, the space that the model's files and its
-offloaded weights need is held against what the disks have.
+The exit status is 1 if there is an error; warnings do not count. With --model, the space that the model's files and its
+offloaded weights need is compared with the free space of the disks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SIGNS = {ERROR: "ERROR", WARNING: "warning", FINE: "ok"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--model", metavar="MODEL", help="what is to be loaded: hub id, directory or random:PRESET")
-    parser.add_argument("--needs", metavar="SIZE", help="bytes that the model's files take, instead of planning it")
+    parser.add_argument("--model", metavar="MODEL", help="the model to load: hub id, directory or random:PRESET")
+    parser.add_argument("--needs", metavar="SIZE", help="bytes that the model's files take, instead of a plan's figure")
     parser.add_argument("--cache-dir", metavar="DIR", type=Path, default=default_cache(), help="--llm-cache-dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; 1 if there is an error."""
+    """Print the findings; return 1 if there is an error, else 0."""
     found = examine(Path.cwd(), options.cache_dir, _needs(options))
     if options.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
@@ -52,7 +52,7 @@ def _lines(finding: Finding) -> list[str]:
 
 
 def _needs(options: argparse.Namespace) -> dict[str, int]:
-    """Bytes that loading the model writes, by place. Raises Refused."""
+    """Return the bytes that loading the model writes, by place. Raises Refused."""
     if options.needs:
         try:
             size = parse_bytes(options.needs)
@@ -61,7 +61,7 @@ def _needs(options: argparse.Namespace) -> dict[str, int]:
         return {BUILT if (options.model or "").startswith(PREFIX) else HUB: size}
     if not options.model:
         return {}
-    # Any GPU will do: where weights go that fit none is what matters.
+    # Any GPU will do, since only the place of weights that do not fit on a GPU matters.
     gpu = Gpu("planned", "planned", 80 << 30, (8, 0))
     told = plan.ask(options.model, [gpu], "1x128+32", trusted=False, measure=False)
     ways = {way["slug"]: way["figures"] for way in told["overview"]["ways"] if not way["problem"]}

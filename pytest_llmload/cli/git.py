@@ -1,4 +1,4 @@
-"""What git knows of the baselines: the files of a revision, and each file's history."""
+"""Read baselines from git: the files of a revision, and each file's history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEPARATOR = "\x1e"
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that changed files: path -> blob, or None where the file was deleted."""
+    """A commit that changed files: path -> blob, or None for a deleted file."""
 
     id: str
     date: str
@@ -26,12 +26,12 @@ def commit_of(revision: str) -> str:
     """Return the commit that a revision names. Raises Refused."""
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", may_fail=True)
     if not found:
-        raise Refused(f"{revision!r} is neither a file, a folder nor a git revision here")
+        raise Refused(f"{revision!r} is not a file, a folder or a git revision here")
     return found.strip()
 
 
 def files_at(commit: str, folder: Path) -> dict[str, str]:
-    """Return path below ``folder`` -> text of every file that a commit has there."""
+    """Return the path below ``folder`` -> the text of every file that a commit has there."""
     where = _in_repository(folder)
     listing = _git("ls-tree", "-r", "-z", "--full-tree", commit, "--", where)
     blobs = {}
@@ -43,7 +43,7 @@ def files_at(commit: str, folder: Path) -> dict[str, str]:
 
 
 def history(folder: Path) -> list[Commit]:
-    """Return the commits that changed files below ``folder``, the oldest first; of a merge, what it changed itself."""
+    """Return the commits that changed files below ``folder``, oldest first; merges only with their own changes."""
     where = _in_repository(folder)
     text = _git(
         "log", "--reverse", "--no-renames", "--raw", "--no-abbrev", "-z",
@@ -63,7 +63,7 @@ def _commit(text: str, where: str) -> Commit:
 
 
 def contents(blobs: Iterable[str]) -> dict[str, str]:
-    """Return blob -> text."""
+    """Return each blob -> its text."""
     wanted = list(dict.fromkeys(blobs))
     return dict(_contents(wanted)) if wanted else {}
 
@@ -80,7 +80,7 @@ def _contents(blobs: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _in_repository(folder: Path) -> str:
-    """A folder as git writes it: relative to the top of the repository. Raises Refused where there is none."""
+    """Return a folder relative to the top of its git repository. Raises Refused if it is not in one."""
     top = _git("rev-parse", "--show-toplevel", may_fail=True)
     if not top:
         raise Refused("this is not a git repository")
@@ -91,7 +91,7 @@ def _in_repository(folder: Path) -> str:
 
 
 def _git(*arguments: str, may_fail: bool = False) -> str:
-    """What a git command prints; empty where it may fail and does. Raises Refused."""
+    """Return what a git command prints; empty if it fails and may fail. Raises Refused otherwise."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except FileNotFoundError:

@@ -22,7 +22,7 @@ from pytest_llmload.system.files import replace_text
 
 @dataclass
 class _Series:
-    """One baseline file through history."""
+    """The values of one baseline file in the order of history."""
 
     path: str
     points: list[Point] = field(default_factory=list)
@@ -31,13 +31,15 @@ class _Series:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("metric", metavar="METRIC", help="gpu.settled, host.peak, load, token.kernels …")
-    parser.add_argument("--only", metavar="TEXT", action="append", default=[], help="files whose path has this text")
+    parser.add_argument(
+        "--only", metavar="TEXT", action="append", default=[], help="only files whose path contains this text"
+    )
     add_baselines(parser)
-    parser.add_argument("--svg", metavar="FILE", type=Path, help="also draw it")
+    parser.add_argument("--svg", metavar="FILE", type=Path, help="also draw the history into this file")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every series that the metric has."""
+    """Print every series of the metric; return 0. Raises Refused if there is none."""
     try:
         unit = lookup(options.metric).unit
     except KeyError as error:
@@ -74,7 +76,7 @@ def _title(path: str) -> str:
 
 
 def _series(metric: str, folder: Path) -> list[_Series]:
-    """Each file's points where the value changed; one that was moved unchanged goes on under its new name."""
+    """Return each file's points where the value changed; a file that was moved continues under its new name."""
     commits = git.history(folder)
     texts = git.contents(blob for commit in commits for blob in commit.changes.values() if blob is not None)
     values = {blob: _value(text, metric) for blob, text in texts.items()}
@@ -107,11 +109,11 @@ def _add(series: _Series, point: Point) -> None:
 
 
 def _value(text: str, metric: str) -> float | None:
-    """The metric in a file; of a time, the smallest median of its hosts' kinds. None where the file has none."""
+    """Return the metric in a file, for a time the smallest median over kinds of host; None if the file lacks it."""
     try:
         baseline = loads(text, "a baseline")
     except BaselineError:
-        # A commit may hold a file that was broken then; what came after it counts.
+        # A commit may hold a broken file; its successors count.
         return None
     return _figure(baseline, metric)
 

@@ -1,6 +1,6 @@
-"""Join the reports of several jobs, such as one for each type of GPU, into one, and print the matrix of verdicts.
+"""Join the reports of several jobs, such as one for each type of GPU, and print the matrix of verdicts.
 
-A load that several reports have is one: of two verdicts the worse counts. A baseline is stale only if no report has a
+A load in several reports becomes one load with the worst of its verdicts. A baseline is stale only if no report has a
 load that uses it.
 """
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Join the reports; 1 if a load of any of them failed."""
+    """Join the reports; return 1 if a load in any of them failed, else 0."""
     merged: dict[tuple[str, str, str], Run] = {}
     stale: dict[str, None] = {}
     notes: dict[str, None] = {}
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _matrix(runs: list[Run]) -> list[str]:
-    """Lines of a table: a row for each load, a column for each device."""
+    """Return the lines of a table with a row for each load and a column for each device."""
     devices = list(dict.fromkeys(run.device_key or "no device" for run in runs))
     loads = dict.fromkeys((run.spec.name, run.spec.slug) for run in runs)
     verdicts = {(run.spec.name, run.spec.slug, run.device_key or "no device"): run.verdict for run in runs}

@@ -1,7 +1,7 @@
 """Predict a model's memory by every strategy, the context and batch that fit, where layers go, and the time to load.
 
-No weight is read, built or downloaded: of a hub model, only its configuration. torch and transformers are used in a
-process of their own; the GPUs are this machine's, or named by --gpu.
+No weights are read, built or downloaded; of a hub model, only the configuration is downloaded. torch and transformers
+run in a separate process. The GPUs are this machine's, or those that --gpu names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes
 from pytest_llmload.host.loads.hardware import visible_gpus
 from pytest_llmload.host.settings.models import Model, parse_model
 
-#: Total memory of GPUs as NVML tells it, in MiB.
+#: Total memory of GPUs in MiB, as NVML reports it.
 KNOWN = {
     "t4": 15_360,
     "rtx3090": 24_576,
@@ -52,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a GPU instead of this machine's: 24GiB, or one of {', '.join(KNOWN)}; repeatable",
     )
     parser.add_argument("--workload", metavar="BxP+N", default="1x128+32", help="batch x prompt + new tokens")
-    parser.add_argument("--bandwidth", metavar="SIZE", help="bytes in a second that files are read with: 2GiB")
-    parser.add_argument("--layers", metavar="N", type=_layers, help="of the first N layers, as --llm-layers loads them")
+    parser.add_argument("--bandwidth", metavar="SIZE", help="bytes per second at which files are read, such as 2GiB")
+    parser.add_argument(
+        "--layers", metavar="N", type=_layers, help="plan the first N layers, as --llm-layers loads them"
+    )
     parser.add_argument(
         "--measured",
         metavar="SOURCE",
@@ -61,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="extrapolate from cuts measured with --llm-layers: a report, baseline folder or git revision; repeatable",
     )
-    parser.add_argument("--places", action="store_true", help="also where each block goes")
+    parser.add_argument("--places", action="store_true", help="also print the place of each block")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the plan; 1 if no strategy fits."""
+    """Print the plan; return 1 if no strategy fits, else 0."""
     try:
         Workload.parse(options.workload)
         bandwidth = parse_bytes(options.bandwidth) if options.bandwidth else 0
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, MachineError) as error:
         raise Refused(str(error)) from None
     if not gpus:
-        raise Refused("this machine has no GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
+        raise Refused("this machine does not have a GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
     cuts = read_cuts(_model(options.model).name, options.measured) if options.measured else {}
     told = ask(
         options.model,
@@ -99,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _layers(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers, as in 4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of layers; write a whole number, as in 4")
     return int(text)
 
 
@@ -126,7 +128,7 @@ def ask(
     layers: int | None = None,
     cuts: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return what the planning process answers. Raises Refused with its one sentence."""
+    """Return the planning process's answer. Raises Refused with the process's one sentence."""
     question = {
         "model": _model(model).spec,
         "layers": layers,
@@ -154,7 +156,7 @@ def ask(
 
 
 def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: bool) -> list[str]:
-    """Return the plan as people read it."""
+    """Return the plan as lines of text."""
     found = told["overview"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["cache_kinds"].items())
     sizes = ", ".join(f"{gpu.name} ({format_bytes(gpu.total)})" for gpu in gpus)
@@ -179,9 +181,9 @@ def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: 
 
 
 def _seconds(told: dict[str, Any]) -> float:
-    """The time to read the files, which hold what the first way loads: what is quantised while loading is read whole.
+    """Return the seconds to read the files, or 0 if the bandwidth is not known.
 
-    0 where the bandwidth is not known.
+    The files hold what the first way loads; weights that are quantised during the load are read at full size.
     """
     first = told["overview"]["ways"][0]["figures"]
     size = told["stored"] or first.get("weights.logical", 0)

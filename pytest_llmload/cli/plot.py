@@ -1,4 +1,4 @@
-"""Series of values as a line of text and as a picture."""
+"""Draw series of values as a line of text and as a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 @dataclass(frozen=True)
 class Point:
-    """A value as a commit left it; None where the commit took it away."""
+    """A value after a commit; None if the commit removed it."""
 
     commit: str
     date: str
@@ -24,7 +24,7 @@ class Point:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Return one character a value, the higher the larger."""
+    """Return one character per value: the larger the value, the higher the character."""
     known = [value for value in values if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     step = (high - low) / (len(_BARS) - 1) or 1.0

@@ -1,6 +1,6 @@
-"""Delete the baselines that a report calls stale. Run it in the directory that pytest calls rootdir.
+"""Delete the baselines that a report calls stale. Run the command in the directory that pytest calls rootdir.
 
-Nothing is deleted where the report names anything but baselines below the baselines folder.
+Nothing is deleted if the report names anything other than baselines below the baselines folder.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pytest_llmload.cli.refused import Refused, add_baselines, read_report
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("report", metavar="REPORT", type=Path, help="of a full run: pytest … --llm-report=run.json")
+    parser.add_argument(
+        "report", metavar="REPORT", type=Path, help="the report of a full run: pytest … --llm-report=run.json"
+    )
     add_baselines(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Delete them, or say which would be."""
-    # Every file is looked at before any is deleted.
+    """Delete the stale baselines, or print which would be deleted; return 0."""
+    # Check every file before any is deleted.
     stale = {_baseline(name, options.baselines): name for name in read_report(options.report).stale}
     for path, name in stale.items():
         if not options.dry_run:
@@ -47,12 +49,14 @@ def _baseline(name: str, folder: Path) -> Path:
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) not in (3, 4) or path.suffix != SUFFIX:
         raise Refused(
             f"{name!r} is not a baseline below {folder}: run this in the directory that pytest calls rootdir, "
-            "and give --baselines DIR where the run had --llm-baselines; nothing was deleted"
+            "and give --baselines DIR if the run had --llm-baselines; nothing was deleted"
         )
     try:
         found = Store(root).read(path)
     except BaselineError as error:
         raise Refused(f"{error}; nothing was deleted") from None
     if found is None:
-        raise Refused(f"there is no {name}: run this in the directory that pytest calls rootdir; nothing was deleted")
+        raise Refused(
+            f"{name} does not exist: run this in the directory that pytest calls rootdir; nothing was deleted"
+        )
     return path

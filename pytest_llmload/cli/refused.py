@@ -1,4 +1,4 @@
-"""What a command refuses, and the arguments and texts that commands share."""
+"""The error of a command that refuses its input, and the arguments and texts that commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Refused(Exception):
-    """What the user has to change, in one sentence."""
+    """A command cannot do what it should; the message says in one sentence what the user must change."""
 
 
 def add_baselines(parser: argparse.ArgumentParser) -> None:

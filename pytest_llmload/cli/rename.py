@@ -1,6 +1,6 @@
 """Move the baselines of a model to its new name. The files keep their bytes; commit the result.
 
-Nothing is moved where the new name already has one of these baselines.
+Nothing is moved if the new name already has one of these baselines.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pytest_llmload.cli.refused import Refused, add_baselines
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("old", metavar="OLD", help="the model's name until now: its folder below the baselines")
+    parser.add_argument("old", metavar="OLD", help="the model's old name: its folder below the baselines")
     parser.add_argument("new", metavar="NEW", help="the name that it has in --llm-model=NAME=SPEC from now on")
     add_baselines(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Move every file, or none."""
+    """Move every file, or none; return 0. Raises Refused if one of them cannot be moved."""
     try:
         old, new = (options.baselines / component(name, "model name") for name in (options.old, options.new))
     except ValueError as error:
         raise Refused(str(error)) from None
     if not old.is_dir():
-        raise Refused(f"there is no {old}: run this in the directory that pytest calls rootdir")
+        raise Refused(f"{old} does not exist: run this in the directory that pytest calls rootdir")
     files = sorted(path.relative_to(old) for path in old.rglob(f"*{SUFFIX}"))
     if not files:
-        raise Refused(f"{old} holds no baseline")
+        raise Refused(f"{old} does not hold a baseline: give the model's folder below the baselines")
     if taken := [str(new / file) for file in files if (new / file).exists()]:
         raise Refused(f"{taken[0]} exists already ({len(taken)} of {len(files)} files): nothing was moved")
     moved = []
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
             (new / file).rename(old / file)
         raise Refused(f"cannot move {old / file}: {error.strerror or error}; nothing was moved") from None
     for folder, _, _ in os.walk(old, topdown=False):
-        # What else is in it stays.
+        # A folder that holds other files stays.
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
     print("\n".join(f"{old / file} -> {new / file}" for file in files))

@@ -1,4 +1,4 @@
-"""Make reports for people, or for GitLab, from a JSON report. The suffix of each file chooses its format."""
+"""Make reports in other formats from a JSON report. The suffix of each file chooses its format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the reports."""
+    """Write the reports; return 0."""
     report = read_report(options.report)
     write_all(options.outputs, document(report.runs, stale=report.stale, notes=report.notes))
     return 0

@@ -1,4 +1,4 @@
-"""Print a baseline: how it was loaded, its figures, and what it was recorded on."""
+"""Print a baseline: how the model was loaded, its figures, and the environment of the recording."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the baseline."""
+    """Print the baseline; return 0. Raises Refused if the file does not exist."""
     path: Path = options.baseline
     try:
         baseline = Store(path.parent).read(path)
     except BaselineError as error:
         raise Refused(str(error)) from None
     if baseline is None:
-        raise Refused(f"there is no {path}")
+        raise Refused(f"{path} does not exist: give a baseline file")
     rows = [("spec", json.dumps(baseline.spec)), ("workload", baseline.workload)]
     for name, value in {**baseline.memory, **baseline.work}.items():
         metric = find(name)

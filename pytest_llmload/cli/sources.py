@@ -1,4 +1,4 @@
-"""Baselines from wherever they are: a folder, a git revision, or the loads of a report."""
+"""Read baselines from a folder, a git revision, or the loads of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmload.core.errors import BaselineError
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Which load a baseline is of."""
+    """The place of a baseline, which identifies its load."""
 
     model: str
     device: str
@@ -30,7 +30,7 @@ class Place:
 
 
 def place_of(path: str) -> Place | None:
-    """Return the place of a file below a baselines folder; None for a file that is no baseline's."""
+    """Return the place of a file below a baselines folder; None for a file that is not a baseline."""
     parts = PurePosixPath(path).parts
     if len(parts) not in (3, 4) or not path.endswith(SUFFIX):
         return None
@@ -39,9 +39,9 @@ def place_of(path: str) -> Place | None:
 
 
 def read(source: str, folder: Path) -> dict[Place, Baseline]:
-    """Return the baselines of a report, a folder, or a git revision; of a revision, those below ``folder``.
+    """Return the baselines of a report, of a folder, or of a git revision (those below ``folder``).
 
-    Raises Refused for a source that is none of them, and for a baseline that cannot be read.
+    Raises Refused for any other source, and for a baseline that cannot be read.
     """
     path = Path(source)
     if path.is_file():
@@ -53,7 +53,7 @@ def read(source: str, folder: Path) -> dict[Place, Baseline]:
 
 
 def decoded(texts: Mapping[str, str], source: str) -> dict[Place, Baseline]:
-    """Return the baselines among some files. Raises Refused for one that cannot be read."""
+    """Return the baselines among some files. Raises Refused for a baseline that cannot be read."""
     found = {}
     for path, text in texts.items():
         place = place_of(path)
@@ -67,7 +67,7 @@ def decoded(texts: Mapping[str, str], source: str) -> dict[Place, Baseline]:
 
 
 def _of_report(path: Path) -> dict[Place, Baseline]:
-    """The loads of a report that worked, as they would be recorded."""
+    """Return the successful loads of a report, as they would be recorded."""
     found = {}
     for run in read_report(path).runs:
         if run.result is None or not run.result.ok or not run.result.digests:

@@ -1,1 +1,1 @@
-"""Working together with other plugins; each module is imported only where its plugin is present."""
+"""Integrate with other plugins; each module is imported only if its plugin is present."""

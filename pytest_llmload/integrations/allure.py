@@ -1,4 +1,4 @@
-"""Allure: a test has the figures of its load as an attachment.
+"""Allure: attach the figures of its load to each test.
 
 https://allurereport.org/docs/pytest-reference/
 """
@@ -16,6 +16,10 @@ from pytest_llmload.reports.figure_list import rows
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Attach the figures of the test's load, also if the test fails.
+
+    https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtest_call
+    """
     try:
         return (yield)
     finally:

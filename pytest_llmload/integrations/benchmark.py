@@ -1,7 +1,7 @@
-"""``llm_benchmark``: pytest-benchmark's table, JSON and comparisons, of calls that are timed where the model lives.
+"""``llm_benchmark``: pytest-benchmark's table, JSON and comparisons for calls that are timed in the load's process.
 
-pytest-benchmark asks a timer before and after each call. Here it is a clock of our own, which only the seconds measured
-in the load's process move: what the call's way there and back takes is in no figure.
+pytest-benchmark reads a timer before and after each call. The timer here is a clock that only advances by the seconds
+measured in the load's process, so the time to reach that process and return is not part of any figure.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _CLOCK = pytest.StashKey["Clock"]()
 
 
 class Clock:
-    """A timer that stands still but for :meth:`advance`."""
+    """A timer that only :meth:`advance` moves."""
 
-    # What pytest-benchmark names the timer by in its JSON.
+    # The name of the timer in pytest-benchmark's JSON.
     __name__ = "load_process"
 
     def __init__(self) -> None:
@@ -32,11 +32,12 @@ class Clock:
         return self._now
 
     def advance(self, seconds: float) -> None:
+        """Move the timer forward."""
         self._now += seconds
 
 
 class Benchmark:
-    """``llm_benchmark(function, *args)``: as ``llm.run``, over several rounds."""
+    """Callable of the fixture ``llm_benchmark``: like ``llm.run``, over several rounds."""
 
     def __init__(self, llm: LLM, benchmark: Any, clock: Clock) -> None:
         self._load = llm._load
@@ -46,7 +47,7 @@ class Benchmark:
     def __call__(
         self, function: Callable[..., Any] | str, *args: Any, rounds: int = 5, warmup_rounds: int = 1, **kwargs: Any
     ) -> Any:
-        """Call ``function(model, tokenizer, *args, **kwargs)`` there, and return what the last call returned."""
+        """Call ``function(model, tokenizer, *args, **kwargs)`` in the load's process; return the last call's value."""
         __tracebackhide__ = True
 
         def call() -> Any:
@@ -59,16 +60,24 @@ class Benchmark:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the tests that use ``llm_benchmark`` a timer of the load's process.
+
+    https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_itemcollected
+    """
     if "llm_benchmark" not in getattr(item, "fixturenames", ()):
         return
     clock = item.stash[_CLOCK] = Clock()
-    # pytest-benchmark reads the nearest marker only: what the user wrote goes into ours.
+    # pytest-benchmark reads only the nearest marker, so this plugin's marker takes over the user's arguments.
     users = item.get_closest_marker("benchmark")
     kwargs = dict(users.kwargs) if users is not None else {}
     item.add_marker(pytest.mark.benchmark(**{**kwargs, "timer": clock}), append=False)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Add the run's GPUs to the machine in pytest-benchmark's JSON.
+
+    https://pytest-benchmark.readthedocs.io/en/latest/hooks.html
+    """
     state = existing_state(config)
     if state is None:
         return
@@ -77,7 +86,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     try:
         machine_info["gpus"] = [gpu.name for gpu in state.device.gpus]
     except MachineError:
-        machine_info["gpus"] = []  # the tests that need it say why
+        machine_info["gpus"] = []  # tests that need the device report the error
 
 
 @pytest.fixture

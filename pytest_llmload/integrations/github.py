@@ -1,6 +1,6 @@
 """GitHub Actions: failures and errors as annotations, the loads' logs as groups, the report as the job's summary.
 
-Registered where ``GITHUB_ACTIONS=true``; nothing has to be configured.
+Registered if ``GITHUB_ACTIONS=true``, without any configuration.
 """
 
 from __future__ import annotations
@@ -20,17 +20,25 @@ _FAILED = pytest.StashKey[dict[str, Annotation]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin that collects the failures.
+
+    https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_configure
+    """
     config.stash[_FAILED] = {}
     config.pluginmanager.register(_Collector(config), "llmload-github")
 
 
 class _Collector:
-    """Takes note of every failure and error of a test that uses a load, also of those in xdist workers."""
+    """A plugin that notes every failure and error of tests that use a load, also of those in xdist workers."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a failure or an error of a test that uses a load.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtest_logreport
+        """
         is_ours = "llmload" in report.keywords or report.nodeid.startswith("llmload::")
         if not report.failed or not is_ours:
             return
@@ -45,13 +53,17 @@ class _Collector:
         return Annotation(f"{word} {report.nodeid}", message, self._in_repository(file), (line or 0) + 1)
 
     def _in_repository(self, file: str) -> str:
-        """A file as the annotation needs it: relative to the checkout; empty where it is outside, as the suite's is."""
+        """Return a file's path relative to the checkout; empty for a file outside of it, such as the suite's."""
         checkout = Path(os.environ.get("GITHUB_WORKSPACE") or self._config.rootpath)
         path = self._config.rootpath / file
         return str(path.relative_to(checkout)) if path.is_file() and path.is_relative_to(checkout) else ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the annotations and the loads' logs, and write the job's summary.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_terminal_summary
+        """
         state = existing_state(self._config)
         if state is None or not (state.log.runs or state.session_errors):
             return

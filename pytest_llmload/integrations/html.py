@@ -1,4 +1,4 @@
-"""pytest-html: a test's row shows the figures of its load.
+"""pytest-html: show the figures of its load in each test's row.
 
 https://pytest-html.readthedocs.io/en/latest/user_guide.html#extra-content
 """
@@ -16,6 +16,10 @@ from pytest_llmload.reports.figure_list import rows
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the figures of the test's load to its report.
+
+    https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtest_makereport
+    """
     report = yield
     state = existing_state(item.config)
     spec = state.loaded_by(item) if state is not None else None
@@ -25,6 +29,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         )
         extra = {"name": "llmload", "format_type": "html", "content": f"<table>{lines}</table>"}
         extra |= {"mime_type": "", "extension": ""}
-        # As plain data it survives the way from an xdist worker.
+        # Plain data survives the way from an xdist worker.
         report.extras = [*getattr(report, "extras", []), extra]  # type: ignore[attr-defined]
     return report

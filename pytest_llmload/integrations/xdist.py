@@ -1,4 +1,4 @@
-"""pytest-xdist: tests of one load go to one worker, and what the workers saw comes back to one report."""
+"""pytest-xdist: give the tests of one load to one worker, and collect what the workers saw in one report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ _OUTPUT = "llmload"
 
 
 class Integration:
-    """In the controller and in each worker; each uses its own half."""
+    """The plugin of the controller and of each worker; each uses its own half of the hooks."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._temporary: Scratch | None = None
 
     def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker the folder in which it writes the load of each test.
+
+        https://pytest-xdist.readthedocs.io/en/stable/how-to.html (src/xdist/newhooks.py describes the hooks)
+        """
         if self._temporary is None:
             from pytest_llmload.system.scratch import XDIST, Scratch
 
@@ -34,7 +38,8 @@ class Integration:
         node.workerinput[_FOLDER] = str(self._temporary.files)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        # Who asks for loadscope, loadgroup, each … gets what they asked for.
+        """Return the scheduler that keeps the tests of one load together, for ``--dist load``."""
+        # Any other mode that the user chooses (loadscope, loadgroup, each …) is left unchanged.
         if config.getvalue("dist") == "load" and self._temporary is not None:
             from pytest_llmload.integrations.xdist_scheduling import ByLoad
 
@@ -43,6 +48,10 @@ class Integration:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """In a worker, write the load of each test, before the worker gets its first test.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_collection_finish
+        """
         workerinput = getattr(self._config, "workerinput", None)
         state = existing_state(self._config)
         if workerinput is None or state is None:
@@ -56,6 +65,10 @@ class Integration:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
+        """In a worker, send the log of its loads to the controller.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_sessionfinish
+        """
         output = getattr(self._config, "workeroutput", None)
         state = existing_state(self._config)
         if output is not None and state is not None:
@@ -64,6 +77,7 @@ class Integration:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """In the controller, merge the log of a worker that has ended."""
         data = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if data is not None:
             from pytest_llmload.host.run.stash import state_of
@@ -72,6 +86,10 @@ class Integration:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """In the controller, raise UsageError after the run if the markers have mistakes.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtestloop
+        """
         result = yield
         state = existing_state(self._config)
         if state is not None and not state.is_worker:
@@ -79,5 +97,9 @@ class Integration:
         return result
 
     def pytest_unconfigure(self) -> None:
+        """Remove the folder that the workers share.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_unconfigure
+        """
         if self._temporary is not None:
             self._temporary.close()

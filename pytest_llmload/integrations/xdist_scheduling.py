@@ -1,4 +1,4 @@
-"""How pytest-xdist hands out tests: all of one load to one worker."""
+"""Let pytest-xdist give all tests of one load to one worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScheduling
 
 
 class ByLoad(LoadScheduling):  # type: ignore[misc]
-    """``--dist load``, but that a portion of tests never ends within a load's; without loads it is just that."""
+    """``--dist load`` whose portions never end between two tests of one load; tests without loads are not affected."""
 
     def __init__(self, config: pytest.Config, log: Any, folder: Path) -> None:
         super().__init__(config, log)
@@ -20,14 +20,14 @@ class ByLoad(LoadScheduling):  # type: ignore[misc]
 
     @cached_property
     def _groups(self) -> dict[str, str]:
-        """Nodeid -> load; every worker has written it down before it was given its first test."""
+        """Return node id -> load; every worker has written these files before it gets its first test."""
         groups: dict[str, str] = {}
         for file in sorted(self._folder.glob("*.json")):
             groups.update(json.loads(file.read_text()))
         return groups
 
     def _send_tests(self, node: Any, num: int) -> None:
-        # The tests of a load stand side by side, and so does what is left of them when their worker has crashed.
+        # The tests of a load are adjacent, and so are the remaining ones after their worker has crashed.
         while 0 < num < len(self.pending) and self._load_of(num - 1) == self._load_of(num) != "":
             num += 1
         super()._send_tests(node, num)

@@ -1,4 +1,4 @@
-"""Who allocated the memory that a gate found too much, in the lines of a failure."""
+"""Name the lines of code that allocated the memory by which a load exceeds its baseline."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.core.verdicts import REGRESSED, Comparison
 
-#: Lines that are told.
+#: Lines that a failure names.
 _MOST = 5
 _MOMENTS = {"load": "at the peak of the load", "generate": "at the peak of generating", KEPT: "kept after the load"}
-#: Last part of a metric's name -> the moments whose allocations explain it. ``""``: that of the highest phase.
+#: Last part of a metric's name -> the moments whose allocations explain it. ``""`` is the moment of the highest phase.
 _EXPLAINS = {
     "load_allocated": ("load",),
     "load_allocations": ("load",),
@@ -26,12 +26,12 @@ _EXPLAINS = {
 
 
 def is_explained(comparison: Comparison) -> bool:
-    """Return whether a load that is repeated to record its allocations can tell why a comparison is red."""
+    """Return whether repeating the load with its allocations recorded can explain why a comparison fails."""
     return any(_moments(item.name) for item in comparison.having(REGRESSED))
 
 
 def lines(result: LoadResult, comparison: Comparison) -> list[str]:
-    """Return the largest allocations that explain the metrics that regressed: bytes, line, moment and holder."""
+    """Return the largest allocations that explain the regressed metrics: bytes, line, moment and holder."""
     wanted = {
         (moment or _highest(result), _place(item.name))
         for item in comparison.having(REGRESSED)
@@ -57,6 +57,6 @@ def _place(name: str) -> str:
 
 
 def _highest(result: LoadResult) -> str:
-    """Return the phase with the highest peak. The first forward is not repeated: generating begins with it."""
+    """Return the phase with the highest peak. The first forward is not repeated, since generating begins with it."""
     phases: Iterator[tuple[float, str]] = ((max(peaks.values()), name) for name, peaks in result.phase_peaks.items())
     return "load" if max(phases, default=(0.0, "load"))[1] == "load" else "generate"

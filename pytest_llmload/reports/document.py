@@ -1,6 +1,6 @@
-"""The report document: what a run measured and concluded, as plain data. ``docs/report-schema.md`` describes it.
+"""The report document: a run's figures and verdicts as plain data. ``docs/report-schema.md`` describes it.
 
-Every format of ``--llm-report`` is made from this document, so that all of them say the same.
+Every format of ``--llm-report`` is made from this document, so that all formats agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import Comparison, MetricVerdict, Run
 
-#: Version of the document; a report with a newer one is refused by the commands that read reports.
+#: Version of the document; the commands that read reports refuse a newer one.
 SCHEMA = 1
 
 
@@ -116,9 +116,9 @@ def _metric(item: MetricVerdict) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """Return a value whose texts hold no secrets and encode as UTF-8, with None for NaN and infinity.
+    """Return a value without secrets, whose texts encode as UTF-8, and with None for NaN and infinity.
 
-    Strict readers refuse NaN.
+    Strict JSON readers refuse NaN and infinity.
     """
     if isinstance(value, str):
         return scrub(value)

@@ -1,4 +1,4 @@
-"""What a failed test says: what moved, why, and the command that accepts it, on the first screen."""
+"""Write the texts of failed tests: what changed, why, and the command that accepts it, all on the first screen."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pytest_llmload.core.verdicts import (
 )
 from pytest_llmload.reports.layout import allowance, change, joined, labelled, limited, movement
 
-#: Lines of one kind before the rest is counted: a person reads the first screen.
+#: Lines of one kind that are shown before the rest is only counted, so that a failure fits the first screen.
 _METRICS = 12
 _REASONS = 6
 _NAMES = 4
-#: Checks that fail where the model was loaded as asked for, but raises when it is run.
+#: Checks that fail if the model was loaded as requested, but raises when it runs.
 _RUNNING = ("forward", "generate")
 _SECTIONS = {"memory": "memory", "work": "work", "time": "latency"}
 _PHASES = {"load": " while loading", "forward": " in the first forward", "generate": " while generating"}
@@ -41,10 +41,11 @@ def comparison_text(
     renamed: Sequence[str] = (),
     allocated: Sequence[str] = (),
 ) -> str:
-    """The failure text of a comparison that does not pass.
+    """Return the failure text of a comparison that does not pass.
 
-    ``command`` writes the baseline; ``file`` is where it stands; ``elsewhere`` are devices that have one for this
-    load, for a reader who wonders where it went; ``allocated`` are the lines that allocated what is too much.
+    ``command`` writes the baseline, ``file`` is its path, and ``allocated`` are the lines of code that allocated the
+    excess. For a missing baseline, ``elsewhere`` are devices for which this load has one, and ``renamed`` other names
+    under which the same model has one.
     """
     section = _SECTIONS[comparison.section]
     if comparison.whole and comparison.verdict == MISSING:
@@ -63,7 +64,7 @@ def comparison_text(
     rows += _repeated("allocated", allocated)
     rows += _repeated("changed", comparison.changed)
     if comparison.verdict == UNAVAILABLE:
-        # There is nothing to write in their place.
+        # Nothing was measured that could replace the entries.
         remedy = "find out why it was not measured; if this load can never have it, delete the entry from the file"
         rows += [*_optional("file", file), ("remedy", remedy)]
         return _text(f"{section} {comparison.verdict}: {subject}", [*_metrics(comparison), *rows])
@@ -77,11 +78,11 @@ def _modules(comparison: Comparison) -> list[str]:
 
 
 def _metrics(comparison: Comparison) -> list[tuple[str, str]]:
-    """The metrics that moved; those that could not be judged, only where nothing else is wrong."""
+    """Return the metrics that changed; those that could not be judged only if nothing else is wrong."""
     wanted: tuple[str, ...] = (REGRESSED, IMPROVED, MISSING, CHANGED)
     if comparison.verdict in (INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE):
         wanted = (comparison.verdict,)
-    # The manifest's differences have lines of their own.
+    # The manifest's differences have their own lines.
     items = [item for item in comparison.having(*wanted) if item.name != "manifest" or item.verdict != CHANGED]
     items.sort(key=lambda item: wanted.index(item.verdict))
     width = max((len(movement(item)) for item in items if item.verdict in (REGRESSED, IMPROVED)), default=0)
@@ -105,15 +106,15 @@ def _metric(item: MetricVerdict, width: int) -> str:
 
 
 def not_applied_text(subject: Subject, result: LoadResult) -> str:
-    """The failure text of a load whose model is not what was asked for, or does not run."""
+    """Return the failure text of a load whose model is not the requested one, or does not run."""
     rows: list[tuple[str, str]] = []
     for problem in result.problems:
         rows.append((problem.check, problem.message))
-        # Two blanks: the names belong to the line above.
+        # The two blanks show that the names belong to the line above.
         rows += [(problem.check, f"  {joined(problem.names, _NAMES)}")] if problem.names else []
         rows += _optional("hint", problem.hint)
     rows += _repeated("note", result.notes)
-    # Only that: where something else is wrong too, it is the likelier cause.
+    # Only if nothing else is wrong, which would be the likelier cause.
     broken = all(problem.check in _RUNNING for problem in result.problems)
     return _text(f"{'does not run' if broken else f'{subject.variant} was not applied'}: {subject}", rows)
 
@@ -124,12 +125,12 @@ _ENDINGS = {
     TIMEOUT: "the load timed out",
     FAILED: "the load failed",
 }
-#: Lines of the traceback before the rest is left out: the end says most. Of the log a tail was taken already.
+#: Lines of the traceback that are shown; the end says most. The log has been cut to its end already.
 _TAIL = 25
 
 
 def load_failure_text(subject: Subject, result: LoadResult) -> str:
-    """The failure text of a load that did not end in the model that was asked for."""
+    """Return the failure text of a load that did not end in the requested model."""
     if result.outcome == NOT_APPLIED:
         return not_applied_text(subject, result)
     error = result.error or ErrorInfo(message="no reason was given")
@@ -143,7 +144,7 @@ def load_failure_text(subject: Subject, result: LoadResult) -> str:
 
 
 def ceiling_text(subject: Subject, place: str, value: float, limit: float, *, phase: str = "") -> str:
-    """One sentence: ``place`` (``gpu.0`` or ``host``) held ``value`` bytes, more than ``memory_ceiling`` allows."""
+    """Return a sentence: ``place`` (``gpu.0`` or ``host``) held ``value`` bytes, more than ``memory_ceiling``."""
     where = f"GPU {place.partition('.')[2]}" if place.startswith("gpu.") else "the host"
     over = format_change(value - limit, "B").removeprefix("+")
     return (
@@ -162,10 +163,10 @@ def budget_text(
     processes: int = 1,
     recorded: float | None = None,
 ) -> str:
-    """One sentence: the median ``value`` in seconds is over ``latency_budget``.
+    """Return a sentence: the median ``value``, in seconds, is over ``latency_budget``.
 
-    It is that of so many ``processes``, or of the ``samples`` of one; ``recorded`` is the baseline's median where the
-    budget is relative to it.
+    The median is that of so many ``processes``, or of so many ``samples`` of one process. ``recorded`` is the
+    baseline's median in seconds, if the budget is relative to it.
     """
     of = " (1 sample)"
     if processes > 1 or samples > 1:

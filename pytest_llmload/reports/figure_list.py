@@ -1,4 +1,4 @@
-"""A load's figures as names and texts, for reports of other tools."""
+"""List a load's figures as names and texts, for reports of other tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_llmload.core.verdicts import Run
 
 
 def rows(run: Run) -> list[tuple[str, str]]:
-    """Return what the load is, its verdict, and every figure as people read it."""
+    """Return the load, its device, its verdict, and every figure with its unit, as pairs of name and text."""
     found = [("load", run.spec.id), ("device", run.device_key), ("verdict", run.verdict.replace("_", " "))]
     if run.result is None:
         return found

@@ -1,4 +1,4 @@
-"""What reports derive from a run: its memory by phase, its distributions, its modules by kind, what explains it."""
+"""Derive the figures that reports show of a run: memory by phase, distributions, modules by kind, explanations."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ TIMES = ("load", "ttft", "per_token")
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """The memory of one side in one phase, as parts that add up to its peak."""
+    """The memory of one side (GPU or host) in one phase, as parts in bytes that add up to its peak."""
 
     phase: str
     peak: float
     weights: float
-    #: Held after the load beside the weights.
+    #: Held after the load in addition to the weights.
     settled: float
-    #: Only for a moment.
+    #: Held only temporarily.
     transient: float
     baseline: float | None
 
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """Modules of a model that are stored alike."""
+    """Modules of a model that are stored in the same way."""
 
     cls: str
     dtype: str
@@ -56,7 +56,7 @@ def improved(runs: Iterable[Run]) -> list[tuple[Run, MetricVerdict]]:
 
 
 def failing_parts(run: Run) -> list[Comparison]:
-    """Return what of a failed run's comparisons fails it; under ``--llm-strict`` that is more."""
+    """Return the parts of a failed run's comparisons that fail it; under ``--llm-strict`` there are more."""
     for strict in (False, True):
         parts = [part for each in run.comparisons if (part := each.failing(strict=strict)) is not None]
         if parts:
@@ -73,17 +73,17 @@ def cause(run: Run) -> str:
         command = run.command or "pytest … --llm-update-baselines"
         parts = failing_parts(run)
         if all(part.whole for part in parts):
-            # Each section says the same of the file.
+            # Each section says the same about the file.
             parts = parts[:1]
         texts = [comparison_text(run.subject, part, command, file=run.baseline) for part in parts]
-    # The messages of comparisons that failed are the first lines of these texts.
+    # The messages of failed comparisons are the first lines of these texts.
     heads = {text.splitlines()[0] for text in texts}
     heads |= {f"{word} baseline {text.partition(' baseline ')[2]}" for text in heads for word in ("work", "latency")}
     return "\n".join([*texts, *(message for message in run.messages if message not in heads)])
 
 
 def verdict_of(run: Run, metric: str) -> MetricVerdict | None:
-    """Return what comparing said about a metric."""
+    """Return the verdict on a metric, or None if it was not compared."""
     return next(
         (item for comparison in run.comparisons for item in comparison.metrics if item.name == metric),
         None,
@@ -91,7 +91,7 @@ def verdict_of(run: Run, metric: str) -> MetricVerdict | None:
 
 
 def recorded(run: Run, metric: str) -> float | None:
-    """Return the baseline's value of a metric."""
+    """Return the baseline's value of a metric, in its unit, or None."""
     found = verdict_of(run, metric)
     return found.baseline if found is not None else None
 
@@ -112,7 +112,7 @@ def memory(run: Run) -> dict[str, list[PhaseMemory]]:
 
 
 def _peaks(run: Run, side: str) -> dict[str, tuple[float, float | None]]:
-    """The highest figure of each phase and, where one is recorded, the baseline's."""
+    """Return the highest figure of each phase and the baseline's, if it has one."""
     assert run.result is not None
     if side == "gpu":
         names = {phase: f"gpu.{phase}_peak" for phase in PHASES}
@@ -123,7 +123,7 @@ def _peaks(run: Run, side: str) -> dict[str, tuple[float, float | None]]:
             if metrics.get(name) is not None
         }
     phases = {phase: peaks["host"] for phase, peaks in run.result.phase_peaks.items() if "host" in peaks}
-    # What is recorded of the host is the highest of all phases.
+    # For the host, the baseline has only the highest figure of all phases.
     highest = max(phases, key=phases.__getitem__, default="")
     return {
         phase: (peak, recorded(run, "host.peak") if phase == highest else None)
@@ -132,7 +132,7 @@ def _peaks(run: Run, side: str) -> dict[str, tuple[float, float | None]]:
 
 
 def distributions(run: Run) -> dict[str, list[float]]:
-    """Return the samples of each time: of all processes where several were timed, else of the load's own."""
+    """Return the samples of each time in seconds: of all processes if several were timed, else of the load's own."""
     found: dict[str, list[float]] = {}
     if run.result is None:
         return found
@@ -170,7 +170,7 @@ def work(run: Run) -> list[MetricVerdict]:
 
 
 def changed(runs: Sequence[Run]) -> dict[str, int]:
-    """Return what differs around the loads from their baselines, each with the number of loads."""
+    """Return the differences between the loads' environments and their baselines', each with the number of loads."""
     found: dict[str, int] = defaultdict(int)
     for run in runs:
         for text in dict.fromkeys(text for comparison in run.comparisons for text in comparison.changed):
@@ -179,7 +179,7 @@ def changed(runs: Sequence[Run]) -> dict[str, int]:
 
 
 def environments(runs: Sequence[Run]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return what surrounded all loads, and of the rest what surrounded each, by its id."""
+    """Return the environment entries that all loads share, and the other entries of each load by its id."""
     known = {run.spec.id: run.result.environment for run in runs if run.result is not None and run.result.environment}
     if not known:
         return {}, {}

@@ -1,11 +1,11 @@
 """The formats of ``--llm-report FILE``. The file's suffix chooses the format.
 
 A writer is a function from the report document (:func:`pytest_llmload.reports.document.document`) to the text of the
-file. The first line of its docstring is its row in the documentation. A format is added by one entry in
-:data:`WRITERS`: the option's help, the check of the option and the end of the run all read this table.
+file. The first line of its docstring is its row in the documentation. One entry in :data:`WRITERS` adds a format: the
+option's help, the check of the option and the end of the run all read this table.
 
-A writer imports what it needs beyond the standard library inside the function, so that a run without its format does
-not pay for it.
+A writer imports modules outside the standard library inside its function, so that a run without its format does not
+import them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def known_suffixes() -> str:
 
 
 def suffix_of(file: str) -> str:
-    """Return the longest suffix of a format that ``file`` ends in. Raise ValueError if it ends in none."""
+    """Return the longest suffix of a format that ``file`` ends in. Raises ValueError if it ends in none."""
     name = Path(file).name
     found = [suffix for suffix in WRITERS if name.endswith(suffix)]
     if not found:
@@ -45,9 +45,9 @@ def suffix_of(file: str) -> str:
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Write the report document to ``path`` in the format of its suffix, as a whole: a reader sees the old or new file.
+    """Write the report document to ``path`` in the format of its suffix; a reader sees either the old or the new file.
 
     Raises OSError if the file cannot be written; an older report is then unchanged. Raises TypeError or ValueError if
-    another plugin put a value into the document that the format cannot hold.
+    a different plugin put a value into the document that the format cannot hold.
     """
     replace_text(path, WRITERS[suffix_of(str(path))](document))

@@ -1,4 +1,4 @@
-"""Texts for GitHub Actions: annotations, groups, and log lines that are only text.
+"""Write texts for GitHub Actions: annotations, groups, and log lines that the runner does not obey.
 
 https://docs.github.com/actions/reference/workflow-commands-for-github-actions; the escapes are those of
 ``@actions/core`` (``packages/core/src/command.ts``).
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Error annotations of one step that GitHub shows.
+#: Number of error annotations of one step that GitHub shows.
 MOST = 10
-#: Characters of an annotation that a reader of a diff wants; the summary has the rest.
+#: Characters of an annotation that are shown next to a diff; the summary has the rest.
 _TEXT = 2_000
 
 
@@ -21,13 +21,13 @@ class Annotation:
 
     title: str
     message: str
-    #: Relative to the repository; empty where the test is not in it.
+    #: Path relative to the repository; empty if the test is outside of it.
     file: str = ""
     line: int = 0
 
 
 def errors(annotations: Sequence[Annotation]) -> list[str]:
-    """Return one ``::error`` command for each annotation; the last of too many says how many more there are."""
+    """Return one ``::error`` command per annotation; if there are too many, the last one says how many are missing."""
     shown = list(annotations[:MOST])
     if len(annotations) > MOST:
         rest = len(annotations) - MOST + 1
@@ -42,15 +42,15 @@ def _error(annotation: Annotation) -> str:
 
 
 def group(title: str, lines: Sequence[str], token: str) -> list[str]:
-    """Return log lines as a folded group. Until ``token``, which no line knows, the runner obeys none of them."""
+    """Return log lines as a folded group. The runner does not obey any line before ``token``, which must be secret."""
     return [f"::group::{escape(title)}", f"::stop-commands::{token}", *lines, f"::{token}::", "::endgroup::"]
 
 
 def escape(text: str) -> str:
-    """Return a text as the message of a command."""
+    """Return a text escaped for use as the message of a command."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def escape_property(text: str) -> str:
-    """Return a text as a property of a command."""
+    """Return a text escaped for use as a property of a command."""
     return escape(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,4 +1,4 @@
-"""GitLab's code quality report: each load that failed, in the merge request's widget and at its line in the diff.
+"""Write GitLab's code quality report: it shows each failed load in the merge request and at its line in the diff.
 
 https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
 """
@@ -18,20 +18,20 @@ _TEXT = 1_000
 
 
 def text(document: dict[str, Any]) -> str:
-    """GitLab's code quality report: what failed, for the merge request's widget."""
+    """Return GitLab's code quality report of the failed loads, for the merge request's widget."""
     failed = figures.failed(parse(document, "the report").runs)
     return json.dumps([_issue(run) for run in failed], indent=1, ensure_ascii=False) + "\n"
 
 
 def _issue(run: Run) -> dict[str, Any]:
-    # A test outside the repository, such as the ready-made suite's, has no line: the baseline stands for it.
+    # A test outside the repository, such as the ready-made suite's, does not have a line there: name the baseline.
     place = next(iter(run.locations.values()), f"{run.baseline or 'baselines'}:1")
     path, _, line = place.rpartition(":")
     cause = " ".join(figures.cause(run).split())
     return {
         "description": (cause or f"{run.spec.id}: {run.verdict}")[:_TEXT],
         "check_name": f"llmload.{run.verdict}",
-        # The same while the same load fails the same way, so that the widget can tell new from old.
+        # Stays the same as long as the same load fails in the same way, so that the widget recognises old failures.
         "fingerprint": digest([run.spec.name, run.spec.slug, run.device_key, run.verdict], 40),
         "severity": "critical" if run.outcome == ERROR else "major",
         "location": {"path": path, "lines": {"begin": int(line)}},

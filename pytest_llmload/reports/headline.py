@@ -1,4 +1,4 @@
-"""The run's outcome in one line."""
+"""Summarise a run's outcome in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A load as JUnit properties: ``llmload.<metric>``, ``llmload.verdict``, ``llmload.spec``."""
+"""Write a load as JUnit properties: ``llmload.<metric>``, ``llmload.verdict``, ``llmload.spec``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PREFIX = "llmload."
 
 
 def properties(run: Run) -> list[tuple[str, str | int | float]]:
-    """Plain pairs, so that they survive the way from an xdist worker and into XML."""
+    """Return plain pairs, which survive the way from an xdist worker and into XML."""
     pairs: list[tuple[str, str | int | float]] = [
         (f"{PREFIX}spec", run.spec.id),
         (f"{PREFIX}device", run.device_key),

@@ -1,4 +1,4 @@
-"""Plain text in columns, lists that end, and metrics as people read them."""
+"""Lay out plain text in columns, limited lists, and metrics with their units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llmload.core.verdicts import MetricVerdict
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines ``  label  text``, aligned, those of a longer text too; a label that is the one above is not repeated."""
+    """Return lines ``  label  text``, aligned also for texts of several lines; a repeated label is left blank."""
     rows = list(rows)
     width = max((len(label) for label, _ in rows), default=0)
     lines = []
@@ -23,19 +23,19 @@ def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def limited(texts: Sequence[str], most: int, what: str = "more") -> list[str]:
-    """The first ``most`` texts, and how many follow."""
+    """Return the first ``most`` texts, followed by the number of further ones."""
     rest = len(texts) - most
     return [*texts[:most], f"and {rest} {what}"] if rest > 0 else list(texts)
 
 
 def joined(names: Sequence[str], most: int) -> str:
-    """``a, b, c and 30 more``."""
+    """Return ``a, b, c and 30 more``."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def movement(item: MetricVerdict) -> str:
-    """``6.64 GiB -> 7.17 GiB``."""
+    """Return the baseline's value and the current one: ``6.64 GiB -> 7.17 GiB``."""
     if item.baseline is not None and item.current is not None:
         return format_movement(item.baseline, item.current, item.unit)
     sides = (item.baseline, item.current)
@@ -43,7 +43,7 @@ def movement(item: MetricVerdict) -> str:
 
 
 def change(item: MetricVerdict) -> str:
-    """``+8.0 %``, or the difference itself where a percentage would hide it."""
+    """Return ``+8.0 %``, or the difference itself if a percentage would hide it."""
     moved = item.change
     if moved is None:
         return ""
@@ -55,11 +55,11 @@ def change(item: MetricVerdict) -> str:
 
 
 def allowance(item: MetricVerdict) -> str:
-    """``tolerance 2 MiB`` or ``exact``."""
+    """Return ``tolerance 2 MiB`` or ``exact``."""
     text = item.tolerance.format(item.unit)
     return text if text == "exact" else f"tolerance {text}"
 
 
 def shortened(text: str, width: int) -> str:
-    """At most ``width`` characters, the end cut."""
+    """Return a text cut to at most ``width`` characters."""
     return text if len(text) <= width else f"{text[: max(width - 1, 0)]}…"

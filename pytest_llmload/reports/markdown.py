@@ -1,4 +1,4 @@
-"""The Markdown report: fit for a pull request's comment or a job's summary."""
+"""Write the Markdown report, for a pull request's comment or a job's summary."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pytest_llmload.reports.layout import change, limited, movement, shortened
 from pytest_llmload.reports.reading import Report, parse
 from pytest_llmload.reports.terminal import tokens_per_second
 
-#: Characters that a comment may have; GitHub takes 65,536.
+#: Characters that a comment may have; GitHub accepts 65,536.
 MOST = 60_000
-#: Failures in full, rows of the table, lines of a list: the first that fit are taken.
+#: Numbers of failures in full, of rows of the table and of lines of a list; the first triple that fits is used.
 _LEVELS = ((200, 400, 200), (40, 200, 40), (12, 80, 12), (4, 20, 4), (1, 0, 0))
-#: Characters of one failure's text.
+#: The most characters of one failure's text.
 _TEXT = 6_000
 
 
 def text(document: dict[str, Any]) -> str:
-    """What moved, by how much and why, in fewer than 60,000 characters: a comment on a pull request."""
+    """Return what changed, by how much and why, in fewer than 60,000 characters: a comment on a pull request."""
     return render(parse(document, "the report"))
 
 
@@ -41,9 +41,9 @@ def _text(report: Report, failures: int, rows: int, entries: int) -> str:
         parts.append(f"… and {len(failed) - failures} more that failed.")
     accept = list(dict.fromkeys(run.command for run in failed if run.command and figures.failing_parts(run)))
     if accept and failures:
-        parts += ["To accept what moved, run where the baselines are recorded, and commit the result:"]
+        parts += ["To accept the changes, run where the baselines are recorded, and commit the result:"]
         parts += [_block("\n".join(limited(accept, 6)))]
-        parts += ["Or, from this run's JSON report, on any machine: `llmload accept run.json`"]
+        parts += ["Or, on any machine, from this run's JSON report: `llmload accept run.json`"]
     if report.runs and rows:
         parts.append(_table(report.runs, rows))
     slack = [
@@ -51,7 +51,7 @@ def _text(report: Report, failures: int, rows: int, entries: int) -> str:
     ]
     differing = [f"{text} ({count} load{'s' * (count > 1)})" for text, count in figures.changed(report.runs).items()]
     for title, lines in (
-        ("Differs from what the baselines were recorded in", differing),
+        ("Differs from the baselines' environment", differing),
         ("Improved, not accepted", slack),
         ("Stale baselines: `llmload prune run.json` deletes them", report.stale),
         ("Notes", report.notes),
@@ -93,17 +93,17 @@ def _row(run: Run) -> str:
 
 
 def code(text: str) -> str:
-    """Return a text as inline code, in which nothing is markup, a mention or a link; fit for a table's cell."""
+    """Return a text as inline code without markup, mentions or links, which also fits a table's cell."""
     flat = " ".join(text.split()) or "-"
     fence = "`" * (_longest_run(flat) + 1)
     pad = " " if flat[0] == "`" or flat[-1] == "`" else ""
-    # A table splits at each | even in code; the backslash is not shown there.
+    # A table splits at each | even in code; the backslash before it is not shown.
     escaped = flat.replace("|", "\\|")
     return f"{fence}{pad}{escaped}{pad}{fence}"
 
 
 def plain(text: str) -> str:
-    """Return a text of our own words with whatever Markdown could read in it escaped."""
+    """Return a text with every character escaped that is special in Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~@&])", r"\\\1", text)
 
 

@@ -1,4 +1,4 @@
-"""Which lines of code a predicted figure comes from."""
+"""Name the lines of code that a predicted figure comes from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from pytest_llmload.core.units import format_bytes
 
-#: Lines that a text names.
+#: The most lines that a text names.
 _LINES = 3
-#: The phase whose allocations make a figure; the work of the load is summed over it, the others are a level.
+#: Metric -> the phase whose allocations explain it, if it is not the load. The loading work is a sum over the load; all
+#: other figures are levels.
 _PHASES = {"gpu.generate_peak": "generate"}
 _SUMS = ("gpu.load_allocated", "gpu.load_allocations")
 
@@ -18,12 +19,12 @@ Sites = Mapping[str, Sequence[Sequence[Any]]]
 
 
 def origin_lines(metrics: Iterable[str], now: Sites, base: Sites | None, revision: str) -> list[str]:
-    """Return text that names the places which allocate what regressed: more than at a base revision, where it is known.
+    """Return lines that name the places which allocate what regressed: more than at a base revision, if it is known.
 
     Args:
         metrics: Metrics that regressed.
         now: The places of this run's prediction.
-        base: Those of the base revision's; None where none is given.
+        base: The places of the base revision's prediction; None without a base revision.
         revision: The base revision's name.
     """
     found: dict[str, None] = {}
@@ -33,7 +34,7 @@ def origin_lines(metrics: Iterable[str], now: Sites, base: Sites | None, revisio
         sizes = _by_place(now.get(phase, ()), column)
         before = _by_place(base.get(phase, ()), column) if base is not None else {}
         more = {place: size - before.get(place, 0) for place, size in sizes.items()}
-        what = f"more than {revision}" if base is not None else "in all"
+        what = f"more than {revision}" if base is not None else "in total"
         where = "over the load" if column == 2 else f"at the peak of the {phase}"
         for place, size in sorted(more.items(), key=lambda item: -item[1])[:_LINES]:
             if size > 0:

@@ -1,4 +1,4 @@
-"""Read a JSON report back. It may come from any machine or pull request, so nothing in it is trusted."""
+"""Read a JSON report. It may come from any machine or pull request, so none of its content is trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_llmload.core.verdicts import SEVERITY, Comparison, ManifestChange, M
 from pytest_llmload.reports.document import SCHEMA
 
 SECTIONS = ("memory", "work", "time")
-#: Fields of a result that stand in the report under the same name.
+#: Fields of a result that have the same name in the report.
 _SAME = {item.name for item in dataclasses.fields(LoadResult)} - {"spec", "outcome"}
 #: Entries of a metric's figures that may be null: JSON has no infinity.
 _FINITE = ("metrics", "phases", "samples", "phase_peaks")
@@ -26,7 +26,7 @@ _FINITE = ("metrics", "phases", "samples", "phase_peaks")
 
 @dataclass
 class Report:
-    """A run as its JSON report tells it."""
+    """A run as its JSON report describes it."""
 
     runs: list[Run] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Item:
-    """A metric's verdict as it stands in a report."""
+    """A metric's verdict in a report."""
 
     verdict: str
     baseline: float | None
@@ -48,7 +48,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Section:
-    """A comparison as it stands in a report."""
+    """A comparison in a report."""
 
     verdict: str
     whole: bool
@@ -60,7 +60,7 @@ class _Section:
 
 
 def read(path: Path) -> Report:
-    """Return the report in a file. Raises ReportError, one sentence that says what to do."""
+    """Return the report in a file. Raises ReportError with one sentence that says what to do."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,7 +74,10 @@ def parse(data: Any, source: str) -> Report:
     """Return the report in ``data``; ``source`` names it in messages. Raises ReportError."""
     schema = data.get("schema") if isinstance(data, dict) else None
     if type(schema) is int and schema > SCHEMA:
-        raise ReportError(f"{source} has schema {schema}, and this pytest-llmload reads up to {SCHEMA}: upgrade it")
+        raise ReportError(
+            f"{source} has schema {schema}, but this pytest-llmload reads schemas up to {SCHEMA}: "
+            "upgrade pytest-llmload"
+        )
     if type(schema) is not int:
         raise ReportError(f"{source} is not a report: make one with pytest --llm-report=run.json")
     try:
@@ -92,7 +95,7 @@ def _run(data: Any, where: str) -> Run:
     spec = _spec(item.get("spec"), where)
     outcome = decode(str, item.get("outcome"), f"{where}, outcome")
     if outcome not in SEVERITY:
-        raise Malformed(f"{where} has the outcome {outcome!r}")
+        raise Malformed(f"{where} has the unknown outcome {outcome!r}")
     sections = decode(dict[str, _Section], item.get("verdicts", {}), f"{where}, verdicts")
     run = Run(
         spec,
@@ -154,7 +157,7 @@ def _without_null(value: Any) -> Any:
 
 def _comparison(name: str, section: _Section, where: str) -> Comparison:
     if name not in SECTIONS:
-        raise Malformed(f"{where} has a section {name!r}")
+        raise Malformed(f"{where} has the unknown section {name!r}")
     metrics = tuple(
         MetricVerdict(
             metric,

@@ -1,4 +1,4 @@
-"""The summary at the end of a run: one table of all loads, then what a person has to know or decide."""
+"""Write the summary at the end of a run: one table of all loads, then what the user must know or decide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_llmload.core.units import format_bytes, format_seconds, format_value
 from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict, Run
 from pytest_llmload.reports.layout import joined, limited, movement, shortened
 
-#: Narrowest column of variants before figures are written shorter, and before some are left out: never at 80 columns.
+#: Narrowest column of variants before figures are shortened, and then before some are omitted, never at 80 columns.
 _VARIANT = 16
 _NARROW = 6
 _LINES = 10
@@ -22,17 +22,17 @@ _GAP = "  "
 @dataclass(frozen=True)
 class _Column:
     title: str
-    #: Where the terminal is narrow.
+    #: The title in a narrow terminal.
     short: str
     text: Callable[[Run], str]
-    #: Columns with a higher number go first where the terminal is narrow; those with 0 never go.
+    #: In a narrow terminal, columns with a higher number are omitted first; those with 0 are always shown.
     expendable: int = 0
 
 
 def summary(runs: Sequence[Run], *, width: int, stale: Sequence[str] = (), notes: Sequence[str] = ()) -> list[str]:
-    """Lines of plain text, none longer than ``width`` in the table.
+    """Return the lines of the summary; those of the table have at most ``width`` characters.
 
-    ``stale`` are baseline files that no load of this run owns; ``notes`` is what the session itself has to say.
+    ``stale`` are baseline files that no test in this run uses; ``notes`` are facts about the run as a whole.
     """
     lines: list[str] = []
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
@@ -44,7 +44,7 @@ def summary(runs: Sequence[Run], *, width: int, stale: Sequence[str] = (), notes
     lines += _section("accepted", _written(runs, "accepted"))
     lines += _section("recorded", _written(runs, "recorded"))
     lines += _section("not compared", _asides(runs))
-    lines += _section("stale baselines (nothing of this run owns them)", stale)
+    lines += _section("stale baselines (not used by any test in this run)", stale)
     lines += _section("notes", [*notes, *_notes(runs)])
     return lines
 
@@ -53,7 +53,7 @@ def summary(runs: Sequence[Run], *, width: int, stale: Sequence[str] = (), notes
 
 
 def tokens_per_second(run: Run) -> float | None:
-    """Generated tokens per second over the whole batch."""
+    """Return the generated tokens per second over the whole batch, or None if they were not measured."""
     per_token = _figure(run, "per_token")
     return run.spec.workload.batch / per_token if per_token else None
 
@@ -81,7 +81,7 @@ def _shown(value: float | None, form: Callable[[float], str]) -> str:
 def _columns(runs: Sequence[Run]) -> list[_Column]:
     on_gpu = any(name.startswith("gpu.") for run in runs if run.result for name in run.result.metrics)
     served = any("server.peak" in run.result.metrics for run in runs if run.result)
-    # The figures of the user's own probes stand in the table if they are gated.
+    # The table has the figures of the user's own probes if they are gated.
     declared = {
         metric.name: metric
         for run in runs
@@ -129,19 +129,19 @@ def _table(runs: Sequence[Run], width: int) -> list[str]:
     sizes = [max(map(len, column)) for column in cells]
     lines = []
     for row, name in enumerate(["variant", *names]):
-        # Figures to the right; the verdict, last, to the left.
+        # Align figures to the right, and the verdict, which is last, to the left.
         figures = [f"{column[row]:>{size}}" for column, size in zip(cells[:-1], sizes, strict=False)]
         lines.append(_GAP + gap.join([f"{shortened(name, first):<{first}}", *figures, cells[-1][row]]))
     return [line[:width].rstrip() for line in lines]
 
 
 def _room(cells: Sequence[Sequence[str]], width: int, gap: str) -> int:
-    """Characters that are left for the variant."""
+    """Return the number of characters that remain for the variant."""
     return width - len(_GAP) - sum(len(gap) + max(map(len, column)) for column in cells)
 
 
 def _terse(column: _Column) -> Callable[[Run], str]:
-    """``6.64G`` for ``6.64 GiB``, ``12.31s`` for ``12.31 s``."""
+    """Return a column's text in short form: ``6.64G`` for ``6.64 GiB``, ``12.31s`` for ``12.31 s``."""
     if column.text is _verdict:
         return column.text
     return lambda run: column.text(run).replace(" ", "").removesuffix("iB")
@@ -151,7 +151,7 @@ def _terse(column: _Column) -> Callable[[Run], str]:
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
-    # Of a text of several lines, those after the first stand further in.
+    # Indent the lines after the first in a text of several lines.
     entries = [text.replace("\n", f"\n{_GAP}").splitlines() for text in limited(lines, _LINES)]
     return [f"{title}:", *(f"{_GAP}{line}" for entry in entries for line in entry)] if lines else []
 
@@ -161,13 +161,13 @@ def _items(run: Run, *verdicts: str) -> list[MetricVerdict]:
 
 
 def _slack(runs: Iterable[Run]) -> list[str]:
-    """What improved, with the room that the old baseline leaves for a later regression to hide in."""
+    """Return what improved, with the room that the old baseline leaves for a later regression to hide in."""
     lines = []
     for run in runs:
         if run.accepted:
             continue
         for item in _items(run, IMPROVED):
-            # A time was judged over processes, and perhaps against the control's: its reason says which way it moved.
+            # A time is judged over processes, and perhaps relative to the control's: its reason describes the change.
             left = f", leaves {format_value(abs(item.change or 0.0), item.unit)} of slack"
             why = f": {item.reason}" if item.reason else left
             lines.append(f"{run.spec.id}: {item.name} {movement(item)}{why}")
@@ -179,7 +179,7 @@ def _written(runs: Iterable[Run], kind: str) -> list[str]:
 
 
 def _asides(runs: Iterable[Run]) -> list[str]:
-    """What passed without having been judged: each reason once, with the loads and the metrics that it concerns."""
+    """Return what passed without having been judged: each reason once, with its loads and metrics."""
     reasons: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = defaultdict(lambda: ({}, {}))
     for run in runs:
         for item in _items(run, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE):
@@ -193,7 +193,7 @@ def _asides(runs: Iterable[Run]) -> list[str]:
 
 
 def _notes(runs: Iterable[Run]) -> list[str]:
-    """The loads' own notes; one that several loads have is said once."""
+    """Return the loads' notes; a note that several loads share is returned once."""
     owners: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for text in (*run.messages, *(run.result.notes if run.result else ())):

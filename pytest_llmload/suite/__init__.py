@@ -1,7 +1,8 @@
-"""The ready-made suite: every strategy that needs no further input, loaded, proven, measured and gated.
+"""The ready-made suite: it loads, verifies, measures and gates every strategy that works without further input.
 
-``pytest --pyargs pytest_llmload.suite --llm-model=org/model`` runs it as it is; ``from pytest_llmload.suite import *``
-in a test file of your own is the committed form, with stable test ids and your own ``conftest.py``.
+``pytest --pyargs pytest_llmload.suite --llm-model=org/model`` runs it directly. To commit it, write
+``from pytest_llmload.suite import *`` in one of your test files: test ids are then stable, and your ``conftest.py``
+applies.
 """
 
 from pytest_llmload.suite.test_llmload_strategies import test_generates, test_memory

@@ -1,4 +1,4 @@
-"""What holds for every way of loading a model."""
+"""Tests that hold for every way of loading a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @pytest.mark.llmload(suite=True)
 def test_memory(llm: LLM, memory_baseline: MemoryBaseline) -> None:
-    """The strategy took effect, and memory, manifest and numbers are those of the baseline."""
+    """Check that the strategy took effect, and compare memory, manifest and numbers with the baseline."""
     memory_baseline.check(llm)
 
 
 @pytest.mark.llmload(suite=True)
 def test_generates(llm: LLM) -> None:
-    """The model that was loaded generates as many tokens as it is asked for."""
+    """Check that the loaded model generates as many tokens as requested."""
     assert len(llm.generate("Hello", max_new_tokens=8).tokens) == 8

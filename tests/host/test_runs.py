@@ -62,7 +62,7 @@ def test_a_load_that_is_asked_for_too_late_is_one_sentence(
     pytester.makepyfile("def test_a(request): request.getfixturevalue('llm')")
     result = project()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["llm and llm_spec have to be arguments of the test, or of a fixture that it names*"])
+    result.stdout.fnmatch_lines(["llm and llm_spec must be arguments of the test, or of a fixture that it names*"])
     assert "AttributeError" not in result.stdout.str()
 
 

@@ -175,4 +175,4 @@ def test_stale_files_are_listed_without_a_load_too(
     pytester: pytest.Pytester, stale: Callable[..., list[str]], project: Callable[..., pytest.RunResult]
 ) -> None:
     result = project()
-    result.stdout.fnmatch_lines(["stale baselines (nothing of this run owns them):", "  baselines/*/int8.json"])
+    result.stdout.fnmatch_lines(["stale baselines (not used by any test in this run):", "  baselines/*/int8.json"])

@@ -141,7 +141,7 @@ def test_a_report_or_a_baseline_that_cannot_be_read(folder: Path, capsys: pytest
     assert "cannot read" in refused(capsys, "prune", "nowhere.json")
     assert "cannot read" in refused(capsys, "prune", ".")
     assert "cannot read" in refused(capsys, "show", ".")
-    assert "there is no" in refused(capsys, "show", "nowhere.json")
+    assert "does not exist" in refused(capsys, "show", "nowhere.json")
 
 
 def test_a_baseline_that_cannot_be_deleted(

@@ -104,8 +104,8 @@ def test_of_a_variant_the_files_of_the_variant_are_written(capsys: pytest.Captur
     ("change", "says"),
     [
         ({"outcome": NOT_APPLIED}, "the load failed: not applied"),
-        ({"digests": {"shape": "another" * 9, "weights": "3e1f" * 16}}, "--replace records it anew"),
-        ({"digests": {}}, "which model it is"),
+        ({"digests": {"shape": "another" * 9, "weights": "3e1f" * 16}}, "--replace records it again"),
+        ({"digests": {}}, "the report does not identify the model: it lacks a digest of its"),
     ],
 )
 def test_what_the_plugin_would_not_record_is_refused(
@@ -157,7 +157,7 @@ def test_times_of_all_processes_are_accepted_and_wrong_ones_are_not(capsys: pyte
 
 def test_only_some_loads(capsys: pytest.CaptureFixture[str]) -> None:
     name = write(gated())
-    assert "has no load 'other'" in said(capsys, "accept", name, "--load", "other", status=2)
+    assert "does not have the load 'other'" in said(capsys, "accept", name, "--load", "other", status=2)
     assert "accepted" in said(capsys, "accept", name, "--load", NF4.id)
 
 
@@ -208,7 +208,7 @@ def test_revisions_folders_and_reports_are_compared(capsys: pytest.CaptureFixtur
     found = json.loads(said(capsys, "diff", "HEAD", "baselines", "--json", status=1))
     assert {row["name"] for row in found[0]["rows"] if row["kind"] == "moved"} == {"gpu.settled"}
     for bad in ("nowhere", "--output=x", "HEAD~9"):
-        assert "neither" in said(capsys, "diff", "--", bad, "HEAD", status=2)
+        assert "is not a file, a folder or a git revision" in said(capsys, "diff", "--", bad, "HEAD", status=2)
     assert not Path("x").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_rename_moves_all_files_or_none(capsys: pytest.CaptureFixture[str]) ->
     other.write_text("{}")
     assert "exists already" in said(capsys, "rename", "polyglot-ko-12.8b", "new", status=2)
     assert PATH.exists()
-    assert "there is no" in said(capsys, "rename", "nothing", "new", status=2)
+    assert "does not exist" in said(capsys, "rename", "nothing", "new", status=2)
     assert "cannot be a model name" in said(capsys, "rename", "..", "new", status=2)
     text = PATH.read_text()
     said(capsys, "rename", "polyglot-ko-12.8b", "other")

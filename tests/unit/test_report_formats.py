@@ -202,7 +202,7 @@ def test_a_run_of_any_size_stays_under_the_limit() -> None:
         run["notes"] = ["n" * 60_000]
     text = html.text(big)
     assert len(text.encode()) < MOST
-    assert "loads are left out" in text
+    assert "loads are omitted" in text
     assert "20 of 200 loads failed" in text
 
 

@@ -320,7 +320,7 @@ def test_what_a_person_has_to_know_is_listed_once(baseline: Baseline) -> None:
     assert "recorded:\n  baselines/b.json: a, b, c and 2 more\n" in text
     both = f"{LORA.id}, {dataclasses.replace(NF4, quant='fp4').id}"
     assert f"  {both}: gpu.process, gpu.context incomparable, driver 560.28.03 -> 570.1\n" in text
-    assert "stale baselines (nothing of this run owns them):\n  baselines/old.json\n" in text
+    assert "stale baselines (not used by any test in this run):\n  baselines/old.json\n" in text
     assert text.count("page cache uncontrolled") == text.count("4 parameters are float32") == 1
     assert lines(text)[5].endswith(" accepted")
 

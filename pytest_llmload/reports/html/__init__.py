@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no network, no mouse and no script."""
+"""The HTML report: one file that works without network, mouse and scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def text(document: dict[str, Any]) -> str:
-    """Charts and tables of every load in one file, to open in a browser without a network."""
+    """Return charts and tables of every load in one file, which a browser opens without a network."""
     from pytest_llmload.reports.html.page import render
     from pytest_llmload.reports.reading import parse
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Bars are measured in per cent, so that they fit a window of any width."""
+"""Draw charts as inline SVG. Bars are measured in per cent, so that they fit a window of any width."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pytest_llmload.core.units import format_bytes, format_seconds
 from pytest_llmload.reports.html.elements import el
 
-#: Points of a line, and dots of a distribution, that a picture needs.
+#: The most points of a line, and the most dots of a distribution, that a picture needs.
 MOST_POINTS, MOST_DOTS = 80, 15
 _HEIGHT = 64
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a stacked bar: its class, what it is called, how long it is."""
+    """One part of a stacked bar: its CSS class, its name and its length."""
 
     kind: str
     label: str
@@ -25,7 +25,7 @@ class Part:
 
 
 def stacked(parts: Sequence[Part], most: float, form: object, *, baseline: float | None = None) -> ET.Element:
-    """Return one stacked bar on a scale that ends at ``most``, with a tick where the baseline is."""
+    """Return one stacked bar on a scale that ends at ``most``, with a tick at the baseline."""
     write = form if callable(form) else format_bytes
     shown = [part for part in parts if part.value > 0]
     words = [f"{part.label} {write(part.value)}" for part in shown]
@@ -39,7 +39,7 @@ def stacked(parts: Sequence[Part], most: float, form: object, *, baseline: float
     if baseline is not None:
         place = _percent(baseline, most)
         pieces.append(el("line", x1=place, x2=place, y1="0", y2="100%", class_="tick"))
-    # Shown over the bar, and read out.
+    # Browsers show the title over the bar, and screen readers read it out.
     return el("svg", el("title", ", ".join(words)), *pieces, class_="bar", role="img")
 
 
@@ -48,7 +48,7 @@ def strip(samples: Sequence[float], low: float, high: float, *, baseline: float 
     median = statistics.median(samples)
     ordered = sorted(samples)
     count = min(len(ordered), MOST_DOTS)
-    # Evenly by rank, the smallest and the largest among them.
+    # Pick samples evenly by rank, including the smallest and the largest.
     dots = [ordered[round(index * (len(ordered) - 1) / max(count - 1, 1))] for index in range(count)]
     span = high - low or 1.0
     marks = [el("circle", cx=_percent(value - low, span), cy="50%", r="3", class_="dot") for value in dots]
@@ -65,7 +65,7 @@ def strip(samples: Sequence[float], low: float, high: float, *, baseline: float 
 
 
 def lines(series: Mapping[str, Sequence[Sequence[float]]]) -> ET.Element:
-    """Return memory over time: one line a place, from the start of the load; the axes are told in words below."""
+    """Return memory over time with one line per place, from the start of the load; a text below describes the axes."""
     points = [(time, size) for values in series.values() for time, size in values]
     end, top = max(time for time, _ in points) or 1.0, max(size for _, size in points) or 1.0
     paths = []

@@ -1,4 +1,4 @@
-"""The details of one load: memory over time, the driver's ledger, its modules, everything measured."""
+"""Show the details of one load: memory over time, the driver's ledger, its modules, everything measured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pytest_llmload.reports.html.charts import Part, lines, stacked
 from pytest_llmload.reports.html.elements import chip, el, figure, legend, row, table
 from pytest_llmload.reports.html.sections import Numbered, marks
 
-#: With fewer rows than this, what was measured of loads that passed is left to the JSON report.
+#: With fewer rows than this, the figures of passed loads are only in the JSON report.
 _FEW = 60
-#: Parts of the driver's figure of a GPU, as they add up.
+#: Parts that the driver's figure of a GPU consists of.
 _LEDGER = (
     ("weights", "weights"),
     ("rest", "settled"),
@@ -25,7 +25,7 @@ _LEDGER = (
 
 
 def details(runs: Numbered, rows: int) -> ET.Element:
-    """Return every load, folded; at most ``rows`` rows of each of its modules."""
+    """Return every load, folded, with at most ``rows`` rows of its modules."""
     return el("section", el("h2", "Load by load"), *(_load(number, run, rows) for number, run in runs), id="details")
 
 
@@ -33,7 +33,7 @@ def _load(number: int, run: Run, rows: int) -> ET.Element:
     head = el("summary", el("strong", run.spec.id), " ", chip(run.verdict), el("small", f" {run.device_key}"))
     parts: list[ET.Element] = [_identity(run)]
     if run.messages:
-        parts += [el("h4", "Said about it"), el("ul", *(el("li", text) for text in run.messages))]
+        parts += [el("h4", "Messages"), el("ul", *(el("li", text) for text in run.messages))]
     if run.result is not None:
         result = run.result
         series = {place: points for place, points in result.timeline.items() if len(points) > 1}
@@ -49,7 +49,7 @@ def _load(number: int, run: Run, rows: int) -> ET.Element:
 
 
 def _searched(run: Run) -> str:
-    """What the filter looks for words in."""
+    """Return the text that the filter searches."""
     return " ".join((run.spec.id, run.device_key, run.verdict.replace("_", " "))).lower()
 
 
@@ -59,7 +59,7 @@ def _identity(run: Run) -> ET.Element:
         ("variant", run.spec.slug),
         ("workload", str(run.spec.workload)),
         ("device", run.device_key),
-        ("baseline", run.baseline or "none was asked for"),
+        ("baseline", run.baseline or "not compared"),
         ("tests", ", ".join(run.nodeids) or "none"),
     ]
     entries += [(word, ", ".join(names)) for word in ("accepted", "recorded") if (names := getattr(run, word))]
@@ -96,7 +96,7 @@ def _ledger(run: Run) -> list[ET.Element]:
         rows.append(row(f"GPU {number}", el("td", stacked(parts, most, format_bytes), class_="wide"), words))
     names = legend(*((kind, name) for name, kind in _LEDGER))
     return [
-        el("h4", "What the driver's figure is made of"),
+        el("h4", "Parts of the driver's figure"),
         names,
         table("Ledger", ("GPU", "", "parts"), rows, class_="bars"),
     ]

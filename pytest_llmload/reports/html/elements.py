@@ -1,4 +1,4 @@
-"""Build HTML as a tree: a text is a text wherever it comes from, and can never become markup."""
+"""Build HTML as a tree, in which text can never become markup, wherever it comes from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ Child = ET.Element | str | None
 
 
 def el(tag: str, *children: Child, **attributes: object) -> ET.Element:
-    """Return an element. ``class_`` is ``class``, other underscores are dashes; None and False leave an attribute out,
-    True gives it without a value.
+    """Return an element. ``class_`` is written ``class``, other underscores become dashes.
+
+    None and False omit an attribute; True writes it without a value.
     """
     given = {
         name.rstrip("_").replace("_", "-"): "" if value is True else str(value)
@@ -31,7 +32,7 @@ def el(tag: str, *children: Child, **attributes: object) -> ET.Element:
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[ET.Element], **attributes: object) -> ET.Element:
-    """Return a table that scrolls by itself where the window is narrow, by the keyboard too.
+    """Return a table that scrolls on its own in a narrow window, also by keyboard.
 
     ``rows`` are rows, or groups of rows made by :func:`group`. A column of figures has its title to the right.
     """
@@ -52,22 +53,22 @@ def group(heading: Child, rows: Sequence[ET.Element], **attributes: object) -> E
 
 
 def cells(*texts: Child) -> ET.Element:
-    """Return a table row without a heading of its own."""
+    """Return a table row without a heading."""
     return el("tr", *(text if isinstance(text, ET.Element) and text.tag == "td" else el("td", text) for text in texts))
 
 
 def row(heading: Child, *texts: Child, **attributes: object) -> ET.Element:
-    """Return a table row; figures are given as :func:`figure`."""
+    """Return a table row with a heading; :func:`figure` makes the cells of figures."""
     return el("tr", el("th", heading, scope="row"), *cells(*texts), **attributes)
 
 
 def figure(text: str) -> ET.Element:
-    """Return a cell whose text stands to the right, so that digits line up."""
+    """Return a cell whose text is aligned to the right, so that digits line up."""
     return el("td", text, class_="num")
 
 
 def legend(*keys: tuple[str, str]) -> ET.Element:
-    """Return what the colours and marks of a chart stand for."""
+    """Return a legend that explains the colours and marks of a chart."""
     return el("p", *(el("span", el("i", class_=f"key {kind}"), f"{text} ") for kind, text in keys), class_="legend")
 
 
@@ -90,5 +91,5 @@ def tone(verdict: str) -> str:
 
 
 def text_of(document: ET.Element) -> str:
-    """Return the tree as a whole HTML file."""
+    """Return the text of the tree as a complete HTML file."""
     return "<!doctype html>\n" + ET.tostring(document, encoding="unicode", method="html") + "\n"

@@ -1,4 +1,4 @@
-"""Put the HTML report together, in no more than fits one file that opens at once."""
+"""Put the HTML report together, small enough that a browser opens the file at once."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from pytest_llmload.reports.html.elements import chip, el, text_of
 from pytest_llmload.reports.layout import change, joined, movement
 from pytest_llmload.reports.reading import Report
 
-#: Bytes that a report stays under, and bytes that a browser opens at once.
+#: Bytes that a report never exceeds, and bytes that a browser opens at once.
 MOST, COMFORTABLE = 5_000_000, 2_500_000
-#: Loads that a report may have for each to be shown with so many rows of its modules, and the rows of any number.
+#: Pairs of the most loads of a report, and the rows of modules that each of its loads may then have.
 _ROWS = ((20, 400), (60, 60), (120, 12))
 _LEAST_ROWS = 3
 _LISTS = (("improved", "Improved, not accepted"), ("stale", "Stale baselines"), ("notes", "Notes"))
 
 
 def render(report: Report) -> str:
-    """Return the report as HTML, smaller than :data:`MOST` bytes. A run of many loads has fewer details of each; one
-    that is too large even so shows the loads that failed.
+    """Return the report as HTML of fewer than :data:`MOST` bytes.
+
+    A run of many loads has fewer details of each; if it is still too large, only the loads that failed are shown.
     """
     levels = [rows for most, rows in _ROWS if len(report.runs) <= most] + [_LEAST_ROWS]
     for rows in levels:
@@ -45,7 +46,7 @@ def render(report: Report) -> str:
 
 
 def _page(report: Report, shown: Sequence[Run], rows: int) -> str:
-    # What failed stands first in every table and chart.
+    # Loads that failed come first in every table and chart.
     numbered = list(enumerate(sorted(shown, key=lambda run: -SEVERITY.index(run.outcome)), 1))
     title = headline(report.runs)
     hidden = len(report.runs) - len(shown)
@@ -54,7 +55,7 @@ def _page(report: Report, shown: Sequence[Run], rows: int) -> str:
         el("h1", title),
         el("p", _scope(report.runs), class_="scope"),
         el("p", *_counts(report.runs), class_="counts"),
-        el("p", f"{hidden} loads are left out to keep this file small; the JSON report has them.") if hidden else None,
+        el("p", f"{hidden} loads are omitted to keep this file small; the JSON report has them.") if hidden else None,
     )
     made = [
         sections.attention(numbered),
@@ -87,7 +88,7 @@ def _counts(runs: Sequence[Run]) -> list[ET.Element]:
 
 
 def _head(title: str) -> ET.Element:
-    # The browser itself refuses whatever is not this file's own: even a hole in the escaping could not run.
+    # The browser itself refuses styles and scripts that are not this file's, even if escaping failed somewhere.
     policy = f"default-src 'none'; style-src '{_hash(_asset('style.css'))}'; script-src '{_hash(_asset('script.js'))}'"
     return el(
         "head",
@@ -123,7 +124,7 @@ def _contents(present: Sequence[ET.Element]) -> ET.Element:
 def _filter() -> ET.Element:
     label = el("label", "Show loads whose name, device or verdict has ", el("input", id="text", type="search"))
     failing = el("label", el("input", id="failing", type="checkbox"), " only those that failed")
-    # Of use only where scripts run, which also shows it.
+    # Useful only if scripts run; the script unhides the form.
     return el("form", label, failing, el("output", id="shown"), id="filter", hidden=True, role="search")
 
 

@@ -1,4 +1,4 @@
-"""The sections about all loads: what needs attention, the table, and the charts that set loads side by side."""
+"""Write the sections about all loads: what needs attention, the table, and the charts that compare loads."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _PHASE_NAMES = {"load": "loading", "forward": "first forward", "generate": "gene
 
 
 def link(number: int, run: Run) -> ET.Element:
-    """Return the load's name, leading to its details."""
+    """Return the load's name as a link to its details."""
     return el("a", run.spec.id, href=f"#load-{number}")
 
 
 def marks(number: int) -> dict[str, object]:
-    """Return the attribute by which the filter finds what belongs to a load."""
+    """Return the attribute by which the filter finds the elements of a load."""
     return {"data_load": number}
 
 
 def attention(runs: Numbered) -> ET.Element:
-    """Return one card for each load that failed: what moved, why, and how to accept it."""
+    """Return one card for each load that failed: what changed, why, and how to accept it."""
     numbers = {id(run): number for number, run in runs}
     cards = [_card(numbers[id(run)], run) for run in figures.failed(run for _, run in runs)]
     if not cards:
-        return el("section", el("h2", "What moved"), el("p", "Nothing failed."), id="moved")
-    return el("section", el("h2", "What moved"), *cards, id="moved")
+        return el("section", el("h2", "What changed"), el("p", "Nothing failed."), id="moved")
+    return el("section", el("h2", "What changed"), *cards, id="moved")
 
 
 def _card(number: int, run: Run) -> ET.Element:
@@ -53,16 +53,16 @@ def _card(number: int, run: Run) -> ET.Element:
                 row(item.name, figure(movement(item)), figure(change(item)), allowance(item), chip(item.verdict))
                 for item in moved
             ]
-            parts.append(table("Figures that moved", ("figure", "baseline → now", "change", "allowed", ""), rows))
+            parts.append(table("Figures that changed", ("figure", "baseline → now", "change", "allowed", ""), rows))
         parts += _texts("because", comparison.because or tuple(item.text for item in comparison.manifest))
-        parts += _texts("changed around it", comparison.changed)
-    whole = el("details", el("summary", "As the test said it"), el("pre", figures.cause(run), tabindex="0"))
+        parts += _texts("changed in its environment", comparison.changed)
+    whole = el("details", el("summary", "The test's message"), el("pre", figures.cause(run), tabindex="0"))
     if not parts:
         parts, whole = [el("pre", figures.cause(run), tabindex="0")], None  # type: ignore[assignment]
     accept = None
     if run.command and run.result is not None and run.result.ok and figures.failing_parts(run):
         accept = el(
-            "p", "Accept it: ", el("code", run.command), " or, anywhere, ", el("code", "llmload accept run.json")
+            "p", "Accept it: ", el("code", run.command), " or, on any machine, ", el("code", "llmload accept run.json")
         )
     return el("article", head, *parts, accept, whole, class_=f"card {tone(run.verdict)}", **marks(number))
 
@@ -109,8 +109,8 @@ def memory(runs: Numbered) -> ET.Element | None:
             for phase in phases:
                 parts = [
                     Part("weights", "weights", phase.weights),
-                    Part("settled", "held beside the weights", phase.settled),
-                    Part("transient", "only for a moment", phase.transient),
+                    Part("settled", "held in addition to the weights", phase.settled),
+                    Part("transient", "held temporarily", phase.transient),
                 ]
                 moved = "–"
                 if phase.baseline:
@@ -131,15 +131,15 @@ def memory(runs: Numbered) -> ET.Element | None:
         return None
     keys = legend(
         ("weights", "weights"),
-        ("settled", "held beside the weights"),
-        ("transient", "only for a moment"),
+        ("settled", "held in addition to the weights"),
+        ("transient", "held temporarily"),
         ("ticked", "baseline"),
     )
     return el("section", el("h2", "Memory by load and phase"), keys, *tables, id="memory")
 
 
 def latency(runs: Numbered) -> ET.Element | None:
-    """Return the samples of each time as dots, with the median and the baseline's."""
+    """Return the samples of each time as dots, with their median and the baseline's."""
     titles = {"load": "Time of the load", "ttft": "Time to first token", "per_token": "Time per further token"}
     found = {number: figures.distributions(run) for number, run in runs}
     tables = []
@@ -173,7 +173,7 @@ def latency(runs: Numbered) -> ET.Element | None:
 
 
 def work(runs: Numbered) -> ET.Element | None:
-    """Return the counts of work against the baseline."""
+    """Return the counts of work compared with the baseline."""
     rows = []
     for number, run in runs:
         own = [
@@ -198,7 +198,7 @@ def work(runs: Numbered) -> ET.Element | None:
 
 
 def surroundings(runs: Numbered) -> ET.Element:
-    """Return what the loads ran in, what of it differs from the baselines' first."""
+    """Return the loads' environments, with differences from the baselines' first."""
     everything = [run for _, run in runs]
     differing = figures.changed(everything)
     common, own = figures.environments(everything)
@@ -207,7 +207,7 @@ def surroundings(runs: Numbered) -> ET.Element:
         rows = [row(text, figure(str(count))) for text, count in differing.items()]
         parts.append(table("Differs from the baselines", ("what", "loads"), rows, class_="changed"))
     else:
-        parts.append(el("p", "Nothing differs from what the compared baselines were recorded in."))
+        parts.append(el("p", "The environment is that of the compared baselines."))
     if common:
         rows = [row(name, value) for name, value in sorted(common.items())]
         parts.append(table("The same for all loads", ("entry", "value"), rows))
