@@ -194,7 +194,7 @@ def test_a_damaged_file_is_said_in_one_sentence(header: object, data: bytes, sai
         (b"", "the file has 0"),
         (b"abc", "the file has 3"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        (b"<!DOCTYPE html><html>", "is truncated or no safetensors file"),
+        (b"<!DOCTYPE html><html>", "is truncated or not a safetensors file"),
     ],
 )
 def test_what_is_no_safetensors_file_is_said(content: bytes, said: str, tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "has no model.safetensors and no model.safetensors.index.json, so it holds no weights"),
-        ({"pytorch_model.bin": ""}, "only pytorch_model.bin: convert them to safetensors"),
+        ({}, "has no model.safetensors and no model.safetensors.index.json, so it contains no weights"),
+        ({"pytorch_model.bin": ""}, "only pytorch_model.bin; convert them to safetensors"),
         ({headers.INDEX: "{"}, "is not a readable index"),
         ({headers.INDEX: "{}"}, "is not a readable index"),
         ({headers.INDEX: '{"weight_map": {}}'}, "needs the objects weight_map and metadata"),
@@ -253,7 +253,7 @@ def test_an_index_that_contradicts_its_files_is_said(sharded: Path) -> None:
     index = json.loads((sharded / headers.INDEX).read_text())
     index["weight_map"] = {"a": index["weight_map"]["b"], "b": index["weight_map"]["a"]}
     (sharded / headers.INDEX).write_text(json.dumps(index))
-    said = "index.json says that a is in model-00002-of-00002.safetensors, which does not hold it .and 1 more"
+    said = "index.json says that a is in model-00002-of-00002.safetensors, which does not contain it .and 1 more"
     with pytest.raises(LoadFailed, match=said):
         read_tensors(sharded)
     # Whoever looks a tensor up finds it all the same, as the library does.

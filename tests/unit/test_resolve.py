@@ -66,8 +66,8 @@ def test_a_directory_is_itself(cache: Path, built: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "said"),
-    [({}, "has no config.json: it is no transformers"), ({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
-     ({"config.json": "{"}, "cannot be read: it is not valid JSON"), ({"config.json": "3"}, "holds no JSON object"),
+    [({}, "no config.json: it is not a transformers"), ({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
+     ({"config.json": "{"}, "cannot be read: it is not valid JSON"), ({"config.json": "3"}, "contain a JSON object"),
      ({"config.json": "{}"}, "has no model.safetensors")],
 )  # fmt: skip
 def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: str, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: 
 def test_a_damaged_checkpoint_of_our_own_cache_is_no_fault_of_the_model(name: str, tmp_path: Path) -> None:
     own = Path(resolve("random:tiny-llama", tmp_path).path)
     (own / name).write_bytes((own / name).read_bytes()[:100])
-    with pytest.raises(MachineError, match=f"{own} has been damaged since it was built: delete that folder"):
+    with pytest.raises(MachineError, match=f"{own} has been damaged since it was built; delete that folder"):
         resolve("random:tiny-llama", tmp_path)
     shutil.rmtree(own)
     assert resolve("random:tiny-llama", tmp_path).path == str(own)
@@ -97,7 +97,7 @@ def test_a_cache_that_cannot_be_written_is_the_machines_fault(built: Path, tmp_p
 
 @pytest.mark.parametrize("spec", ["", ".", "/no/such/directory", "./models/x", "a/b/c", "org/model@", "@v1", "a b"])
 def test_what_can_be_no_hub_id_is_said(spec: str) -> None:
-    with pytest.raises(ValueError, match="no directory here and no hub id"):
+    with pytest.raises(ValueError, match="neither a directory here nor a hub id"):
         split_id(spec)
 
 
@@ -310,7 +310,7 @@ def test_adapters_are_resolved_like_models(cache: Path, tmp_path: Path) -> None:
     checkpoint = resolve("random:tiny-llama", cache)
     made = resolve_adapter("random", checkpoint, cache)
     assert resolve_adapter(str(made), checkpoint, cache) == made
-    with pytest.raises(LoadFailed, match=r"no PEFT adapter in safetensors: it has no adapter_config.json and no"):
+    with pytest.raises(LoadFailed, match=r"not a PEFT adapter in safetensors: it has no adapter_config.json and no"):
         resolve_adapter(str(tmp_path), checkpoint, cache)
-    with pytest.raises(ValueError, match="no hub id"):
+    with pytest.raises(ValueError, match="nor a hub id"):
         resolve_adapter("/no/such/adapter", checkpoint, cache)

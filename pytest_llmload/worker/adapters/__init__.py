@@ -1,1 +1,1 @@
-"""PEFT adapters: their files, what they add, and the modules that they wrap."""
+"""PEFT adapters: their files, the tensors that they add, and the modules that they wrap."""

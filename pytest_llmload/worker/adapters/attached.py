@@ -1,4 +1,4 @@
-"""An adapter in a live model, its tensors by the names that its file gives them: PEFT's own functions say which."""
+"""An adapter in a live model, with its tensors under the names that PEFT's own functions give them in a file."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ import torch
 from pytest_llmload.worker.adapters.files import bare
 from pytest_llmload.worker.adapters.wrapping import Wrapping
 
-#: Settings that name the tokens which the adapter reacts to.
+#: Settings that name the tokens that the adapter reacts to.
 _TOKENS = ("alora_invocation_tokens", "token_indices", "trainable_token_indices")
 #: Settings of adapters for several tasks (peft/tuners/poly, peft/tuners/multitask_prompt_tuning).
 _TASKS = ("n_tasks", "num_tasks")
 
 
 class Attached:
-    """The adapters that PEFT put into a model, and the one of them that is in use."""
+    """The adapters that PEFT has put into a model, and the one of them that is in use."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._wrapping = Wrapping(dict(model.named_modules()))
-        #: The module that knows the adapters' configurations: a PeftModel, or the model itself.
+        #: The module that has the adapters' configurations: a PeftModel, or the model itself.
         self.host: Any = next((module for module in model.modules() if _has_configs(module)), None)
         #: Adapter's name -> its configuration in the model.
         self.configs: Mapping[str, Any] = getattr(self.host, "peft_config", None) or {}
 
     @property
     def is_there(self) -> bool:
-        """Whether any module of PEFT is in the model."""
+        """Return true if a module of PEFT is in the model."""
         return bool(self._wrapping.own)
 
     @property
     def name(self) -> str:
-        """The adapter that is held against the file: where a loader attached several the active one, else the first."""
+        """Return the name of the adapter to compare with the file: the active one of several, else the first."""
         used = [name for layer in self._wrapping.layers.values() for name in active_names(layer)]
         return next((name for name in used if name in self.configs), next(iter(self.configs), "default"))
 
     @property
     def config(self) -> Any:
-        """The configuration of that adapter; None where PEFT keeps none."""
+        """Return the configuration of that adapter; None if PEFT keeps none."""
         return self.configs.get(self.name)
 
     def stored(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Name in the adapter's file -> tensor, as PEFT would save the adapter from ``tensors`` of this model."""
+        """Return the tensors that PEFT would save from ``tensors`` of this model, by their names in the file."""
         from peft import get_peft_model_state_dict
 
-        # Embeddings that were resized, which PEFT may look up on a hub, are whole tensors of the base.
+        # Resized embeddings, for which PEFT may ask the hub, are whole tensors of the base.
         found = get_peft_model_state_dict(
             self.host, state_dict=dict(tensors), adapter_name=self.name, save_embedding_layers=False
         )
@@ -58,11 +58,11 @@ class Attached:
 
     @property
     def renames(self) -> bool:
-        """Whether this version of PEFT renames and fuses an adapter's tensors as transformers 5 does the model's."""
+        """Return true if this version of PEFT renames and fuses an adapter's tensors, as transformers 5 does."""
         return find_spec("peft.utils.transformers_weight_conversion") is not None
 
     def converted(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The file's tensors by the names, and in the form, that transformers 5 gives what it renames and fuses."""
+        """Return the file's tensors, renamed and fused as transformers 5 does it."""
         from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
         found = convert_peft_adapter_state_dict_for_transformers(
@@ -72,7 +72,7 @@ class Attached:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The model without its adapters; enabling them again makes them trainable, which is undone."""
+        """Disable the adapters while the context is open; undo that enabling them again makes them trainable."""
         trained = [(param, param.requires_grad) for param in self.host.parameters()]
         layers = list(self._wrapping.layers.values())
         try:
@@ -90,7 +90,7 @@ class Attached:
                 param.requires_grad_(requires_grad)
 
     def arguments(self, batch: int, device: Any) -> dict[str, Any]:
-        """Inputs without which the model with the adapter does not run: the task of each row, the first one."""
+        """Return the further inputs that the model with the adapter needs: each row's task, which is the first one."""
         tasks = [getattr(self.config, setting, None) for setting in _TASKS]
         if not any(tasks) or not hasattr(self.host, "disable_adapter") or self.host._adapters_disabled:
             return {}
@@ -98,7 +98,7 @@ class Attached:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Token ids that the adapter reacts to, in its order; none where it reacts to every token."""
+        """Return the token ids that the adapter reacts to, in its order; none if it reacts to every token."""
         found: list[int] = []
         for setting in _TOKENS:
             value = getattr(self.config, setting, None) or ()
@@ -108,7 +108,7 @@ class Attached:
 
 
 def active_names(layer: Any) -> list[str]:
-    """The adapters that a layer of PEFT uses."""
+    """Return the names of the adapters that a layer of PEFT uses."""
     names: Any = layer.active_adapters if hasattr(layer, "active_adapters") else layer.active_adapter
     return [names] if isinstance(names, str) else list(names)
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter as its files say it is: what the checks hold the live model against."""
+"""A PEFT adapter as its files describe it, which the checks compare the live model with."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.system.json_text import Unreadable, read_json, short
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-#: Settings of a LoRA that is more than a product of two factors.
+#: Settings of a LoRA whose change is more than a product of two factors.
 _SPECIAL = (
     *("use_dora", "alora_invocation_tokens", "arrow_config", "use_qalora", "lora_bias", "use_bdlora"),
     *("target_parameters", "trainable_token_indices", "layer_replication"),
 )
-#: How the initialisations are called that change the weight below the adapter.
+#: Names of the initialisations that change the weight below the adapter.
 _REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-#: What PEFT puts before names when it saves a ``PeftModel`` (peft/utils/save_and_load.py); transformers does not.
+#: Prefixes of names in files that PEFT saves from a ``PeftModel`` (peft/utils/save_and_load.py), unlike transformers.
 _PREFIXES = ("base_model.model.", "base_model.")
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """Return what an adapter says of itself. Raises LoadFailed, in one sentence, where that cannot be read."""
+    """Return an adapter's configuration. Raises LoadFailed, with one sentence, if it cannot be read."""
     path = directory / ADAPTER_CONFIG
     try:
         config = read_json(path)
@@ -45,7 +45,7 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-#: What is read of an adapter's configuration, and what it may be beside None.
+#: The fields of an adapter's configuration that are read, and their types; each may also be None.
 _TYPES: dict[str, tuple[type, ...]] = {
     "peft_type": (str,),
     **dict.fromkeys(("lora_alpha", "r"), (int, float)),
@@ -74,7 +74,7 @@ class AdapterFiles(Mapping[str, Any]):
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
-        """The modules that the file has both LoRA factors for."""
+        """Return the modules for which the file has both LoRA factors."""
         return tuple(
             name.removesuffix(f".{a}")
             for name in self.names
@@ -84,38 +84,38 @@ class AdapterFiles(Mapping[str, Any]):
 
     @cached_property
     def whole(self) -> dict[str, str]:
-        """Name of a tensor of the model -> name of the one in the file that stands for it.
+        """Return the model's tensors that the file replaces as a whole, with the names of the replacements in the file.
 
-        Of modules that were trained as a whole, of trained biases, and of embeddings that were resized.
+        They belong to modules that were trained as a whole, trained biases, and resized embeddings.
         """
         tuned = {f"{target}.weight" for target in self.targets}
         return {in_base(name): name for name in self if ".lora_" not in name and in_base(name) not in tuned}
 
     def modules(self, known: Iterable[str]) -> frozenset[str]:
-        """Return those of a model's modules that the adapter's tensors are for: the longest path in each name."""
+        """Return the modules among ``known`` that the adapter's tensors belong to: the longest path in each name."""
         paths, found = frozenset(known) - {""}, set()
         for name in map(in_base, self):
             while name and name not in paths:
                 name = name.rpartition(".")[0]
             found.add(name)
         if found == {""}:
-            # Only what all layers share is stored; the configuration says which they are.
+            # Only tensors that all layers share are stored; the configuration names the layers.
             ends = tuple(f".{target}" for target in self.config.get("target_modules") or ())
             return frozenset(path for path in paths if f".{path}".endswith(ends))
         return frozenset(found - {""})
 
     def factors(self, module: str) -> tuple[Any, Any]:
-        """``A`` (rank x inputs) and ``B`` (outputs x rank) of a target; of an embedding the inputs are its rows."""
+        """Return ``A`` (rank x inputs) and ``B`` (outputs x rank) of a target; an embedding's inputs are its rows."""
         a, b = next(pair for pair in FACTORS if f"{module}.{pair[0]}" in self.names)
         return self[f"{module}.{a}"], self[f"{module}.{b}"]
 
     def scaling(self, module: str) -> float:
-        """Return what ``B @ A`` is multiplied by: alpha / rank, or alpha / sqrt(rank) (peft/tuners/lora/layer.py)."""
+        """Return the factor of ``B @ A``: alpha / rank, or alpha / sqrt(rank) (peft/tuners/lora/layer.py)."""
         alpha, rank = self._of(module, "alpha_pattern", "lora_alpha"), self._of(module, "rank_pattern", "r")
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _of(self, module: str, patterns: str, otherwise: str) -> Any:
-        """Return a setting that modules may have of their own, by regular expressions of the ends of their paths.
+        """Return a setting that may differ by module, given by regular expressions for the ends of module paths.
 
         See peft/utils/other.py, ``get_pattern_key``.
         """
@@ -126,17 +126,17 @@ class AdapterFiles(Mapping[str, Any]):
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether a weight changes by ``scaling * B @ A`` and nothing else."""
+        """Return true if the adapter changes a weight by ``scaling * B @ A`` and nothing else."""
         if str(self.config.get("init_lora_weights")).startswith(_REWRITING):
             return False
         return self.config.get("peft_type") == "LORA" and not any(self.config.get(name) for name in _SPECIAL)
 
 
 def bare(name: str) -> str:
-    """Return a name of PEFT's without what stands for the model itself."""
+    """Return a name of PEFT without the prefix that stands for the model itself."""
     return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
 
 
 def in_base(name: str) -> str:
-    """Return a bare name as the model without the adapter would have it."""
+    """Return the name that a tensor with a bare name has in the model without the adapter."""
     return name.replace(".base_layer.", ".")

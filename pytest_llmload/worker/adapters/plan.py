@@ -1,4 +1,4 @@
-"""What an adapter will hold beside the weights, from its file's header."""
+"""The memory that an adapter will need besides the weights, from its file's header."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FP32 = 4
 
 
 def adapter_tensors(job: Job, base_itemsize: int) -> Iterator[tuple[str, str, int]]:
-    """Module of the base, name and bytes of each tensor; none where there is no adapter or it is merged away.
+    """Yield each tensor's module of the base, name and bytes; nothing if there is no adapter or it is merged.
 
-    ``peft`` keeps 16-bit adapters in float32 (``autocast_adapter_dtype``); ``load_adapter`` takes the dtype of the
-    layer that it tunes, ``base_itemsize`` bytes, which is float32 where that is quantised.
+    ``peft`` keeps 16-bit adapters in float32 (``autocast_adapter_dtype``); ``load_adapter`` uses the dtype of the
+    layer that it tunes, with ``base_itemsize`` bytes, or float32 if that layer is quantised.
     """
     spec = job.spec
     peft = spec.adapter_via == "peft"

@@ -1,7 +1,7 @@
 """Adapters that change the weights below them when they are attached, such as PiSSA and OLoRA.
 
-PEFT computes the change anew at every load. So it is held against what PEFT's own functions make of the checkpoint's
-weight in a model of that one layer.
+PEFT computes the change again at every load. So the changed weight is compared with the one that PEFT's own functions
+make from the checkpoint's weight in a model of that one layer.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 
 #: Settings of an adapter that reach beyond a single layer.
 _BEYOND = {"modules_to_save": None, "layer_replication": None, "trainable_token_indices": None, "bias": "none"}
-#: How far two results may be apart, relative to the change itself, to be the same but for rounding.
+#: The largest difference of two results, relative to the change itself, that counts as rounding.
 _SAME = 0.02
 
 
 def is_rewritten(value: Any, original: Any, layer: Any, path: str, config: Any, name: str) -> bool | None:
-    """Return whether ``value`` is what PEFT makes of the base's weight ``original``.
+    """Return true if ``value`` is the weight that PEFT makes from the base's weight ``original``.
 
-    None where PEFT draws it at random at every load.
+    Return None if it cannot be checked, since PEFT draws random numbers at every load.
 
     Args:
         value: The weight in the model, dense.
-        original: The checkpoint's.
-        layer: PEFT's layer around the module that has the weight.
+        original: The checkpoint's weight.
+        layer: The layer of PEFT around the module that has the weight.
         path: Path of the module in the model without the adapter.
         config: The adapter's configuration.
         name: The adapter's name.
@@ -42,7 +42,7 @@ def is_rewritten(value: Any, original: Any, layer: Any, path: str, config: Any, 
 
 
 def _attached_to(original: Any, layer: Any, path: str, config: Any, name: str, seed: int) -> Any:
-    """The weight below a new adapter in a model that has this layer only."""
+    """Return the weight below a new adapter in a model that has this layer only."""
     from peft import inject_adapter_in_model
 
     base = copy.deepcopy(layer.get_base_layer())

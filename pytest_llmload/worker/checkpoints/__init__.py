@@ -1,1 +1,1 @@
-"""Checkpoints: finding, building and identifying the files of a model."""
+"""Checkpoints: find, build and identify the files of a model."""

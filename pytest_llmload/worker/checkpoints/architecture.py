@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of an architecture holds: asked from transformers itself, on the meta device."""
+"""The tensors in a checkpoint of an architecture, as transformers itself builds it on the meta device."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from pytest_llmload.worker.checkpoints.headers import Tensor
 
-#: transformers' dtype names -> safetensors'.
+#: transformers' names of dtypes -> those of safetensors.
 STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def stored_dtype(config: dict[str, Any]) -> str:
-    """safetensors' name of the dtype that a config asks for; fp32 where it says nothing, as transformers takes it.
+    """Return safetensors' name of a config's dtype; fp32 if the config names none, as in transformers.
 
-    Raises ValueError for a dtype whose random values are not defined.
+    Raises ValueError for a dtype that random values do not exist for.
     """
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     if name not in STORED_DTYPES:
-        raise ValueError(f"the config's dtype is {name!r}: random weights exist in {', '.join(STORED_DTYPES)} only")
+        raise ValueError(f"the config's dtype is {name!r}; random weights exist in {', '.join(STORED_DTYPES)} only")
     return STORED_DTYPES[name]
 
 
@@ -30,11 +30,11 @@ def meta_model(
     auto_class: str | None = None,
     layers: int | None = None,
 ) -> Any:
-    """The model that ``directory``'s config.json describes, on the meta device; nothing is allocated.
+    """Return the model that ``directory``'s config.json describes, on the meta device, so that nothing is allocated.
 
-    Its class is ``auto_class``, else the one that the config names, else AutoModelForCausalLM's; ``dtype`` that of its
-    parameters (default: as the config says); with ``layers``, it has only so many decoder layers. Raises ValueError, in
-    one sentence, where the installed transformers does not know the architecture.
+    Its class is ``auto_class``, else the one that the config names, else AutoModelForCausalLM's. ``dtype`` is that of
+    its parameters (default: as the config says); ``layers`` limits the number of its decoder layers. Raises ValueError,
+    with one sentence, if the installed transformers does not know the architecture.
     """
     import torch
     import transformers
@@ -58,7 +58,7 @@ def meta_model(
 
 
 def _cut(config: Any, layers: int) -> None:
-    """Leave a config only its first decoder layers, and its lists with an entry a layer only those entries."""
+    """Cut a config to its first ``layers`` decoder layers, and its lists with one entry for each layer accordingly."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for part in {id(part): part for part in (config, text)}.values():
         count = getattr(part, "num_hidden_layers", None)
@@ -71,7 +71,7 @@ def _cut(config: Any, layers: int) -> None:
 
 
 def _part_for(cls: Any, config: Any) -> Any:
-    """Return the part of a composite config that a class is built from: its text part for the text model's class."""
+    """Return the part of a composite config that a class is built from: the text part for a text model's class."""
     wanted = getattr(cls, "config_class", None)
     if wanted is None or isinstance(config, wanted):
         return config
@@ -80,9 +80,9 @@ def _part_for(cls: Any, config: Any) -> Any:
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a config.json says about the part that reads tokens, over what it says at its top level.
+    """Return a config's fields for the part that reads tokens; they override fields of the top level.
 
-    Models of several parts nest it; which of them has a vocabulary tells it from the others.
+    Models of several parts nest it; it is the part that has a vocabulary.
     """
     if isinstance(config.get("vocab_size"), int):
         return config
@@ -93,15 +93,15 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     return config if found is None else {**found, **{name: value for name, value in config.items() if name in _TOKENS}}
 
 
-#: What both levels of a composite config may say of special tokens.
+#: Fields about special tokens, which both levels of a composite config may have.
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_encoder_decoder")
 
 
 def stored_tensors(directory: Path, dtype: str, *, trust_remote_code: bool = False) -> list[Tensor]:
-    """Names and shapes as a checkpoint on disk has them, tied weights once, sorted by name.
+    """Return the tensors of a checkpoint on disk, with tied weights once, sorted by name.
 
-    transformers 5 keeps some modules (fused experts) under other names in memory than on disk; its own reversal of that
-    conversion gives the names back, which transformers 4 uses in memory too.
+    transformers 5 uses different names in memory and on disk for some modules (fused experts). Its own reverse
+    conversion gives the names on disk, which transformers 4 uses in memory too.
     """
     model = meta_model(directory, trust_remote_code=trust_remote_code)
     own = dict(model.named_parameters(remove_duplicate=True))

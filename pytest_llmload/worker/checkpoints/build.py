@@ -1,4 +1,4 @@
-"""Builds a checkpoint directory with random weights from a config: once, atomically, whoever asks first."""
+"""Build a checkpoint directory with random weights from a config, once and atomically."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Te
 from pytest_llmload.worker.checkpoints.threads import workers
 from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
 
-#: Part of a built directory's name: raise it when any file but the weights changes.
+#: Part of a built directory's name. Increase it if any file other than the weights changes.
 VERSION = 2
-#: A file of weights ends before this many bytes, unless one tensor alone is larger.
+#: The most bytes of a file of weights, unless one tensor alone is larger.
 SHARD_BYTES = 2 * 10**9
 #: Elements that one task of the thread pool generates and writes.
 _CHUNK = 1 << 20
-#: Left free on the disk, for all that others write meanwhile.
+#: Bytes that must stay free on the disk, since other processes may write meanwhile.
 _SPARE_BYTES = 256 << 20
 
 
 def built_path(config: dict[str, Any], name: str, cache_dir: Path) -> Path:
-    """Where the checkpoint of a config stands in the cache: named by its content, so a change is another directory."""
+    """Return the directory of a config's checkpoint in the cache; its name depends on the config's content."""
     return cache_dir / "checkpoints" / f"{name}-{digest([VERSION, random_values.VERSION, config], 12)}"
 
 
 def build(
     config: dict[str, Any], name: str, cache_dir: Path, *, trust_remote_code: bool = False, with_values: bool = True
 ) -> Path:
-    """The directory of a checkpoint with random weights; built if it is not there yet.
+    """Return the directory of a checkpoint with random weights; build it if it does not exist.
 
-    Two processes that ask for the same one build it once. Raises MachineError where the disk is too small or cannot be
-    written, ValueError where the config describes no architecture of the installed transformers.
+    If two processes request the same one, it is built once. Raises MachineError if the disk is too small or cannot be
+    written, ValueError if the installed transformers does not know the config's architecture.
     """
 
     def write(directory: Path) -> None:
@@ -64,7 +64,7 @@ def build(
 
 
 def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return settings for greedy runs in which no token ends a sequence: N tokens are N whatever the weights say."""
+    """Return settings for greedy runs in which no token ends a sequence, so that N tokens are N for any weights."""
     special: dict[str, Any] = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
     special.pop("eos_token_id", None)
     if config.get("is_encoder_decoder"):
@@ -75,9 +75,9 @@ def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_once(target: Path, write: Callable[[Path], None]) -> None:
-    """Has ``write`` fill a directory that then becomes ``target``, unless ``target`` is there: whole or not at all.
+    """Let ``write`` fill a directory and rename it to ``target``, so that ``target`` is never incomplete.
 
-    Raises MachineError where the disk cannot be written.
+    Do nothing if ``target`` exists. Raises MachineError if the disk cannot be written.
     """
     from filelock import FileLock
 
@@ -90,7 +90,7 @@ def write_once(target: Path, write: Callable[[Path], None]) -> None:
                 _write_beside(target, write)
     except OSError as error:
         raise MachineError(
-            f"cannot write {target} ({error.strerror or error}): name another directory with --llm-cache-dir"
+            f"cannot write {target} ({error.strerror or error}); name a different directory with --llm-cache-dir"
         ) from error
 
 
@@ -112,7 +112,7 @@ def check_space(what: str, needed: int, target: Path) -> None:
     if needed + _SPARE_BYTES > free:
         raise MachineError(
             f"{what} needs {format_bytes(needed + _SPARE_BYTES)} in {target.parent}, "
-            f"where {format_bytes(free)} are free: make room or name another directory with --llm-cache-dir"
+            f"where {format_bytes(free)} are free; make room or name a different directory with --llm-cache-dir"
         )
 
 
@@ -122,7 +122,7 @@ def write_weights(
     shard_bytes: int = SHARD_BYTES,
     write: Callable[[Path, list[Tensor]], None] | None = None,
 ) -> None:
-    """Writes ``tensors`` with random values, as one safetensors file or as shards with an index."""
+    """Write ``tensors`` with random values, as one safetensors file or as shards with an index."""
     write = write or write_file
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
@@ -148,7 +148,7 @@ def _shards(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
 
 
 def write_header(path: Path, tensors: list[Tensor]) -> None:
-    """Write a safetensors file that has its header and its size, and no values: a hole takes no space."""
+    """Write a safetensors file with its header and its full size, but without values, as a sparse file."""
     head, _ = layout(tensors)
     with path.open("xb") as file:
         file.write(head)
@@ -156,7 +156,7 @@ def write_header(path: Path, tensors: list[Tensor]) -> None:
 
 
 def write_file(path: Path, tensors: list[Tensor]) -> None:
-    """One safetensors file with random values, written in parallel by ranges of elements."""
+    """Write one safetensors file with random values, in parallel by ranges of elements."""
     head, stored = layout(tensors)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -186,5 +186,5 @@ def _write_range(file: int, item: Stored, start: int) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON with a final line end."""
+    """Write indented JSON with a final line end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -24,23 +24,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint. Raises LoadFailed, in one sentence, where there is none or it is damaged."""
+    """Return a checkpoint's config.json. Raises LoadFailed, with one sentence, if it is missing or damaged."""
     path = directory / "config.json"
     try:
         config = read_json(path)
     except FileNotFoundError:
         adapter = (directory / ADAPTER_CONFIG).is_file()
-        hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is no transformers checkpoint"
+        hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is not a transformers checkpoint"
         raise LoadFailed(f"{directory} has no config.json: {hint}") from None
     except Unreadable as error:
         raise LoadFailed(f"{path} cannot be read: it {error}") from None
     if not isinstance(config, dict):
-        raise LoadFailed(f"{path} holds no JSON object")
+        raise LoadFailed(f"{path} does not contain a JSON object")
     _check_types(path, config)
     return config
 
 
-#: What is read of a config, and what it may be beside None.
+#: The fields of a config that are read, and their types; each may also be None.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("num_attention_heads", "hidden_size", "num_key_value_heads"), (int, list, dict)),
     "quantization_config": (dict,),
@@ -50,7 +50,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_types(path: Path, config: dict[str, Any]) -> None:
-    """Raise LoadFailed for an entry of a type that no config has, here or in a part of a composite model."""
+    """Raise LoadFailed if an entry has a wrong type, at the top level or in a part of a composite model."""
     for name, kinds in _TYPES.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
@@ -67,10 +67,10 @@ _KINDS: dict[type, str] = {int: "a whole number", list: "a list", dict: "an obje
 
 
 def geometry(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config says about the shape of a load, without what a mere re-save by another version changes.
+    """Return a config's fields that describe the shape of a load, but not those that a mere re-save may change.
 
-    Names, paths, versions, dtypes (the tensors have them), token ids, drop-out and defaults that newer versions spell
-    out are left away, so that a fine-tune of a model keeps its digest.
+    Names, paths, versions, dtypes (the tensors have them), token ids, dropout and defaults that newer versions spell
+    out are left out, so that a fine-tune of a model keeps its digest.
     """
     found: dict[str, Any] = {
         key: value
@@ -101,21 +101,21 @@ def _is_model(value: Any) -> bool:
 
 
 def shape_digest(config: dict[str, Any], tensors: list[Tensor]) -> str:
-    """16 hexadecimal digits over the config's geometry and every tensor's name, shape and stored dtype."""
+    """Return 16 hexadecimal digits over the config's geometry and every tensor's name, shape and stored dtype."""
     rows = sorted([tensor.name, list(tensor.shape), tensor.dtype] for tensor in tensors)
     return digest([geometry(config), rows], _LENGTH)
 
 
 def random_weights_digest(version: int, tensors: list[Tensor]) -> str:
-    """Of a checkpoint whose values follow from the generator's version and the tensors' names, shapes and dtypes."""
+    """Return the digest of a random checkpoint: its values depend on ``version`` and the tensors' headers only."""
     return digest(["random", version, sorted([t.name, list(t.shape), t.dtype] for t in tensors)], _LENGTH)
 
 
 def weights_digest(directory: Path, cache_dir: Path) -> str:
-    """16 hexadecimal digits over the content of the weight files.
+    """Return 16 hexadecimal digits over the content of the weight files.
 
-    A file's SHA-256 comes from its name where it is a blob of the hub's cache, else from the content; the latter is
-    kept in ``cache_dir`` by path, size and time of change, so 25 GB are read once.
+    The SHA-256 of a blob in the hub's cache comes from its name, that of any other file from its content. The latter is
+    cached in ``cache_dir`` by path, size and time of change, so that 25 GB are read once.
     """
     files = weight_files(directory)
     with ThreadPoolExecutor(workers()) as pool:
@@ -124,7 +124,7 @@ def weights_digest(directory: Path, cache_dir: Path) -> str:
 
 
 def adapter_digest(directory: Path, cache_dir: Path) -> str:
-    """16 hexadecimal digits over the content of an adapter's two files."""
+    """Return 16 hexadecimal digits over the content of an adapter's two files."""
     files = (directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS)
     return digest([[path.name, _file_hash(path, cache_dir)] for path in files], _LENGTH)
 

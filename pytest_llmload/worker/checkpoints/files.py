@@ -1,4 +1,4 @@
-"""Reading single blocks of a checkpoint's tensors, without reading the tensors."""
+"""Read single blocks of a checkpoint's tensors, without reading whole tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CheckpointFiles:
 
     def __init__(self, path: str) -> None:
         self._files: dict[str, Any] = {}
-        #: Tensor name -> the file that holds it, as the library looks it up: whatever an index says.
+        #: Tensor name -> the file that contains it, found as the library does, by the index if there is one.
         self.where: dict[str, Path] = {
             stored.tensor.name: file for file in weight_files(Path(path)) for stored in read_header(file)
         }
@@ -26,7 +26,7 @@ class CheckpointFiles:
         return self._files[str(file)]
 
     def find(self, name: str, prefix: str = "") -> str | None:
-        """The file's name of the model's tensor ``name``, unless the library renamed or fused it.
+        """Return the file's name of the model's tensor ``name``; None if the file does not contain it as such.
 
         ``prefix`` is the model's ``base_model_prefix``: files may have been saved with or without it.
         """
@@ -34,11 +34,11 @@ class CheckpointFiles:
         return next((candidate for candidate in candidates if candidate in self.where), None)
 
     def slice(self, name: str) -> Any:
-        """A lazy tensor: ``get_shape()``, ``get_dtype()`` and slicing, which reads only what it must."""
+        """Return a lazy tensor with ``get_shape()``, ``get_dtype()`` and slicing, which reads only the slice."""
         return self._open(self.where[name]).get_slice(name)
 
     def block(self, name: str, start: int, stop: int, transposed: bool = False) -> Any:
-        """Elements ``start`` to ``stop``, row by row, of a tensor or of a matrix's transpose, in the file's dtype."""
+        """Return elements ``start`` to ``stop``, in row order, of a tensor or its transpose, in the file's dtype."""
         part = self.slice(name)
         shape = part.get_shape()
         if not shape:

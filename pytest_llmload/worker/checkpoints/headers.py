@@ -1,4 +1,4 @@
-"""Reading and laying out safetensors files without torch: 8 bytes of length, a JSON header, the tensors' bytes.
+"""Read and lay out safetensors files without torch: 8 bytes of length, a JSON header, the tensors' bytes.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -32,13 +32,13 @@ _BITS = {
 }
 
 
-#: Dimensions of a tensor, the end of its sizes, and bytes of a file's name.
+#: Limits: a tensor's dimensions, its sizes, and the bytes of a file's name.
 _RANK, _LARGEST_SIZE, _LONGEST_NAME = 32, 1 << 50, 255
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One stored tensor; ``dtype`` by safetensors' names: ``BF16``, ``F16``, ``U8`` …"""
+    """One stored tensor; ``dtype`` is safetensors' name: ``BF16``, ``F16``, ``U8`` …"""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor and where its bytes begin in its file."""
+    """A tensor, and the offset of its bytes in its file."""
 
     tensor: Tensor
     offset: int
@@ -82,9 +82,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> list[Stored]:
-    """The tensors of a safetensors file, in the header's order; no weight is read.
+    """Return the tensors of a safetensors file, in the header's order, without reading a weight.
 
-    Raises LoadFailed, in one sentence, where the file is truncated or is no safetensors file.
+    Raises LoadFailed, with one sentence, if the file is truncated or is not a safetensors file.
     """
     header, length = _read_header(path)
     header.pop("__metadata__", None)
@@ -110,10 +110,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         first = file.read(8)
         if first == b"version ":
-            raise LoadFailed(f"{path} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
+            raise LoadFailed(f"{path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
         if not length or 8 + length > size or length > LARGEST:
-            raise LoadFailed(f"{path} is truncated or no safetensors file: its header should have {length} bytes, "
+            raise LoadFailed(f"{path} is truncated or not a safetensors file: its header should have {length} bytes, "
                              f"the file has {size}")  # fmt: skip
         text = file.read(length)
     try:
@@ -138,7 +138,7 @@ def _entry(path: Path, name: str, entry: object) -> tuple[Tensor, int, int]:
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
-    """Return whether a value is a list of whole numbers that a file's sizes can be, not too many of them."""
+    """Return true if a value is a list of whole numbers within the limits for a file's sizes."""
     return (
         isinstance(value, list)
         and len(value) <= _RANK
@@ -147,23 +147,23 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Return tensor -> file, as an index has them.
+    """Return an index's file of each tensor.
 
-    Raises LoadFailed, in one sentence, for what transformers cannot read and for files outside the index's folder.
+    Raises LoadFailed, with one sentence, if transformers could not read the index or if a file is outside its folder.
     """
     try:
         data = read_json(index)
     except Unreadable as error:
         raise LoadFailed(f"{index} is not a readable index of weights: it {error}") from None
     weight_map, metadata = (data.get(key) if isinstance(data, dict) else None for key in ("weight_map", "metadata"))
-    # transformers takes no index without metadata.
+    # transformers refuses an index without metadata.
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
         raise LoadFailed(f"{index} is not a readable index of weights: it needs the objects weight_map and metadata")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not _is_file_name(file):
             raise LoadFailed(
-                f"{index} says that {short(tensor)} is in {short(file, 80)}, which is not a file name: weights lie "
-                "beside their index"
+                f"{index} says that {short(tensor)} is in {short(file, 80)}, which is not a file name: weights must "
+                "be in the folder of their index"
             )
     return weight_map
 
@@ -173,16 +173,16 @@ def _is_file_name(name: str) -> bool:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that a load of ``directory`` reads, sorted.
+    """Return the safetensors files that a load of ``directory`` reads, sorted.
 
-    Raises LoadFailed, in one sentence, where there are none or where the index names files that are missing.
+    Raises LoadFailed, with one sentence, if there are none or if the index names files that are missing.
     """
     index = directory / INDEX
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if not index.is_file():
         others = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f"only {', '.join(others)}: convert them to safetensors" if others else "so it holds no weights"
+        hint = f"only {', '.join(others)}; convert them to safetensors" if others else "so it contains no weights"
         raise LoadFailed(f"{directory} has no {WEIGHTS} and no {INDEX}, {hint}")
     names = sorted(set(read_index(index).values()))
     missing = [name for name in names if not (directory / name).is_file()]
@@ -192,9 +192,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_tensors(directory: Path) -> list[Tensor]:
-    """All tensors of a checkpoint, sorted by name.
+    """Return all tensors of a checkpoint, sorted by name.
 
-    Raises LoadFailed as :func:`read_header`, and where the index has tensors in files that do not hold them.
+    Raises LoadFailed as :func:`read_header` does, and if the index names a file that does not contain the tensor.
     """
     held = {path.name: [stored.tensor for stored in read_header(path)] for path in weight_files(directory)}
     if WEIGHTS not in held:
@@ -202,14 +202,14 @@ def read_tensors(directory: Path) -> list[Tensor]:
         if wrong := sorted(set(read_index(directory / INDEX).items()) - found):
             name, file = wrong[0]
             more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-            raise LoadFailed(f"{directory / INDEX} says that {name} is in {file}, which does not hold it{more}")
+            raise LoadFailed(f"{directory / INDEX} says that {name} is in {file}, which does not contain it{more}")
     every = sorted((tensor for tensors in held.values() for tensor in tensors), key=lambda tensor: tensor.name)
     weights = [tensor for tensor in every if tensor.name.endswith("weight")]
     if weights and all(0 in tensor.shape for tensor in weights):
         first = weights[0]
         raise LoadFailed(
-            f"{directory} holds no values: its weights have no elements ({first.name} is {list(first.shape)}); that is "
-            "what save_pretrained writes of a model which DeepSpeed ZeRO-3 has partitioned: save it with "
+            f"{directory} contains no values: its weights have no elements ({first.name} is {list(first.shape)}). "
+            "save_pretrained writes such files for a model that DeepSpeed ZeRO-3 has partitioned; save it with "
             "stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
         )
     return every

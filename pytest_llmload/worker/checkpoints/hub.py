@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: only the files that a load reads, each failure one sentence."""
+"""Download models of the Hugging Face hub: only the files that a load reads, with one sentence for each failure."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from pytest_llmload.worker.checkpoints.headers import (
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-#: Errors of the hub's client and of the HTTP libraries that its versions use.
+#: Packages whose errors are those of a download: the hub's client and the HTTP libraries that its versions use.
 _CLIENTS = {"huggingface_hub", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet"}
 
 
 def split_id(spec: str) -> tuple[str, str]:
-    """``hub-id@revision`` -> id and revision (empty: the default branch). ValueError where it can be no hub id."""
+    """Return the id and the revision (empty: the default branch) of ``hub-id@revision``.
+
+    Raises ValueError if it cannot be a hub id.
+    """
     name, _, revision = spec.partition("@")
     if not _ID.fullmatch(name) or name.strip(".") == "" or (spec.endswith("@")):
         raise ValueError(
-            f"{spec!r} is no directory here and no hub id: write org/model, org/model@revision, a directory, "
+            f"{spec!r} is neither a directory here nor a hub id; write org/model, org/model@revision, a directory, "
             "random:PRESET or random:PATH"
         )
     return name, revision
@@ -54,8 +57,8 @@ def download_model(spec: str, *, trust_remote_code: bool = False, layers: int | 
     if missing and indexed:
         raise MachineError(
             f"{spec} is not wholly in the hub's cache: {len(missing)} of {len(indexed)} files that its index names are "
-            f"missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}): run once with the hub in "
-            "reach, without HF_HUB_OFFLINE"
+            f"missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); run once with access to "
+            "the hub, without HF_HUB_OFFLINE"
         )
     if missing:
         raise MachineError(
@@ -71,7 +74,7 @@ def _absent(directory: Path, names: list[str]) -> list[str]:
 def download_outline(spec: str, *, trust_remote_code: bool = False) -> Path:
     """Return the snapshot directory of a model without its weights: configuration and index, for planning.
 
-    Raises as :func:`download_model`.
+    Raises the same errors as :func:`download_model`.
     """
     name, revision = split_id(spec)
     with _one_sentence(spec):
@@ -79,13 +82,15 @@ def download_outline(spec: str, *, trust_remote_code: bool = False) -> Path:
 
 
 def download_adapter(spec: str) -> Path:
-    """The snapshot directory of a PEFT adapter. Raises as :func:`download_model`."""
+    """Return the snapshot directory of a PEFT adapter. Raises the same errors as :func:`download_model`."""
     name, revision = split_id(spec)
     with _one_sentence(spec):
         directory = _snapshot(name, revision, _ADAPTER_FILES)
     missing = [file for file in _ADAPTER_FILES if not (directory / file).is_file()]
     if missing:
-        raise MachineError(f"{spec} of the hub is no PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
+        raise MachineError(
+            f"{spec} of the hub is not a PEFT adapter in safetensors: it has no {' and no '.join(missing)}"
+        )
     return directory
 
 

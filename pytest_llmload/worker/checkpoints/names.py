@@ -1,4 +1,4 @@
-"""From a model's tensors to the checkpoint's, through what the library renamed and fused while loading.
+"""Map a model's tensors to the checkpoint's, through the renaming and fusing that the library did while loading.
 
 transformers 5 loads ``experts.0.w1.weight`` … into one parameter ``experts.gate_up_proj``, and older names into newer
 ones; the model keeps the conversions that were used (core_model_loading.py, ``_weight_conversions``).
@@ -13,31 +13,31 @@ from typing import Any
 
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
 
-#: Conversions whose result is known part by part: stacked along the first dimension, then joined along the second.
+#: Conversions whose result can be taken apart: parts are stacked along dimension 0, then joined along dimension 1.
 _STACK, _JOIN = "MergeModulelist", "Concatenate"
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A parameter that was put together: ``parameter[i]`` is the i-th tensor of each part, joined row by row."""
+    """A fused parameter: ``parameter[i]`` is the i-th tensor of each part, joined row by row."""
 
     parts: tuple[tuple[str, ...], ...]
 
 
 class CheckpointNames:
-    """Where the checkpoint has a model's tensors."""
+    """The names of a model's tensors in its checkpoint."""
 
     def __init__(self, model: Any, files: CheckpointFiles, conversions: list[Any] | None = None) -> None:
-        """``conversions``: what the library renamed and fused, where the model may no longer know it."""
+        """Follow ``conversions``, the library's renaming and fusing, or by default those that the model keeps."""
         self.files = files
         self.prefix = getattr(model, "base_model_prefix", "")
         self._renamed: dict[str, str] = {}
         self._fused: dict[str, Fused] = {}
-        #: A model's tensor -> all that went into it, also where the way is not known part by part.
+        #: A model's tensor -> all checkpoint tensors that it was made from, also if it cannot be taken apart.
         self._sources: dict[str, tuple[str, ...]] = {}
-        #: A checkpoint's tensor -> what the library calls it.
+        #: A checkpoint's tensor -> the library's name of it.
         self._targets: dict[str, str] = {}
-        #: What a conversion took apart: into which tensors, only the library knows.
+        #: The checkpoint's tensors that a conversion split; only the library knows into which tensors.
         self.divided: set[str] = set()
         if conversions is None:
             conversions = getattr(model, "_weight_conversions", None) or []
@@ -45,20 +45,20 @@ class CheckpointNames:
         self._rename(getattr(model, "_checkpoint_conversion_mapping", None) or {})
 
     def find(self, path: str) -> str | None:
-        """The checkpoint's name of a tensor that it holds as such."""
+        """Return the checkpoint's name of a model's tensor; None if the checkpoint does not contain it as such."""
         return self._renamed.get(path) or self.files.find(path, self.prefix)
 
     def fused(self, path: str) -> Fused | None:
-        """The checkpoint's tensors that a fused parameter was put together from, where the way is known."""
+        """Return the checkpoint's tensors that a fused parameter was made from; None if they are not known."""
         return self._fused.get(path)
 
     def sources(self, path: str) -> tuple[str, ...]:
-        """The checkpoint's tensors that a tensor of the model was made of; none where that cannot be told."""
+        """Return the checkpoint's tensors that a model's tensor was made from; none if they are not known."""
         name = self.find(path)
         return (name,) if name is not None else self._sources.get(path, ())
 
     def target(self, name: str) -> str:
-        """What the library calls a tensor of the checkpoint, in its account of a load."""
+        """Return the name that the library uses for a checkpoint's tensor in its loading info."""
         return self._targets.get(name, name)
 
     def _follow(self, conversions: list[Any]) -> None:
@@ -94,7 +94,7 @@ class CheckpointNames:
                 self._note(self._fused, target, Fused(tuple(ordered)))
 
     def _rename(self, patterns: dict[str, str]) -> None:
-        """transformers 4: the first pattern that fits a name replaces its part (``_get_key_renaming_mapping``)."""
+        """Rename as transformers 4: the first matching pattern replaces its part (``_get_key_renaming_mapping``)."""
         for name in self.files.where if patterns else ():
             for pattern, replacement in patterns.items():
                 target, fits = re.subn(pattern, replacement, name)
@@ -103,7 +103,7 @@ class CheckpointNames:
                     break
 
     def _note(self, table: dict[str, Any], target: str, value: Any) -> None:
-        """Under the model's name with and without the base model's prefix, which a load adds or takes away."""
+        """Store a value under the name with and without the base model's prefix, which a load adds or removes."""
         table[target] = value
         if self.prefix:
             table.setdefault(f"{self.prefix}.{target}", value)
@@ -111,5 +111,5 @@ class CheckpointNames:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Expert 10 after expert 9: numbers in a path sort as numbers."""
+    """Return a sort key by which numbers in a path sort as numbers, so that expert 10 follows expert 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]

@@ -1,4 +1,4 @@
-"""How a checkpoint's own config says that it is quantised, whoever quantised it."""
+"""Read from a checkpoint's config how the checkpoint is quantised, by any tool."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["FileFormat", "contradiction", "known_method", "read_format"]
 
 
 def read_format(directory: str | Path) -> FileFormat | None:
-    """Return what config.json says of a quantised checkpoint, also in the text part of a composite one.
+    """Return the format of a quantised checkpoint by its config.json, or by the text part of a composite one.
 
-    None if it is not quantised. Raises LoadFailed if there is no readable config.
+    Return None if it is not quantised. Raises LoadFailed if there is no readable config.
     """
     config = read_config(Path(directory))
     parts = [config, *(part for name in ("text_config", "llm_config") if isinstance(part := config.get(name), dict))]
@@ -28,10 +28,10 @@ def read_format(directory: str | Path) -> FileFormat | None:
 
 
 def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
-    """Return why a load cannot be what the spec asks for: the files are quantised in a different way. Empty if it can.
+    """Return why a load cannot be as the spec requests, because the files are quantised differently; empty if it can.
 
-    transformers then goes by the file, with no more than a warning (transformers/quantizers/auto.py,
-    ``merge_quantization_configs``), or raises. A user's own loader may do as it likes: do not ask for one.
+    transformers then follows the file, with only a warning (transformers/quantizers/auto.py,
+    ``merge_quantization_configs``), or raises. Do not call this for a user's own loader, which may ignore the config.
     """
     if found is None or spec.quant == "none" or not known_method(found):
         return ""
@@ -49,7 +49,7 @@ def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
 
 
 def known_method(found: FileFormat) -> bool:
-    """Return whether the installed transformers acts on the method; others it loads dense, with a warning."""
+    """Return true if the installed transformers supports the method; it loads others dense, with a warning."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     own = next((method for method in methods() if found.method in method.file_methods), None)

@@ -1,4 +1,4 @@
-"""LoRA adapters: one with random, non-zero weights for any causal model, or the one that was named."""
+"""Find LoRA adapters, or build one with random, non-zero weights for any causal model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pytest_llmload.worker.checkpoints.hub import download_adapter
 RANK, ALPHA = 8, 16
 VERSION = 2
 
-#: Projections of the attention, by the names that architectures give them.
+#: Projections of the attention, by the names that architectures use.
 _ATTENTION = re.compile(
     r"(attn|attention)\.(q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|Wqkv|query_key_value|dense|c_attn|c_proj|q|k|v|o)$"
 )
-#: Every linear layer of an attention, whatever its name.
+#: Every linear layer of an attention, with any name.
 _IN_ATTENTION = re.compile(r"(^|\.)\w*(attn|attention)\w*\.")
 _ANY = re.compile("")
 
@@ -56,15 +56,15 @@ def _local_adapter(directory: Path) -> Path:
     """Return the directory of an adapter. Raises LoadFailed where it is not one."""
     missing = [file for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (directory / file).is_file()]
     if missing:
-        raise LoadFailed(f"{directory} is no PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
+        raise LoadFailed(f"{directory} is not a PEFT adapter in safetensors: it has no {' and no '.join(missing)}")
     return directory.resolve()
 
 
 def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
-    """A LoRA (rank 8, alpha 16, fp32) on the attention projections of ``checkpoint``; built if it is not there yet.
+    """Return the directory of a LoRA (rank 8, alpha 16, fp32) on the attention; build it if it does not exist.
 
-    Both factors are non-zero, so that the adapter changes every output. Raises ValueError where the model has no
-    linear layer, MachineError where the cache cannot be written.
+    Both factors are non-zero, so that the adapter changes every output. Raises ValueError if the model has no linear
+    layer, MachineError if the cache cannot be written.
     """
 
     def write(directory: Path) -> None:
@@ -72,7 +72,7 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
         projections = _projections(model)
         if not projections:
             raise ValueError(
-                f"{checkpoint.path} has no linear layer that a LoRA could tune: give an adapter with --llm-adapter"
+                f"{checkpoint.path} has no linear layer that a LoRA could tune; give an adapter with --llm-adapter"
             )
         _write(directory, projections, _targets(model, list(projections)))
 
@@ -84,10 +84,11 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
 
 
 def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
-    """Module name -> inputs, outputs, whether its weight is stored (in, out) as the GPT-2 family does.
+    """Return the modules to tune: name -> inputs, outputs, and true if its weight is (in, out) as in the GPT-2 family.
 
-    The projections of the attention by name, else every linear layer of an attention, else every one but the output
-    head; of them those that read tokens reach, and that PEFT tunes as they are.
+    They are the attention's projections by name, else all linear layers of an attention, else all linear layers except
+    the output head. Modules that a prompt of tokens does not reach, or that PEFT would not tune as they are, are left
+    out.
     """
     from torch import nn
 
@@ -113,9 +114,9 @@ def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
 
 
 def _is_plain(module: Any) -> bool:
-    """Return whether a Linear, or a class derived of it, gives ``out_features`` numbers for each row of its inputs.
+    """Return true if a Linear, or a subclass of it, gives ``out_features`` numbers for each row of its inputs.
 
-    Not torch's own attention's, which is never called.
+    The output projection of torch's own attention is excluded, since it is never called.
     """
     import torch
 
@@ -127,20 +128,20 @@ def _is_plain(module: Any) -> bool:
     try:
         return tuple(module(row).shape) == (1, module.out_features)
     except (RuntimeError, TypeError, ValueError, IndexError):
-        # A class of its own geometry, such as a Linear in groups.
+        # A class with a different geometry, such as a grouped Linear.
         return False
 
 
 def _of_other_inputs(model: Any) -> list[str]:
-    """The parts of a composite model that read images or sound, which a prompt of tokens does not reach."""
+    """Return the parts of a composite model that read images or sound, which a prompt of tokens does not reach."""
     inputs = {name: getattr(module, "main_input_name", "input_ids") for name, module in model.named_modules() if name}
     return [name for name, needed in inputs.items() if needed not in ("input_ids", "inputs_embeds")]
 
 
 def _accepted(model: Any, names: list[str]) -> list[str]:
-    """Those of the modules that PEFT tunes when it is asked for them, and tunes nothing else in their place.
+    """Return the modules that PEFT tunes, and for which it tunes no other module instead, when they are requested.
 
-    All of them where PEFT is not installed. The modules of one name in all layers are taken or left together.
+    Return all if PEFT is not installed. Modules of one name are accepted or refused together in all layers.
     """
     if find_spec("peft") is None or not names:
         return names
@@ -153,7 +154,7 @@ def _accepted(model: Any, names: list[str]) -> list[str]:
 
 
 def _tuned(model: Any, names: list[str]) -> set[str]:
-    """What PEFT puts a layer around when it is asked for some modules of a model on the meta device."""
+    """Return the modules that PEFT wraps if some modules of a model on the meta device are requested."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -163,13 +164,13 @@ def _tuned(model: Any, names: list[str]) -> set[str]:
             LoraConfig(r=RANK, target_modules=_targets(model, names)), attempt, low_cpu_mem_usage=True
         )
     except ValueError:
-        # PEFT's word for modules that it refuses in an architecture.
+        # PEFT raises this for modules that it refuses in an architecture.
         return set()
     return {name for name, module in attempt.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def _targets(model: Any, names: list[str]) -> list[str]:
-    """``target_modules`` for some modules: their last two names, or all where other modules end in the same."""
+    """Return ``target_modules`` for some modules: the last two parts of their names, or whole names if ambiguous."""
     short = {".".join(name.split(".")[-2:]) for name in names}
     hit = {name for name, _ in model.named_modules() if ".".join(name.split(".")[-2:]) in short}
     return sorted(short if hit == set(names) else names)

@@ -1,7 +1,7 @@
 """Values of random checkpoints: a function of (format version, tensor name, shape), the same on every machine.
 
 Element ``i`` of a tensor is a table entry chosen by 16 bits of a counter-based generator: lane ``i % 4`` of
-SplitMix64 (Steele, Lea and Flood 2014) at counter ``i // 4``, keyed by the tensor's name and shape. The table holds
+SplitMix64 (Steele, Lea and Flood 2014) at counter ``i // 4``, keyed by the tensor's name and shape. The table has
 65536 quantiles of a sum of six uniforms (near-gaussian, within 4.3 sigma), scaled for the tensor and rounded to its
 dtype. Only integer arithmetic and IEEE operations that are exactly rounded are used, none of libm, whose last bit
 differs between machines. Any range of elements can be computed alone, so threads and shards share no state.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Part of every key and of the weights digest: raise it when any byte changes.
+#: Part of every key and of the weights digest. Increase it if any byte changes.
 VERSION = 1
 
 #: safetensors' names of the dtypes that can be generated -> bytes of an element.
@@ -31,7 +31,7 @@ FLOATING = {"F32": 4, "F16": 2, "BF16": 2}
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-#: Elements computed at a time: the working set stays in a core's cache.
+#: Elements computed at a time, so few that the working set stays in a core's cache.
 _BLOCK = 1 << 17
 
 Bits = NDArray[Any]
@@ -47,7 +47,7 @@ class Scale:
 
 
 def scale_of(name: str, shape: tuple[int, ...]) -> Scale:
-    """How a tensor of this name and shape is distributed, by the conventions of transformers' module names."""
+    """Return the distribution of a tensor's values, by its shape and transformers' conventions for module names."""
     module = name.rpartition(".")[0].rpartition(".")[2] if "." in name else name
     if len(shape) < 2:
         if re.search(r"norm|^ln|_ln", module) and not name.endswith("bias"):
@@ -72,7 +72,7 @@ def scale_of(name: str, shape: tuple[int, ...]) -> Scale:
 
 @functools.cache
 def _gaussian() -> NDArray[np.float64]:
-    """65536 quantiles of the sum of six uniforms over 0..255, in units of its standard deviation."""
+    """Return 65536 quantiles of the sum of six uniforms over 0..255, in units of its standard deviation."""
     uniform = np.ones(256, dtype=np.int64)
     counts = uniform
     for _ in range(5):
@@ -87,7 +87,7 @@ def _gaussian() -> NDArray[np.float64]:
 
 
 def encode(values: NDArray[np.float64], dtype: str) -> Bits:
-    """The stored bits of ``values``: little-endian, rounded to nearest even."""
+    """Return the stored bits of ``values``: little-endian, rounded to nearest even."""
     single = values.astype("<f4")
     if dtype == "F32":
         return single.view("<u4")
@@ -117,7 +117,7 @@ def _counters() -> NDArray[np.uint64]:
 
 
 def _lanes(key: int, start: int, words: NDArray[np.uint64], spare: NDArray[np.uint64]) -> None:
-    """Fills ``words`` with SplitMix64 at the counters from ``start`` on; ``spare`` is scratch of the same size."""
+    """Fill ``words`` with SplitMix64 at the counters from ``start`` on; ``spare`` is scratch of the same size."""
     np.add(_counters()[: len(words)], np.uint64((key + start * _GOLDEN) & _MASK), out=words)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
         np.right_shift(words, np.uint64(shift), out=spare)
@@ -127,13 +127,13 @@ def _lanes(key: int, start: int, words: NDArray[np.uint64], spare: NDArray[np.ui
 
 
 def outlier_channels(size: int) -> list[int]:
-    """The channels of a norm over ``size`` that are amplified: the same ones in every layer, as in trained models."""
+    """Return the amplified channels of a norm over ``size``: the same ones in every layer, as in trained models."""
     key = _key("outlier channels", (size,))
     return sorted({(key >> (8 * i)) * 2654435761 % size for i in range(min(6, max(2, size // 128)))})
 
 
 def bits(name: str, shape: tuple[int, ...], dtype: str, start: int = 0, stop: int | None = None) -> Bits:
-    """Stored bits of elements ``start`` to ``stop`` (default: all) of a tensor, flat.
+    """Return the stored bits of elements ``start`` to ``stop`` (default: all) of a tensor, flat.
 
     ``start`` must be a multiple of 4. Raises ValueError for a dtype that is not floating.
     """

@@ -1,4 +1,4 @@
-"""From a model's SPEC to files on this machine."""
+"""Find the files of a model's SPEC on this machine, or download or build them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve(
     where the files are there and damaged; each in one sentence.
     """
     if spec.startswith(PREFIX):
-        # Apart from those that are loaded in earnest.
+        # Kept apart from the checkpoints with values, which are loaded.
         folder = cache_dir if with_values else cache_dir / "without-values"
         return _random(spec, folder, trust_remote_code, with_values, layers)
     directory = Path(spec).expanduser()
@@ -62,9 +62,9 @@ def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bo
         read_config(path)
         tensors = read_tensors(path)
     except LoadFailed as error:
-        # We built it, so no model is at fault.
+        # This package built the checkpoint, so the model is not at fault.
         raise MachineError(
-            f"the random checkpoint in {path} has been damaged since it was built: delete that folder, and the next "
+            f"the random checkpoint in {path} has been damaged since it was built; delete that folder, and the next "
             f"run builds it again ({error})"
         ) from None
     return _checkpoint(path, config, tensors, random_weights_digest(random_values.VERSION, tensors))

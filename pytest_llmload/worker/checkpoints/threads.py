@@ -1,4 +1,4 @@
-"""How many threads the work on files may take."""
+"""The number of threads for work on files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def workers() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -20,16 +20,16 @@ _ROLES = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def _byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level BPE, printable ASCII first."""
+    """Return the 256 characters that stand for bytes in byte-level BPE, printable ASCII first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    # Blank and line end before the non-ASCII bytes: a tiny vocabulary keeps what English text needs.
+    # Blank and line end precede the non-ASCII bytes, so that a tiny vocabulary has what English text needs.
     characters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     return [characters[byte] for byte in (32, 10, *(b for b in range(33, 256)), *(b for b in range(32) if b != 10))]
 
 
 def _merges() -> Iterator[tuple[str, str]]:
-    """474,000 merges, each of parts that exist by then: letter pairs, blank and pair, quadruples, blank and triple."""
+    """Yield 474,000 merges of existing parts: letter pairs, blank and pair, quadruples, blank and triple."""
     pairs = [a + b for a, b in itertools.product(_LETTERS, repeat=2)]
     yield from itertools.product(_LETTERS, repeat=2)
     yield from ((_SPACE, pair) for pair in pairs)
@@ -38,7 +38,7 @@ def _merges() -> Iterator[tuple[str, str]]:
 
 
 def special_tokens(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """``pad_token`` … -> text and id, for those ids that the config gives and the vocabulary has."""
+    """Return text and id of ``pad_token`` …, for the ids that the config gives and the vocabulary has."""
     size, found = int(config["vocab_size"]), {}
     for key in _ROLES:
         ids = config.get(key)
@@ -52,10 +52,10 @@ def special_tokens(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def write_tokenizer(directory: Path, config: dict[str, Any]) -> None:
-    """``tokenizer.json`` and ``tokenizer_config.json`` with as many tokens as the config's ``vocab_size``.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` with as many tokens as the config's ``vocab_size``.
 
-    The special tokens have the config's ids; the rest are bytes, then merges. A vocabulary too small for all bytes
-    maps the others to its first token.
+    The special tokens have the config's ids; the rest are bytes, then merges. A vocabulary that is too small for all
+    bytes maps the others to its first token.
     """
     size = int(config["vocab_size"])
     special = special_tokens(config)
