@@ -361,8 +361,8 @@ def test_a_wrong_argument_of_a_check_is_one_sentence_and_shows_none_of_our_code(
     for message in (
         "ValueError: memory_baseline.check: unknown metric 'typo'; known: gpu.weights",
         "ValueError: memory_baseline.check: 'ttft' is a figure of the time baseline: use latency_baseline.check",
-        "ValueError: latency_baseline.check: metrics='load' is no list of metrics: leave it away, or name some",
-        "ValueError: latency_baseline.check: metrics=[] is no list of metrics",
+        "ValueError: latency_baseline.check: metrics='load' is not a list of metrics: omit it, or name some",
+        "ValueError: latency_baseline.check: metrics=[] is not a list of metrics",
         "ValueError: memory_baseline.check: gpu.settled: '5ms' is not a tolerance here: write '1%', '8MiB'",
     ):
         assert f"E   {message}" in text

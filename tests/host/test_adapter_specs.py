@@ -66,13 +66,13 @@ def test_the_runs_adapter_is_what_lora_means(
     assert named == f"test_it[{expected.id}]"
     wrong = project("--collect-only", "-q", "--llm-adapter=./none")
     assert wrong.ret == pytest.ExitCode.USAGE_ERROR
-    wrong.stderr.fnmatch_lines(["*'./none' is no directory on this machine*"])
+    wrong.stderr.fnmatch_lines(["*'./none' is not a directory on this machine*"])
 
 
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ('lora("./none")', "'./none' is no directory on this machine"),
+        ('lora("./none")', "'./none' is not a directory on this machine"),
         ('lora("a/b/c")', "neither a directory on this machine nor a hub id"),
         ('lora(via="magic")', "unknown via 'magic': 'peft' or 'load_adapter'"),
         ('strategy("lora", via="magic")', "unknown via 'magic'"),

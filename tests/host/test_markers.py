@@ -187,7 +187,7 @@ WRONG = [
     ('strategy("nf4")\n@pytest.mark.quant("int8")', "contradicting markers: quant is"),
     ('strategy("loader")', "needs target='pkg.mod:function'"),
     ('strategy("speculative")', "strategy: unknown 'speculative'"),
-    ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is no device"),
+    ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is not a device"),
     ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
     ('workload("many")', "workload: 'many' is not a workload"),
     ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),

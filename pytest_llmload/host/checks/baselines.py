@@ -64,7 +64,7 @@ class _Gate(ABC):
 
     @classmethod
     def of(cls, config: pytest.Config, item: pytest.Item) -> Self:
-        """The gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
+        """Return the gate of a test. Raises BaselineError, in the test's setup, if its baseline cannot be read."""
         state = state_of(config)
         gate = cls(state, item)
         spec = state.spec_of(item)
@@ -130,11 +130,11 @@ class _Gate(ABC):
         return comparisons[0]
 
     def _check_names(self, metrics: Sequence[str] | None) -> None:
-        """Raises KeyError for an unknown metric, ValueError for no list of this gate's metrics."""
+        """Raise KeyError for an unknown metric, and ValueError for anything but a list of this gate's metrics."""
         if metrics is None:
             return
         if isinstance(metrics, str) or not metrics:
-            raise ValueError(f"metrics={metrics!r} is no list of metrics: leave it away, or name some, as in ['load']")
+            raise ValueError(f"metrics={metrics!r} is not a list of metrics: omit it, or name some, as in ['load']")
         for name in metrics:
             section = section_of(name, self._state.probes.table)
             if section not in self.sections:
@@ -148,7 +148,7 @@ class _Gate(ABC):
         tolerances: Mapping[str, Tolerance],
         times: Mapping[str, Timing] | None = None,
     ) -> list[Comparison]:
-        """Every section of the gate; with ``metrics``, those that they are of."""
+        """Compare every section of the gate, or those that ``metrics`` belong to."""
         chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
         if metrics is not None:
             homes = {name: section_of(name, load.result.table) for name in metrics}
@@ -164,10 +164,10 @@ class _Gate(ABC):
 
     @abstractmethod
     def _results(self, load: Load, count: int) -> list[LoadResult]:
-        """The load as it is recorded, ``count`` times. Raises LoadError where a repeat ends in none."""
+        """Return ``count`` results of the load to record. Raises LoadError if a repeat does not end in a model."""
 
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
-        """What is recorded as times, where they are not those of these results."""
+        """Return the times to record, or None if they are those of the results."""
         return None
 
     def _write(
@@ -235,7 +235,7 @@ class _Gate(ABC):
         return self.regressed(text)
 
     def _origins(self, load: Load, failed: Sequence[Comparison]) -> list[str]:
-        """Lines that name what allocates more, where the load was predicted."""
+        """Return lines that name what allocates more, if the load was predicted."""
         settings = self._state.settings
         moved = [item.name for part in failed for item in part.metrics if item.verdict == verdicts.REGRESSED]
         if not settings.predict or not moved:

@@ -65,7 +65,7 @@ def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tu
 
 
 def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str], list[str]]:
-    """Sentences for medians over a budget, and for budgets that this run could not measure or compare.
+    """Return sentences for medians over a budget, and for budgets that this run could not measure or compare.
 
     Raises LoadError where a load that was timed anew does not load any more.
     """
@@ -96,7 +96,7 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
 def _over_recorded(
     state: State, load: Load, suspects: Mapping[str, tuple[Budget, Timing]]
 ) -> tuple[list[str], list[str]]:
-    """Sentences for times that are over what is recorded by more than their budget, and for those that cannot be told.
+    """Return sentences for times that exceed the recorded ones by more than their budget, and for undecided ones.
 
     What one process says is no more than a suspicion: it is timed in further ones, as the baselines of times are.
     """
@@ -141,7 +141,7 @@ def _over(state: State, load: Load, name: str, now: Timing, limit: float, record
 
 
 def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
-    """What is recorded of a time; or None, and why there is nothing to be relative to."""
+    """Return the recorded time; or None, and why there is no time that the budget can be relative to."""
     if baseline is None:
         return None, "nothing is recorded for this load"
     if why := other_identity(baseline, result):

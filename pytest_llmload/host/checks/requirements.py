@@ -30,7 +30,7 @@ _OFFLOADING = ("offload", "max_memory", "auto", "balanced", "sequential")
 
 
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
-    """Why a test cannot run here; None if it can. Raises MachineError where the device itself is in doubt."""
+    """Return why a test cannot run here; None if it can. Raises MachineError if the device itself is in doubt."""
     if spec is not None and state.broker.runs_already(spec):
         missing = state.strategies.missing_client_packages(spec)
         return f"an endpoint needs {', '.join(missing)}: pip install 'pytest-llmload[serve]'" if missing else None
@@ -94,7 +94,7 @@ def fill_no_disk(state: State, spec: LoadSpec) -> None:
 
 
 def does_not_fit(state: State, spec: LoadSpec) -> str | None:
-    """Why a model cannot fit by the planner's figures, made before any weight is read."""
+    """Return why a model cannot fit by the planner's figures, which need no weights; None if it may."""
     if state.settings.predict or state.strategies[spec.strategy].own_code or state.loads.of(spec).measured:
         return None
     device = state.device

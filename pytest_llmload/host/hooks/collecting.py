@@ -21,7 +21,7 @@ from pytest_llmload.host.settings import options
 
 
 def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """The ready-made suite's modules, whatever the user's ``python_files`` says."""
+    """Return a collector for the ready-made suite's modules, independent of the user's ``python_files``."""
     if file_path.parent != SUITE:
         return None
     patterns = parent.config.getini("python_files")
@@ -32,7 +32,7 @@ def suite_module(file_path: Path, parent: pytest.Collector) -> pytest.Collector 
 
 
 def generate(metafunc: pytest.Metafunc) -> None:
-    """Parametrise a test by the loads it asks for. What is wrong is kept, and raised once collection is over."""
+    """Parametrise a test by the loads that it requests. Mistakes are kept, and raised once collection is over."""
     state = state_of(metafunc.config)
     suite = _is_suite(metafunc.definition)
     if not state.models:

@@ -54,4 +54,4 @@ def pytest_llmload_device_key(config: pytest.Config, device: Device) -> str | No
 
 @pytest.hookspec
 def pytest_llmload_load_finished(config: pytest.Config, result: LoadResult) -> None:
-    """Called once per measured load, however it ended."""
+    """Receive the result of each measured load, once per load, however it ended."""

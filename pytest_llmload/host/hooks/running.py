@@ -83,7 +83,7 @@ def _check_recordable(item: pytest.Item) -> None:
 
 
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
-    """The ``llm`` of a spec, measured. Raises MachineError; a load that failed is a handle that says so."""
+    """Return the measured ``llm`` of a spec. Raises MachineError; for a failed load, the handle has the error."""
     state = state_of(config)
     load = state.loads.of(spec)
     state.run(spec).result = load.result
@@ -199,7 +199,7 @@ def _cause(text: str) -> str:
 
 
 def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:
-    """The lines of the test, and of what it called, that an error of ours came through; none before its body."""
+    """Return the lines of the test, and of what it called, that led to this plugin's error; none before its body."""
     state = state_of(item.config)
     entries = list(excinfo.traceback)
     begin = next((index for index, entry in enumerate(entries) if entry.path == item.path), len(entries))

@@ -132,13 +132,13 @@ class Broker:
         return self._device()
 
     def checkpoint(self, model: str) -> Checkpoint:
-        """A model's files on this machine. Raises MachineError (network, disk) or LoadFailed (they are no model)."""
+        """Return a model's files. Raises MachineError (network, disk) or LoadFailed (the files are not a model)."""
         # Libraries are imported while the files are looked at, built or downloaded.
         self._start_server()
         return self._files.checkpoint(model)
 
     def runs_already(self, spec: LoadSpec) -> bool:
-        """Whether a load is that of ``--llm-endpoint``: it needs nothing of this machine, and no files."""
+        """Return whether a load is that of ``--llm-endpoint``, which needs neither this machine's GPUs nor files."""
         return self._settings.endpoint is not None and bool(self._strategies[spec.strategy].takes_endpoint)
 
     def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
@@ -148,7 +148,7 @@ class Broker:
         return Checkpoint(path=spec.model if Path(spec.model).is_absolute() else "", shape="", weights="")
 
     def plan(self, spec: LoadSpec) -> dict[str, float]:
-        """The planner's figures in bytes, made on the meta device. Raises MachineError if they cannot be made."""
+        """Return the planner's figures in bytes, from the meta device. Raises MachineError if planning fails."""
         if spec not in self._plans:
             job = self.job(spec, SERVING)
             process = self.start(spec)
@@ -164,7 +164,7 @@ class Broker:
         return self._plans[spec]
 
     def gpus_needed(self, spec: LoadSpec) -> int:
-        """GPUs of this machine. Raises MachineError where ranks do not divide among several machines."""
+        """Return how many GPUs of this machine a load needs. Raises MachineError if its ranks do not divide."""
         if self.runs_already(spec):
             return 0
         in_ranks = self._strategies[spec.strategy].runs_in == RANKS
@@ -217,7 +217,7 @@ class Broker:
         )
 
     def start(self, spec: LoadSpec) -> LoadProcess | InlineProcess:
-        """A process for a load: forked from the warm server, or with exec where its environment differs."""
+        """Return a process for a load: forked from the warm server, or with exec if its environment differs."""
         if self._settings.inline:
             return InlineProcess()
         env = self.environment(spec)
@@ -286,7 +286,7 @@ class Broker:
         return {"count": len(device.gpus), "capability": device.gpus[0].capability}
 
     def environment(self, spec: LoadSpec | None) -> dict[str, str]:
-        """The environment of a load's process; without a spec, the server's and the downloads'."""
+        """Return the environment of a load's process; without a spec, that of the server and the downloads."""
         env = environment({name: value for name, value in os.environ.items() if name not in _VOLATILE})
         if spec is not None:
             env.update(dict(spec.env))

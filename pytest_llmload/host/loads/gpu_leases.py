@@ -27,7 +27,7 @@ class Lease:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The locks as file descriptors: a process that is sent them holds the GPUs too."""
+        """Return the locks as file descriptors: a process that receives them holds the GPUs too."""
         return tuple(lock.fileno() for lock in self._locks)
 
     def release(self) -> None:
@@ -37,7 +37,7 @@ class Lease:
 
 
 def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) -> Lease:
-    """``count`` GPUs of the device that nobody uses; on a CPU run, an empty lease.
+    """Return a lease on ``count`` unused GPUs of the device; on a CPU run, an empty lease.
 
     Waits up to ``wait_lock`` seconds for other loads of this plugin and, where processes that are none of ours leave
     too few GPUs, ``wait_foreign`` seconds for those. Raises MachineError naming the holders.

@@ -1,4 +1,4 @@
-"""What this machine has, asked of the driver's library and of torch's wheel, never of torch itself.
+"""Find out this machine's hardware from the driver's library and torch's wheel, never from torch itself.
 
 NVML opens the GPU's device files, which would poison a process that forks: the pytest process asks, and sends the
 answers to the processes that load.
@@ -23,7 +23,7 @@ IDLE_BYTES = 512 << 20
 
 
 def torch_build() -> str:
-    """``cuda 13.0``, ``rocm 6.4``, ``cpu``, or ``missing``: what the installed wheel was built for."""
+    """Return what the installed wheel was built for: ``cuda 13.0``, ``rocm 6.4``, ``cpu``, or ``missing``."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "missing"
@@ -36,7 +36,7 @@ def torch_build() -> str:
 
 @contextlib.contextmanager
 def nvml() -> Iterator[Any]:
-    """NVML, or None where there is no driver. What it refuses within the block is raised as MachineError."""
+    """Provide NVML, or None without a driver. Errors of NVML within the block are raised as MachineError."""
     import pynvml
 
     try:
@@ -57,7 +57,7 @@ def nvml() -> Iterator[Any]:
 
 
 def visible_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, and the driver's version. Raises MachineError."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES shows, in order, and the driver's version. Raises MachineError."""
     with nvml() as library:
         if library is None:
             return (), ""
@@ -121,7 +121,7 @@ def _chosen(gpus: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
 
 
 def detect(wanted: str) -> Device:
-    """The device of this run. Raises MachineError where GPU and torch build do not fit: never a quiet CPU run."""
+    """Return the device of this run. Raises MachineError if GPU and torch build do not fit: never a quiet CPU run."""
     build = torch_build()
     cpu = Device(kind="cpu", key=f"cpu-{platform.machine()}")
     if wanted == "cpu":
@@ -166,7 +166,7 @@ def lists(gpu: Gpu, pid: int) -> bool:
 
 
 def holders(gpu: Gpu, own: int = 0) -> list[str]:
-    """Who else uses a GPU: processes by pid and name with their bytes, or the bytes alone where pids are hidden.
+    """Return who else uses a GPU: processes by pid and name with their bytes, or the bytes alone if pids are hidden.
 
     Not this process itself, which has loaded before under inline isolation, and not ``own``, a process of this run.
     Raises MachineError where the driver does not say.
@@ -199,7 +199,7 @@ def _command(pid: int) -> str:
 
 
 def host_memory() -> int:
-    """Bytes of RAM that this process may use: the machine's, or its cgroup's limit if that is lower."""
+    """Return the bytes of RAM that this process may use: the machine's, or its cgroup's limit if that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()) != "max":
@@ -208,7 +208,7 @@ def host_memory() -> int:
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed for want of memory since boot."""
+    """Return how often the kernel has killed a process because memory ran out, since boot."""
     for line in Path("/proc/vmstat").read_text().splitlines():
         if line.startswith("oom_kill "):
             return int(line.split()[1])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class _Nowhere:
-    """The channel of a session that nobody listens to."""
+    """The channel of a session whose messages are discarded."""
 
     def send(self, message: Message) -> None:
         pass

@@ -195,7 +195,7 @@ class LLM:
 
     @property
     def outcome(self) -> str:
-        """How it ended: ``loaded``, ``not_applied``, ``out_of_memory``, ``crashed``, ``timeout`` or ``failed``."""
+        """Return how it ended: ``loaded``, ``not_applied``, ``out_of_memory``, ``crashed``, ``timeout``, ``failed``."""
         return self._load.result.outcome
 
     @property

@@ -66,7 +66,7 @@ class Load:
         self._machine_error: MachineError | None = None
         self._opened: Opened | None = None
         self._changed = False
-        #: Whether a test announced that it looks at times, so that they are taken with the other figures.
+        #: True if a test announced that it reads times, so that they are taken with the other figures.
         self.times_wanted = False
         self._repeats: list[LoadResult] = []
         self._timed: list[LoadResult] = []
@@ -130,7 +130,7 @@ class Load:
 
     @property
     def error(self) -> LoadError | None:
-        """What the tests of this load fail with; None if it is fine."""
+        """Return the error with which the tests of this load fail; None if the load is fine."""
         return None if self.result.ok else self._launcher.error(self.result)
 
     def repeats(self, count: int) -> list[LoadResult]:
@@ -290,7 +290,7 @@ class Load:
         return failed
 
     def after_test(self) -> None:
-        """A load that the test changed is not handed on."""
+        """Close the model if the test changed it, so that no other test gets it."""
         if self._changed:
             self.close()
 

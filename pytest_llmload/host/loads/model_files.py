@@ -34,7 +34,7 @@ class Files:
         self._adapters: dict[tuple[str, str], Adapter | MachineError | LoadFailed] = {}
 
     def checkpoint(self, model: str) -> Checkpoint:
-        """A model's files: downloaded or built once per run.
+        """Return a model's files, downloaded or built once per run.
 
         Raises MachineError (network, disk) or LoadFailed (the files are no model).
         """
@@ -47,7 +47,7 @@ class Files:
         raise found
 
     def available(self, models: Iterable[str]) -> list[Checkpoint]:
-        """The files of those models that can be had."""
+        """Return the files of those models that are available."""
         found = []
         for model in models:
             try:

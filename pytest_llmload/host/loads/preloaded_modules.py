@@ -1,4 +1,4 @@
-"""What the warm server imports, so that no load has to."""
+"""The modules that the warm server imports, so that no load has to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE = (
 
 
 def own_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategies: Strategies) -> list[str]:
-    """What a run's loads need beyond that; fixed before the first load, so that all start from the same place."""
+    """Return the further modules of a run's loads; fixed before the first load, so that all start equally."""
     modules = []
     for model_type in model_types:
         modules += architecture(model_type)
@@ -34,6 +34,6 @@ def own_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategie
 
 
 def architecture(model_type: str) -> list[str]:
-    """The modules of transformers that a model of this type is made with."""
+    """Return the modules of transformers that a model of this type consists of."""
     package = model_type.replace("-", "_")
     return [f"transformers.models.{package}.{part}_{package}" for part in ("configuration", "modeling")]

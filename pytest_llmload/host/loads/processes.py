@@ -45,7 +45,7 @@ _BOOT = (
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a server and its loads: the user's, with threads that allow a fork."""
+    """Return the environment of a server and its loads: the user's, with settings that keep it forkable."""
     return {
         # OpenBLAS starts its threads when numpy is imported; a server with threads must not fork.
         "OPENBLAS_NUM_THREADS": "1",
@@ -79,7 +79,7 @@ class LoadProcess:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """Return the number of the process."""
         return self._pid
 
     def request(self, message: Message, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
@@ -128,7 +128,7 @@ class LoadProcess:
         return Path(f"{self._log}.stdout"), Path(f"{self._log}.stderr")
 
     def tail(self) -> str:
-        """The last lines the process printed."""
+        """Return the last lines that the process printed."""
         parts = [last_lines(log, _LOG_LINES) for log in (self._log, *self.printed)]
         return "\n".join(part for part in parts if part)
 
@@ -257,7 +257,7 @@ class Server:
             raise self._failure(f"imports {', '.join(self._importing[0][:3])} … for all loads", error) from None
 
     def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
-        """A new load process; or, as text, why the server may not fork any more.
+        """Return a new load process; or, as text, why the server may not fork any more.
 
         ``owned``: the server serves this one process and ends with it. Raises MachineError as :meth:`wait`.
         """
@@ -276,7 +276,7 @@ class Server:
         return LoadProcess(Channel(ours), reply["pid"], log, self, owned=owned)
 
     def status(self, pid: int, seconds: float) -> int | None:
-        """How a forked process ended (minus the signal's number, as subprocess has it); None if it has not."""
+        """Return how a forked process ended (minus the signal's number, as in subprocess); None if it runs."""
         if pid not in self._ended:
             try:
                 self._next(lambda message: message["kind"] == "exited" and message["pid"] == pid, seconds)
@@ -302,7 +302,7 @@ class Server:
         return self._process.poll()
 
     def tail(self) -> str:
-        """The last lines that the server printed."""
+        """Return the last lines that the server printed."""
         return last_lines(self._log, _LOG_LINES)
 
     def _failure(self, what: str, error: Closed | TimeoutError) -> MachineError:
@@ -345,7 +345,7 @@ class Server:
 
 
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
-    """A load process with a server of its own that imported nothing: for loads whose environment differs."""
+    """Return a load process with its own server, which imported nothing: for loads whose environment differs."""
     server = Server(log.with_suffix(".server.log"), env)
     try:
         process = server.fork(log, owned=True)
@@ -357,7 +357,7 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
 
 
 def _fit(reply: Message) -> Message:
-    """A reply whose texts for people are bounded, without secrets and printable, whatever the load raised or logged."""
+    """Return a reply whose texts are bounded, printable and without secrets, whatever the load raised or logged."""
     fit = dict(reply)
     if "error" in reply:
         lines = {name: reply["error"][name].splitlines()[-_TRACEBACK_LINES:] for name in ("traceback", "log")}

@@ -12,13 +12,13 @@ from pytest_llmload.core.units import parse_bytes
 
 
 def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
-    """``max_memory={0: "10GiB", "cpu": "30GiB"}`` as sorted pairs of device and bytes."""
+    """Return ``max_memory={0: "10GiB", "cpu": "30GiB"}`` as sorted pairs of device and bytes. Raises UsageError."""
     if not isinstance(value, dict) or not value:
-        raise pytest.UsageError(f"{where}: {value!r} is no map such as {{0: '10GiB', 'cpu': '30GiB'}}")
+        raise pytest.UsageError(f"{where}: {value!r} is not a map such as {{0: '10GiB', 'cpu': '30GiB'}}")
     pairs = []
     for device, size in value.items():
         if not (type(device) is int and device >= 0) and device not in ("cpu", "disk"):
-            raise pytest.UsageError(f"{where}: {device!r} is no device: a GPU's index, 'cpu' or 'disk'")
+            raise pytest.UsageError(f"{where}: {device!r} is not a device: write a GPU's index, 'cpu' or 'disk'")
         try:
             pairs.append((str(device), size if type(size) is int else parse_bytes(size)))
         except ValueError as error:

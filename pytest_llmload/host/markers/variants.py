@@ -1,4 +1,4 @@
-"""How the markers of a test turn into the :class:`LoadSpec` variants of it.
+"""Turn the markers of a test into its :class:`LoadSpec` variants.
 
 The nearest node (function, class, module) wins per marker name; the same marker twice on one node gives both
 variants; different markers multiply.
@@ -46,7 +46,7 @@ class Marks:
         self._markers = {name: marker(settings, strategies) for name, marker in LOAD_MARKERS.items()}
 
     def variants(self, definition: pytest.Item, models: Sequence[Model], suite: Sequence[Fields]) -> list[Variant]:
-        """Every load that a test asks for; ``suite`` replaces the defaults of a test of the ready-made suite."""
+        """Return every load that a test requests; ``suite`` replaces the defaults of the ready-made suite's tests."""
         where = definition.nodeid
         axes = [
             [value for mark in nearest(definition, name) for value in self._values(mark, where)]
@@ -67,7 +67,7 @@ class Marks:
         return found
 
     def spec(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
-        """One LoadSpec from a value of each marker. Raises UsageError for a load that cannot be."""
+        """Return the LoadSpec of one value of each marker. Raises UsageError for a load that is impossible."""
         spec = self._merged(model, values, where)
         if spec.adapter is not None and "world_size" in self._strategies[spec.strategy].fields:
             raise pytest.UsageError(
@@ -93,7 +93,7 @@ class Marks:
         return ""
 
     def _other_count(self, spec: LoadSpec) -> str:
-        """How ``gpu_count`` contradicts the shards or ranks of a load; empty where it does not."""
+        """Return how ``gpu_count`` contradicts the shards or ranks of a load; empty if it does not."""
         declaration = self._strategies[spec.strategy]
         if spec.gpu_count == 1 or "world_size" not in declaration.fields:
             return ""
@@ -101,7 +101,7 @@ class Marks:
             return ""
         return (
             f"gpu_count({spec.gpu_count}) contradicts world_size={spec.world_size} of strategy({spec.strategy!r}), "
-            "which takes a GPU for each: leave gpu_count away, or give both the same number"
+            "which takes a GPU for each: remove gpu_count, or give both the same number"
         )
 
     def _merged(self, model: Model, values: Sequence[Value], where: str) -> LoadSpec:
@@ -166,7 +166,7 @@ class Marks:
         return Variant(spec, name, tuple(marks))
 
     def _inner(self, value: Value, where: str) -> list[Value]:
-        """What the load markers inside a ``pytest.param`` add to its value."""
+        """Return the values that the load markers inside a ``pytest.param`` add to its value."""
         marks = (mark for mark in value.marks if mark.name in LOAD_MARKERS)
         return [inner for mark in marks for inner in self._values(mark, where)]
 
@@ -207,7 +207,7 @@ class Marks:
 
 
 def _said_twice(spec: LoadSpec, own: set[str]) -> str:
-    """Which option for from_pretrained says what a marker says too; empty where there is none.
+    """Return which option for from_pretrained a marker sets too; empty if there is none.
 
     ``own`` are the options that the load's strategies take themselves.
     """
@@ -219,5 +219,5 @@ def _said_twice(spec: LoadSpec, own: set[str]) -> str:
     }.items():
         value = spec.option(option)
         if option not in own and None not in (said, value) and value != said:
-            return f"{option}={value!r} contradicts {marker} {said!r}: leave the option away"
+            return f"{option}={value!r} contradicts {marker} {said!r}: remove the option"
     return ""

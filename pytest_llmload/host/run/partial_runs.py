@@ -1,4 +1,4 @@
-"""Whether a run left tests out, so that baselines without a test prove nothing."""
+"""Detect runs that leave tests out, in which a baseline without a test may still be in use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OWNS = ("memory_baseline", "latency_baseline", "pytest_llmload.suite")
 
 
 def narrowed(config: pytest.Config) -> bool:
-    """Whether the run was asked for less than all tests, or test files outside its arguments could own baselines."""
+    """Return whether the run selects less than all tests, or test files outside its arguments could own baselines."""
     if any(getattr(config.option, name, None) for name in _NARROWING) or any("::" in str(arg) for arg in config.args):
         return True
     # A test's own workload is named in its baseline's file only where it is not the run's.
@@ -57,5 +57,5 @@ def _may_own(path: Path) -> bool:
     try:
         text = path.read_text(errors="replace")
     except OSError:
-        return True  # nobody can say that it does not
+        return True  # a file that cannot be read may own a baseline
     return any(word in text for word in _OWNS)

@@ -107,7 +107,7 @@ class State:
 
     @property
     def device(self) -> Device:
-        """Where this run's loads go. Raises MachineError if the GPU and the build of torch do not fit."""
+        """Return the device of this run's loads. Raises MachineError if the GPU and the build of torch do not fit."""
         if isinstance(self._device, MachineError):
             raise self._device
         return self._device

@@ -13,12 +13,12 @@ BELOW = "./"
 
 
 def parse_adapter(text: object, base: Path, root: Path) -> str:
-    """``random``, a hub id, ``./directory/below/root`` or an absolute directory.
+    """Return ``random``, a hub id, ``./directory/below/root`` or an absolute directory.
 
     Relative directories are seen from ``base``. ValueError says what is wrong and what to write.
     """
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{text!r} is no adapter: write a directory, a hub id or 'random'")
+        raise ValueError(f"{text!r} is not an adapter: write a directory, a hub id or 'random'")
     if text == RANDOM:
         return text
     path = (base / path_of(text)).resolve()
@@ -26,12 +26,12 @@ def parse_adapter(text: object, base: Path, root: Path) -> str:
         below = path.is_relative_to(root) and path != root
         return f"{BELOW}{path.relative_to(root).as_posix()}" if below else str(path)
     if text.startswith((".", "/", "~")):
-        raise ValueError(f"{text!r} is no directory on this machine (looked at {str(path)!r})")
+        raise ValueError(f"{text!r} is not a directory on this machine (looked at {str(path)!r})")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) is None or ".." in text:
         raise ValueError(f"{text!r} is neither a directory on this machine nor a hub id such as 'org/adapter'")
     return text
 
 
 def location(adapter: str, root: Path) -> str:
-    """Where this machine has an adapter that :func:`parse_adapter` named."""
+    """Return where this machine has an adapter that :func:`parse_adapter` named."""
     return str(root / adapter) if adapter.startswith(BELOW) else adapter

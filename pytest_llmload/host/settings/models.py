@@ -71,5 +71,5 @@ def _local(text: str, base: Path) -> Path | None:
     if path.exists():
         return path.resolve()
     if looks_local:
-        raise ValueError(f"{text!r} is no directory on this machine (looked at {str(path)!r})")
+        raise ValueError(f"{text!r} is not a directory on this machine (looked at {str(path)!r})")
     return None

@@ -28,7 +28,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Settings:
-    """What this run was asked for: the command line before the ini file before defaults. Bytes and seconds."""
+    """The values of a run's options in bytes and seconds: the command line's, else the ini file's, else defaults."""
 
     models: list[str]
     #: The directory from which relative directories of models are seen.
