@@ -66,7 +66,8 @@ def _needs(options: argparse.Namespace) -> dict[str, int]:
     told = plan.ask(options.model, [gpu], "1x128+32", trusted=False, measure=False)
     ways = {way["slug"]: way["figures"] for way in told["overview"]["ways"] if not way["problem"]}
     needs = {TEMPORARY: int(ways.get("offload", {}).get("disk", 0))}
-    if not told["stored"]:
-        place = BUILT if options.model.startswith(PREFIX) else HUB
-        needs[place] = int(ways.get("none", {}).get("weights.logical", 0))
+    if options.model.startswith(PREFIX):
+        needs[BUILT] = int(ways.get("none", {}).get("weights.logical", 0))
+    else:
+        needs[HUB] = told["download"]
     return needs

@@ -176,6 +176,8 @@ def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: 
             f"  {way['slug']}: {place}: {blocks}" for way in found["ways"] for place, blocks in way["places"].items()
         ]
     source = f"reading at {format_bytes(told['bandwidth'])}/s" if told["bandwidth"] else "--bandwidth tells load times"
+    if told["download"]:
+        notes.append(f"  the first load downloads {format_bytes(told['download'])}")
     tail = f"planned in {format_seconds(told['seconds'])}; {source}; contexts keep 600 MiB for CUDA and a prefill's"
     return [*head, *columns(rows), *notes, f"{tail} intermediate results"]
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmload.host.run.display import DISPLAY
 from pytest_llmload.host.run.stash import existing_state
 
 if TYPE_CHECKING:
+    from pytest_llmload.host.loads.progress import Display
+    from pytest_llmload.integrations.xdist_progress import Watcher
     from pytest_llmload.system.scratch import Scratch
 
 _FOLDER = "llmload_folder"
@@ -25,6 +28,15 @@ class Integration:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._temporary: Scratch | None = None
+        self._watcher: Watcher | None = None
+        if hasattr(config, "workerinput"):
+            config.stash[DISPLAY] = self._display
+
+    def _display(self) -> Display:
+        from pytest_llmload.integrations.xdist_progress import WorkerDisplay
+
+        given: Any = self._config
+        return WorkerDisplay(Path(given.workerinput[_FOLDER]), given.workerinput["workerid"])
 
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker the folder in which it writes the load of each test.
@@ -90,6 +102,10 @@ class Integration:
 
         https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtestloop
         """
+        if self._temporary is not None and existing_state(self._config) is not None:
+            from pytest_llmload.integrations.xdist_progress import Watcher
+
+            self._watcher = Watcher(self._config, self._temporary.files)
         result = yield
         state = existing_state(self._config)
         if state is not None and not state.is_worker:
@@ -101,5 +117,7 @@ class Integration:
 
         https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_unconfigure
         """
+        if self._watcher is not None:
+            self._watcher.close()
         if self._temporary is not None:
             self._temporary.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import Gpu
+from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.system.disk_speed import read_speed
 
@@ -19,11 +20,13 @@ from pytest_llmload.system.disk_speed import read_speed
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Return the overview of a model, with the seconds of planning, and the disk's speed if the weights are local.
 
-    It also has the number of layers, and the bytes of the weights at each number of layers that ``cuts`` names.
+    It also has the number of layers, the bytes that a load would download, and the bytes of the weights at each number
+    of layers that ``cuts`` names.
 
     Raises ValueError, LoadFailed or MachineError, each with one sentence.
     """
     from pytest_llmload.worker.checkpoints.headers import weight_files
+    from pytest_llmload.worker.checkpoints.hub import download_size
     from pytest_llmload.worker.checkpoints.layer_counts import layer_count
     from pytest_llmload.worker.planning.overview import cut_folder, outline, overview, stored_bytes, weights_in
 
@@ -49,12 +52,15 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         counts = {layers or whole_count, *question["cuts"]} if question["cuts"] else ()
         weights = {count: weights_in(cut(count), trust_remote_code=trusted) for count in counts}
         seconds = time.perf_counter() - begin
+        is_of_hub = not model.startswith(PREFIX) and not Path(model).expanduser().is_dir()
+        download = download_size(model, whole, trust_remote_code=trusted, layers=layers) if is_of_hub else 0
         stored = stored_bytes(directory)
         speed = read_speed(weight_files(whole)) if stored and question["measure"] else 0.0
     return {
         "overview": asdict(found),
         "seconds": seconds,
         "stored": stored,
+        "download": download,
         "bandwidth": speed,
         "layers": layers or whole_count,
         "weights": weights,

@@ -111,8 +111,13 @@ class Session:
             trust_remote_code=message["trust_remote_code"],
             with_values=message.get("with_values", True),
             layers=message["layers"],
+            tell=self._downloads,
         )
         return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
+
+    def _downloads(self, size: int, folder: Path) -> None:
+        self.phase = "download"
+        self._channel.send({"kind": "phase", "phase": self.phase, "expected": size, "folder": str(folder)})
 
     def do_adapter(self, message: Message) -> Message:
         """Build a random adapter, find a directory, or download; then compute the digest of the adapter's files."""

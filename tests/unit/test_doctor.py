@@ -16,10 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hub_server import Hub, serving
 
 from pytest_llmload.cli import main
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Gpu
+from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.host.doctor import disk, examination, gpu, limits, python
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
 from pytest_llmload.host.loads import hardware
@@ -88,6 +90,26 @@ def test_what_the_load_will_write_counts_before_it_starts(
     assert "HF_HOME" in mend
     assert main(["doctor", "--model", "org/model", "--needs", "9GiB"]) == 0
     assert main(["doctor", "--needs", "many"]) == 2
+
+
+def test_the_download_of_a_hub_model_is_told_before_it_begins(
+    healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    Hub.files = {"config.json": json.dumps(PRESETS["tiny-llama"]).encode(), "model.safetensors": b"weights"}
+    with serving() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        Hub.sizes = {"model.safetensors": 3 << 20}
+        assert main(["doctor", "--model", "org/model"]) == 0
+        assert "(hub cache); the load takes 3.00 MiB there" in capsys.readouterr().out
+        Hub.sizes = {"model.safetensors": 1 << 50}
+        line, mend = first(capsys, "--model", "org/model")
+    assert "the load needs 1024.00 TiB in" in line
+    assert "HF_HOME" in mend
+    assert "model.safetensors" not in Hub.asked
 
 
 def test_places_on_one_disk_share_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

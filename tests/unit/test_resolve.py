@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from hub_server import COMMIT, Hub, serving
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.presets import PRESETS
@@ -25,7 +23,6 @@ from pytest_llmload.worker.checkpoints.hub import split_id
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECRET = "hf_thisIsNobodysToken123"
 
 
@@ -114,59 +111,6 @@ def test_a_hub_id_is_split_from_its_revision(spec: str, parts: tuple[str, str]) 
     assert split_id(spec) == parts
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as its clients use to download a snapshot."""
-
-    files: ClassVar[dict[str, bytes]] = {}
-    asked: ClassVar[list[str]] = []
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        refused = {
-            "/api/models/org/gated/": (403, "GatedRepo"),
-            "/api/models/org/missing/": (404, "RepoNotFound"),
-            "/api/models/org/model/revision/v9": (404, "RevisionNotFound"),
-            "/api/models/org/broken/": (500, ""),
-        }
-        for prefix, (status, code) in refused.items():
-            if f"{path}/".startswith(prefix if prefix.endswith("/") else f"{prefix}/"):
-                return self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
-        if match := re.fullmatch(r"/api/models/org/model/revision/(main|v1|\w{40})", path):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-            return self.answer(200, {"id": "org/model", "sha": COMMIT, "siblings": siblings, "private": False})
-        if path.startswith("/api/models/org/model/tree/"):
-            return self.answer(200, [self.entry(name) for name in self.files])
-        if match := re.fullmatch(r"/org/model/resolve/(main|v1|\w{40})/(.+)", path):
-            data = self.files.get(match[2])
-            if data is None:
-                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            if self.command == "GET":
-                self.asked.append(match[2])
-            etag = hashlib.sha256(data).hexdigest()
-            extra = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(data))}
-            return self.answer(200, data, extra)
-        return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def entry(self, name: str) -> dict[str, Any]:
-        data = self.files[name]
-        return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-
-    def answer(self, status: int, body: object, extra: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(data)), **(extra or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing: the output is the test's."""
-
-
 @pytest.fixture
 def hub(built: Path) -> Iterator[str]:
     Hub.files = {path.name: path.read_bytes() for path in built.iterdir()}
@@ -179,11 +123,12 @@ def hub(built: Path) -> Iterator[str]:
         "README.md": b"text",
     }
     Hub.asked = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving() as address:
+        yield address
+
+
+#: Bytes and folder of each download that the last :func:`ask` told of before it began.
+TOLD: list[list[Any]] = []
 
 
 def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
@@ -194,8 +139,12 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
         "from pytest_llmload.worker.checkpoints.resolve import resolve\n"
         "try:\n"
         "    layers = int(sys.argv[4]) or None\n"
-        "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=bool(sys.argv[3]), layers=layers)\n"
+        "    told = []\n"
+        "    tell = lambda size, folder: told.append([size, str(folder)])\n"
+        "    trusted = bool(sys.argv[3])\n"
+        "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=trusted, layers=layers, tell=tell)\n"
         "    found = dataclasses.asdict(found)\n"
+        "    print(json.dumps(told))\n"
         "except (MachineError, ValueError) as error:\n"
         "    found = {'error': type(error).__name__, 'message': str(error)}\n"
         "print(json.dumps(found))"
@@ -214,7 +163,10 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    *_, told, last = ["[]", *done.stdout.splitlines()]
+    found: dict[str, Any] = json.loads(last)
+    if "error" not in found:
+        TOLD[:] = json.loads(told)
     return found
 
 
@@ -226,8 +178,24 @@ def test_a_hub_model_is_downloaded_without_what_no_load_reads(
     assert found["shape"] == resolve(str(built), cache).shape
     assert found["weights"] == resolve(str(built), cache).weights
     assert set(Hub.asked) == {path.name for path in built.iterdir()}
+    blobs = tmp_path / "hub" / "models--org--model" / "blobs"
+    assert [[(built / "model.safetensors").stat().st_size, str(blobs)]] == TOLD
     offline = ask("org/model@v1", cache, tmp_path, HF_HUB_OFFLINE="1")
     assert offline == found
+    assert not TOLD
+
+
+def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(hub: str, cache: Path, tmp_path: Path) -> None:
+    Hub.sizes = {"model.safetensors": 1 << 60}
+    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
+    assert found["error"] == "MachineError"
+    assert re.fullmatch(
+        rf"the download of org/model needs 1048576\.00 TiB in {tmp_path}/hub/models--org--model, where .* are free; "
+        "make room or name a different folder with HF_HOME",
+        found["message"],
+    )
+    assert "config.json" in Hub.asked
+    assert "model.safetensors" not in Hub.asked
 
 
 def test_remote_code_is_downloaded_only_when_it_is_trusted(hub: str, cache: Path, tmp_path: Path) -> None:

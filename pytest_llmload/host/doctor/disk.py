@@ -73,7 +73,8 @@ def check(cache_dir: Path, needs: Mapping[str, int], python: str) -> Iterator[Fi
         elif room < _LITTLE:
             yield Finding("disk", WARNING, f"only {format_bytes(room)} are free in {path} ({name})", command)
         else:
-            yield Finding("disk", FINE, f"{format_bytes(room)} are free in {path} ({name})")
+            takes = f"; the load takes {format_bytes(needs[name])} there" if needs.get(name) else ""
+            yield Finding("disk", FINE, f"{format_bytes(room)} are free in {path} ({name}){takes}")
 
 
 def _device(path: Path) -> int:

@@ -44,6 +44,7 @@ from pytest_llmload.host.loads.model_files import Files
 from pytest_llmload.host.loads.opened import Opened
 from pytest_llmload.host.loads.preloaded_modules import BASE, own_modules
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment, start_cold
+from pytest_llmload.host.loads.progress import Display, Watch
 from pytest_llmload.host.loads.spare import Spare
 from pytest_llmload.system.nodes import local_size
 from pytest_llmload.system.scratch import LOAD, LOGS, Scratch, remove_abandoned
@@ -84,7 +85,9 @@ class Broker:
         finished: Callable[[LoadResult], None],
         describe: Callable[[LoadResult], str],
         cwd: Path,
+        display: Callable[[], Display],
     ) -> None:
+        self._display = display
         self._settings = settings
         self._strategies = strategies
         self._probes = probes
@@ -94,7 +97,7 @@ class Broker:
         self._cwd = cwd
         #: Models that were handed out and may not be closed yet.
         self._opened: list[Opened] = []
-        self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)))
+        self._files = Files(settings, lambda: start_cold(self._log("resolve"), self.environment(None)), display)
         self._plans: dict[LoadSpec, dict[str, float]] = {}
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
@@ -418,7 +421,8 @@ class Broker:
     ) -> LoadResult:
         """Have a process load; ``entered`` is called with each phase that it enters."""
         try:
-            reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout, entered)
+            with Watch(self._display(), job.spec.id, job.checkpoint.bytes, process.pid) as watch:
+                reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout, entered, watch)
         except LoadDied as death:
             return LoadResult(spec=job.spec.to_json(), outcome=death.outcome, error=death.info)
         if reply["kind"] == "error":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pytest_llmload.system.protocol import Message
 
 if TYPE_CHECKING:
+    from pytest_llmload.host.loads.progress import Watch
     from pytest_llmload.system.protocol import Channel
 
 
@@ -23,6 +24,8 @@ class InlineProcess:
 
     #: What ``llm.run`` prints is printed in the pytest process.
     printed = None
+    #: It is this process, which has nothing to watch itself with.
+    pid = 0
 
     def __init__(self) -> None:
         # This is the one place where the pytest process runs the code of a load's process.
@@ -32,7 +35,13 @@ class InlineProcess:
         self._session = session.Session(cast("Channel", _Nowhere()))
         self.alive = True
 
-    def request(self, message: Message, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
+    def request(
+        self,
+        message: Message,
+        timeout: float,
+        entered: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+    ) -> Message:
         """As LoadProcess.request; a hang is not cut short here, and no phase is told."""
         try:
             reply: Message = getattr(self._session, f"do_{message['kind']}")(message)

@@ -13,6 +13,7 @@ from pytest_llmload.core.job import Adapter, Checkpoint
 from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
+from pytest_llmload.host.loads.progress import Display, Watch
 from pytest_llmload.host.settings.adapters import location
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _DOWNLOAD = 6 * 3600.0
 class Files:
     """Models and adapters by their SPECs; what failed fails again, with the same error, for every test that asks."""
 
-    def __init__(self, settings: Settings, start: Callable[[], LoadProcess]) -> None:
+    def __init__(self, settings: Settings, start: Callable[[], LoadProcess], display: Callable[[], Display]) -> None:
+        self._display = display
         self._settings = settings
         self._start = start
         self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
@@ -82,7 +84,8 @@ class Files:
         try:
             is_local = what.startswith(PREFIX) or what == "random" or Path(what).exists()
             timeout = self._settings.timeout if is_local else _DOWNLOAD
-            reply = process.request({**message, **settings}, timeout)
+            with Watch(self._display(), what) as watch:
+                reply = process.request({**message, **settings}, timeout, watch=watch)
         except LoadDied as death:
             return MachineError(f"preparing {what!r}: {death}\n{death.info.log}")
         finally:

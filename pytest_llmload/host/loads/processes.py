@@ -19,6 +19,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.portable import bounded, scrub
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.host.loads import hardware
+from pytest_llmload.host.loads.progress import Watch
 from pytest_llmload.system.logs import LINE, last_lines
 from pytest_llmload.system.process_exit import how
 from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
@@ -82,31 +83,42 @@ class LoadProcess:
         """Return the number of the process."""
         return self._pid
 
-    def request(self, message: Message, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
-        """Send a request and wait for its reply, seconds at most; ``entered`` is called with each phase it enters.
+    def request(
+        self,
+        message: Message,
+        timeout: float,
+        entered: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+    ) -> Message:
+        """Send a request and wait for its reply, seconds at most; ``entered`` is called with each phase it enters, and
+        ``watch`` looks at it meanwhile.
 
         Raises LoadDied, or MachineError where it was the server that died; then the process is gone.
         """
         self.send(message)
-        return self.reply(timeout, entered)
+        return self.reply(timeout, entered, watch)
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send a request, whose reply is waited for later; a process that is gone is told of then."""
         with contextlib.suppress(Closed):
             self._channel.send(message, descriptors)
 
-    def reply(self, timeout: float, entered: Callable[[str], None] | None = None) -> Message:
+    def reply(
+        self, timeout: float, entered: Callable[[str], None] | None = None, watch: Watch | None = None
+    ) -> Message:
         """Wait for the reply to a request that was sent; as :meth:`request`."""
         deadline = time.monotonic() + timeout
         try:
             while True:
-                reply, descriptors = self._channel.receive(timeout=max(deadline - time.monotonic(), 0.0))
+                reply, descriptors = self._receive(deadline, watch)
                 self.received += descriptors
                 if reply["kind"] == "died":
                     raise self._part_died(_fit(reply))
                 if reply["kind"] != "phase":
                     return _fit(reply)
                 self.phase = reply["phase"]
+                if watch is not None:
+                    watch.entered(reply)
                 if entered is not None:
                     entered(self.phase)
         except Garbled as error:
@@ -121,6 +133,18 @@ class LoadProcess:
             # Ctrl-C, pytest-timeout: whoever interrupts, the reply would be read by the wrong request.
             self.kill()
             raise
+
+    def _receive(self, deadline: float, watch: Watch | None) -> tuple[Message, list[int]]:
+        """Return the next message, and have ``watch`` look at the process until it comes. Raises TimeoutError."""
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            interval = watch.interval if watch is not None and watch.interval else left
+            try:
+                return self._channel.receive(timeout=min(left, interval))
+            except TimeoutError:
+                if watch is None or left <= interval:
+                    raise
+                watch.look()
 
     @property
     def printed(self) -> tuple[Path, Path]:

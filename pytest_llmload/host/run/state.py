@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +22,7 @@ from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.markers.variants import Marks
 from pytest_llmload.host.run.accept_command import accept_command
 from pytest_llmload.host.run.log import RunLog, note
+from pytest_llmload.host.run.progress import display_of
 from pytest_llmload.host.settings import options
 from pytest_llmload.host.settings.models import Model, parse_model
 from pytest_llmload.host.settings.probes import OwnProbes
@@ -71,6 +72,7 @@ class State:
             lambda result: config.hook.pytest_llmload_load_finished(config=config, result=result),
             self.describe,
             config.rootpath,
+            cache(partial(display_of, config)),
         )
         self.loads = SharedLoads(self.broker)
 

@@ -106,13 +106,15 @@ def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_space(what: str, needed: int, target: Path) -> None:
+def check_space(
+    what: str, needed: int, target: Path, remedy: str = "name a different directory with --llm-cache-dir"
+) -> None:
     """Raise MachineError, before anything is written, where the disk cannot hold what is to be ``target``."""
     free = shutil.disk_usage(target.parent).free
     if needed + _SPARE_BYTES > free:
         raise MachineError(
             f"{what} needs {format_bytes(needed + _SPARE_BYTES)} in {target.parent}, "
-            f"where {format_bytes(free)} are free; make room or name a different directory with --llm-cache-dir"
+            f"where {format_bytes(free)} are free; make room or {remedy}"
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.portable import scrub
+from pytest_llmload.worker.checkpoints.build import check_space
 from pytest_llmload.worker.checkpoints.cut import Cut
 from pytest_llmload.worker.checkpoints.headers import (
     ADAPTER_CONFIG,
@@ -39,18 +40,27 @@ def split_id(spec: str) -> tuple[str, str]:
     return name, revision
 
 
-def download_model(spec: str, *, trust_remote_code: bool = False, layers: int | None = None) -> Path:
+def download_model(
+    spec: str,
+    *,
+    trust_remote_code: bool = False,
+    layers: int | None = None,
+    tell: Callable[[int, Path], None] = lambda size, folder: None,
+) -> Path:
     """Return the snapshot directory of a model, named by its commit: configuration, tokenizer and the safetensors it
     loads; with ``layers``, only those that hold something of a model with so many layers.
 
-    Raises ValueError where ``spec`` is no hub id, MachineError, in one sentence, where the model cannot be had.
+    ``tell`` is called before weights are downloaded, with their bytes and the folder that they go to. Raises ValueError
+    where ``spec`` is no hub id, MachineError, in one sentence, where the model cannot be had or the disk is too small.
     """
     directory = download_outline(spec, trust_remote_code=trust_remote_code)
-    indexed = _indexed(directory)
-    if layers is not None:
-        indexed = Cut(directory, layers, trust_remote_code=trust_remote_code).indexed_files()
-    # Only the files that the index names: a repository may hold others (original, consolidated).
-    if missing := _absent(directory, indexed or [WEIGHTS]):
+    indexed, missing = _wanted(directory, trust_remote_code, layers)
+    if missing:
+        with _one_sentence(spec):
+            size = _sizes(split_id(spec)[0], directory.name, missing)
+        blobs = directory.parent.parent / "blobs"
+        check_space(f"the download of {spec}", size, blobs, "name a different folder with HF_HOME")
+        tell(size, blobs)
         with _one_sentence(spec):
             directory = _snapshot(split_id(spec)[0], directory.name, missing)
         missing = _absent(directory, missing)
@@ -65,6 +75,38 @@ def download_model(spec: str, *, trust_remote_code: bool = False, layers: int | 
             f"{spec} of the hub has no {WEIGHTS} and no complete {INDEX} in {directory}: safetensors are needed"
         )
     return directory
+
+
+def download_size(spec: str, directory: Path, *, trust_remote_code: bool = False, layers: int | None = None) -> int:
+    """Return the bytes of weights that :func:`download_model` would download; ``directory`` is the model's outline.
+
+    Raises MachineError, in one sentence, where the hub does not tell.
+    """
+    _, missing = _wanted(directory, trust_remote_code, layers)
+    if not missing:
+        return 0
+    with _one_sentence(spec):
+        return _sizes(split_id(spec)[0], directory.name, missing)
+
+
+def _wanted(directory: Path, trust_remote_code: bool, layers: int | None) -> tuple[list[str], list[str]]:
+    """Return the files of weights that an index names, and those of a load that are not here."""
+    indexed = _indexed(directory)
+    if layers is not None:
+        indexed = Cut(directory, layers, trust_remote_code=trust_remote_code).indexed_files()
+    # Only the files that the index names: a repository may hold others (original, consolidated).
+    return indexed, _absent(directory, indexed or [WEIGHTS])
+
+
+def _sizes(name: str, commit: str, files: list[str]) -> int:
+    """Return the bytes of some files of a model, as the hub has them; 0 offline, where nothing is downloaded."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return 0
+    siblings = huggingface_hub.HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
+    return sum(sibling.size or 0 for sibling in siblings if sibling.rfilename in files)
 
 
 def _absent(directory: Path, names: list[str]) -> list[str]:

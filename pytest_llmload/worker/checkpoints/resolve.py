@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def resolve(
     trust_remote_code: bool = False,
     with_values: bool = True,
     layers: int | None = None,
+    tell: Callable[[int, Path], None] = lambda size, folder: None,
 ) -> Checkpoint:
     """Return the files of a hub id, ``hub-id@revision``, directory, ``random:PRESET`` or ``random:PATH``; with
-    ``layers``, of a model that has only so many of its first layers.
+    ``layers``, of a model that has only so many of its first layers. ``tell`` is called before weights are downloaded,
+    with their bytes and the folder that they go to.
 
     Raises ValueError for a spec that can be none of these, MachineError where a download or the disk fails, LoadFailed
     where the files are there and damaged; each in one sentence.
@@ -44,7 +47,7 @@ def resolve(
     if directory.is_dir():
         found, revision = directory.resolve(), ""
     else:
-        found = download_model(spec, trust_remote_code=trust_remote_code, layers=layers)
+        found = download_model(spec, trust_remote_code=trust_remote_code, layers=layers, tell=tell)
         revision = found.name
     if layers is not None:
         found = cut_checkpoint(found, layers, cache_dir, trust_remote_code=trust_remote_code)

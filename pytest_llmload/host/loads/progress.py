@@ -1,0 +1,104 @@
+"""Tell how far a load or a download is, while pytest waits for the process that does it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.system import proc
+from pytest_llmload.system.protocol import Message
+
+#: The phase in which a process reads a checkpoint, and the one in which files come from the hub.
+LOAD, DOWNLOAD = "load", "download"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is under way, and how far it is."""
+
+    #: The load's name in test ids, or the model that is downloaded.
+    title: str
+    phase: str
+    seconds: float
+    #: Bytes that were read or downloaded, of how many; 0 if it is not known.
+    done: int = 0
+    expected: int = 0
+
+    def __str__(self) -> str:
+        sizes = f"{format_bytes(self.done)} of {format_bytes(self.expected)}, " if self.done else ""
+        whole = f"{format_bytes(self.expected)}, " if self.phase == DOWNLOAD and not self.done else ""
+        return f"llmload: {self.title}: {self.phase}, {sizes}{whole}{format_seconds(self.seconds)}"
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks; 0 if nothing is shown."""
+
+    def show(self, step: Step) -> None:
+        """Show a step in place of the one before."""
+
+    def clear(self) -> None:
+        """Take away what is shown: pytest's own output follows."""
+
+
+class Watch:
+    """Follows one request to a process and shows each step of it; ends with the ``with`` block.
+
+    It looks at the process from outside, so that no figure of the load has any of it.
+    """
+
+    def __init__(self, display: Display, title: str, expected: int = 0, pid: int = 0) -> None:
+        self._display = display
+        self._title = title
+        self._expected = expected
+        self._begin = time.monotonic()
+        self._phase = "start"
+        self._count: Callable[[], int] = (lambda: proc.read_from_files(pid)) if pid else (lambda: 0)
+        self._from: int | None = None
+        self.interval = display.interval
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._display.clear()
+
+    def entered(self, message: Message) -> None:
+        """Note that the process has entered a phase; the next look shows it, unless it is soon over."""
+        if not self.interval:
+            return
+        self._phase = str(message["phase"])
+        if self._phase == DOWNLOAD:
+            folder = Path(message["folder"])
+            self._expected, self._count = int(message["expected"]), lambda: _size(folder)
+        self._from = self._counted() if self._phase in (LOAD, DOWNLOAD) else None
+        if self._phase == DOWNLOAD:
+            self.look()
+
+    def look(self) -> None:
+        """Show how far the process is."""
+        done = max(self._counted() - self._from, 0) if self._from is not None else 0
+        seconds = time.monotonic() - self._begin
+        self._display.show(Step(self._title, self._phase, seconds, min(done, self._expected), self._expected))
+
+    def _counted(self) -> int:
+        # A process that has just ended is told of by its reply.
+        with contextlib.suppress(OSError):
+            return self._count()
+        return 0
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes that the files of a folder take on its disk: a download may reserve their size first."""
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir()) if folder.is_dir() else 0
