@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmload.host.run.display import DISPLAY
 from pytest_llmload.host.run.stash import existing_state
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class Integration:
         self._temporary: Scratch | None = None
         self._watcher: Watcher | None = None
         if hasattr(config, "workerinput"):
+            from pytest_llmload.host.run.display import DISPLAY
+
             config.stash[DISPLAY] = self._display
 
     def _display(self) -> Display:

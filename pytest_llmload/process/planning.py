@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -28,6 +29,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     from pytest_llmload.worker.checkpoints.headers import weight_files
     from pytest_llmload.worker.checkpoints.hub import download_size
     from pytest_llmload.worker.checkpoints.layer_counts import layer_count
+    from pytest_llmload.worker.parallel.planned import parallel_ways
     from pytest_llmload.worker.planning.overview import cut_folder, outline, overview, stored_bytes, weights_in
 
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in question["gpus"])
@@ -49,6 +51,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         whole_count = layer_count(whole, trust_remote_code=trusted)
         directory, workload = cut(layers), Workload.parse(question["workload"])
         found = overview(model, directory, gpus, workload, trust_remote_code=trusted)
+        split = parallel_ways(model, directory, gpus, workload, trust_remote_code=trusted)
+        found = dataclasses.replace(found, ways=(*found.ways, *split))
         counts = {layers or whole_count, *question["cuts"]} if question["cuts"] else ()
         weights = {count: weights_in(cut(count), trust_remote_code=trusted) for count in counts}
         seconds = time.perf_counter() - begin

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import _CACHE, load, quick
+from loads import _CACHE, checkpoint, load, quick
 
 pytest.importorskip("tensor_parallel")
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult, Problem
+from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel import package_config, reference, sharded_model
+from pytest_llmload.worker.parallel.planned import rank_sizes
 from pytest_llmload.worker.parallel.shards import Plan, divided_axis, rows
 
 _SMALL: dict[str, Any] = {
@@ -52,14 +54,18 @@ needs_fused_experts = pytest.mark.skipif(not FIVE, reason="transformers 5 fuses 
 
 @functools.cache
 def other(name: str) -> Checkpoint:
-    folder = Path(_CACHE.name, "halved", name)
-    folder.mkdir(parents=True)
+    folder = _CACHE / "halved" / name
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**_SMALL, **OTHERS[name]}))
-    return resolve(f"random:{folder}", Path(_CACHE.name))
+    return resolve(f"random:{folder}", _CACHE)
 
 
 def model(name: str) -> str | Checkpoint:
     return other(name) if name in OTHERS else name
+
+
+def checkpoint_of(name: str) -> Checkpoint:
+    return other(name) if name in OTHERS else checkpoint(name)
 
 
 def parallel(name: str, world_size: int = 2, **fields: Any) -> LoadResult:
@@ -79,7 +85,10 @@ def problems(result: LoadResult, check: str) -> list[Problem]:
 def test_each_architecture_is_halved_and_gives_the_same_output(name: str) -> None:
     result = parallel(name)
     assert [(problem.check, problem.message) for problem in result.problems] == []
+    whole = meta_model(Path(checkpoint_of(name).path), dtype=torch.bfloat16)
+    planned = sum(rank_sizes(whole, package_config.package_config(whole, 2)[1], 2))
     for rank in range(2):
+        assert result.metrics[f"shard.{rank}.logical"] == planned
         assert result.metrics[f"shard.{rank}.logical"] / result.whole_bytes == pytest.approx(0.5, abs=OFF)
     assert any("each holds 50.0% of the sharded weights" in note for note in result.notes)
     assert any(note.startswith("logits are ") and "2 x its own error" in note for note in result.notes)

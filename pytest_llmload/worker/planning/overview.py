@@ -109,7 +109,7 @@ def cut_folder(model: str, directory: Path, layers: int, folder: Path, *, trust_
 
 def weights_in(directory: Path, *, trust_remote_code: bool) -> int:
     """Return the bytes of a model's weights as its files say, from its config alone."""
-    job = _job(
+    job = planned_job(
         LoadSpec(model="m", name="m"), directory, (Gpu("planned", "planned", 1 << 40, (8, 0)),), trust_remote_code
     )
     return sum(piece.bytes for piece in plan_load(job).pieces)
@@ -127,7 +127,7 @@ def overview(
         LoadSpec(model=model, name="m", workload=workload, **fields, gpu_count=_gpus(fields, len(gpus)))
         for fields in ways
     ]
-    jobs = [_job(spec, directory, gpus, trust_remote_code) for spec in specs]
+    jobs = [planned_job(spec, directory, gpus, trust_remote_code) for spec in specs]
     whole = plan_load(jobs[0])
     cache = cache_of(config, load_dtype(jobs[0]).itemsize)
     text = config.get_text_config(decoder=True)
@@ -146,7 +146,8 @@ def _gpus(fields: Mapping[str, Any], count: int) -> int:
     return count if fields.get("strategy") in ("auto", "balanced", "sequential") else 1
 
 
-def _job(spec: LoadSpec, directory: Path, gpus: tuple[Gpu, ...], trust_remote_code: bool) -> Job:
+def planned_job(spec: LoadSpec, directory: Path, gpus: tuple[Gpu, ...], trust_remote_code: bool) -> Job:
+    """Return a load that is only planned."""
     device = Device("cuda", "planned", gpus[: spec.gpu_count])
     checkpoint = Checkpoint(str(directory), "", "")
     return Job(spec, device, checkpoint, trust_remote_code=trust_remote_code)
@@ -158,7 +159,11 @@ def _way(job: Job, config: Any) -> Way:
     except (ValueError, ImportError, LoadFailed, OSError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         return Way(job.spec.slug, problem=first)
-    figures = planned.metrics(job)
+    return way_of(job, config, planned.metrics(job), dict(_places(planned)))
+
+
+def way_of(job: Job, config: Any, figures: dict[str, float], places: dict[str, str]) -> Way:
+    """Return a way of loading whose figures are known: whether it fits, and what fits beside it."""
     workload, cache = job.spec.workload, cache_of(config, load_dtype(job).itemsize)
     length = workload.prompt_tokens + workload.new_tokens
     room = _Room(job, config, cache, figures)
@@ -170,7 +175,7 @@ def _way(job: Job, config: Any) -> Way:
         working=room.working(workload.batch, workload.prompt_tokens),
         tokens=_largest(lambda tokens: room.left >= room.needed(1, tokens), _MOST_TOKENS),
         batch=_largest(lambda batch: room.left >= room.needed(batch, length), _MOST_BATCH),
-        places=dict(_places(planned)),
+        places=places,
     )
 
 
@@ -183,7 +188,7 @@ class _Room:
         settled = [figures.get(f"gpu.{gpu}.settled", 0.0) for gpu in range(job.spec.gpu_count)]
         totals = [gpu.total - CONTEXT for gpu in job.device.gpus]
         self.left = int(min(total - held for total, held in zip(totals, settled, strict=True)))
-        # Each GPU has the cache of its own layers.
+        # Each GPU has the cache of its own layers, or of its own heads.
         self._share = 1 / max(sum(held > 0 for held in settled), 1)
 
     def needed(self, batch: int, tokens: int) -> int:
