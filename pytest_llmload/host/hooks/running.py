@@ -16,6 +16,7 @@ from pytest_llmload.core.errors import (
     CheckRaised,
     LLMLoadError,
     LoadError,
+    LoadTimeout,
     MachineError,
     RemoteError,
 )
@@ -35,6 +36,7 @@ _LOAD_ERROR = pytest.StashKey[LoadError]()
 def around_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Skip what cannot run here; keep a failed load's error, raised through a user's fixture, for the call phase."""
     __tracebackhide__ = True
+    state_of(item.config).loads.begin_test()
     _forget_failed_load(item)
     _skip_if_missing(item)
     _check_recordable(item)
@@ -83,10 +85,17 @@ def _check_recordable(item: pytest.Item) -> None:
 
 
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
-    """Return the measured ``llm`` of a spec. Raises MachineError; for a failed load, the handle has the error."""
+    """Return the measured ``llm`` of a spec. Raises MachineError; for a failed load, the handle has the error.
+
+    So it has for a load during which another plugin ended the test: pytest keeps what a fixture raises for the next
+    tests.
+    """
     state = state_of(config)
     load = state.loads.of(spec)
-    state.run(spec).result = load.result
+    try:
+        state.run(spec).result = load.result
+    except LoadTimeout as interrupted:
+        state.run(spec).result = interrupted.result
     return LLM(load)
 
 

@@ -17,7 +17,7 @@ from pytest_llmload.core.job import COUNTING, EVERYTHING, LOADING, RECORDING, TI
 from pytest_llmload.core.results import ErrorInfo, Fault, LoadResult
 from pytest_llmload.host.loads import calls, run_output
 from pytest_llmload.host.loads.inline import InlineProcess
-from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
+from pytest_llmload.host.loads.processes import Interrupted, LoadDied, LoadProcess
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _Figure = TypeVar("_Figure")
 #: The times that generating takes; they are measured only if a test looks at them.
 TIMED = frozenset({"ttft", "per_token"})
+#: What ends a test from outside while its load is at work: pytest-timeout's signal handler calls ``pytest.fail``.
+_ENDED = (Interrupted, pytest.fail.Exception)
 _NOT_TIMED = "no test of this load looks at times (latency_baseline, latency_budget, llm.timing)"
 
 
@@ -64,6 +66,8 @@ class Load:
         self._launcher = launcher
         self._result: LoadResult | None = None
         self._machine_error: MachineError | None = None
+        #: What the test that was ended while it loaded fails with; the load is begun anew for the next one.
+        self._interruption: LoadError | None = None
         self._opened: Opened | None = None
         self._changed = False
         #: True if a test announced that it reads times, so that they are taken with the other figures.
@@ -85,15 +89,23 @@ class Load:
 
     @property
     def result(self) -> LoadResult:
-        """The figures, taken when first asked for. Raises MachineError, again for every test that asks."""
+        """The figures, taken when first asked for. Raises MachineError, again for every test that asks.
+
+        Raises LoadTimeout if another plugin ends the test meanwhile (pytest-timeout), until that test is over.
+        """
         if self._machine_error is not None:
             raise self._machine_error
+        if self._interruption is not None:
+            raise self._interruption
         if self._result is None:
             try:
                 self._result, self._opened = self._launcher.measure(self.spec, self._scope, keep=True)
             except MachineError as error:
                 self._machine_error = error
                 raise
+            except _ENDED as error:
+                self._interruption = self._interrupted(error)
+                raise self._interruption from None
             except LoadFailed as error:
                 # The checkpoint itself is no model: the load failed before it could start.
                 info = ErrorInfo(message=str(error), phase="resolve")
@@ -131,6 +143,8 @@ class Load:
     @property
     def error(self) -> LoadError | None:
         """Return the error with which the tests of this load fail; None if the load is fine."""
+        if self._interruption is not None:
+            return self._interruption
         return None if self.result.ok else self._launcher.error(self.result)
 
     def repeats(self, count: int) -> list[LoadResult]:
@@ -202,7 +216,10 @@ class Load:
             result, self._opened = self._launcher.measure_endpoint(self.spec, scope, self._opened)
             return result
         self.close()
-        return self._launcher.measure(self.spec, scope)[0]
+        try:
+            return self._launcher.measure(self.spec, scope)[0]
+        except _ENDED as error:
+            raise self._interrupted(error) from None
 
     def _again(self, scope: Scope) -> LoadResult:
         result = self._measured_again(scope)
@@ -268,18 +285,36 @@ class Load:
             pytest.skip("the load is predicted: there is no model to use")
         if self._opened is None or not self._opened.is_alive:
             self.close()
-            self._opened, self._changed = self._launcher.reopen(self.spec), False
+            try:
+                self._opened, self._changed = self._launcher.reopen(self.spec), False
+            except _ENDED as error:
+                raise self._interrupted(error) from None
         return self._opened.process
 
     def _request(self, process: LoadProcess | InlineProcess, message: Message) -> Message:
         __tracebackhide__ = True
         try:
             return process.request(message, self._launcher.timeout)
+        except _ENDED as error:
+            self.close()
+            raise self._interrupted(error) from None
         except LoadDied as death:
             self.close()
             # The figures were taken and stay; what died is the process that served this test.
             result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
             raise self._launcher.error(result) from None
+
+    def _interrupted(self, error: BaseException) -> LoadError:
+        """Return what a test fails with that another plugin ended while its load was at work."""
+        if isinstance(error, Interrupted):
+            info = error.info
+        else:
+            info = ErrorInfo(message=f"ended before the load had begun: {error}", phase="start")
+        return self._launcher.error(LoadResult(spec=self.spec.to_json(), outcome=results.TIMEOUT, error=info))
+
+    def forget_interruption(self) -> None:
+        """Load at the next request, for a test that was not the one that was ended."""
+        self._interruption = None
 
     def forget_failure(self) -> bool:
         """Load anew at the next request if the load failed. Return whether it had failed."""

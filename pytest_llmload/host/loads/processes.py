@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.portable import bounded, scrub
@@ -63,6 +65,14 @@ class LoadDied(Exception):
         self.info = info
 
 
+class Interrupted(Exception):
+    """A test was ended while a load's process worked for it, as pytest-timeout does; ``info`` has phase and log."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message)
+        self.info = info
+
+
 class LoadProcess:
     """One load process, forked by a server, and the channel to it."""
 
@@ -95,8 +105,14 @@ class LoadProcess:
 
         Raises LoadDied, or MachineError where it was the server that died; then the process is gone.
         """
-        self.send(message)
-        return self.reply(timeout, entered, watch)
+        try:
+            self.send(message)
+            return self.reply(timeout, entered, watch)
+        except pytest.fail.Exception as error:
+            self._abandon()
+            where = f"in phase '{self.phase}'"
+            info = ErrorInfo(message=f"killed {where}: {error}", log=self.tail(), phase=self.phase)
+            raise Interrupted(info) from None
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send a request, whose reply is waited for later; a process that is gone is told of then."""
@@ -130,8 +146,8 @@ class LoadProcess:
         except LoadDied:
             raise
         except BaseException:
-            # Ctrl-C, pytest-timeout: whoever interrupts, the reply would be read by the wrong request.
-            self.kill()
+            # Ctrl-C, pytest-timeout: the reply would be read by the wrong request.
+            self._abandon()
             raise
 
     def _receive(self, deadline: float, watch: Watch | None) -> tuple[Message, list[int]]:
@@ -150,6 +166,16 @@ class LoadProcess:
     def printed(self) -> tuple[Path, Path]:
         """The files that a test's function prints to, in place of stdout and stderr."""
         return Path(f"{self._log}.stdout"), Path(f"{self._log}.stderr")
+
+    def _abandon(self) -> None:
+        """Kill the process, after reading which phase it has come to."""
+        if not self.alive:
+            return
+        with contextlib.suppress(Closed, TimeoutError):
+            while True:
+                message, _ = self._channel.receive(timeout=0.0)
+                self.phase = message.get("phase", self.phase)
+        self.kill()
 
     def tail(self) -> str:
         """Return the last lines that the process printed."""
@@ -242,7 +268,7 @@ class Server:
     """A warm server: imports once, forks a process per load. Must be started from the main thread."""
 
     def __init__(self, log: Path, env: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = _pair()
         self._log = log
         self._channel = Channel(ours)
         self._closed = False
@@ -286,7 +312,7 @@ class Server:
         ``owned``: the server serves this one process and ends with it. Raises MachineError as :meth:`wait`.
         """
         self.wait()
-        ours, theirs = socket.socketpair()
+        ours, theirs = _pair()
         with theirs:
             try:
                 self._channel.send({"kind": "fork", "log": str(log)}, fds=(theirs.fileno(),))
@@ -294,6 +320,11 @@ class Server:
             except (Closed, TimeoutError) as error:
                 ours.close()
                 raise self._failure("loads are forked from", error) from None
+            except BaseException:
+                # Interrupted: the answer would be taken for that to the next request.
+                ours.close()
+                self.close()
+                raise
         if reply["kind"] == "refused":
             ours.close()
             return str(reply["reason"])
@@ -368,12 +399,23 @@ class Server:
             self._process.wait()
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Return two sockets that are connected. Raises MachineError if another plugin forbids it."""
+    try:
+        return socket.socketpair()
+    except RuntimeError as error:
+        raise MachineError(
+            f"no connection to a load's process can be made: {error} (with pytest-socket, give --allow-unix-socket, "
+            "which still allows no network)"
+        ) from None
+
+
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
     """Return a load process with its own server, which imported nothing: for loads whose environment differs."""
     server = Server(log.with_suffix(".server.log"), env)
     try:
         process = server.fork(log, owned=True)
-    except MachineError:
+    except BaseException:
         server.close()
         raise
     assert isinstance(process, LoadProcess), "a server that imported nothing may fork"

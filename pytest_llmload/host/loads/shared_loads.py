@@ -21,6 +21,11 @@ class SharedLoads:
         """Return the load that all tests of a spec share."""
         return self._loads.setdefault(spec, Load(self._launcher, spec))
 
+    def begin_test(self) -> None:
+        """Have loads begun anew that were ended together with an earlier test."""
+        for load in self._loads.values():
+            load.forget_interruption()
+
     def private(self, spec: LoadSpec) -> Load:
         """Return a load that no other test shares."""
         return Load(self._launcher, spec)
