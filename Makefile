@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 BARE := .venv-bare
+PLUGINS := .venv-plugins
 INSTALL = -m pip install --quiet
 #: Tests of the oldest libraries: loads in one process, and the ones that only read options and markers.
 OLDEST_TESTS := tests/host/test_options.py tests/host/test_markers.py tests/worker/test_clean_loads.py \
 	tests/worker/test_faults.py tests/unit
 
-.PHONY: fuzz venv demo test test-oldest test-bare test-servers cover lint docs tables wheel bench bench-latency clean
+.PHONY: fuzz venv demo test test-oldest test-bare test-plugins test-servers cover lint docs tables wheel bench bench-latency clean
 
 venv: $(STAMP)
 
@@ -45,6 +46,15 @@ test-bare: $(BARE)/.installed
 $(BARE)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(BARE)
 	$(BARE)/bin/python $(INSTALL) .
+	touch $@
+
+# A gate beside thirty usual plugins of pytest, all loaded at once.
+test-plugins: $(PLUGINS)/.installed
+	LLMLOAD_PLUGINS=1 $(PLUGINS)/bin/python -m pytest -n 0 -p no:sugar tests/plugins
+
+$(PLUGINS)/.installed: pyproject.toml constraints.txt tests/plugins/requirements.txt
+	$(PYTHON) -m venv $(PLUGINS)
+	$(PLUGINS)/bin/python $(INSTALL) --constraint constraints.txt --requirement tests/plugins/requirements.txt --editable '.[bnb]'
 	touch $@
 
 # Real model servers, each in an environment of its own with every version pinned. Some gigabytes, kept between runs;
@@ -86,7 +96,7 @@ bench-latency: venv
 	$(BIN)/python benchmarks/latency_power.py benchmarks/samples/* --docs docs/latency-study.md
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(BARE) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(BARE) $(PLUGINS) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # A minute of mutated input for every parser; `benchmarks/fuzz.py --count 100000` for more.
 fuzz: venv

@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from pytest_llmload.integrations import reporters
 
     reporters.register(config)
-    if config.pluginmanager.hasplugin("benchmark"):
+    if config.pluginmanager.hasplugin("benchmark") or config.pluginmanager.hasplugin("codspeed"):
         from pytest_llmload.integrations import benchmark
 
         # Its fixture llm_benchmark overrides the one below.
@@ -247,6 +247,19 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """End every process of the run once its tests are over, before pytest-cov gathers what they executed.
+
+    https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtestloop
+    """
+    try:
+        return (yield)
+    finally:
+        if (state := existing_state(session.config)) is not None:
+            state.broker.close()
+
+
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
     """Return the status of errors about the run as a whole.
 
@@ -284,7 +297,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End every process of the run.
+    """End the processes of a run that has run no tests.
 
     https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_unconfigure
     """

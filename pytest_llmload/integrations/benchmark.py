@@ -1,7 +1,8 @@
 """``llm_benchmark``: pytest-benchmark's table, JSON and comparisons for calls that are timed in the load's process.
 
 pytest-benchmark reads a timer before and after each call. The timer here is a clock that only advances by the seconds
-measured in the load's process, so the time to reach that process and return is not part of any figure.
+measured in the load's process, so the time to reach that process and return is not part of any figure. pytest-codspeed,
+which replaces pytest-benchmark under ``--codspeed``, takes no timer: that time is part of its figures.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if "llm_benchmark" not in getattr(item, "fixturenames", ()):
         return
     clock = item.stash[_CLOCK] = Clock()
+    codspeed = item.config.pluginmanager.get_plugin("codspeed_plugin")
+    if codspeed is not None and codspeed.is_codspeed_enabled:
+        # It refuses a marker with a timer.
+        return
     # pytest-benchmark reads only the nearest marker, so this plugin's marker takes over the user's arguments.
     users = item.get_closest_marker("benchmark")
     kwargs = dict(users.kwargs) if users is not None else {}
