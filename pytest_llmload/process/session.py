@@ -15,6 +15,7 @@ from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.job import HERE, Job
 from pytest_llmload.process.debuggers import without_terminal
 from pytest_llmload.quantisation import registry
+from pytest_llmload.system.disk_full import is_disk_full
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 from pytest_llmload.worker.model.device import is_out_of_memory
@@ -293,6 +294,9 @@ def describe(error: BaseException, phase: str) -> Message:
     error = without_terminal(error)
     kind = type(error)
     if isinstance(error, MachineError):
+        outcome = "machine"
+    elif is_disk_full(error):
+        error = MachineError(f"the disk is full: {_text(error)}").with_traceback(error.__traceback__)
         outcome = "machine"
     elif is_out_of_memory(error):
         outcome = results.OUT_OF_MEMORY

@@ -46,6 +46,9 @@ FAULTS = (
                  "    try:\n        kind = os.fstat(fd).st_mode\n    except OSError:\n        continue\n"
                  "    if stat.S_ISSOCK(kind):\n        os.write(fd, b'\\x00' * 8 + b'{}{}{}{}{}{}{}{}')",
           told="wrote to the connection between it and pytest in phase 'load', killed"),
+    Fault("clock", "the wall clock goes back a day while a model is loaded", "passes; times are a monotonic clock's",
+          loader="import time\n"
+                 "time.time = lambda real=time.time: real() - 86400", outcome="passed"),
     Fault("broken", "`llm.run` breaks the model", "the model is loaded anew for the next test",
           run="model.named_parameters = None", outcome="passed"),
     Fault("next_to_broken", "…the next test of that load", "passes, on a whole model",

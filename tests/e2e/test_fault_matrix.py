@@ -66,6 +66,11 @@ def test_every_fault_ends_as_the_table_says(
     assert not list(tmp_path.rglob("core"))
 
 
+def test_no_figure_and_no_deadline_is_taken_from_the_wall_clock() -> None:
+    sources = (Path(__file__).parents[2] / "pytest_llmload").rglob("*.py")
+    assert [path for path in sources if "time.time()" in path.read_text(encoding="utf-8")] == []
+
+
 def test_a_run_that_is_terminated_leaves_what_was_measured(
     pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,33 @@ def test_an_offload_that_would_fill_the_disk_is_an_error_before_it_loads(
     result = project("--llm-report=run.json")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["*offload needs * MiB in *, where 257.00 MiB are free: nothing was loaded*"])
+
+
+FULL = """
+    import errno, os
+    import transformers.core_model_loading as loading
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.dat")
+
+    loading.offload_and_maybe_resave_param = full
+"""
+
+
+def test_a_disk_that_fills_while_weights_are_offloaded_is_an_error_of_the_machine(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    pytester.makepyfile(
+        full=FULL,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("offload")
+        def test_offload(llm): pass
+        def test_dense(llm): pass
+        """,
+    )
+    result = project("--llm-import=full")
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines(["*the disk is full: * No space left on device*weights.dat*"])
+    assert not [path for path in tmp_path.iterdir() if "llmload" in path.name]

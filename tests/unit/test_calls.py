@@ -171,3 +171,24 @@ def test_a_traceback_begins_in_the_functions_file() -> None:
     assert next(line for line in text.splitlines() if line.startswith("  File ")).startswith(
         f'  File "{__file__}", line'
     )
+
+
+class Written(Exception):
+    """As safetensors raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (OSError(28, "No space left on device"), "machine"),
+        (OSError(122, "Disk quota exceeded"), "machine"),
+        (Written("I/O error: No space left on device (os error 28)"), "machine"),
+        (OSError(2, "No such file or directory"), "failed"),
+        (ValueError("no space left on the line"), "failed"),
+    ],
+)
+def test_a_full_disk_is_the_machines_fault(error: Exception, outcome: str) -> None:
+    assert describe(error, "load")["outcome"] == outcome
+    outer = RuntimeError("cannot save")
+    outer.__cause__ = error
+    assert describe(outer, "load")["outcome"] == outcome
