@@ -12,6 +12,8 @@ from typing import Any
 
 from pytest_llmload.baselines.model import SCHEMA, Baseline, Timing
 from pytest_llmload.core.errors import BaselineError
+from pytest_llmload.core.portable import bounded
+from pytest_llmload.core.quoting import printable
 from pytest_llmload.core.results import ManifestRow, Numbers
 from pytest_llmload.system.json_text import Unreadable, check_structure, short
 
@@ -31,8 +33,16 @@ _INDICES = re.compile(r"(?:\d{1,6}(?:-\d{1,6})?(?:,\d{1,6}(?:-\d{1,6})?)*)?", re
 _ROW = {item.name: item.type for item in dataclasses.fields(ManifestRow)}
 
 
+#: Characters of a sentence about a file's content.
+_LONGEST = 500
+
+
 class _Bad(Exception):
     """A fault in a file's content; the message lacks the file's name and what to do about it."""
+
+    def __str__(self) -> str:
+        # It may quote names of entries, which are the file's.
+        return bounded(printable(super().__str__()), _LONGEST)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_llmload.core.quoting import quoted
+
 
 def path_of(text: str) -> Path:
     """Return the path that a user wrote, with ``~`` expanded; it need not exist.
@@ -15,7 +17,7 @@ def path_of(text: str) -> Path:
         path = Path(text).expanduser()
         path.exists()
     except RuntimeError:
-        raise ValueError(f"{text!r} begins with a home directory that this machine does not know") from None
+        raise ValueError(f"{quoted(text)} begins with a home directory that this machine does not know") from None
     except OSError as error:
-        raise ValueError(f"{text!r} is not a path that can be read: {error.strerror}") from None
+        raise ValueError(f"{quoted(text)} is not a path that can be read: {error.strerror}") from None
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.paths import path_of
+from pytest_llmload.core.quoting import quoted
 
 PREFIX = "random:"
 
@@ -194,7 +195,9 @@ def config_of(spec: str) -> dict[str, Any]:
     """
     what = spec.removeprefix(PREFIX)
     if what == spec or not what:
-        raise ValueError(f"{spec!r} is not a random model: write random:PRESET or random:PATH, as in random:tiny-llama")
+        raise ValueError(
+            f"{quoted(spec)} is not a random model: write random:PRESET or random:PATH, as in random:tiny-llama"
+        )
     if what in PRESETS:
         return copy.deepcopy(PRESETS[what])
     path = path_of(what)
@@ -202,17 +205,17 @@ def config_of(spec: str) -> dict[str, Any]:
         path /= "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{spec!r} is not a preset, and {_shown(path)} does not exist: give a config.json, a directory that has "
-            f"one, or a preset ({', '.join(PRESETS)})"
+            f"{quoted(spec)} is not a preset, and {_shown(path)} does not exist: give a config.json, a directory "
+            f"that has one, or a preset ({', '.join(PRESETS)})"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{_shown(path)} cannot be read as JSON ({error}): {spec!r} needs a model's config.json"
+            f"{_shown(path)} cannot be read as JSON ({error}): {quoted(spec)} needs a model's config.json"
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ValueError(f'{path} has no "model_type": {spec!r} needs the config.json of a transformers model')
+        raise ValueError(f'{path} has no "model_type": {quoted(spec)} needs the config.json of a transformers model')
     return config
 
 

@@ -6,6 +6,8 @@ import pkgutil
 import re
 from typing import Any
 
+from pytest_llmload.core.quoting import quoted
+
 
 def is_reference(text: str) -> bool:
     """Return whether a text has the form ``package.module:name``, without looking for what it names."""
@@ -18,5 +20,5 @@ def resolve(reference: str) -> Any:
     Raises ValueError if the text does not have that form, ImportError or AttributeError if nothing is there.
     """
     if not is_reference(reference):
-        raise ValueError(f"{reference!r} is not an import string; write 'package.module:name'")
+        raise ValueError(f"{quoted(reference)} is not an import string; write 'package.module:name'")
     return pkgutil.resolve_name(reference)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.portable import portable_spec
+from pytest_llmload.core.quoting import quoted
 
 DTYPES = ("fp32", "fp16", "bf16")
 #: Values of ``quant`` that are not schemes: as the checkpoint says, and as the user's ``quantization_config`` says.
@@ -40,7 +41,9 @@ class Workload:
         """Return the workload that ``"4x2048+64"`` describes. Raises ValueError that says what to write."""
         match = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text) if isinstance(text, str) else None
         if match is None or not all(int(part) for part in match.groups()):
-            raise ValueError(f"{text!r} is not a workload: write BATCHxPROMPT+NEW, each at least 1, as in '1x128+32'")
+            raise ValueError(
+                f"{quoted(text)} is not a workload: write BATCHxPROMPT+NEW, each at least 1, as in '1x128+32'"
+            )
         return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from pytest_llmload.core.quoting import quoted
+
 _BYTES = {
     "B": 1,
     "KiB": 1 << 10,
@@ -25,7 +27,9 @@ _NUMBER_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 def _parse(text: object, units: dict[str, float] | dict[str, int], what: str, example: str) -> float:
     match = _NUMBER_UNIT.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in units:
-        raise ValueError(f"{text!r} is not a {what}: write a number and one of {', '.join(units)}, as in {example!r}")
+        raise ValueError(
+            f"{quoted(text)} is not a {what}: write a number and one of {', '.join(units)}, as in {example!r}"
+        )
     return float(match[1]) * units[match[2]]
 
 
@@ -140,7 +144,7 @@ def parse_tolerance(text: object, unit: str) -> Tolerance:
     """
     units, example = _ABSOLUTE.get(unit, ({"": 1, unit: 1}, f"3{unit}"))
     wrong = ValueError(
-        f"{text!r} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of the two"
+        f"{quoted(text)} is not a tolerance here: write '1%', {example!r}, or '1%|{example}' for the larger of the two"
     )
     if not isinstance(text, str):
         raise wrong

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_llmload.core.canonical import canonical_json
+from pytest_llmload.core.quoting import quoted
 from pytest_llmload.core.units import parse_bytes
 
 
 def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
     """Return ``max_memory={0: "10GiB", "cpu": "30GiB"}`` as sorted pairs of device and bytes. Raises UsageError."""
     if not isinstance(value, dict) or not value:
-        raise pytest.UsageError(f"{where}: {value!r} is not a map such as {{0: '10GiB', 'cpu': '30GiB'}}")
+        raise pytest.UsageError(f"{where}: {quoted(value)} is not a map such as {{0: '10GiB', 'cpu': '30GiB'}}")
     pairs = []
     for device, size in value.items():
         if not (type(device) is int and device >= 0) and device not in ("cpu", "disk"):
-            raise pytest.UsageError(f"{where}: {device!r} is not a device: write a GPU's index, 'cpu' or 'disk'")
+            raise pytest.UsageError(f"{where}: {quoted(device)} is not a device: write a GPU's index, 'cpu' or 'disk'")
         try:
             pairs.append((str(device), size if type(size) is int else parse_bytes(size)))
         except ValueError as error:
@@ -28,13 +29,13 @@ def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
 
 def flag(value: object, where: str) -> bool:
     if not isinstance(value, bool):
-        raise pytest.UsageError(f"{where}={value!r}: True or False")
+        raise pytest.UsageError(f"{where}={quoted(value)}: True or False")
     return value
 
 
 def names(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise pytest.UsageError(f"{where}: {value!r} is not a list of names")
+        raise pytest.UsageError(f"{where}: {quoted(value)} is not a list of names")
     return tuple(value)
 
 
@@ -43,5 +44,6 @@ def as_json(value: object, where: str) -> str:
         return canonical_json(json.loads(json.dumps(value)))
     except (TypeError, ValueError):
         raise pytest.UsageError(
-            f"{where}: {value!r} cannot go to the load's process: plain values only (numbers, strings, lists, maps)"
+            f"{where}: {quoted(value)} cannot go to the load's process: plain values only (numbers, strings, lists, "
+            "maps)"
         ) from None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytest
 
+from pytest_llmload.core.quoting import quoted
+
 if TYPE_CHECKING:
     from pytest_llmload.host.loads.strategies import Strategies
     from pytest_llmload.host.settings.settings import Settings
@@ -120,7 +122,7 @@ class LoadMarker(Marker):
         values = []
         for arg, identity, marks in unpacked(args, f"{where}: {self.name}"):
             if arg not in allowed:
-                raise pytest.UsageError(f"{where}: {self.name}: unknown {arg!r}: one of {', '.join(allowed)}")
+                raise pytest.UsageError(f"{where}: {self.name}: unknown {quoted(arg)}: one of {', '.join(allowed)}")
             values.append(Value(make(arg), identity, marks))
         return values
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from pytest_llmload.core.quoting import quoted
 from pytest_llmload.host.markers.base import LimitMarker
 
 PHASES = ("load", "forward", "generate")
@@ -52,7 +53,9 @@ class MemoryCeiling(LimitMarker):
         if mark.args or not kwargs or set(kwargs) - {"gpu", "host"}:
             raise pytest.UsageError(f"{where}: memory_ceiling: write memory_ceiling(gpu='9GiB'), host=, or both")
         if phase is not None and phase not in PHASES:
-            raise pytest.UsageError(f"{where}: memory_ceiling: unknown phase {phase!r}: one of {', '.join(PHASES)}")
+            raise pytest.UsageError(
+                f"{where}: memory_ceiling: unknown phase {quoted(phase)}: one of {', '.join(PHASES)}"
+            )
         try:
             sizes = {side: parse_bytes(size) for side, size in kwargs.items()}
         except ValueError as error:
@@ -77,7 +80,7 @@ class Budget(NamedTuple):
 
         if isinstance(text, str) and (match := re.fullmatch(r"\s*\+\s*(\d+(?:\.\d+)?)\s*%\s*", text)):
             if not float(match[1]):
-                raise ValueError(f"{text!r}: two times are never equal, the budget must be more than 0 %")
+                raise ValueError(f"{quoted(text)}: two times are never equal, the budget must be more than 0 %")
             return cls(text, relative=float(match[1]) / 100)
         return cls(str(text), parse_seconds(text))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llmload.core.quoting import quoted
 from pytest_llmload.host.markers.base import Fields, LoadMarker, Value
 
 #: Options of ``quant``, which strategies of a quantisation take too.
@@ -65,7 +66,9 @@ class Strategy(LoadMarker):
         if "world_size" not in self.strategies[name].fields:
             raise pytest.UsageError(f"{where}: strategy({name!r}) has no world_size: it is not split over ranks")
         if type(value) is not int or value < 1:
-            raise pytest.UsageError(f"{where}: world_size={value!r}: a whole number of shards or ranks, at least 1")
+            raise pytest.UsageError(
+                f"{where}: world_size={quoted(value)}: a whole number of shards or ranks, at least 1"
+            )
         return value
 
     def extra_keywords(self) -> tuple[str, ...]:
@@ -127,7 +130,9 @@ class Quant(LoadMarker):
                 f"{where}: quant: config= decides how the model is quantised; leave {', '.join(others)} away"
             )
         if not isinstance(config, str) or not is_reference(config):
-            raise pytest.UsageError(f"{where}: quant: config={config!r} is not an import string: 'pkg.mod:function'")
+            raise pytest.UsageError(
+                f"{where}: quant: config={quoted(config)} is not an import string: 'pkg.mod:function'"
+            )
         return {"quant": BY_CONFIG, "quant_config": config}
 
     def extra_keywords(self) -> tuple[str, ...]:
@@ -200,13 +205,16 @@ class DeviceMap(LoadMarker):
         elif isinstance(value, str) and re.fullmatch(_DEVICE, value) is None:
             known = [name for name in self.strategies if self.strategies[name].is_device_map]
             raise pytest.UsageError(
-                f"{where}: device_map: {value!r} is neither a device nor one of {', '.join(known)}{meant(value, known)}"
+                f"{where}: device_map: {quoted(value)} is neither a device nor one of {', '.join(known)}"
+                f"{meant(value, known)}"
             )
         elif isinstance(value, (str, int, dict)):
             mapping = value if isinstance(value, dict) else {"": value}
             fields = {"device_map": as_json(mapping, f"{where}: device_map")}
         else:
-            raise pytest.UsageError(f"{where}: device_map: {value!r} is neither a name, a device nor a map of modules")
+            raise pytest.UsageError(
+                f"{where}: device_map: {quoted(value)} is neither a name, a device nor a map of modules"
+            )
         if kwargs.get("max_memory"):
             fields["max_memory"] = limits(kwargs["max_memory"], f"{where}: device_map: max_memory")
         return [Value(fields)]
@@ -231,7 +239,7 @@ class GpuCount(LoadMarker):
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         count = self.one(args, kwargs)
         if type(count) is not int or count < 1:
-            raise pytest.UsageError(f"{where}: gpu_count({count!r}): a whole number of GPUs, at least 1")
+            raise pytest.UsageError(f"{where}: gpu_count({quoted(count)}): a whole number of GPUs, at least 1")
         return [Value({"gpu_count": count})]
 
 
@@ -248,7 +256,7 @@ class Attn(LoadMarker):
         name = _text(self.one(args, kwargs), f"{where}: attn")
         # Libraries register further names, so only what looks like a known one is refused.
         if name not in _ATTENTION and (likely := meant(name, _ATTENTION)):
-            raise pytest.UsageError(f"{where}: attn: unknown {name!r}{likely}")
+            raise pytest.UsageError(f"{where}: attn: unknown {quoted(name)}{likely}")
         return [Value({"attn": name})]
 
 
@@ -292,7 +300,7 @@ def quant_option(name: str, value: object, where: str) -> object:
     if name != "compute_dtype":
         return tuple(sorted(set(names(value, f"{where}: {name}"))))
     if value is not None and value not in DTYPES:
-        raise pytest.UsageError(f"{where}: unknown compute_dtype {value!r}: one of {', '.join(DTYPES)}")
+        raise pytest.UsageError(f"{where}: unknown compute_dtype {quoted(value)}: one of {', '.join(DTYPES)}")
     return value
 
 
@@ -328,5 +336,5 @@ def meant(text: str, known: Sequence[str]) -> str:
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise pytest.UsageError(f"{where}: {value!r} is not a name")
+        raise pytest.UsageError(f"{where}: {quoted(value)} is not a name")
     return value

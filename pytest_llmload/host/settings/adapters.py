@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from pytest_llmload.core.paths import path_of
+from pytest_llmload.core.quoting import quoted
 
 RANDOM = "random"
 #: How a directory below the root directory begins, which tells it from a hub id.
@@ -18,7 +19,7 @@ def parse_adapter(text: object, base: Path, root: Path) -> str:
     Relative directories are seen from ``base``. ValueError says what is wrong and what to write.
     """
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{text!r} is not an adapter: write a directory, a hub id or 'random'")
+        raise ValueError(f"{quoted(text)} is not an adapter: write a directory, a hub id or 'random'")
     if text == RANDOM:
         return text
     path = (base / path_of(text)).resolve()
@@ -26,9 +27,9 @@ def parse_adapter(text: object, base: Path, root: Path) -> str:
         below = path.is_relative_to(root) and path != root
         return f"{BELOW}{path.relative_to(root).as_posix()}" if below else str(path)
     if text.startswith((".", "/", "~")):
-        raise ValueError(f"{text!r} is not a directory on this machine (looked at {str(path)!r})")
+        raise ValueError(f"{quoted(text)} is not a directory on this machine (looked at {quoted(str(path))})")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) is None or ".." in text:
-        raise ValueError(f"{text!r} is neither a directory on this machine nor a hub id such as 'org/adapter'")
+        raise ValueError(f"{quoted(text)} is neither a directory on this machine nor a hub id such as 'org/adapter'")
     return text
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pytest_llmload.core.cut_names import cut_name
 from pytest_llmload.core.paths import path_of
 from pytest_llmload.core.presets import config_of
+from pytest_llmload.core.quoting import quoted
 
 #: As long as the longest hub id with some to spare; a file's name may have 255.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -33,11 +34,13 @@ def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
         # A path may have a '=' too.
         name, spec = "", text
     if not spec:
-        raise ValueError(f"{text!r} names no model: write a hub id, a directory or random:PRESET")
+        raise ValueError(f"{quoted(text)} names no model: write a hub id, a directory or random:PRESET")
     scheme, _, rest = spec.partition(":")
     if scheme == "random":
         if not rest:
-            raise ValueError(f"{spec!r} names no preset: write random:tiny-llama, or random:PATH to a config.json")
+            raise ValueError(
+                f"{quoted(spec)} names no preset: write random:tiny-llama, or random:PATH to a config.json"
+            )
         local = _local(rest, base)
         if local is not None:
             spec = f"random:{local}"
@@ -53,13 +56,13 @@ def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
             own = spec.partition("@")[0].replace("/", "--")
             if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec) is None or ".." in spec:
                 raise ValueError(
-                    f"{spec!r} is neither a directory on this machine nor a hub id such as 'org/model' or "
+                    f"{quoted(spec)} is neither a directory on this machine nor a hub id such as 'org/model' or "
                     "'org/model@revision'"
                 )
     chosen = name or own
     if _NAME.fullmatch(chosen) is None or ".." in chosen:
         raise ValueError(
-            f"{chosen!r} cannot name a model: it becomes a folder of the baselines and part of test ids; "
+            f"{quoted(chosen)} cannot name a model: it becomes a folder of the baselines and part of test ids; "
             "write NAME=SPEC with a NAME of at most 200 letters, digits, '.', '_' and '-'"
         )
     return Model(chosen if layers is None else cut_name(chosen, layers), spec)
@@ -71,5 +74,5 @@ def _local(text: str, base: Path) -> Path | None:
     if path.exists():
         return path.resolve()
     if looks_local:
-        raise ValueError(f"{text!r} is not a directory on this machine (looked at {str(path)!r})")
+        raise ValueError(f"{quoted(text)} is not a directory on this machine (looked at {quoted(str(path))})")
     return None

@@ -15,6 +15,7 @@ import pytest
 from pytest_llmload.baselines.store import Store
 from pytest_llmload.core.metrics import METRICS, Metric, tolerance_of
 from pytest_llmload.core.paths import path_of
+from pytest_llmload.core.quoting import quoted
 from pytest_llmload.core.references import is_reference
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import Tolerance, parse_seconds
@@ -161,7 +162,7 @@ class _Given:
 
         def check(text: str) -> str:
             if text not in choices:
-                raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+                raise ValueError(f"{quoted(text)} is none of {', '.join(choices)}")
             return text
 
         return self.parsed(name, check)
@@ -187,7 +188,7 @@ def _tolerances(lines: list[str], table: Mapping[str, Metric]) -> dict[str, Tole
     for line in lines:
         metric, separator, text = line.partition("=")
         if not separator:
-            raise ValueError(f"{line!r} is not METRIC=TOLERANCE, as in 'gpu.settled=1%'")
+            raise ValueError(f"{quoted(line)} is not METRIC=TOLERANCE, as in 'gpu.settled=1%'")
         found[metric] = tolerance_of(metric, text, table)
     return found
 
@@ -195,7 +196,7 @@ def _tolerances(lines: list[str], table: Mapping[str, Metric]) -> dict[str, Tole
 def _count(value: object) -> int:
     text = str(value)
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a number of loads of at least 1")
+        raise ValueError(f"{quoted(text)} is not a number of loads of at least 1")
     return int(text)
 
 
@@ -213,13 +214,13 @@ def _layers(value: object, endpoint: str) -> int | None:
 def _deadline(value: object) -> float:
     seconds = _seconds_or_number(value)
     if not seconds:
-        raise ValueError(f"{str(value)!r} leaves no time to load anything: write more than 0s, as in '30min'")
+        raise ValueError(f"{quoted(str(value))} leaves no time to load anything: write more than 0s, as in '30min'")
     return seconds
 
 
 def _loader(text: str) -> str:
     if not is_reference(text):
-        raise ValueError(f"{text!r} names no function: write MODULE:FUNCTION, as in 'ourapp.serving:load_model'")
+        raise ValueError(f"{quoted(text)} names no function: write MODULE:FUNCTION, as in 'ourapp.serving:load_model'")
     return text
 
 
