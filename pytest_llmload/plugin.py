@@ -285,6 +285,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         finishing.finish(session, state)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table of loads.
 

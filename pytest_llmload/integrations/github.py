@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pytest_llmload.host.run.stash import existing_state
 from pytest_llmload.reports import markdown
-from pytest_llmload.reports.github import Annotation, errors, group
+from pytest_llmload.reports.github import Annotation, errors, escape, group, resume, stop
 
 _FAILED = pytest.StashKey[dict[str, Annotation]]()
 
@@ -25,14 +26,76 @@ def pytest_configure(config: pytest.Config) -> None:
     https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_configure
     """
     config.stash[_FAILED] = {}
-    config.pluginmanager.register(_Collector(config), "llmload-github")
+    silence = _Silence()
+    config.pluginmanager.register(_Collector(config, silence), "llmload-github")
+    config.pluginmanager.register(_Reporting(config, silence), "llmload-github-silence")
+    config.pluginmanager.register(_Others(silence), "llmload-github-commands")
+
+
+def _has_loads(config: pytest.Config) -> bool:
+    state = existing_state(config)
+    return state is not None and bool(state.log.runs or state.session_errors)
+
+
+class _Silence:
+    """A time in which the runner obeys no line of the log: what a model, a log or an exception says is only text."""
+
+    def __init__(self) -> None:
+        self._token = ""
+
+    def begin(self, reporter: Any) -> None:
+        """Have the runner obey nothing until :meth:`end`."""
+        self._token = secrets.token_hex(16)
+        reporter.write_line(stop(self._token))
+
+    def end(self, reporter: Any) -> None:
+        """Have the runner obey commands again, if it does not."""
+        if self._token:
+            reporter.write_line(resume(self._token))
+            self._token = ""
+
+
+class _Reporting:
+    """Silences pytest's own report and this plugin's table, which print texts from outside."""
+
+    def __init__(self, config: pytest.Config, silence: _Silence) -> None:
+        self._config = config
+        self._silence = silence
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
+        """Silence failures, captured output and warnings before the summary, and the list of failures after it.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_terminal_summary
+        """
+        if _has_loads(self._config):
+            self._silence.begin(terminalreporter)
+        try:
+            return (yield)
+        finally:
+            self._silence.end(terminalreporter)
+
+
+class _Others:
+    """Lets other plugins give commands, which print theirs in the summary."""
+
+    def __init__(self, silence: _Silence) -> None:
+        self._silence = silence
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """End the silence once this plugin's table is printed, which is done first of all.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_terminal_summary
+        """
+        self._silence.end(terminalreporter)
 
 
 class _Collector:
     """A plugin that notes every failure and error of tests that use a load, also of those in xdist workers."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, silence: _Silence) -> None:
         self._config = config
+        self._silence = silence
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a failure or an error of a test that uses a load.
@@ -65,7 +128,7 @@ class _Collector:
         https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_terminal_summary
         """
         state = existing_state(self._config)
-        if state is None or not (state.log.runs or state.session_errors):
+        if state is None or not _has_loads(self._config):
             return
         from pytest_llmload.host.hooks.finishing import report_document
 
@@ -82,4 +145,7 @@ class _Collector:
                     file.write(markdown.text(report_document(state)) + "\n")
             except OSError as error:
                 reason = error.strerror or error
-                terminalreporter.write_line(f"::warning title=llmload::cannot write the job's summary: {reason}")
+                text = escape(f"cannot write the job's summary: {reason}")
+                terminalreporter.write_line(f"::warning title=llmload::{text}")
+        # pytest's list of failures follows.
+        self._silence.begin(terminalreporter)

@@ -43,7 +43,17 @@ def _error(annotation: Annotation) -> str:
 
 def group(title: str, lines: Sequence[str], token: str) -> list[str]:
     """Return log lines as a folded group. The runner does not obey any line before ``token``, which must be secret."""
-    return [f"::group::{escape(title)}", f"::stop-commands::{token}", *lines, f"::{token}::", "::endgroup::"]
+    return [f"::group::{escape(title)}", stop(token), *lines, resume(token), "::endgroup::"]
+
+
+def stop(token: str) -> str:
+    """Return the command after which the runner obeys no line until ``token``, which no text from outside knows."""
+    return f"::stop-commands::{token}"
+
+
+def resume(token: str) -> str:
+    """Return the command that ends :func:`stop`."""
+    return f"::{token}::"
 
 
 def escape(text: str) -> str:

@@ -73,6 +73,60 @@ def test_github_is_told_without_configuration(
     assert "memory baseline missing" in text
 
 
+def obeyed(lines: list[str]) -> list[str]:
+    """Return the lines that GitHub's runner takes for commands: it looks for ``::`` behind blanks, and for ``##[``."""
+    found, token = [], ""
+    for line in lines:
+        command = line.lstrip()
+        if token:
+            token = "" if command == f"::{token}::" else token
+        elif command.startswith("::stop-commands::"):
+            token = command.removeprefix("::stop-commands::")
+        elif re.match(r"::[\w-]+( [^:]*)?::", command) or "##[" in command:
+            found.append(command)
+    assert not token, "the runner obeys again in the end"
+    return found
+
+
+def test_no_text_from_outside_is_a_command(pytester: pytest.Pytester, project: Project, github: Path) -> None:
+    pytester.makepyfile(
+        test_loads="""
+        import pytest
+
+        def speak(model, tokenizer):
+            print("::error::out")
+            print("##[error]old")
+
+        def fail(model, tokenizer):
+            raise ValueError("\\n  ::warning::raised\\n::add-mask::a")
+
+        def test_run(llm):
+            llm.run(speak)
+            print("::notice::test")
+            llm.run(fail)
+
+        @pytest.mark.strategy("loader", target="serving:broken")
+        def test_broken(llm): pass
+        """
+    )
+    pytester.makeconftest(
+        """
+        def pytest_terminal_summary(terminalreporter):
+            terminalreporter.write_line("::notice::of another plugin")
+        """
+    )
+    result = project("-rA")
+    result.assert_outcomes(failed=2)
+    text = result.stdout.str()
+    for planted in ("::error::out", "##[error]old", "::warning::raised", "::notice::test", "::error::planted by a log"):
+        assert planted in text
+    commands = obeyed(text.splitlines())
+    assert "::notice::of another plugin" in commands
+    ours = {"::group::", "::endgroup::", "::error file=", "::notice::of another plugin"}
+    assert [line for line in commands if not line.startswith(tuple(ours))] == []
+    assert len([line for line in commands if line.startswith("::error file=")]) == 2
+
+
 def test_an_error_of_the_run_as_a_whole_is_told_too(pytester: pytest.Pytester, project: Project, github: Path) -> None:
     result = project("--llm-device=cuda")
     assert result.ret == 1

@@ -34,11 +34,11 @@ _COMPOSITE = ("gemma3", "llava", "qwen2_vl", "llama4")
 
 @functools.cache
 def tiny(model_type: str) -> Checkpoint:
-    folder = Path(_CACHE.name) / "configs" / model_type
+    folder = _CACHE / "configs" / model_type
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_configs.tiny(model_type, _FAMILIES[model_type])
     (folder / "config.json").write_text(json.dumps(config, default=str))
-    return resolve(f"random:{folder}", Path(_CACHE.name))
+    return resolve(f"random:{folder}", _CACHE)
 
 
 def loaded(model_type: str, **fields: Any) -> LoadResult:
@@ -117,12 +117,12 @@ def test_constants_that_the_class_writes_are_no_wrong_values() -> None:
 
 def test_a_linear_that_is_smaller_than_a_block() -> None:
     """gemma3n has such; a Llama with narrow heads is enough."""
-    folder = Path(_CACHE.name) / "configs" / "small_linear"
+    folder = _CACHE / "configs" / "small_linear"
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 512}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, "max_position_embeddings": 64}
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32", **sizes, **heads}
     (folder / "config.json").write_text(json.dumps(config))
-    result = quick(resolve(f"random:{folder}", Path(_CACHE.name)), quant="nf4")
+    result = quick(resolve(f"random:{folder}", _CACHE), quant="nf4")
     assert not result.faults
     assert {problem.check for problem in result.problems} <= {"forward"}
