@@ -50,7 +50,13 @@ def _card(number: int, run: Run) -> ET.Element:
         moved = [item for item in comparison.metrics if item.change is not None and item.verdict != "ok"]
         if moved:
             rows = [
-                row(item.name, figure(movement(item)), figure(change(item)), allowance(item), chip(item.verdict))
+                row(
+                    item.name,
+                    figure(movement(item).replace(" -> ", " → ")),
+                    figure(change(item)),
+                    allowance(item),
+                    chip(item.verdict),
+                )
                 for item in moved
             ]
             parts.append(table("Figures that changed", ("figure", "baseline → now", "change", "allowed", ""), rows))
