@@ -204,7 +204,7 @@ WRONG = [
     ('strategy("auto", hook=print)', "cannot go to the load's process"),
     ('strategy("auto")\n@pytest.mark.device_map({"": "disk"})', "strategy('auto') would ignore device_map"),
     ('strategy("max_memory")\n@pytest.mark.device_map({"": 0})', "strategy('max_memory') would ignore device_map"),
-    ('strategy("fp16", max_memory={0: "1GiB"})', "a load on one device would ignore max_memory: take"),
+    ('strategy("fp16", max_memory={0: "1GiB"})', "a load on one device would ignore max_memory: use"),
     ('device_map({"": 0}, max_memory={0: "1GiB"})', "a map of modules would ignore max_memory"),
     (
         'strategy("tp_plan", max_memory={0: "1GiB"})\n@pytest.mark.device_map({"": 0})',

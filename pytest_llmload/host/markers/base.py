@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytest
 
-from pytest_llmload.core.quoting import quoted
-
 if TYPE_CHECKING:
     from pytest_llmload.host.loads.strategies import Strategies
     from pytest_llmload.host.settings.settings import Settings
 
 Fields = dict[str, Any]
 _PARAMETER_SET = type(pytest.param())
+
+
+def quoted(value: object) -> str:
+    """Return a value as an error message quotes it; markers are read in every run, and most runs quote nothing."""
+    from pytest_llmload.core import quoting
+
+    return quoting.quoted(value)
 
 
 class Value(NamedTuple):

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pytest_llmload.core.quoting import quoted
-from pytest_llmload.host.markers.base import LimitMarker
+from pytest_llmload.host.markers.base import LimitMarker, quoted
 
 PHASES = ("load", "forward", "generate")
 TIMES = ("load", "ttft", "per_token")

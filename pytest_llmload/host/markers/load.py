@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.core.quoting import quoted
-from pytest_llmload.host.markers.base import Fields, LoadMarker, Value
+from pytest_llmload.host.markers.base import Fields, LoadMarker, Value, quoted
 
 #: Options of ``quant``, which strategies of a quantisation take too.
 _QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
