@@ -142,7 +142,7 @@ class _Collector:
         if target := os.environ.get("GITHUB_STEP_SUMMARY"):
             try:
                 with Path(target).open("a", encoding="utf-8") as file:
-                    file.write(markdown.text(report_document(state)) + "\n")
+                    file.write(markdown.text(report_document(state, state.log)) + "\n")
             except OSError as error:
                 reason = error.strerror or error
                 text = escape(f"cannot write the job's summary: {reason}")

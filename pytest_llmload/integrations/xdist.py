@@ -28,10 +28,17 @@ class Integration:
         self._config = config
         self._temporary: Scratch | None = None
         self._watcher: Watcher | None = None
+        given: Any = config
         if hasattr(config, "workerinput"):
+            self._report_as_it_goes(Path(given.workerinput[_FOLDER]), given.workerinput["workerid"])
             from pytest_llmload.host.run.display import DISPLAY
 
             config.stash[DISPLAY] = self._display
+
+    def _report_as_it_goes(self, folder: Path, worker: str = "") -> None:
+        from pytest_llmload.integrations.xdist_report import RunningReport
+
+        self._config.pluginmanager.register(RunningReport(self._config, folder, worker), "llmload-xdist-report")
 
     def _display(self) -> Display:
         from pytest_llmload.integrations.xdist_progress import WorkerDisplay
@@ -48,6 +55,7 @@ class Integration:
             from pytest_llmload.system.scratch import XDIST, Scratch
 
             self._temporary = Scratch(XDIST)
+            self._report_as_it_goes(self._temporary.files)
         node.workerinput[_FOLDER] = str(self._temporary.files)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:

@@ -71,23 +71,37 @@ def test_no_figure_and_no_deadline_is_taken_from_the_wall_clock() -> None:
     assert [path for path in sources if "time.time()" in path.read_text(encoding="utf-8")] == []
 
 
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_a_run_that_is_terminated_leaves_what_was_measured(
-    pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
     """As a cancelled job of a CI service is."""
     pytester.makepyfile(
-        """
+        conftest="""
         import signal
+        import pytest
+
+        def pytest_configure(config):
+            if not hasattr(config, "workerinput"):
+                config.pluginmanager.register(Stops())
+
+        class Stops:
+            @pytest.hookimpl(trylast=True)
+            def pytest_runtest_logreport(self, report):
+                if report.when == "teardown":
+                    open("started", "w").close()
+                    signal.pause()
+        """,
+        test_it="""
         def test_first(llm): assert llm.outcome == "loaded"
-        def test_second(llm):
-            open("started", "w").close()
-            signal.pause()
-        """
+        def test_second(llm): assert llm.outcome == "loaded"
+        """,
     )
     os.mkfifo(pytester.path / "started")
     command = [
         sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
         f"--llm-cache-dir={checkpoint_cache}", "--llm-workload=1x16+4", "--llm-report=run.json",
+        *workers,
     ]  # fmt: skip
     with (pytester.path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -14,6 +14,9 @@ from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmload.host.run.log import RunLog
     from pytest_llmload.host.run.state import State
 
 #: The suffix of the reports that are written as the run goes on: other programs read them.
@@ -37,7 +40,7 @@ def finish(session: pytest.Session, state: State) -> None:
         _judge(session, state)
     for path in state.settings.reports:
         try:
-            formats.write(path, report_document(state))
+            formats.write(path, report_document(state, state.log))
         except (OSError, TypeError, ValueError, ReportError) as error:
             # Another plugin's hook may have put a value into a result that the format cannot hold.
             reason = getattr(error, "strerror", None) or error
@@ -47,24 +50,32 @@ def finish(session: pytest.Session, state: State) -> None:
 def write_progress(config: pytest.Config) -> None:
     """Write the JSON reports of a run that goes on, so that one that is killed leaves what was measured until then.
 
-    In an xdist worker nothing is written: the controller knows of its loads at the worker's end.
+    In an xdist worker nothing is written: the controller writes what all workers have measured.
     """
     state = state_of(config)
-    files = [path for path in state.settings.reports if formats.suffix_of(str(path)) == PROGRESS]
-    if state.is_worker or not files:
-        return
-    so_far = report_document(state)
+    if not state.is_worker and progress_files(state):
+        write_so_far(state, state.log)
+
+
+def progress_files(state: State) -> list[Path]:
+    """Return the reports that are written as the run goes on."""
+    return [path for path in state.settings.reports if formats.suffix_of(str(path)) == PROGRESS]
+
+
+def write_so_far(state: State, log: RunLog) -> None:
+    """Write the JSON reports of a run that goes on, from what its log holds by now."""
+    so_far = report_document(state, log)
     so_far["notes"].append("the run had not ended when this was written")
-    for path in files:
+    for path in progress_files(state):
         # Why it cannot be written is told at the end of the run, where it is an error.
         with contextlib.suppress(OSError, TypeError, ValueError, ReportError):
             formats.write(path, so_far)
 
 
-def report_document(state: State) -> dict[str, Any]:
-    """Return the run's report document."""
+def report_document(state: State, log: RunLog) -> dict[str, Any]:
+    """Return the run's report document, of the loads that a log holds."""
     stale = [state.display(path) for path in state.stale]
-    return document(list(state.log.runs.values()), stale=stale, notes=_notes(state))
+    return document(list(log.runs.values()), stale=stale, notes=_notes(state))
 
 
 def _judge(session: pytest.Session, state: State) -> None:
