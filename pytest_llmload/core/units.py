@@ -30,7 +30,10 @@ def _parse(text: object, units: dict[str, float] | dict[str, int], what: str, ex
         raise ValueError(
             f"{quoted(text)} is not a {what}: write a number and one of {', '.join(units)}, as in {example!r}"
         )
-    return float(match[1]) * units[match[2]]
+    found = float(match[1]) * units[match[2]]
+    if not math.isfinite(found):
+        raise ValueError(f"{quoted(text)} is larger than any {what}: write one such as {example!r}")
+    return found
 
 
 def parse_bytes(text: object) -> int:

@@ -12,7 +12,7 @@ from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.presets import config_of
 from pytest_llmload.core.quoting import quoted
 from pytest_llmload.core.spec import Workload
-from pytest_llmload.core.units import parse_bytes, parse_tolerance
+from pytest_llmload.core.units import parse_bytes, parse_seconds, parse_tolerance
 from pytest_llmload.host.settings.adapters import parse_adapter
 from pytest_llmload.host.settings.models import parse_model
 
@@ -41,6 +41,12 @@ def test_a_long_value_is_a_short_message(parse: object) -> None:
     with pytest.raises(ValueError, match="more characters") as caught:
         parse(LONG)  # type: ignore[operator]
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("parse", "unit"), [(parse_bytes, "GiB"), (parse_seconds, "s")])
+def test_a_number_beyond_all_sizes_is_refused(parse: object, unit: str) -> None:
+    with pytest.raises(ValueError, match="is larger than any "):
+        parse(f"{'8' * 400}{unit}")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("section", ["digests", "memory"])
