@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from warm_template import Template
 
 #: Small enough for two cores, and a workload of its own where figures are compared.
 MODEL = "--llm-model=random:tiny-llama"
@@ -20,24 +22,51 @@ def checkpoint_cache() -> Path:
     return Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 
+@pytest.fixture(scope="session")
+def warm_template() -> Iterator[Template]:
+    """Return the process from which runs are forked."""
+    with pytest.MonkeyPatch.context() as environment:
+        # Small matrices gain nothing from threads, and lose much where cores are shared.
+        environment.setenv("OMP_NUM_THREADS", "1")
+        template = Template()
+    yield template
+    template.close()
+
+
 @pytest.fixture
 def project(
-    pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch, warm_template: Template
 ) -> Callable[..., pytest.RunResult]:
-    """Run pytest in the test's folder; ``fast=True`` (the default) loads tiny-llama on the CPU."""
+    """Run pytest in the test's folder; ``fast=True`` (the default) loads tiny-llama on the CPU.
+
+    The run is forked from a process that has imported torch and transformers, unless the test asks for a ``cold`` one.
+    """
     for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    # Small matrices gain nothing from threads, and lose much where cores are shared.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start = pytester.popen
 
-    def run(*arguments: str, fast: bool = True, cached: bool = True, randomly: bool = False) -> pytest.RunResult:
+    def popen(command: Any, **keywords: Any) -> Any:
+        environment = dict(os.environ)
+        if not warm_template.starts_alike(environment):
+            return start(command, **keywords)
+        environment["PYTHONPATH"] = str(Path.cwd())
+        output = (keywords["stdout"].fileno(), keywords["stderr"].fileno())
+        return warm_template.popen(command[3:], cwd=Path.cwd(), environment=environment, output=output)
+
+    def run(
+        *arguments: str, fast: bool = True, cached: bool = True, randomly: bool = False, cold: bool = False
+    ) -> pytest.RunResult:
         options = [*(FAST if fast else ()), *arguments]
         if cached:
             options.append(f"--llmload-cache-dir={checkpoint_cache}")
         # pytest-randomly imports what other packages give it to seed, torch among it: only where a test is about it.
         options += [] if randomly else ["-p", "no:randomly"]
-        return pytester.run(sys.executable, "-m", "pytest", *options, timeout=240)
+        with pytest.MonkeyPatch.context() as patch:
+            if not cold:
+                patch.setattr(pytester, "popen", popen)
+            return pytester.run(sys.executable, "-m", "pytest", *options, timeout=240)
 
     return run
 

@@ -1,0 +1,271 @@
+"""A process that has imported torch and transformers, from which runs of pytest and their warm servers are forked.
+
+Each run in a user's project would import them for seconds, and most tests are not about that. A forked run has the
+command line, environment, folder and output files that it would have been started with, and ends with an exit status.
+Before pytest starts, it forks the process that becomes the run's first warm server: nothing that pytest imports is in
+there. A run whose environment decides how Python, torch or transformers start is started as usual.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NoReturn
+
+#: A change of one of these has to be seen by an interpreter or a library that starts.
+STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
+#: The call that starts a warm server, as the product writes it.
+_SERVER = "from pytest_llmload.process.server import main"
+_MESSAGE = 1 << 20
+_SIGKILL_WITH_PARENT = 1
+
+
+class Template:
+    """The template as a test session has it: forks one run at a time."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    def starts_alike(self, environment: dict[str, str]) -> bool:
+        """Return whether a run with this environment may be forked from the template."""
+        names = {*environment, *self.environment}
+        return not any(
+            name.startswith(STARTS) and environment.get(name) != self.environment.get(name) for name in names
+        )
+
+    def popen(self, arguments: list[str], *, cwd: Path, environment: dict[str, str], output: tuple[int, int]) -> Run:
+        """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr."""
+        request = json.dumps({"arguments": arguments, "cwd": str(cwd), "environment": environment}).encode()
+        self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", output))])
+        return Run(self._socket, self.answer("pid"))
+
+    def answer(self, name: str) -> int:
+        """Return what the template says next; raise EOFError where it is gone."""
+        return _answer(self._socket, name)
+
+    def close(self) -> None:
+        """End the template."""
+        self._socket.close()
+        self._process.wait()
+
+
+class Run:
+    """A run that was forked, with the part of ``subprocess.Popen`` that pytester uses."""
+
+    stdin = None
+
+    def __init__(self, template: socket.socket, pid: int) -> None:
+        self._template = template
+        self.pid = pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; raise TimeoutExpired after so many seconds."""
+        self._template.settimeout(timeout)
+        try:
+            return _answer(self._template, "status")
+        except TimeoutError:
+            raise subprocess.TimeoutExpired("pytest", timeout or 0.0) from None
+        finally:
+            self._template.settimeout(None)
+
+    def kill(self) -> None:
+        """Kill the run."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _answer(template: socket.socket, name: str) -> int:
+    said = template.recv(_MESSAGE)
+    if not said:
+        raise EOFError("the process that runs are forked from is gone")
+    return int(json.loads(said)[name])
+
+
+class _Stem:
+    """The process that becomes a warm server, as the run that forked it has it: waits until it is told to."""
+
+    returncode: int | None = None
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._socket.close()
+            _die_with(parent)
+            _as_main(partial(_serve, theirs))
+        theirs.close()
+
+    def start(self, arguments: list[str], keywords: dict[str, Any]) -> None:
+        """Have it become the server that ``subprocess.Popen`` would start with these arguments."""
+        request = json.dumps({"arguments": arguments[2:], "environment": keywords["env"]}).encode()
+        files = array.array("i", [*keywords["pass_fds"], keywords["stdout"].fileno()])
+        self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        self._socket.close()
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None where it has not ended."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; raise TimeoutExpired after so many seconds."""
+        if self.returncode is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                if not select.select([pidfd], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("warm server", timeout or 0.0)
+            finally:
+                os.close(pidfd)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def kill(self) -> None:
+        """Kill the server."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _serve(run: socket.socket) -> None:
+    """Become the warm server that the run asks for; end where the run ends without one."""
+    said, ancillary, *_ = run.recvmsg(_MESSAGE, socket.CMSG_SPACE(8))
+    if not said:
+        return
+    channel, log = _files(ancillary)
+    run.close()
+    request = json.loads(said)
+    os.setsid()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.closerange(3, min(channel, log))
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _add_pythonpath()
+    program, root, _, parent = request["arguments"]
+    sys.argv = ["-c", root, str(channel), parent]
+    exec(program, {"__name__": "__main__"})
+
+
+def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Run pytest as ``python -m pytest`` would."""
+    for source, target in ((stdout, 1), (stderr, 2)):
+        os.dup2(source, target)
+        os.close(source)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    stem = _Stem()
+    _add_pythonpath()
+    _start_servers_from(stem)
+    # pytest rewrites what its plugins import, and warns of a package that was imported before.
+    plugins = {entry.value.partition(".")[0] for entry in entry_points(group="pytest11")}
+    for name in [name for name in sys.modules if name.partition(".")[0] in plugins]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.argv = ["pytest", *request["arguments"]]
+    sys.path[0] = request["cwd"]
+    runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+
+
+def _start_servers_from(stem: _Stem) -> None:
+    waiting = [stem]
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __new__(cls, args: Any, *rest: Any, **keywords: Any) -> Any:
+            if waiting and isinstance(args, list) and len(args) > 2 and _SERVER in str(args[2]):
+                ours = waiting.pop()
+                ours.start(args, keywords)
+                return ours
+            return super().__new__(cls)
+
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _add_pythonpath() -> None:
+    sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def _files(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
+    files = array.array("i")
+    files.frombytes(ancillary[0][2])
+    first, second = files
+    return first, second
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_SIGKILL_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _as_main(main: Callable[[], None]) -> NoReturn:
+    """End the process as an interpreter does whose program this is."""
+    status = 1
+    try:
+        main()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
+
+def _main(fd: int) -> None:
+    tests = socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
+
+    for name in (*BASE, *architecture("llama")):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    while True:
+        said, ancillary, *_ = tests.recvmsg(_MESSAGE, socket.CMSG_SPACE(8))
+        if not said:
+            return
+        stdout, stderr = _files(ancillary)
+        template = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            tests.close()
+            _die_with(template)
+            _as_main(partial(_run, json.loads(said), stdout, stderr))
+        os.close(stdout)
+        os.close(stderr)
+        tests.send(json.dumps({"pid": pid}).encode())
+        _, status = os.waitpid(pid, 0)
+        tests.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))
