@@ -572,7 +572,7 @@ def test_a_second_copy_of_one_weight_is_counted_and_named(tampered: Callable[[Ta
         _KEPT.clear()
     assert clean.metrics["host.other_tensors"] == 0
     assert result.metrics["host.other_tensors"] == size
-    (note,) = [note for note in result.notes if "no part of the model" in note]
+    (note,) = [note for note in result.notes if "not part of the model" in note]
     assert f"bfloat16{shape} on cpu" in note
     assert "_KEPT" in note
 
