@@ -30,11 +30,11 @@ from pytest_llmload.baselines.codec import loads
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.process.job_strategies import plan
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
 from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.tensors import Inventory
-from pytest_llmload.worker.planning.planner import plan
 
 ROOT = Path(__file__).parents[1]
 GPU = Gpu("GPU-0", "H100", 85_029_158_912, (9, 0))

@@ -12,8 +12,9 @@ from pytest_llmload.core.job import Device, Job
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.settings.settings import default_cache
+from pytest_llmload.process.job_strategies import plan
+from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.planning.planner import PLANNED, plan
 
 
 def main(report: str) -> int:
@@ -21,7 +22,7 @@ def main(report: str) -> int:
     gpus, driver = hardware.visible_gpus()
     for run in json.loads(Path(report).read_text())["runs"]:
         spec = LoadSpec.from_json(run["spec"])
-        if run["load"] != "loaded" or spec.strategy not in PLANNED:
+        if run["load"] != "loaded" or BUILTIN[spec.strategy].placement is None:
             continue
         device = Device("cuda", "", gpus[: spec.gpu_count], driver) if gpus else hardware.detect("cpu")
         start = time.perf_counter()

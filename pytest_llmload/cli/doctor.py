@@ -16,6 +16,7 @@ from pytest_llmload.cli import plan
 from pytest_llmload.cli.refused import Refused
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.presets import PREFIX
+from pytest_llmload.core.spec import NONE
 from pytest_llmload.core.units import parse_bytes
 from pytest_llmload.host.doctor.disk import BUILT, HUB, TEMPORARY
 from pytest_llmload.host.doctor.examination import examine
@@ -65,9 +66,9 @@ def _needs(options: argparse.Namespace) -> dict[str, int]:
     gpu = Gpu("planned", "planned", 80 << 30, (8, 0))
     told = plan.ask(options.model, [gpu], "1x128+32", trusted=False, measure=False)
     ways = {way["slug"]: way["figures"] for way in told["overview"]["ways"] if not way["problem"]}
-    needs = {TEMPORARY: int(ways.get("offload", {}).get("disk", 0))}
+    needs = {TEMPORARY: int(max((figures.get("disk", 0) for figures in ways.values()), default=0))}
     if options.model.startswith(PREFIX):
-        needs[BUILT] = int(ways.get("none", {}).get("weights.logical", 0))
+        needs[BUILT] = int(ways.get(NONE, {}).get("weights.logical", 0))
     else:
         needs[HUB] = told["download"]
     return needs

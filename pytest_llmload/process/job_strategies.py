@@ -41,6 +41,18 @@ def runs_in(job: Job) -> str:
     return next((strategy.runs_in for strategy in strategies(job) if strategy.runs_in != HERE), HERE)
 
 
+def plan(job: Job) -> dict[str, float]:
+    """Return the planner's figures of a load in bytes, by the metrics' names; empty if nothing can be predicted.
+
+    Nothing can if the strategy places weights by rules of its own (tensor parallel, the user's loader …). Raises as
+    :func:`pytest_llmload.worker.planning.planner.plan_load`.
+    """
+    from pytest_llmload.worker.planning import planner
+
+    placement = _strategy(job, job.spec.strategy).placement
+    return planner.plan(job, placement) if placement is not None else {}
+
+
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained``: every strategy's part, the attention, and the user's own options.
 

@@ -9,13 +9,17 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
-from pytest_llmload.core.job import Gpu
+from pytest_llmload.core.job import Device, Gpu
 from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.system.disk_speed import read_speed
+
+if TYPE_CHECKING:
+    from pytest_llmload.worker.planning.overview import Asked
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         whole = outline(model, Path(folder) / "whole", trust_remote_code=trusted)
         whole_count = layer_count(whole, trust_remote_code=trusted)
         directory, workload = cut(layers), Workload.parse(question["workload"])
-        found = overview(model, directory, gpus, workload, trust_remote_code=trusted)
+        found = overview(model, directory, gpus, workload, ways(gpus), trust_remote_code=trusted)
         split = parallel_ways(model, directory, gpus, workload, trust_remote_code=trusted)
         found = dataclasses.replace(found, ways=(*found.ways, *split))
         counts = {layers or whole_count, *question["cuts"]} if question["cuts"] else ()
@@ -69,6 +73,28 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         "layers": layers or whole_count,
         "weights": weights,
     }
+
+
+def ways(gpus: tuple[Gpu, ...]) -> list[Asked]:
+    """Return what the ready-made suite loads without being asked and the planner can predict, by the declarations.
+
+    On several GPUs, each map over all of them too, and the first of these maps with each quantisation.
+    """
+    from pytest_llmload.worker.planning.overview import Asked
+
+    device = Device("cuda", "planned", gpus)
+    loaded = [each for each in BUILTIN.values() if not each.why_not_by_default(device) and "adapter" not in each.fields]
+    whole = next(each.placement for each in loaded if each.placement is not None and not each.placement.divides)
+    found = []
+    for each in loaded:
+        placement = each.placement or (whole if "strategy" not in each.fields else None)
+        if placement is not None and not each.is_device_map:
+            found += [Asked(fields, placement) for fields in (each.fields, *each.also)]
+    maps = [(each.fields, each.placement) for each in loaded if each.is_device_map and each.placement is not None]
+    if len(gpus) > 1:
+        quantised = [(maps[0][0] | each.fields, maps[0][1]) for each in loaded if "quant" in each.fields]
+        found += [Asked(fields, placement, len(gpus)) for fields, placement in (*maps, *quantised)]
+    return found
 
 
 def main() -> int:

@@ -138,7 +138,7 @@ class Session:
         return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
 
     def do_plan(self, message: Message) -> Message:
-        from pytest_llmload.worker.planning.planner import plan
+        from pytest_llmload.process.job_strategies import plan
 
         self._enter("plan")
         job = Job.from_json(message["job"])

@@ -219,6 +219,13 @@ class Method:
         """
         raise NotImplementedError(f"{self.name} does not quantise while a model is loaded")
 
+    def keep_offloaded_dense(self, job: Job, config: Any) -> None:
+        """Change a ``quantization_config`` so that the weights that a map puts on the CPU or the disk are kept dense.
+
+        Called only if the map of a load does so. For a library that refuses such a map otherwise; by default nothing is
+        changed.
+        """
+
     def read(self, module: Any) -> Iterable[Stored]:
         """Return the quantised weights that a module holds itself, wherever the library keeps them."""
         return ()
@@ -242,13 +249,16 @@ class Method:
         """
         return None
 
-    def planned(self, module: Any, weight: Any, *, replaced: bool) -> dict[str, int] | None:
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
         """Return the storages that it makes of a weight, as suffix of the weight's name -> bytes; None for a dense one.
+
+        None for a weight that is ``replaced`` means that its bytes are unknown: then nothing is predicted of the load.
 
         Args:
             module: the module on the meta device, replaced as transformers' quantiser would.
             weight: its weight, not quantised yet.
             replaced: whether transformers' quantiser says that it will quantise this weight.
+            config: the load's ``quantization_config``.
         """
         return None
 

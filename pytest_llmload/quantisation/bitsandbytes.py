@@ -6,7 +6,6 @@ holds them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_llmload.core.job import Job
 
 INT8, NF4, FP4 = "int8", "nf4", "fp4"
+#: The setting, of 4-bit schemes too, that keeps dense what a device map puts on the CPU or the disk.
+_OFFLOAD = "llm_int8_enable_fp32_cpu_offload"
 #: The values of the sixteen codes (bitsandbytes/functional.py, ``get_4bit_type``).
 _CODES = {
     NF4: (
@@ -226,7 +227,7 @@ class BitsAndBytes(Method):
     transformers_names = ("bitsandbytes_4bit", "bitsandbytes_8bit")
     settings = (
         "llm_int8_threshold",
-        "llm_int8_enable_fp32_cpu_offload",
+        _OFFLOAD,
         "llm_int8_has_fp16_weight",
         "bnb_4bit_quant_storage",
     )
@@ -247,8 +248,7 @@ class BitsAndBytes(Method):
         from transformers import BitsAndBytesConfig
 
         spec = job.spec
-        settings: dict[str, Any] = offload_setting(job)
-        settings |= {name: spec.option(name) for name in self.settings if spec.option(name) is not None}
+        settings: dict[str, Any] = {name: spec.option(name) for name in self.settings if spec.option(name) is not None}
         if scheme == INT8:
             settings["load_in_8bit"] = True
         else:
@@ -260,6 +260,11 @@ class BitsAndBytes(Method):
         if skips:
             settings["llm_int8_skip_modules"] = list(skips)
         return BitsAndBytesConfig(**settings)
+
+    def keep_offloaded_dense(self, job: Job, config: Any) -> None:
+        # Without it transformers refuses such a load.
+        if job.spec.option(_OFFLOAD) is None:
+            setattr(config, _OFFLOAD, True)
 
     def read(self, module: Any) -> Iterable[Stored]:
         for name, param in module._parameters.items():
@@ -283,7 +288,7 @@ class BitsAndBytes(Method):
             config,
         )
 
-    def planned(self, module: Any, weight: Any, *, replaced: bool) -> dict[str, int] | None:
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
         """4-bit: ``quantize_4bit`` of bitsandbytes/functional.py. int8: ``int8_vectorwise_quant``."""
         elements, kind = weight.numel(), type(weight).__name__
         if kind == "Params4bit":
@@ -298,8 +303,9 @@ class BitsAndBytes(Method):
                 ".state2.absmax": -(-blocks // _NESTED_BLOCK) * _FP32,
                 ".state2.code": _CODE_8BIT * _FP32,
             }
-        if kind == "Int8Params" and not weight.has_fp16_weights:
-            return {"": elements, ".SCB": module.out_features * _FP32}
+        if kind == "Int8Params":
+            held_dense = {"": elements * weight.element_size()}
+            return held_dense if weight.has_fp16_weights else {"": elements, ".SCB": module.out_features * _FP32}
         return None
 
     def why_dense(self, module: Any) -> str:
@@ -320,18 +326,6 @@ class BitsAndBytes(Method):
             f"of {len(shapes)} weights have others ({odd[0]} is {' x '.join(map(str, shapes[odd[0]]))}): leave them "
             "out with skip_modules=, or take a GPU"
         )
-
-
-def offload_setting(job: Job) -> dict[str, Any]:
-    """Return the setting that keeps dense what a device map puts on the CPU or the disk.
-
-    Without it transformers refuses such a load.
-    """
-    spec = job.spec
-    mapped = set(json.loads(spec.device_map).values()) if spec.device_map is not None else set()
-    if spec.strategy in ("offload", "max_memory") or (len(mapped) > 1 and mapped & {"cpu", "disk"}):
-        return {"llm_int8_enable_fp32_cpu_offload": True}
-    return {}
 
 
 def _stored(module: Any, name: str, param: Any) -> Stored | None:

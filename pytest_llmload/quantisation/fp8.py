@@ -94,6 +94,10 @@ class FineGrainedFp8(Method):
             raise NotImplementedError("transformers quantises to FP8 on a GPU only")
         return FineGrainedFP8Config(modules_to_not_convert=list(skips) or None)
 
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
+        """The module that transformers puts in has weight and scales in their types already."""
+        return {"": weight.numel() * weight.element_size()} if replaced else None
+
     def read(self, module: Any) -> Iterable[Stored]:
         for name, param in module._parameters.items():
             scales = module._parameters.get(f"{name}{_SCALES}")

@@ -78,6 +78,15 @@ class Hqq(Method):
             raise NotImplementedError(f"transformers {transformers.__version__} refuses HqqConfig on a CPU")
         return transformers.HqqConfig(nbits=4, group_size=64, **({"skip_modules": list(skips)} if skips else {}))
 
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
+        """``W_q``, and a scale and a zero point of each group, in the type of the weight (hqq/core/quantize.py)."""
+        asked = config.quant_config.get("weight_quant_params", {}) if isinstance(config.quant_config, dict) else {}
+        bits, group = asked.get("nbits"), asked.get("group_size")
+        if not replaced or bits not in _PER_BYTE or not group:
+            return None
+        scales = weight.numel() // group * weight.element_size()
+        return {".W_q": weight.numel() // _PER_BYTE[bits], ".scale": scales, ".zero": scales}
+
     def read(self, module: Any) -> Iterable[Stored]:
         packed, meta = module._parameters.get("W_q"), vars(module).get("meta")
         if packed is None or not isinstance(meta, dict) or "nbits" not in meta:

@@ -79,6 +79,21 @@ class Quanto(Method):
 
         return QuantoConfig(weights=_WEIGHTS[scheme], modules_to_not_convert=list(skips) or None)
 
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
+        """As optimum/quanto/tensor/weights keeps them: one scale a row, or one a group with a shift beside it.
+
+        They are of the weight's own type; the module, which quanto has made, says which group.
+        """
+        kind = getattr(module, "weight_qtype", None)
+        if not replaced or kind is None:
+            return None
+        rows, group, size = weight.shape[0], module.weight_group_size, weight.element_size()
+        packed = weight.numel() * kind.bits // 8
+        if kind.bits == 8:
+            return {"._data": packed, "._scale": rows * size}
+        groups = weight.numel() // group if group else rows
+        return {"._data": packed, "._scale": groups * size, "._shift": groups * size}
+
     def read(self, module: Any) -> Iterable[Stored]:
         for name, param in module._parameters.items():
             if type(param).__module__.startswith("optimum.quanto") and hasattr(param, "_qtype"):

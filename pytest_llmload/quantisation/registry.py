@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.references import resolve
 from pytest_llmload.quantisation.base import Method, Scheme
 from pytest_llmload.quantisation.builtin import BUILTIN
+
+if TYPE_CHECKING:
+    from pytest_llmload.core.job import Job
+
+#: Places in a device map where weights are not on the device that computes.
+_OFF_DEVICE = {"cpu", "disk"}
 
 
 class Methods:
@@ -57,3 +64,15 @@ def schemes() -> dict[str, tuple[Scheme, Method]]:
 def method_of(scheme: str) -> Method:
     """Return the method that a scheme belongs to. Raises KeyError for an unknown name."""
     return _active.schemes[scheme][1]
+
+
+def keep_offloaded_dense(job: Job, device_map: object, config: Any, *, offloads: bool = False) -> None:
+    """Change a ``quantization_config`` as the scheme's method does it if a load leaves weights off the device.
+
+    It does if its map does, or if ``offloads`` says so before there is a map. ``config`` is None for a load that
+    quantises nothing; a user's own config is left as it is.
+    """
+    places = set(device_map.values()) if isinstance(device_map, Mapping) else set()
+    offloads = offloads or (len(places) > 1 and bool(places & _OFF_DEVICE))
+    if offloads and config is not None and job.spec.quant in _active.schemes:
+        method_of(job.spec.quant).keep_offloaded_dense(job, config)

@@ -24,6 +24,12 @@ _CONFIGS = {
 _INT8_LARGEST = 127.5
 
 
+#: Bytes beside the values: int8 has a float32 scale and an int8 zero point a row, float8 a scale, int4 both of them in
+#: 16 bit for a group of 128.
+_BESIDE_A_ROW = {INT8: 5, INT8_DYNAMIC: 5, FP8: 4}
+_BESIDE_A_GROUP, _INT4_GROUP = 4, 128
+
+
 @dataclass(frozen=True, eq=False)
 class StoredOpaque(Stored):
     """A subclass whose packing belongs to a kernel: counted and named, its values are not read."""
@@ -66,6 +72,16 @@ class TorchAO(Method):
 
         kind = getattr(torchao.quantization, _CONFIGS[scheme])()
         return TorchAoConfig(kind, modules_to_not_convert=list(skips) or None)
+
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
+        """As ``Int8Tensor``, ``Float8Tensor`` and ``Int4Tensor`` of torchao/quantization/quantize_ keep them."""
+        scheme = {name: scheme for scheme, name in _CONFIGS.items()}.get(type(config.quant_type).__name__)
+        if not replaced or scheme is None:
+            return None
+        if scheme == INT4:
+            groups = weight.numel() // int(getattr(config.quant_type, "group_size", _INT4_GROUP))
+            return {".qdata": weight.numel() // 2, ".scales": groups * _BESIDE_A_GROUP}
+        return {".qdata": weight.numel(), ".scale": weight.shape[0] * _BESIDE_A_ROW[scheme]}
 
     def read(self, module: Any) -> Iterable[Stored]:
         for name, param in module._parameters.items():

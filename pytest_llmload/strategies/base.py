@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import HERE, Device, Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.planning.placement import Placement
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -46,6 +47,8 @@ class Strategy:
     own_code: ClassVar[bool] = False
     #: True if its name is also a ``device_map``, so that the marker ``device_map(name)`` selects this strategy.
     is_device_map: ClassVar[bool] = False
+    #: How the strategy places weights, for the planner; None if it does so by rules that the planner does not know.
+    placement: ClassVar[Placement | None] = None
     #: The strategy's own options; all others are passed to ``from_pretrained``.
     options: ClassVar[tuple[str, ...]] = ()
     #: Import names of the packages that the strategy needs.

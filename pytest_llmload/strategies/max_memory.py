@@ -10,6 +10,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.worker.planning.placement import Placement, default_max_memory
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -22,6 +23,7 @@ class MaxMemory(Strategy):
     name = "max_memory"
     summary = "A limit per device; what does not fit goes to the next GPU, to the CPU, to disk."
     fields: ClassVar[dict[str, Any]] = {"strategy": "max_memory"}
+    placement: ClassVar[Placement] = Placement(inferred="auto", default_limits=default_max_memory, offloads=True)
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
@@ -30,7 +32,7 @@ class MaxMemory(Strategy):
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         from pytest_llmload.worker.planning.planner import plan_load
 
-        self.plan = plan_load(job)
+        self.plan = plan_load(job, self.placement)
         return {"device_map": self.plan.device_map}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:

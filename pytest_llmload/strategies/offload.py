@@ -9,6 +9,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.worker.planning.placement import Placement, default_offload_map
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.model.loaded import Loaded
@@ -23,11 +24,12 @@ class Offload(Strategy):
     name = "offload"
     summary = "CPU and disk offload through accelerate's hooks."
     fields: ClassVar[dict[str, Any]] = {"strategy": "offload"}
+    placement: ClassVar[Placement] = Placement(default_map=default_offload_map, offloads=True)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         from pytest_llmload.worker.planning.planner import plan_load
 
-        return {"device_map": plan_load(job).device_map}
+        return {"device_map": plan_load(job, self.placement).device_map}
 
     def load(self, job: Job, kwargs: dict[str, Any]) -> Any:
         from pytest_llmload.worker.model.loading import load_with_map

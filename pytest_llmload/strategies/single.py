@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.worker.planning.placement import Placement
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -18,6 +19,7 @@ class Single(Strategy):
     name = "single"
     summary = "Everything on one device, in the checkpoint's dtype unless the test requests a different one."
     fields: ClassVar[dict[str, Any]] = {"strategy": "single"}
+    placement = Placement()
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:

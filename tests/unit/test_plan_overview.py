@@ -23,11 +23,11 @@ from pytest_llmload.core.job import Adapter, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process import planning
+from pytest_llmload.process.job_strategies import plan as planned_metrics
+from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.worker.parallel.planned import parallel_ways
 from pytest_llmload.worker.planning.cache import FULL, GROUPED, LATENT, LINEAR, SLIDING, UNKNOWN, cache_of
 from pytest_llmload.worker.planning.overview import outline, overview
-from pytest_llmload.worker.planning.planner import PLANNED
-from pytest_llmload.worker.planning.planner import plan as planned_metrics
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 85_029_158_912, (9, 0))
@@ -105,7 +105,7 @@ def committed() -> list[Path]:
     found = []
     for path in sorted((ROOT / "baselines").glob("*/nvidia-h100*/*.json")):
         baseline = loads(path.read_text(), str(path))
-        if baseline.spec.get("strategy", "single") in PLANNED and path.parts[-3] in PRESETS:
+        if BUILTIN[baseline.spec.get("strategy", "single")].placement is not None and path.parts[-3] in PRESETS:
             found.append(path)
     return found
 
@@ -148,7 +148,7 @@ def test_nothing_is_built_for_a_random_model(tmp_path: Path) -> None:
 def test_what_fits_is_found_to_the_token(tmp_path: Path) -> None:
     directory = outline("random:llama-7b", tmp_path, trust_remote_code=False)
     gpu = Gpu("a", "24GiB", 24 << 30, (8, 0))
-    found = overview("random:llama-7b", directory, (gpu,), Workload.parse("4x2048+64"))
+    found = overview("random:llama-7b", directory, (gpu,), Workload.parse("4x2048+64"), planning.ways((gpu,)))
     ways = {way.slug: way for way in found.ways}
     assert not ways["fp32"].fits
     assert (ways["fp32"].tokens, ways["fp32"].batch) == (0, 0)

@@ -15,7 +15,9 @@ import transformers
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.process.job_strategies import plan as plan_of
 from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.strategies.device_map import Auto, Balanced, Sequential
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.planning import planner
@@ -26,6 +28,9 @@ TINY = [name for name in PRESETS if name.startswith("tiny-")]
 CPU = Device("cpu", "cpu-x86_64")
 H100 = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 85_029_158_912, (9, 0))
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, None: "auto"}
+
+#: Strategies whose loads are planned.
+PLANNED = {name for name, strategy in BUILTIN.items() if strategy.placement is not None}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +60,12 @@ def settings(spec: LoadSpec) -> dict[str, Any]:
             "bnb_4bit_use_double_quant": spec.double_quant,
         }
     return {"quantization_config": transformers.BitsAndBytesConfig(**wanted)}
+
+
+def plan_load(job: Job) -> planner.Plan:
+    placement = BUILTIN[job.spec.strategy].placement
+    assert placement is not None
+    return planner.plan_load(job, placement)
 
 
 def load(job: Job, cls: Any = transformers.AutoModelForCausalLM, **options: Any) -> Any:
@@ -97,7 +108,7 @@ SCHEMES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", TINY)
 def test_the_plan_is_what_is_loaded(name: str, fields: dict[str, Any], cache: Path) -> None:
     job = on_cpu(f"random:{name}", cache, **fields)
-    planned = planner.plan(job)
+    planned = plan_of(job)
     assert planned["host.weights"] == held(load(job))
     assert planned["weights.logical"] == planned["host.weights"]
     assert planned["disk"] == 0
@@ -108,7 +119,7 @@ def test_the_plan_is_what_is_loaded(name: str, fields: dict[str, Any], cache: Pa
 @pytest.mark.parametrize("strategy", ["offload", "max_memory", "auto"])
 def test_offloaded_weights_are_where_the_plan_says(name: str, strategy: str, cache: Path, tmp_path: Path) -> None:
     job = on_cpu(f"random:{name}", cache, strategy=strategy)
-    plan = planner.plan_load(job)
+    plan = plan_load(job)
     placed: dict[str, Any] = {"device_map": plan.device_map}
     if plan.max_memory:
         placed = {"device_map": "auto", "max_memory": dict(plan.max_memory)}
@@ -132,26 +143,26 @@ def test_modules_that_the_class_pins_stay_in_fp32(cache: Path, tmp_path: Path) -
     pinned = [name for name, value in model.named_parameters() if value.dtype == torch.float32]
     assert pinned
     assert all(".wo." in name for name in pinned)
-    assert planner.plan(job)["host.weights"] == held(model)
+    assert plan_of(job)["host.weights"] == held(model)
 
 
 def test_a_checkpoint_that_is_quantised_already_is_planned_from_its_files(cache: Path, tmp_path: Path) -> None:
     load(on_cpu("random:tiny-llama", cache, quant="nf4")).save_pretrained(tmp_path / "nf4")
     job = on_cpu(str(tmp_path / "nf4"), cache)
     # Files describe each quantisation state in a few bytes more, and have no rotary frequencies.
-    assert planner.plan(job)["host.weights"] == pytest.approx(held(load(job)), rel=0.001)
+    assert plan_of(job)["host.weights"] == pytest.approx(held(load(job)), rel=0.001)
 
 
 def test_skipped_modules_are_added_to_the_librarys_own(cache: Path) -> None:
-    plain = planner.plan(on_cpu("random:tiny-llama", cache, quant="nf4"))["host.weights"]
-    skipped = planner.plan(on_cpu("random:tiny-llama", cache, quant="nf4", skip_modules=("down_proj",)))["host.weights"]
+    plain = plan_of(on_cpu("random:tiny-llama", cache, quant="nf4"))["host.weights"]
+    skipped = plan_of(on_cpu("random:tiny-llama", cache, quant="nf4", skip_modules=("down_proj",)))["host.weights"]
     dense, packed, absmax, code = 512 * 1024 * 2, 512 * 1024 // 2, 512 * 1024 // 64 * 4, 16 * 4
     assert skipped - plain == 3 * (dense - packed - absmax - code)
 
 
 @pytest.mark.parametrize("strategy", ["tensor_parallel", "tp_plan", "deepspeed", "loader", "served"])
 def test_nothing_is_claimed_about_other_strategies(strategy: str, cache: Path) -> None:
-    assert planner.plan(on_cpu("random:tiny-llama", cache, strategy=strategy)) == {}
+    assert plan_of(on_cpu("random:tiny-llama", cache, strategy=strategy)) == {}
 
 
 def neox(hidden: int, layers: int, vocabulary: int, weight: float, dense: int) -> float:
@@ -177,7 +188,7 @@ def neox(hidden: int, layers: int, vocabulary: int, weight: float, dense: int) -
 def test_real_shapes_need_what_the_formats_arithmetic_says(
     name: str, hidden: int, layers: int, fields: dict[str, Any], weight: float, dense: int, tmp_path: Path
 ) -> None:
-    planned = planner.plan(on_gpu(name, tmp_path, **fields))
+    planned = plan_of(on_gpu(name, tmp_path, **fields))
     expected = neox(hidden, layers, 30080, weight, dense)
     # Beyond the formula: row scales of int8, code tables, rotary frequencies.
     assert planned["gpu.weights"] == pytest.approx(expected, rel=0.001)
@@ -189,7 +200,7 @@ def test_real_shapes_need_what_the_formats_arithmetic_says(
 
 def test_two_gpus_share_by_strategy(tmp_path: Path) -> None:
     def shares(strategy: str, **fields: Any) -> list[float]:
-        planned = planner.plan(on_gpu("polyglot-ko-12.8b", tmp_path, strategy=strategy, gpu_count=2, **fields))
+        planned = plan_of(on_gpu("polyglot-ko-12.8b", tmp_path, strategy=strategy, gpu_count=2, **fields))
         assert planned["gpu.settled"] == planned["gpu.0.settled"] + planned["gpu.1.settled"]
         return [planned[f"gpu.{gpu}.weights"] / planned["weights.logical"] for gpu in range(2)]
 
@@ -202,7 +213,7 @@ def test_two_gpus_share_by_strategy(tmp_path: Path) -> None:
 MEASURED = [
     path
     for path in sorted(Path(__file__).parents[2].glob("baselines/*/*/*.json"))
-    if (recorded := json.loads(path.read_text())["spec"]).get("strategy", "single") in planner.PLANNED
+    if (recorded := json.loads(path.read_text())["spec"]).get("strategy", "single") in PLANNED
     and not recorded.get("adapter")
 ]
 
@@ -217,7 +228,7 @@ def test_the_plan_is_what_was_measured_on_gpus(path: Path, tmp_path: Path) -> No
     baseline = json.loads(path.read_text())
     spec = LoadSpec.from_json({**LoadSpec(model="m", name="m").to_json(), **baseline["spec"]})
     fields = {name: getattr(spec, name) for name in baseline["spec"]}
-    planned = planner.plan(on_gpu(path.parts[-3], tmp_path, **fields))
+    planned = plan_of(on_gpu(path.parts[-3], tmp_path, **fields))
     names = [name for name in baseline["memory"] if name.startswith("gpu.") and name.endswith("settled")]
     if MOVED.get(path.stem, transformers.__version__) != transformers.__version__:
         names = ["gpu.settled"]
@@ -232,16 +243,16 @@ def test_a_map_is_planned_under_the_limits_that_the_load_gets(
 ) -> None:
     job = on_gpu("tiny-llama", tmp_path, strategy=strategy.name, gpu_count=gpus)
     job = job if gpus else replace(job, device=CPU)
-    assert planner.plan_load(job).max_memory == strategy().load_kwargs(job)["max_memory"]
+    assert plan_load(job).max_memory == strategy().load_kwargs(job)["max_memory"]
 
 
 def test_a_tenth_of_each_gpu_is_left_free(tmp_path: Path) -> None:
     job = on_gpu("polyglot-ko-5.8b", tmp_path, strategy="sequential", gpu_count=2)
-    whole = planner.plan(job)["weights.logical"]
+    whole = plan_of(job)["weights.logical"]
     job = replace(
         job, device=replace(job.device, gpus=tuple(replace(gpu, total=int(whole / 1.9)) for gpu in job.device.gpus))
     )
-    planned = planner.plan(job)
+    planned = plan_of(job)
     # Both together could hold it.
     assert planned["host.weights"] > 0
     assert all(planned[f"gpu.{gpu}.weights"] <= 0.9 * job.device.gpus[gpu].total for gpu in range(2))
@@ -249,7 +260,7 @@ def test_a_tenth_of_each_gpu_is_left_free(tmp_path: Path) -> None:
 
 def test_a_gpus_default_limit_leaves_a_part_on_the_host(tmp_path: Path) -> None:
     job = on_gpu("polyglot-ko-12.8b", tmp_path, strategy="max_memory")
-    plan = planner.plan_load(job)
+    plan = plan_load(job)
     planned = plan.metrics(job)
     assert planned["gpu.weights"] <= plan.max_memory[0]
     assert planned["gpu.weights"] == pytest.approx(0.6 * planned["weights.logical"], rel=0.05)
@@ -258,17 +269,25 @@ def test_a_gpus_default_limit_leaves_a_part_on_the_host(tmp_path: Path) -> None:
 
 
 def test_a_gpus_default_offload_uses_all_three_places(tmp_path: Path) -> None:
-    planned = planner.plan(on_gpu("polyglot-ko-12.8b", tmp_path, strategy="offload"))
+    planned = plan_of(on_gpu("polyglot-ko-12.8b", tmp_path, strategy="offload"))
     whole = planned["weights.logical"]
     assert planned["gpu.weights"] == pytest.approx(whole / 2, rel=0.05)
     assert planned["host.weights"] == pytest.approx(whole / 4, rel=0.05)
     assert planned["disk"] == pytest.approx(whole / 4, rel=0.05)
 
 
+@pytest.mark.parametrize("strategy", ["max_memory", "offload"])
+def test_a_quantised_load_that_offloads_is_planned(strategy: str, tmp_path: Path) -> None:
+    """transformers refuses such a map unless the method's config allows it; what is off the GPU stays dense."""
+    planned = plan_of(on_gpu("polyglot-ko-5.8b", tmp_path, strategy=strategy, quant="nf4"))
+    assert planned["host.weights"] + planned["disk"] > 0
+    assert planned["gpu.weights"] > 0
+
+
 def test_a_given_map_is_the_map(tmp_path: Path) -> None:
     given = {"gpt_neox.embed_in": 0, "gpt_neox.layers": 0, "gpt_neox.final_layer_norm": 0, "embed_out": "cpu"}
     given |= {"gpt_neox.rotary_emb": "cuda:0", "gpt_neox.emb_dropout": "cuda"}
-    planned = planner.plan(on_gpu("polyglot-ko-12.8b", tmp_path, device_map=json.dumps(given)))
+    planned = plan_of(on_gpu("polyglot-ko-12.8b", tmp_path, device_map=json.dumps(given)))
     assert planned["host.weights"] == 30080 * 5120 * 2
     assert planned["gpu.weights"] == planned["weights.logical"] - planned["host.weights"]
 

@@ -25,6 +25,13 @@ def nothing(spec: LoadSpec) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["model", "lm_head"])
 
 
+def quanto_config(spec: LoadSpec) -> Any:
+    """quanto's 8 bit, as ``quant("quanto-int8")`` asks for it."""
+    from transformers import QuantoConfig
+
+    return QuantoConfig(weights="int8")
+
+
 def _dense(spec: LoadSpec) -> Any:
     from transformers import AutoModelForCausalLM
 

@@ -62,7 +62,7 @@ class Rows(Method):
                 "rows-int8", tuple(codes.shape), codes, ("codes", "scales"), scales=module._buffers["scales"]
             )
 
-    def planned(self, module: Any, weight: Any, *, replaced: bool) -> dict[str, int] | None:
+    def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
         pending = type(module).__name__ == "PendingRows"
         return {"": weight.numel(), ".scales": 4 * weight.shape[0]} if pending else None
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pytest_llmload.core.results import LoadResult, Problem
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.worker.planning import planner
+from pytest_llmload.process.job_strategies import plan
 
 WAYS = ("peft", "load_adapter")
 V4 = transformers.__version__.startswith("4.")
@@ -131,7 +131,7 @@ def test_adapters_that_peft_saved(config: dict[str, Any], via: str, tmp_path: Pa
 @pytest.mark.parametrize(("base", "via"), [({}, "load_adapter"), ({"quant": "nf4"}, "peft")], ids=str)
 def test_the_plan_counts_the_adapter(base: dict[str, Any], via: str) -> None:
     fields = {"adapter": "random", "adapter_via": via, **base}
-    planned, result = planner.plan(job("tiny-llama", **fields)), quick("tiny-llama", **fields)
+    planned, result = plan(job("tiny-llama", **fields)), quick("tiny-llama", **fields)
     for name in ("weights.adapter", "host.weights", "weights.logical"):
         assert planned[name] == result.metrics[name], name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from loads import checkpoint, job, load, quick
 from safetensors import safe_open
 
-from pytest_llmload.core.job import MEMORY, Checkpoint
+from pytest_llmload.core.job import MEMORY, Checkpoint, Device, Gpu
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.process.job_strategies import plan
 from pytest_llmload.process.model_changes import fingerprint
 from pytest_llmload.quantisation import Stored
 from pytest_llmload.quantisation.awq import Awq
@@ -71,8 +73,34 @@ def test_quantised_while_loading(scheme: str, described: str, class_name: str) -
     assert quants(result) == {described}
     # quanto's own scales of activations belong to the model too.
     assert result.metrics["host.weights"] == storages(loaded.model)
+    # Not the dense sizes: a load that fits would be skipped. quanto's scales of activations are planned in 16 bit.
+    planned = plan(job(TINY, quant=scheme))["host.weights"]
+    assert planned == pytest.approx(result.metrics["host.weights"], rel=0 if "torchao" in scheme else 1e-4)
     # What a test may change is seen, whatever is inside a subclass.
     assert fingerprint(loaded.model) == fingerprint(loaded.model)
+
+
+def test_a_config_of_the_users_is_planned_by_the_method_that_it_belongs_to() -> None:
+    config = plan(job(TINY, quant="config", quant_config="own_quantisers:quanto_config"))
+    assert config == plan(job(TINY, quant="quanto-int8"))
+    assert config["host.weights"] < 0.6 * plan(job(TINY))["host.weights"]
+
+
+@pytest.mark.parametrize("fields", [{"quant": "config", "quant_config": "own_quantisers:intx_int4"}, {"quant": "hqq"}])
+def test_nothing_is_planned_of_what_is_not_known(fields: dict[str, Any]) -> None:
+    """torchao's other types, of which the method does not say the bytes; and what the libraries cannot do."""
+    assert plan(job(TINY, **fields)) == {}
+
+
+def test_fine_grained_fp8_is_planned_for_a_gpu(tmp_path: Path) -> None:
+    gpu = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 80 << 30, (9, 0))
+    dense, small = (
+        plan(replace(job(TINY, quant=quant, gpu_count=1), device=Device("cuda", "nvidia-h100", (gpu,))))
+        for quant in ("none", "fp8")
+    )
+    # 21 matrices, 13.5 MiB in bf16: half of that, and a float32 scale for each 128 x 128 values.
+    elements = 13.5 * (1 << 20) / 2
+    assert dense["gpu.weights"] - small["gpu.weights"] == elements - elements / 128**2 * 4
 
 
 @pytest.mark.parametrize(

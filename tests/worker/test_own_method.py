@@ -9,9 +9,9 @@ import loads
 import pytest
 
 from pytest_llmload.core.job import MEMORY, Job
+from pytest_llmload.process.job_strategies import plan
 from pytest_llmload.process.measurement import measure
 from pytest_llmload.quantisation import registry
-from pytest_llmload.worker.planning.planner import plan
 
 
 @pytest.fixture

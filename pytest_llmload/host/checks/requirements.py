@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _CONTEXT = 600 << 20
 #: No load needs more than this many times its checkpoint: 4-bit files that are loaded in fp32.
 _MOST = 8
-#: Strategies whose map may put weights into files.
-_OFFLOADING = ("offload", "max_memory", "auto", "balanced", "sequential")
 
 
 def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | None:
@@ -80,7 +78,9 @@ def over_budget(state: State, spec: LoadSpec) -> str | None:
 
 def fill_no_disk(state: State, spec: LoadSpec) -> None:
     """Raise MachineError, before the load starts, where the weights that it offloads would fill the disk."""
-    if spec.strategy not in _OFFLOADING or state.loads.of(spec).measured:
+    placement = state.strategies[spec.strategy].placement
+    divides = placement is not None and (placement.divides or spec.device_map is not None)
+    if not divides or state.loads.of(spec).measured:
         return
     try:
         size = state.broker.checkpoint(spec.model).bytes

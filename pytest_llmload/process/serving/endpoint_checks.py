@@ -96,7 +96,7 @@ def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], s
     ``held`` are the bytes of its processes where the weights are, None if unknown. Return the problems, and a note on
     what could not be checked: a server does not report how it loaded, and its processes hold more than weights.
     """
-    from pytest_llmload.worker.planning.planner import plan
+    from pytest_llmload.process.job_strategies import plan
 
     asked = job.spec.quant
     method = method_of(asked)

@@ -12,10 +12,10 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import SINGLE, LoadSpec
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.process import job_strategies
+from pytest_llmload.process.job_strategies import plan as planned
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.system.proc import available
-from pytest_llmload.worker.planning.planner import plan as planned
 
 #: The most bytes of a dense model that is loaded a second time, while the server runs.
 _LARGEST = 4 << 30

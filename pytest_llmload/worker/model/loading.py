@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.quantisation.registry import keep_offloaded_dense
 from pytest_llmload.system.scratch import LOAD, Scratch
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.model.loaded import Loaded
@@ -70,6 +71,7 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
 def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
     """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
     scratch = Scratch(LOAD)
+    keep_offloaded_dense(job, kwargs["device_map"], kwargs.get("quantization_config"))
     try:
         loaded = from_pretrained(job, {"offload_folder": str(scratch.files), **kwargs})
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,23 @@ from pytest_llmload.worker.checkpoints.headers import read_tensors
 from pytest_llmload.worker.checkpoints.hub import download_outline
 from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
 from pytest_llmload.worker.planning.cache import Cache, cache_of
+from pytest_llmload.worker.planning.placement import Placement
 from pytest_llmload.worker.planning.planner import Plan, load_dtype, plan_load
 
 #: Memory of a GPU that no tensor gets: CUDA's context and the kernels it loads.
 CONTEXT = 600 << 20
-#: Ways of loading that are planned on one GPU, each as fields of a spec.
-ON_ONE: tuple[dict[str, Any], ...] = (
-    {},
-    {"dtype": "fp32"},
-    {"dtype": "fp16"},
-    {"dtype": "bf16"},
-    {"quant": "int8"},
-    {"quant": "nf4"},
-    {"quant": "nf4", "double_quant": True},
-    {"quant": "fp4"},
-    {"strategy": "max_memory"},
-    {"strategy": "offload"},
-)
-#: Ways that need several GPUs.
-ON_SEVERAL: tuple[dict[str, Any], ...] = (
-    {"strategy": "auto"},
-    {"strategy": "balanced"},
-    {"strategy": "sequential"},
-    {"strategy": "auto", "quant": "int8"},
-    {"strategy": "auto", "quant": "nf4"},
-)
 _MOST_TOKENS = 1 << 24
 _MOST_BATCH = 1 << 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A way of loading that is to be planned."""
+
+    #: What it sets in a LoadSpec.
+    fields: Mapping[str, Any]
+    placement: Placement
+    gpu_count: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,23 +102,27 @@ def weights_in(directory: Path, *, trust_remote_code: bool) -> int:
     job = planned_job(
         LoadSpec(model="m", name="m"), directory, (Gpu("planned", "planned", 1 << 40, (8, 0)),), trust_remote_code
     )
-    return sum(piece.bytes for piece in plan_load(job).pieces)
+    return sum(piece.bytes for piece in plan_load(job, Placement()).pieces)
 
 
 def overview(
-    model: str, directory: Path, gpus: tuple[Gpu, ...], workload: Workload, *, trust_remote_code: bool = False
+    model: str,
+    directory: Path,
+    gpus: tuple[Gpu, ...],
+    workload: Workload,
+    asked: Sequence[Asked],
+    *,
+    trust_remote_code: bool = False,
 ) -> Overview:
-    """Return what every way of loading the model takes on these GPUs."""
+    """Return what ways of loading the model take on these GPUs; the first one is all of it on one device."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    ways = [*ON_ONE, *(ON_SEVERAL if len(gpus) > 1 else ())]
     specs = [
-        LoadSpec(model=model, name="m", workload=workload, **fields, gpu_count=_gpus(fields, len(gpus)))
-        for fields in ways
+        LoadSpec(model=model, name="m", workload=workload, **each.fields, gpu_count=each.gpu_count) for each in asked
     ]
     jobs = [planned_job(spec, directory, gpus, trust_remote_code) for spec in specs]
-    whole = plan_load(jobs[0])
+    whole = plan_load(jobs[0], asked[0].placement)
     cache = cache_of(config, load_dtype(jobs[0]).itemsize)
     text = config.get_text_config(decoder=True)
     return Overview(
@@ -138,12 +132,8 @@ def overview(
         cache_per_token=cache.bytes(1, 2) - cache.bytes(1, 1),
         cache_constant=2 * cache.bytes(1, 1) - cache.bytes(1, 2),
         context=int(getattr(text, "max_position_embeddings", 0) or 0),
-        ways=tuple(_way(job, config) for job in jobs),
+        ways=tuple(_way(job, each.placement, config) for job, each in zip(jobs, asked, strict=True)),
     )
-
-
-def _gpus(fields: Mapping[str, Any], count: int) -> int:
-    return count if fields.get("strategy") in ("auto", "balanced", "sequential") else 1
 
 
 def planned_job(spec: LoadSpec, directory: Path, gpus: tuple[Gpu, ...], trust_remote_code: bool) -> Job:
@@ -153,9 +143,9 @@ def planned_job(spec: LoadSpec, directory: Path, gpus: tuple[Gpu, ...], trust_re
     return Job(spec, device, checkpoint, trust_remote_code=trust_remote_code)
 
 
-def _way(job: Job, config: Any) -> Way:
+def _way(job: Job, placement: Placement, config: Any) -> Way:
     try:
-        planned = plan_load(job)
+        planned = plan_load(job, placement)
     except (ValueError, ImportError, LoadFailed, OSError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         return Way(job.spec.slug, problem=first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pytest_llmload.core.job import Job
@@ -29,6 +29,30 @@ class Blocks:
     @property
     def largest(self) -> int:
         return max(self.sizes.values(), default=0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a strategy places the weights of a load whose test gives no map of modules.
+
+    With neither a name nor a map of its own, everything is on one device.
+    """
+
+    #: The name by which transformers infers the map: ``auto``, ``balanced`` …; empty if it infers none.
+    inferred: str = ""
+    #: Returns the map of a job from the blocks of its model.
+    default_map: Callable[[Job, Blocks], dict[str, int | str]] | None = None
+    #: Returns the limits of a job that gives none, in bytes, from the bytes of all weights and of the largest block.
+    #: Without it, they are those of :func:`device_limits`.
+    default_limits: Callable[[Job, int, int], dict[int | str, int]] | None = None
+
+    #: True if it leaves weights on the CPU or in files on purpose.
+    offloads: bool = False
+
+    @property
+    def divides(self) -> bool:
+        """True if it may put weights on several devices, or into files."""
+        return bool(self.inferred) or self.default_map is not None
 
 
 def device_limits(job: Job) -> dict[int | str, int]:

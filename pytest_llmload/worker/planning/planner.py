@@ -17,22 +17,20 @@ from typing import Any
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.spec import SINGLE
-from pytest_llmload.quantisation.registry import method_of, methods
+from pytest_llmload.core.references import resolve
+from pytest_llmload.core.spec import BY_CONFIG, NONE
+from pytest_llmload.quantisation.registry import keep_offloaded_dense, method_of, methods
 from pytest_llmload.worker.adapters.plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.headers import read_tensors
 from pytest_llmload.worker.planning.placement import (
     Blocks,
-    default_max_memory,
-    default_offload_map,
+    Placement,
     device_limits,
     lookup,
 )
 
-#: Strategies whose figures are predicted; the others place weights by rules of their own.
-PLANNED = (SINGLE, "auto", "balanced", "sequential", "max_memory", "offload")
 #: CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator.cpp, ``kMinBlockSize``).
 ROUNDING = 512
 _FP32 = 4
@@ -47,6 +45,8 @@ class Piece:
     bytes: int
     #: Buffers stay where their module computes even when its weights are offloaded.
     buffer: bool = False
+    #: False for a weight that will be quantised, of whose method the bytes are not known.
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Plan:
     device_map: dict[str, int | str]
     #: Limits in bytes that the map was inferred under; empty where there are none.
     max_memory: dict[int | str, int]
+    #: False if the method does not say what it makes of some weight, which then counts as it is before.
+    known: bool = True
 
     def metrics(self, job: Job) -> dict[str, float]:
         """``gpu.settled``, ``gpu.0.settled`` …, ``gpu.weights``, ``host.weights``, ``weights.logical``, ``disk``."""
@@ -83,27 +85,29 @@ class Plan:
         return found
 
 
-def plan(job: Job) -> dict[str, float]:
-    """Predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files.
+def plan(job: Job, placement: Placement) -> dict[str, float]:
+    """Return the predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files.
 
-    Empty for a strategy that places weights by rules of its own (tensor parallel, the user's loader …). Raises as
+    Empty if the installed libraries cannot quantise it, or its method does not say what it makes of a weight. Raises as
     :func:`plan_load`.
     """
-    if job.spec.strategy not in PLANNED:
+    try:
+        planned = plan_load(job, placement)
+    except NotImplementedError:
         return {}
-    planned = plan_load(job)
+    if not planned.known:
+        return {}
     size = load_dtype(job).itemsize
     adapter = tuple(Piece(module, name, count) for module, name, count in adapter_tensors(job, size))
     found = dataclasses.replace(planned, pieces=planned.pieces + adapter).metrics(job)
     return found if job.adapter is None else {**found, "weights.adapter": sum(piece.bytes for piece in adapter)}
 
 
-def plan_load(job: Job) -> Plan:
-    """Pieces, device map and limits of a load by one of the :data:`PLANNED` strategies; the defaults of ``offload`` and
-    ``max_memory`` are decided here, so that the load and its check use the same ones.
+def plan_load(job: Job, placement: Placement) -> Plan:
+    """Return the pieces, the device map and the limits of a load; a load whose map is not given uses the same ones.
 
-    Raises ValueError where the installed transformers does not know the architecture or refuses the map, ImportError
-    where a quantiser is not installed.
+    Raises ValueError if the installed transformers does not know the architecture or refuses the map, ImportError if a
+    quantiser is not installed, and NotImplementedError if the libraries cannot quantise while loading.
     """
     directory, spec = Path(job.checkpoint.path), job.spec
     dtype = load_dtype(job)
@@ -113,17 +117,20 @@ def plan_load(job: Job) -> Plan:
     device_map: dict[str, int | str] | None = None
     if isinstance(given, dict):
         device_map = {module: _device(value) for module, value in given.items()}
-    if device_map is None and spec.strategy == "offload":
-        device_map = default_offload_map(job, blocks(model, _pieces(model, pinned)))
-    elif given is None and spec.strategy == SINGLE:
+    if device_map is None and placement.default_map is not None:
+        device_map = placement.default_map(job, blocks(model, _pieces(model, pinned)))
+    elif given is None and not placement.divides:
         device_map = {"": 0 if job.device.kind == "cuda" else "cpu"}
-    quantiser = _quantise(model, job, device_map, dtype)
+    quantiser = _quantise(model, job, placement, device_map, dtype)
     pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned, quantiser))
+    known = all(piece.known for piece in pieces)
     if device_map is not None:
-        return Plan(pieces, device_map, {})
-    limits = _limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
-    kind = given or ("auto" if spec.strategy == "max_memory" else spec.strategy)
-    return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits)
+        return Plan(pieces, device_map, {}, known)
+    limits = device_limits(job)
+    if placement.default_limits is not None and not spec.max_memory:
+        limits = placement.default_limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
+    kind = given or placement.inferred
+    return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits, known)
 
 
 def _device(value: int | str) -> int | str:
@@ -175,9 +182,9 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dtype: Any) -> Any:
+def _quantise(model: Any, job: Job, placement: Placement, device_map: dict[str, int | str] | None, dtype: Any) -> Any:
     """Replace modules as the scheme's quantiser in transformers would; return the quantiser, or None."""
-    if job.spec.quant == "none":
+    if job.spec.quant == NONE:
         return None
     from transformers.quantizers import AutoHfQuantizer
     from transformers.quantizers.base import HfQuantizer
@@ -186,13 +193,22 @@ def _quantise(model: Any, job: Job, device_map: dict[str, int | str] | None, dty
     if job.spec.skip_modules:
         # Named modules replace the library's defaults; a load passes the union of both.
         skips = (*HfQuantizer.get_modules_to_not_convert(model), *job.spec.skip_modules)
-    config = method_of(job.spec.quant).config(job, job.spec.quant, skips)
+    config = _config(job, skips)
+    keep_offloaded_dense(job, device_map, config, offloads=placement.offloads)
     quantiser = AutoHfQuantizer.from_config(config, pre_quantized=False)
     with _default_dtype(dtype):
         quantiser.preprocess_model(
             model=model, device_map=device_map, dtype=dtype, keep_in_fp32_modules=model._keep_in_fp32_modules
         )
     return quantiser
+
+
+def _config(job: Job, skips: tuple[str, ...]) -> Any:
+    """Return the ``quantization_config`` of a load: its method's, or that of the user's own function."""
+    if job.spec.quant == BY_CONFIG:
+        assert job.spec.quant_config is not None
+        return resolve(job.spec.quant_config)(job.spec)
+    return method_of(job.spec.quant).config(job, job.spec.quant, skips)
 
 
 def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[Piece]:
@@ -208,18 +224,22 @@ def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Itera
             size = tensor.element_size()
             if not buffer and tensor.is_floating_point() and (fp32 or name in pinned):
                 size = _FP32
-            made = _quantised(model, path, module, name, tensor, quantiser) if not buffer else None
+            made, known = None, True
+            if quantiser is not None and not buffer:
+                replaced = bool(quantiser.param_needs_quantization(model, f"{path}.{name}" if path else name))
+                made = _made(module, tensor, replaced, quantiser.quantization_config)
+                known = made is not None or not replaced
             for suffix, count in (made or {"": tensor.numel() * size}).items():
-                yield Piece(path, name + suffix, count, buffer)
+                yield Piece(path, name + suffix, count, buffer, known)
 
 
-def _quantised(model: Any, path: str, module: Any, name: str, weight: Any, quantiser: Any) -> dict[str, int] | None:
-    """The storages that the load's method makes of a weight, in bytes; None for a dense one."""
-    if quantiser is None:
-        return None
-    replaced = bool(quantiser.param_needs_quantization(model, f"{path}.{name}" if path else name))
-    found = (method.planned(module, weight, replaced=replaced) for method in methods())
-    return next((made for made in found if made is not None), None)
+def _made(module: Any, weight: Any, replaced: bool, config: Any) -> dict[str, int] | None:
+    """Return the storages that the method of a ``quantization_config`` makes of a weight, in bytes; None for a dense
+    one.
+    """
+    name = str(getattr(config.quant_method, "value", config.quant_method))
+    method = next((method for method in methods() if name in method.file_methods), None)
+    return method.planned(module, weight, replaced=replaced, config=config) if method is not None else None
 
 
 def _prequantised(directory: Path) -> bool:
@@ -264,13 +284,6 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
         sizes[owner if owner in sizes else direct] += piece.bytes
     shared = {path for paths in places.values() if len(paths) > 1 for path in paths}
     return Blocks(dict(sizes), frozenset(shared))
-
-
-def _limits(job: Job, planned_bytes: int, largest_block: int) -> dict[int | str, int]:
-    """Bytes that each device may take: the default of ``max_memory``, or what every map is inferred under."""
-    if job.spec.strategy == "max_memory" and not job.spec.max_memory:
-        return default_max_memory(job, planned_bytes, largest_block)
-    return device_limits(job)
 
 
 def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:
