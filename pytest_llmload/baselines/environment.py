@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pytest_llmload.core.environment_entries import ENTRIES, UNKNOWN, VERSION
 from pytest_llmload.core.portable import scrub
 
+_MINOR = ".minor"
+
 
 def stored(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the entries that a baseline keeps; any other entry may hold a path, a user's name or a secret."""
@@ -19,14 +21,14 @@ def _is_stored(name: str) -> bool:
 
 def entry(environment: Mapping[str, str], name: str) -> str:
     """Return an entry, or the value that its absence stands for; ``torch.minor`` is ``torch``'s first two numbers."""
-    base, _, part = name.partition(".")
+    base = name.removesuffix(_MINOR)
     value = environment.get(base) or ENTRIES[base].absent
-    return ".".join(value.split("+")[0].split(".")[:2]) if part == "minor" else value
+    return value if base == name else ".".join(value.split("+")[0].split(".")[:2])
 
 
 def differing(old: Mapping[str, str], new: Mapping[str, str], names: tuple[str, ...]) -> str:
     """Return the differences among ``names``, as in ``driver 550.54 -> 560.28``, joined by commas; empty if equal."""
-    pairs = ((name.removesuffix(".minor"), entry(old, name), entry(new, name)) for name in names)
+    pairs = ((name.removesuffix(_MINOR), entry(old, name), entry(new, name)) for name in names)
     return ", ".join(f"{name} {before} -> {after}" for name, before, after in pairs if before != after)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pytest_llmload.baselines.model import rounding
 from pytest_llmload.core.dtypes import TORCH_NAMES
+from pytest_llmload.core.environment_entries import QUANTISERS
 from pytest_llmload.core.results import ManifestRow, Numbers
 
 #: Relative error up to which two models count as the same, by the coarsest floating type that computes. Repeats on one
@@ -23,7 +24,7 @@ BUFFER_TOLERANCE = 1e-4
 #: Environment entries that must be equal for numbers to be compared, in addition to the device and the weights.
 DEPENDS = ("torch.minor",)
 #: Entries that must also be equal for the stored bytes to be compared.
-BYTES_DEPEND = ("torch", "transformers", "bitsandbytes", "peft", "cpu_isa")
+BYTES_DEPEND = ("torch", "transformers", *QUANTISERS, "peft", "cpu_isa")
 
 _STORAGE = {"int8", "uint8", "int32", "int64", "bool", ""}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pytest_llmload.baselines.environment import differing
+from pytest_llmload.core.environment_entries import QUANTISERS
 from pytest_llmload.core.verdicts import ManifestChange
 
 #: Libraries whose releases add fields and constants, and take them away.
-_LIBRARIES = ("transformers", "torch", "bitsandbytes", "peft", "accelerate")
+_LIBRARIES = ("transformers", "torch", *QUANTISERS, "peft", "accelerate")
 #: Fields that pytest-llmload defines: every load has them, with any release of the libraries.
 _OWN = ("attention", "mode.", "cache.", "files")
 #: Fields of the configs. Constants of classes follow from them: a library that uses a different class for the model

@@ -22,6 +22,9 @@ NEEDED = "needed"
 
 UNKNOWN = "unknown"
 
+#: Import names of the packages that hold quantised weights; each method of ``quantisation`` names its own.
+QUANTISERS = ("bitsandbytes", "compressed_tensors", "gguf", "gptqmodel", "hqq", "optimum.quanto", "torchao")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -46,6 +49,8 @@ ENTRIES: dict[str, Entry] = {
         ),
         *(Entry(name, VERSION, IMPORTED) for name in ("deepspeed", "flash_attn", "kernels")),
         Entry("tensor_parallel", VERSION, NEEDED),
+        # bitsandbytes is above: baselines name it for every load.
+        *(Entry(name, VERSION, NEEDED) for name in QUANTISERS[1:]),
         Entry("cuda", VERSION),
         Entry("python", VERSION),
         Entry("rocm", VERSION),

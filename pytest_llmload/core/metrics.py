@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pytest_llmload.core.environment_entries import QUANTISERS
 from pytest_llmload.core.units import Tolerance, parse_tolerance
 
 #: Names of what the memory section compares besides metrics: the modules, and the model's own numbers.
@@ -108,7 +109,7 @@ class Metric:
 _ALLOCATOR = Tolerance(absolute=2 * MIB)
 _HOST = Tolerance(relative=0.05, absolute=8 * MIB)
 _DRIVER = Tolerance(absolute=64 * MIB)
-_LOADING = ("torch", "transformers", "accelerate", "bitsandbytes")
+_LOADING = ("torch", "transformers", "accelerate", *QUANTISERS)
 
 
 def _work(prefix: str, where: str) -> tuple[Metric, ...]:

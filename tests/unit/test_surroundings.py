@@ -6,9 +6,10 @@ import pytest
 from sample_loads import ENVIRONMENT, baseline_of, load
 
 from pytest_llmload.baselines.compare import compare
-from pytest_llmload.baselines.environment import changes, stored
-from pytest_llmload.core.environment_entries import ENTRIES
+from pytest_llmload.baselines.environment import changes, differing, stored
+from pytest_llmload.core.environment_entries import ENTRIES, QUANTISERS
 from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.quantisation.registry import methods
 
 
 @pytest.mark.parametrize(
@@ -62,5 +63,22 @@ def test_what_belongs_to_each_time_or_to_the_spec_is_not_kept_and_neither_is_any
 
 
 def test_every_metric_depends_on_entries_only() -> None:
-    depends = {name.partition(".")[0] for metric in METRICS.values() for name in metric.depends}
+    depends = {name.removesuffix(".minor") for metric in METRICS.values() for name in metric.depends}
     assert depends <= set(ENTRIES)
+
+
+def test_the_version_of_every_method_that_quantises_is_an_entry() -> None:
+    #: Packages of kernels, and of the command line that GPTQ's loading goes through.
+    others = {"kernels", "optimum"}
+    packages = {package for method in methods() for package in method.packages} - others
+    assert packages == set(QUANTISERS)
+
+
+def test_a_different_release_of_a_quantiser_is_named() -> None:
+    """Its memory and loading work may differ, so that exact figures are compared within one release only."""
+    ours = {**ENVIRONMENT, "torchao": "0.18.0", "optimum.quanto": "0.2.7"}
+    theirs = {**ours, "torchao": "0.18.1", "optimum.quanto": "0.2.8"}
+    assert changes(ours, theirs) == ("optimum.quanto 0.2.7 -> 0.2.8", "torchao 0.18.0 -> 0.18.1")
+    assert differing(ours, theirs, METRICS["gpu.load_allocations"].depends) != ""
+    # The entry exists only where a load needs the package.
+    assert differing(ENVIRONMENT, ENVIRONMENT, METRICS["gpu.load_allocations"].depends) == ""
