@@ -88,6 +88,7 @@ def test_a_shard_that_the_cache_lacks_is_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     write_file(tmp_path / "model-00001-of-00002.safetensors", [Tensor("a", (4,), "F32")])
     monkeypatch.setattr(hub, "_snapshot", lambda *args: tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match=r"1 of 2 files .* missing \(model-00002-of-00002.safetensors\)"):
         hub.download_model("org/model")
 
