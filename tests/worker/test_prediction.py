@@ -117,7 +117,7 @@ def test_a_look_at_weights_is_unavailable_with_its_place(cache: Path, monkeypatc
     assert "gpu.settled" in result.metrics
     assert set(result.unavailable) == {"gpu.generate_peak"} | ({"gpu.reserved_peak"} - result.metrics.keys())
     reason = result.unavailable["gpu.generate_peak"]
-    assert "looks at values that are computed from weights" in reason
+    assert "reads values that are computed from weights" in reason
     assert "branching" in reason
 
 
