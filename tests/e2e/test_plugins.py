@@ -132,7 +132,7 @@ def test_collecting_only_loads_nothing_and_imports_nothing_heavy(
             print("heavy:", sorted(heavy))
         """
     )
-    result = project("--collect-only", "-q", "-p", "no:benchmark")
+    result = project("--collect-only", "-q", "-p", "no:benchmark", cold=True)
     assert "heavy: []" in result.stdout.str()
     assert result.duration < 10
 
@@ -149,7 +149,7 @@ def test_a_strange_run_is_left_alone(pytester: pytest.Pytester, project: Callabl
             print("ours:", ours, "heavy:", sorted(heavy))
         """
     )
-    text = project(fast=False, cached=False).stdout.str()
+    text = project(fast=False, cached=False, cold=True).stdout.str()
     ours = set(re.findall(r"'(pytest_llmload[\w.]*)'", text))
     assert ours == {
         "pytest_llmload",

@@ -166,7 +166,7 @@ def test_calls_travel_and_their_errors_come_back(
             assert len(one.tokens) == 5 and one == two
         """,
     )
-    project().assert_outcomes(passed=8)
+    project(cold=True).assert_outcomes(passed=8)
 
 
 def test_a_failure_in_the_loads_process_says_where_the_test_was(
