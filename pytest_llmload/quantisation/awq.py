@@ -19,7 +19,7 @@ class StoredAwq(StoredGptq):
     """``qweight``: inputs x outputs/8; zero points: groups x outputs/8; scales: groups x outputs."""
 
     def _outputs(self, words: Any, first: int, last: int) -> Any:
-        """Columns ``first`` to ``last`` of packed words, which start at a whole word."""
+        """Return the columns ``first`` to ``last`` of packed words, which start at a whole word."""
         import torch
 
         values = unpacked(words, 4, 1 << 30).reshape(words.shape[0], -1, 8)

@@ -1,7 +1,7 @@
-"""What every quantisation method is: a declaration that pytest reads, and the reading of weights, which needs torch.
+"""The base classes of quantisation methods: a declaration that pytest reads, and the reading of weights with torch.
 
 pytest imports a method's module at collection to read its schemes. Therefore torch, and all that imports it, is
-imported inside the methods only. A method works on modules and tensors: it knows nothing of files or of checks.
+imported inside the methods only. A method works on modules and tensors and does not know about files or checks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SKIP_MODULES, DENSE_OK, DOUBLE_QUANT, COMPUTE_DTYPE = "skip_modules", "dense_ok"
 
 @dataclass(frozen=True)
 class Served:
-    """How ``transformers serve`` is asked for a scheme."""
+    """The request for a scheme to ``transformers serve``."""
 
     #: The value of its option ``--quantization``.
     flag: str
     #: Fields of a LoadSpec that describe what the server then loads.
     fields: Mapping[str, Any] = field(default_factory=dict)
-    #: One sentence for the report if the spec asks for something else than these fields.
+    #: One sentence for the report if the spec requests something else than these fields.
     note: str = ""
 
 
@@ -41,19 +41,19 @@ class Scheme:
     bits: float
     #: Options of the marker ``quant`` that it heeds.
     options: tuple[str, ...] = (SKIP_MODULES, DENSE_OK)
-    #: Import names of the packages that it needs beside its method's.
+    #: Import names of the packages that it needs in addition to its method's.
     packages: tuple[str, ...] = ()
-    #: Whether the ready-made suite loads it without being asked.
+    #: True if the ready-made suite loads it by default.
     by_default: bool = False
     #: Variants that the ready-made suite loads too, as fields of a LoadSpec.
     also: tuple[dict[str, Any], ...] = ()
-    #: How ``transformers serve`` is asked for it; None if the server has no option for it.
+    #: The request for it to ``transformers serve``; None if the server has no option for it.
     served: Served | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the weights should be, by the test or by the checkpoint's own config."""
+    """The quantisation that the weights should have, according to the test or to the checkpoint's own config."""
 
     #: A scheme's name; empty if any scheme of the method is right.
     scheme: str
@@ -62,22 +62,22 @@ class Request:
     compute: str = ""
     #: Modules that are left dense on purpose.
     skips: tuple[str, ...] = ()
-    #: Whether double quant is right although it was not requested: a user's own loader decides that itself.
+    #: True if double quant is right although it was not requested: a user's own loader decides that itself.
     may_nest: bool = False
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """What a checkpoint's ``quantization_config`` says."""
+    """The content of a checkpoint's ``quantization_config``."""
 
     #: ``quant_method``: ``bitsandbytes``, ``gptq``, ``awq``, ``fp8``, ``mxfp4``, ``compressed-tensors`` …
     method: str
-    #: ``gptq 4 bit group=128``: for people.
+    #: Text for people: ``gptq 4 bit group=128``.
     description: str
     #: The scheme, if one that ``quant(...)`` can ask for made it.
     scheme: str = ""
     double_quant: bool = False
-    #: ``fp32``, ``fp16``, ``bf16``: what products are computed in; empty if the config does not say.
+    #: The dtype that products are computed in: ``fp32``, ``fp16``, ``bf16``; empty if the config does not say.
     compute: str = ""
     #: Modules that it says were left dense.
     skips: tuple[str, ...] = ()
@@ -87,13 +87,13 @@ class FileFormat:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One quantised weight as a module holds it. Each method has subclasses of its own.
+    """One quantised weight as a module holds it. Each method has its own subclasses.
 
     ``data`` and the other tensors may be lazy slices of a checkpoint's file (``slice[a:b]`` and ``slice[a:b, c:d]``
     return tensors), so that a block is dequantised from a file by the same code as from a module.
     """
 
-    #: What the values are: ``nf4``, ``int8``, ``gptq-int4``.
+    #: The scheme of the values: ``nf4``, ``int8``, ``gptq-int4``.
     scheme: str
     #: Shape of the weight that they stand for.
     shape: tuple[int, ...]
@@ -103,41 +103,43 @@ class Stored:
     holders: tuple[str, ...] = ("weight",)
     #: Name of the weight in its module, as the dense model has it.
     name: str = "weight"
-    #: What the state calls the scheme, which is what kernels go by; empty if that is the scheme.
+    #: The scheme's name in the state, which kernels go by; empty if that is the scheme.
     label: str = ""
     #: dtype that products are computed in; empty if the module does not say.
     compute: str = ""
 
     @property
     def max_error(self) -> float | None:
-        """The largest error of an element, relative to the largest value of its block, with room for the rounding of
-        weight and scale to 16 bit; None if values cannot be compared with the dense original.
+        """Return the largest error of an element, relative to the largest value of its block.
+
+        It has room for the rounding of weight and scale to 16 bit. None if values cannot be compared with the dense
+        original.
         """
         return None
 
     @property
     def scale_error(self) -> float:
-        """The largest error of a scale that is quantised itself, relative to the largest scale of its block."""
+        """Return the largest error of a scale that is quantised itself, relative to the largest scale of its block."""
         return 0.0
 
     @property
     def elements(self) -> int:
-        """The number of elements of the weight that the values stand for."""
+        """Return the number of elements of the weight that the values stand for."""
         return math.prod(self.shape)
 
     @property
     def block(self) -> int:
-        """The number of elements, row by row, that are dequantised and compared at once: a whole number of scales."""
+        """Return how many elements, row by row, are dequantised and compared at once: a whole number of scales."""
         return int(self.shape[-1])
 
     @property
     def bits(self) -> float:
-        """The bits that the packed values should take per element."""
+        """Return the bits that the packed values should take per element."""
         raise NotImplementedError
 
     @property
     def packed_bytes(self) -> int:
-        """The bytes that the packed values really take."""
+        """Return the bytes that the packed values really take."""
         return int(self.data.numel() * self.data.element_size())
 
     def describe(self) -> str:
@@ -145,11 +147,11 @@ class Stored:
         raise NotImplementedError
 
     def statistics(self) -> Iterator[tuple[str, Any]]:
-        """Yield the floating tensors beside the packed values, with a name for messages."""
+        """Yield the floating tensors that belong to the packed values, with a name for messages."""
         return iter(())
 
     def kept(self) -> dict[str, Any]:
-        """Return the tensors that a checkpoint which is quantised already holds value by value, by their names there.
+        """Return the tensors that an already quantised checkpoint holds value by value, by their names there.
 
         The names are relative to the module: ``weight``, ``weight.absmax``, ``SCB``.
         """
@@ -158,7 +160,7 @@ class Stored:
     def dequantised(self, start: int, stop: int) -> Any:
         """Return elements ``start`` to ``stop``, row by row, as float32 on the CPU.
 
-        Written from the format, not with the library's kernels, so that a wrong kernel does not judge itself.
+        The code follows the format, without the library's kernels, so that a wrong kernel does not judge itself.
         Raises NotImplementedError if the format is not known well enough.
         """
         raise NotImplementedError
@@ -171,15 +173,15 @@ class Stored:
         return None
 
     def differences(self, request: Request) -> Iterator[str]:
-        """Yield what is not as requested beside the scheme and the size, one sentence each."""
+        """Yield one sentence for each difference from the request, except for the scheme and the size."""
         return iter(())
 
 
 class Method:
     """One library or format that quantises weights.
 
-    To add a method, write a subclass and register it: ``pytest_llmload_quantisation`` for one of your own,
-    ``quantisation/builtin.py`` for one of this project.
+    To add a method, write a subclass and register it: with the hook ``pytest_llmload_quantisation`` for your own
+    method, in ``quantisation/builtin.py`` for a method of this project.
     """
 
     #: Its name in tables and messages.
@@ -188,7 +190,7 @@ class Method:
     summary: ClassVar[str]
     #: The names in ``quant(...)`` under which transformers quantises with it while loading.
     schemes: ClassVar[tuple[Scheme, ...]] = ()
-    #: Import names of the packages that it needs beside transformers.
+    #: Import names of the packages that it needs in addition to transformers.
     packages: ClassVar[tuple[str, ...]] = ()
     #: Modules that a load imports before its clock starts.
     imports: ClassVar[tuple[str, ...]] = ()
@@ -202,16 +204,16 @@ class Method:
     library: ClassVar[str] = ""
     #: Its functions in the phases of a load: module, function names (empty: all), ``convert`` or ``move``.
     phases: ClassVar[tuple[tuple[str, tuple[str, ...], str], ...]] = ()
-    #: For the documentation: where a load runs quantised, where its bytes are, and what of them is proved.
+    #: For the documentation: where a load runs quantised, where its bytes are, and which facts about them are verified.
     runs_on: ClassVar[str] = ""
     held_as: ClassVar[str] = ""
     proved: ClassVar[str] = ""
 
     def config(self, job: Job, scheme: str, skips: tuple[str, ...]) -> Any:
-        """Return the ``quantization_config`` that asks transformers for a scheme.
+        """Return the ``quantization_config`` that requests a scheme from transformers.
 
         Args:
-            job: the load; ``job.spec`` has what the test said.
+            job: the load; ``job.spec`` holds what the test requests.
             scheme: one of the names in ``schemes``.
             skips: modules to leave dense, transformers' own defaults among them; empty if the test names none.
 
@@ -231,7 +233,7 @@ class Method:
         return ()
 
     def described(self, config: Mapping[str, Any]) -> FileFormat | None:
-        """Return what a checkpoint's ``quantization_config`` says; None if it is not one of this method's."""
+        """Return the content of a checkpoint's ``quantization_config``; None if it does not belong to this method."""
         method = str(config.get("quant_method", "unknown"))
         if method not in self.file_methods:
             return None
@@ -267,7 +269,7 @@ class Method:
         return ""
 
     def hint(self, place: str, device: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """Return what to do about an exception; empty if its cause is unknown.
+        """Return what the user can do about an exception; empty if its cause is unknown.
 
         Args:
             place: the innermost file and line outside torch, as ``bitsandbytes/functional.py:1696``.
@@ -277,7 +279,7 @@ class Method:
         return ""
 
 
-#: Entries of a ``quantization_config`` that are worth telling, and what they are called.
+#: Entries of a ``quantization_config`` that are worth showing, and their names in the text.
 _TOLD = {
     "bits": "{} bit",
     "w_bit": "{} bit",

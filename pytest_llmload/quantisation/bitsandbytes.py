@@ -1,7 +1,6 @@
 """bitsandbytes: int8, nf4 and fp4, quantised while the model is loaded.
 
-Reading a weight imports nothing of bitsandbytes: what counts is the stored bytes and the state, not the class that
-holds them.
+Reading a weight imports nothing of bitsandbytes: the stored bytes and the state count, not the class that holds them.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class StoredFourBit(Stored):
         return _NESTED_ERROR if self.is_nested else 0.0
 
     def describe(self) -> str:
-        """``nf4 absmax=uint8 nested block=64 compute=bf16``."""
+        """Return the entry for the manifest: ``nf4 absmax=uint8 nested block=64 compute=bf16``."""
         parts = [self.scheme, f"absmax={dtype_name(self.scales)}"]
         parts += ["nested"] if self.is_nested else []
         parts += [f"block={self.blocksize}"]
@@ -104,8 +103,10 @@ class StoredFourBit(Stored):
         return {self.name: self.data, f"{self.name}.absmax": self.scales}
 
     def dequantised(self, start: int, stop: int) -> Any:
-        """value = code[nibble] * absmax of its block; with double quant absmax = code2[absmax] * absmax2 of its block +
-        offset (bitsandbytes/functional.py, ``quantize_4bit``).
+        """Return the elements as value = code[nibble] * absmax of its block.
+
+        With double quant, absmax = code2[absmax] * absmax2 of its block + offset (bitsandbytes/functional.py,
+        ``quantize_4bit``).
         """
         import torch
 
@@ -128,7 +129,7 @@ class StoredFourBit(Stored):
         return self.nested.code.detach().cpu().float()[scales.long()] * outer + float(self.offset)
 
     def rounded(self, values: Any) -> Any:
-        """Each block by its largest value, each element to the nearest code."""
+        """Return each block scaled by its largest value, each element rounded to the nearest code."""
         import torch
 
         if self.scheme not in _CODES:
@@ -167,7 +168,7 @@ class StoredInt8(Stored):
         return 8.0
 
     def describe(self) -> str:
-        """``int8 scale=float32 threshold=6``."""
+        """Return the entry for the manifest: ``int8 scale=float32 threshold=6``."""
         threshold = f" threshold={self.threshold:g}" if self.threshold else ""
         return f"{self.scheme} scale={dtype_name(self.scales)}{threshold}"
 
@@ -178,7 +179,7 @@ class StoredInt8(Stored):
         return {self.name: self.data, "SCB": self.scales}
 
     def dequantised(self, start: int, stop: int) -> Any:
-        """value * scale of its row / 127 (``int8_vectorwise_dequant``)."""
+        """Return the elements as value * scale of its row / 127 (``int8_vectorwise_dequant``)."""
         import torch
 
         index, columns = torch.arange(start, stop), self.shape[-1]
@@ -187,7 +188,7 @@ class StoredInt8(Stored):
         return values * scales[index // columns - start // columns] / 127
 
     def rounded(self, values: Any) -> Any:
-        """Each row by its largest value, in fp16 as the library's quantiser takes it (``int8_vectorwise_quant``)."""
+        """Return each row scaled by its largest value, in fp16 as in the library (``int8_vectorwise_quant``)."""
         rows = values.reshape(-1, self.shape[-1])
         scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
         return ((rows * (127 / scales)).round() * (scales / 127)).reshape(values.shape)
@@ -289,7 +290,10 @@ class BitsAndBytes(Method):
         )
 
     def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
-        """4-bit: ``quantize_4bit`` of bitsandbytes/functional.py. int8: ``int8_vectorwise_quant``."""
+        """Return the storages that bitsandbytes makes of a weight, as suffix of the weight's name -> bytes.
+
+        For 4 bit, they follow ``quantize_4bit`` of bitsandbytes/functional.py; for int8, ``int8_vectorwise_quant``.
+        """
         elements, kind = weight.numel(), type(weight).__name__
         if kind == "Params4bit":
             blocks = -(-elements // weight.blocksize)
@@ -371,7 +375,7 @@ def scheme_of(code: Any) -> str:
 
 
 def _four_bit_state(module: Any, name: str, param: Any) -> Any:
-    """Return a bitsandbytes ``QuantState``, by what it has: on the parameter, the module, or a parametrization.
+    """Return a bitsandbytes ``QuantState``, known by its attributes: on the parameter, module or parametrization.
 
     ``replace_parameter_4bit`` (bitsandbytes/nn/parametrize.py) keeps it on a child of the ``ParametrizationList`` that
     owns the packed values under the name ``original``.
@@ -390,8 +394,9 @@ def _four_bit_state(module: Any, name: str, param: Any) -> Any:
 
 
 def _row_scales(module: Any, param: Any) -> Any:
-    """Return int8's scales of the rows: on the parameter until the first forward, then in the module's state or a
-    buffer.
+    """Return int8's scales of the rows.
+
+    They are on the parameter until the first forward, then in the module's state or a buffer.
     """
     candidates = (
         vars(param).get("SCB"),

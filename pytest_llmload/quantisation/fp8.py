@@ -19,7 +19,7 @@ _SCALES = "_scale_inv"
 
 @dataclass(frozen=True, eq=False)
 class StoredFp8(Stored):
-    """``value * scale`` of the block that row and column lie in; experts x rows x columns are matrices in turn."""
+    """``value * scale`` of the block of row and column; experts x rows x columns are one matrix after the other."""
 
     #: Blocks of rows x blocks of columns, after the experts.
     scales: Any = None
@@ -35,7 +35,7 @@ class StoredFp8(Stored):
         return _E4M3_ERROR
 
     def describe(self) -> str:
-        """``fp8 scale=float32 block=128x128``."""
+        """Return the entry for the manifest: ``fp8 scale=float32 block=128x128``."""
         return f"{self.scheme} scale={dtype_name(self.scales)} block={'x'.join(map(str, self.sizes))}"
 
     def statistics(self) -> Iterator[tuple[str, Any]]:
@@ -59,7 +59,7 @@ class StoredFp8(Stored):
         return torch.cat(found)[start - first * columns : stop - first * columns]
 
     def _of_row(self, expert: int, row: int, columns: int) -> Any:
-        """The scale of each column of a row."""
+        """Return the scale of each column of a row."""
         scales = self.scales[:] if not hasattr(self.scales, "detach") else self.scales.detach()
         scales = scales.cpu().float()
         if scales.dim() == len(self.shape):

@@ -20,7 +20,7 @@ class StoredGptq(Grouped):
 
     #: The group of each input; None without act-order.
     places: Any = None
-    #: What is added to a stored zero point: 1 in version 1 of the format.
+    #: The number that is added to a stored zero point: 1 in version 1 of the format.
     offset: int = 0
 
     @property
@@ -102,7 +102,7 @@ class Gptq(Method):
 
 
 def stored_gptq(tensors: Mapping[str, Any], bits: int, offset: int, shape: tuple[int, int]) -> Stored:
-    """Return the weight that the tensors of a module or of a file hold."""
+    """Return the weight that the tensors of a module or a file hold."""
     places = tensors.get("g_idx")
     return StoredGptq(
         f"gptq-int{bits}",

@@ -37,7 +37,7 @@ class Grouped(Stored):
 
     @property
     def group(self) -> int:
-        """The number of elements of a row that share a scale."""
+        """Return the number of elements of a row that share a scale."""
         return int(self.shape[-1]) // int(self.scales.shape[-1])
 
     @property
@@ -46,7 +46,7 @@ class Grouped(Stored):
         return 1 / (2**self.code_bits - 2) + _ROUNDING
 
     def describe(self) -> str:
-        """``torchao-int8 scale=float32 group=256``."""
+        """Return the entry for the manifest: ``torchao-int8 scale=float32 group=256``."""
         return " ".join([self.scheme, f"scale={dtype_name(self.scales)}", f"group={self.group}", *self.flags])
 
     def statistics(self) -> Iterator[tuple[str, Any]]:
@@ -80,7 +80,7 @@ class Grouped(Stored):
         return values.reshape(-1)[start - first * columns : stop - first * columns]
 
     def rounded(self, values: Any) -> Any:
-        """Each group by its largest value, each element to the nearest code."""
+        """Return each group scaled by its largest value, each element rounded to the nearest code."""
         if not self.largest_code:
             return None
         groups = values.reshape(-1, self.group)
@@ -148,7 +148,7 @@ class GroupedFloat8(Grouped):
 def unpacked(words: Any, bits: int, count: int) -> Any:
     """Return the first ``count`` values of ``bits`` each in the last dimension of int32 words, lowest bits first.
 
-    For 2, 4 and 8 bits, which do not cross words.
+    It holds for 2, 4 and 8 bits, which do not cross words.
     """
     import torch
 

@@ -21,7 +21,7 @@ class StoredMxfp4(Stored):
     """
 
     scales: Any = None
-    #: Whether the values can be read: kernels for GPUs swizzle them.
+    #: True if the values can be read: kernels for GPUs swizzle them.
     is_plain: bool = True
 
     @property
@@ -29,7 +29,7 @@ class StoredMxfp4(Stored):
         return 4.0
 
     def describe(self) -> str:
-        """``mxfp4 block=32``."""
+        """Return the entry for the manifest: ``mxfp4 block=32``."""
         return f"{self.scheme} block={_BLOCK}"
 
     def dequantised(self, start: int, stop: int) -> Any:
@@ -72,7 +72,7 @@ class Mxfp4(Method):
         ):
             held = module._parameters.get(name)
             data = held if held is not None else getattr(getattr(module, name, None), "data", None)
-            # A Triton tensor keeps its packed values in a storage of its own.
+            # A Triton tensor keeps its packed values in its own storage.
             data = getattr(getattr(module, name, None), "storage", None) if data is None else data
             data = getattr(data, "data", data)
             if data is not None:

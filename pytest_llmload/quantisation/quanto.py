@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_llmload.core.job import Job
 
 _PREFIX = "quanto-"
-#: What QuantoConfig calls a scheme's weights.
+#: A scheme -> the name of its weights in QuantoConfig.
 _WEIGHTS = {"quanto-int8": "int8", "quanto-int4": "int4", "quanto-int2": "int2", "quanto-fp8": "float8"}
 _NAMES = {"qint8": "int8", "qint4": "int4", "qint2": "int2", "qfloat8_e4m3fn": "fp8", "qfloat8": "fp8"}
 
@@ -32,7 +32,7 @@ class StoredPacked(StackedGroups):
         return ((packed >> (place * bits)) & (2**bits - 1)).float().reshape(last - first, -1)
 
     def row_zeros(self, first: int, last: int) -> Any:
-        """The shift is in units of the weight; an integer one is a code."""
+        """Return the zero points of rows as codes: a shift is in units of the weight; an integer one is a code."""
         zeros = super().row_zeros(first, last)
         return zeros / self.row_scales(first, last) if self.zeros.is_floating_point() else zeros
 
@@ -50,7 +50,7 @@ class StoredTinyGemm(StackedGroups):
 
 
 class Quanto(Method):
-    """Modules that quanto made, whoever asked it: QuantoConfig, or ``quantize`` and ``freeze`` in a loader."""
+    """Modules that quanto made for QuantoConfig, or for ``quantize`` and ``freeze`` in a loader."""
 
     name = "optimum-quanto"
     summary = "int8, int4, int2 and float8 weights of optimum-quanto, quantised while loading or by a loader."

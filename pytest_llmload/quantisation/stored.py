@@ -1,4 +1,4 @@
-"""Finding a module's quantised weights, whichever method keeps them."""
+"""Find a module's quantised weights, independent of the method that keeps them."""
 
 from __future__ import annotations
 

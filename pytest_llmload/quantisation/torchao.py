@@ -45,7 +45,7 @@ class StoredOpaque(Stored):
 
 
 class TorchAO(Method):
-    """Subclasses that torchao's own quantize_ makes, whoever calls it."""
+    """Subclasses that torchao's own quantize_ makes, called by transformers or by a user's loader."""
 
     name = "torchao"
     summary = "Tensor subclasses of torchao: int8, float8 and int4, quantised while loading or by a loader."
