@@ -1,4 +1,4 @@
-"""The user's code as it was at another git revision, beside the working tree."""
+"""The user's code as it was at a different git revision, next to the working tree."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pytest_llmload.system.scratch import LOAD, Scratch
 
 
 class BaseRevision:
-    """The files of one revision in a folder of their own; the repository and its working tree stay as they are.
+    """The files of one revision in their own folder; the repository and its working tree stay as they are.
 
-    Raises MachineError where the folder is in no repository or the revision does not exist.
+    Raises MachineError if the folder is not in a repository or the revision does not exist.
     """
 
     def __init__(self, root: Path, revision: str) -> None:

@@ -1,4 +1,4 @@
-"""The broker: it starts the processes of loads, with everything that they need before they can start.
+"""The broker starts the processes of loads, with everything that they need before they can start.
 
 Tests stay ordinary pytest items; only the load leaves pytest's process.
 """
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     from pytest_llmload.host.settings.settings import Settings
 
 _PLAN_TIMEOUT = 300.0
-#: Share of a GPU that the weights of a load may take for another process to be made ready beside it.
+#: Largest share of a GPU that the weights of a load may take if a further process is prepared at the same time.
 _BESIDE = 0.25
-#: The first phase of a load whose context exists, if it was made ready for it or not.
+#: The first phases of a load in which its context exists: without and with a process prepared for it.
 _WITH_CONTEXT = ("warm_up", "page_cache")
-#: The device, and the folder of the baselines, of a server that runs already: its machine is not this one.
+#: The device, and the folder of the baselines, of a server that runs already: it is on a different machine.
 ENDPOINT = "endpoint"
-#: Variables that pytest changes between tests and no load looks at.
+#: Variables that pytest changes between tests and that loads do not read.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
 _ERRORS: dict[str, type[LoadError]] = {
     results.OUT_OF_MEMORY: LoadOutOfMemory,
@@ -102,33 +102,33 @@ class Broker:
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
         self._spare = Spare()
-        #: Loads whose figures were taken.
+        #: Loads that were measured.
         self._measured: set[LoadSpec] = set()
-        #: Whether the server was told what this run's own loads need.
+        #: True once the server was asked to import what this run's own loads need.
         self._is_warm = False
         self._folder: Scratch | None = None
         self._logs = 0
-        #: Every spec that the collected tests use: what the server imports before the first load.
+        #: Every spec that the collected tests use: the server imports what they need before the first load.
         self.expected: list[LoadSpec] = []
         #: Why loads start with exec although they could fork; None while they fork.
         self.cold_reason: str | None = None
 
     def why_no_model(self, spec: LoadSpec) -> str:
-        """Return why no test can have the model itself; empty if it can."""
+        """Return why tests cannot have the model itself; empty if they can."""
         return str(self._strategies[spec.strategy].no_model)
 
     def runs_elsewhere(self, spec: LoadSpec) -> bool:
-        """Return whether the model is in other processes than the one that serves the session."""
+        """Return whether the model is in different processes from the one that serves the session."""
         return bool(self._strategies[spec.strategy].runs_in != HERE)
 
     @property
     def predicts(self) -> bool:
-        """True if loads are traced for a device that is not here; they leave no model to use."""
+        """Return True if loads are traced for a device that is not here; tests then have no model to use."""
         return self._settings.predict is not None
 
     @property
     def timeout(self) -> float:
-        """Seconds after which a load's process is ended."""
+        """Return the seconds after which a load's process is ended."""
         return self._settings.timeout
 
     def device(self) -> Device:
@@ -136,12 +136,12 @@ class Broker:
 
     def checkpoint(self, model: str) -> Checkpoint:
         """Return a model's files. Raises MachineError (network, disk) or LoadFailed (the files are not a model)."""
-        # Libraries are imported while the files are looked at, built or downloaded.
+        # The server imports libraries while the files are examined, built or downloaded.
         self._start_server()
         return self._files.checkpoint(model)
 
     def runs_already(self, spec: LoadSpec) -> bool:
-        """Return whether a load is that of ``--llm-endpoint``, which needs neither this machine's GPUs nor files."""
+        """Return whether a load is that of ``--llm-endpoint``, which needs neither GPUs nor files of this machine."""
         return self._settings.endpoint is not None and bool(self._strategies[spec.strategy].takes_endpoint)
 
     def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
@@ -174,7 +174,7 @@ class Broker:
         return max(spec.gpu_count, local_size(spec.world_size) if in_ranks else spec.world_size)
 
     def _device_of(self, spec: LoadSpec) -> Device:
-        """What a load runs on; of one that runs elsewhere, this machine has the client only."""
+        """Return the device that a load runs on; an endpoint's is the CPU, as this machine has the client only."""
         return Device(kind="cpu", key=ENDPOINT) if self.runs_already(spec) else self.device()
 
     def job(self, spec: LoadSpec, scope: Scope, held: Lease | None = None) -> Job:
@@ -205,9 +205,9 @@ class Broker:
         )
 
     def _lease(self, spec: LoadSpec) -> Lease:
-        """Return GPUs for a load, after every load of this run has given its own back; one that is used again reopens.
+        """Return GPUs for a load, after every load of this run has given its own back.
 
-        Raises MachineError if they are not free in time.
+        A load that is used again reopens. Raises MachineError if the GPUs are not free in time.
         """
         self._close_opened()
         if self.predicts:
@@ -241,9 +241,9 @@ class Broker:
         return start_cold(log, env)
 
     def _start_server(self) -> None:
-        """Start the warm server, unless it runs or loads cannot be forked; it imports what every load needs."""
+        """Start the warm server, which imports what every load needs, unless it runs or loads cannot be forked."""
         if self._server is not None and self._server.exit_status is not None:
-            # Killed while it waited, perhaps for its memory: the loads to come are forked from a new one.
+            # The server was killed while it waited, perhaps for its memory: fork the next loads from a new server.
             self._end_server()
         if self._server is not None or self.cold_reason is not None or self._settings.inline:
             return
@@ -252,7 +252,7 @@ class Broker:
         self._server.warm_up(BASE, self._cuda())
 
     def _end_server(self) -> None:
-        """End the warm server, and every load before it: one that is used again reopens."""
+        """End every load, then the warm server. A load that is used again reopens."""
         self._spare.discard()
         self._close_opened()
         if self._server is not None:
@@ -265,7 +265,7 @@ class Broker:
         self._opened = []
 
     def _warm_up(self, server: Server, spec: LoadSpec) -> None:
-        """Have the server import what this run's loads need, the first of them among them."""
+        """Have the server import what this run's loads need, including the first load."""
         specs = [each for each in (*self.expected, spec) if not self.runs_already(each)]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
         checkpoints = self._files.available(dict.fromkeys(each.model for each in specs))
@@ -274,9 +274,9 @@ class Broker:
         self._is_warm = True
 
     def _cuda(self) -> dict[str, object] | None:
-        """What the server answers to libraries that ask for a GPU while they are imported; None on a CPU.
+        """Return the server's answers to libraries that ask for a GPU while they are imported; None on a CPU.
 
-        Where the device is in doubt, each load that needs one says so.
+        If the device is in doubt, each load that needs one reports it.
         """
         if self.predicts:
             return None
@@ -302,7 +302,7 @@ class Broker:
         return self._folder.files / f"{self._logs:03d}-{name}.log"
 
     def close(self) -> None:
-        """End every process and remove the logs, and what loads that were killed have left on disk."""
+        """End every process; remove the logs and the files that killed loads have left on disk."""
         self._end_server()
         remove_abandoned(LOAD)
         if self._folder is not None:
@@ -312,10 +312,10 @@ class Broker:
     def measure(
         self, spec: LoadSpec, scope: Scope = EVERYTHING, *, keep: bool = False
     ) -> tuple[LoadResult, Opened | None]:
-        """Load once in a fresh process and take the figures of ``scope``.
+        """Load once in a fresh process and measure the metrics of ``scope``.
 
         Returns the result, and the model if it is to be kept and there is one. Raises MachineError, and LoadFailed if
-        the checkpoint is not a model; every other end is a result.
+        the checkpoint is not a model; every other outcome is returned as a result.
         """
         self._checkpoint_of(spec)
         self._files.adapter(spec)
@@ -325,7 +325,7 @@ class Broker:
         return result, opened
 
     def measure_endpoint(self, spec: LoadSpec, scope: Scope, opened: Opened | None) -> tuple[LoadResult, Opened | None]:
-        """Measure a running endpoint by its client ``opened``, or by a new one where that has ended.
+        """Measure a running endpoint with its client ``opened``, or with a new client if that one has ended.
 
         Returns the result and the client. Raises MachineError.
         """
@@ -337,7 +337,7 @@ class Broker:
         return result, opened
 
     def predict_at(self, spec: LoadSpec, root: Path, revision: str) -> LoadResult:
-        """Return what a load is predicted to take with the user's code of a git revision. Raises MachineError."""
+        """Return the prediction for a load with the user's code of a git revision. Raises MachineError."""
         base = BaseRevision(root, revision)
         job = self.job(spec, EVERYTHING)
         there = dataclasses.replace(
@@ -378,23 +378,23 @@ class Broker:
                 held.release()
 
     def _take_spare(self, spec: LoadSpec, scope: Scope) -> tuple[LoadProcess, Lease] | None:
-        """Return the process that was made ready for this load and its GPUs, after every other load has ended."""
+        """Return the process that was prepared for this load, and its GPUs, after every other load has ended."""
         expected = self._spare.job
         if expected is None:
             return None
         self._close_opened()
         gpus = expected.device.gpus
         if any(hardware.holders(gpu, own=self._spare.pid) for gpu in gpus):
-            # A stranger has come: the lease waits for it, or says who it is.
+            # A foreign process uses the GPU by now: the lease waits for it, or names it.
             self._spare.discard()
             return None
         return self._spare.take(self.job(spec, scope, Lease(gpus)))
 
     def _beside(self, process: LoadProcess | InlineProcess, job: Job, scope: Scope, held: Lease, phase: str) -> None:
-        """While a load is measured, make a process ready for the one that probably follows: the next, or the same.
+        """Prepare a process for the load that probably follows (the next, or the same) while a load is measured.
 
-        Not beside a load that is timed; not if the driver hides which processes use a GPU, since a spare would be taken
-        for a stranger; and only if its context and one layer fit beside the load with room to spare.
+        It is not done while a load is timed, nor if the driver hides which processes use a GPU, since a spare would be
+        mistaken for a foreign process; and only if its context and one layer fit next to the load with room to spare.
         """
         server = self._server
         if phase not in _WITH_CONTEXT or server is None or not isinstance(process, LoadProcess):
@@ -419,7 +419,7 @@ class Broker:
     def _request(
         self, process: LoadProcess | InlineProcess, job: Job, entered: Callable[[str], None] | None = None
     ) -> LoadResult:
-        """Have a process load; ``entered`` is called with each phase that it enters."""
+        """Have a process load, and call ``entered`` with each phase that it enters."""
         try:
             with Watch(self._display(), job.spec.id, job.checkpoint.bytes, process.pid) as watch:
                 reply = process.request({"kind": "load", "job": job.to_json()}, self._settings.timeout, entered, watch)

@@ -1,4 +1,4 @@
-"""Sending a test's function to the load's process, and raising here what it raised there."""
+"""Send a test's function to the load's process, and raise in pytest's process what it raised there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_llmload.core.portable import scrub
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.system.protocol import Message
 
-#: What ``pytest.skip``, ``fail`` and ``xfail`` raise, by the names that the classes give themselves.
+#: The exceptions of ``pytest.skip``, ``fail`` and ``xfail``, by the names that the classes give themselves.
 _OUTCOMES: dict[str, type[BaseException]] = {
     "Skipped": pytest.skip.Exception,
     "Failed": pytest.fail.Exception,
@@ -27,14 +27,14 @@ _OUTCOMES: dict[str, type[BaseException]] = {
 }
 
 
-#: What cloudpickle writes in place of the name of a code object's file.
+#: The text that cloudpickle writes in place of the name of a code object's file.
 _NO_FILE = "<dynamic-code>"
 
 
 def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
-    """A function travels by value, with the module it is written in; ``"module:function"`` by name.
+    """Encode a call: a function is sent by value, with the module it is written in; ``"module:function"`` by name.
 
-    Raises TypeError if something the function refers to cannot travel.
+    Raises TypeError if something the function refers to cannot be sent.
     """
     import cloudpickle
 
@@ -85,7 +85,7 @@ def _text(data: bytes) -> str:
 
 
 def decode(reply: Message) -> Any:
-    """The plain value of a reply; raises what the function raised."""
+    """Return the plain value of a reply. Raises what the function raised."""
     __tracebackhide__ = True
     if reply["kind"] == "error":
         raise_here(reply)
@@ -93,7 +93,7 @@ def decode(reply: Message) -> Any:
 
 
 def raise_here(reply: Message) -> NoReturn:
-    """Raise a remote exception: as its own class if that is known here, else as RemoteError."""
+    """Raise a remote exception: as its own class if pytest's process knows that class, else as RemoteError."""
     __tracebackhide__ = True
     info = ErrorInfo(**reply["error"])
     module, _, name = info.type_name.rpartition(".")

@@ -12,14 +12,14 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device, Gpu
 from pytest_llmload.host.loads import hardware
 
-#: Seconds between two looks.
+#: Seconds between two attempts.
 _POLL = 0.5
-#: What the names of all locks begin with.
+#: The prefix of the names of all locks.
 _NAME = "pytest-llmload"
 
 
 class Lease:
-    """Some GPUs, held until released. The locks are the kernel's: they end with their last holder, however it dies."""
+    """GPUs that are held until released. The kernel keeps the locks: they end when their last holder ends or dies."""
 
     def __init__(self, gpus: tuple[Gpu, ...], locks: Sequence[socket.socket] = ()) -> None:
         self.gpus = gpus
@@ -39,8 +39,8 @@ class Lease:
 def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) -> Lease:
     """Return a lease on ``count`` unused GPUs of the device; on a CPU run, an empty lease.
 
-    Waits up to ``wait_lock`` seconds for other loads of this plugin and, where processes that are none of ours leave
-    too few GPUs, ``wait_foreign`` seconds for those. Raises MachineError naming the holders.
+    Waits up to ``wait_lock`` seconds for other loads of this plugin and, if processes that do not belong to this plugin
+    leave too few GPUs, ``wait_foreign`` seconds for those. Raises MachineError naming the holders.
     """
     if device.kind == "cpu":
         return Lease(())
@@ -66,10 +66,11 @@ def lease(device: Device, count: int, *, wait_foreign: float, wait_lock: float) 
 
 
 def _taken(gpu: Gpu) -> socket.socket | None:
-    """Return the lock of a GPU, taken for this process; None where another process of this machine has it.
+    """Return the lock of a GPU, taken for this process; None if another process of this machine has it.
 
-    A name among the kernel's abstract sockets (unix(7)) rather than a file in a folder that all users share: every user
-    can take it and none can prepare it, it is the same whatever TMPDIR is, and it is free once its holder is gone.
+    The lock is a name among the kernel's abstract sockets (unix(7)) rather than a file in a folder that all users
+    share: every user can take it and no user can prepare it, TMPDIR does not change it, and it is free once its holder
+    is gone.
     """
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -83,9 +84,9 @@ def _taken(gpu: Gpu) -> socket.socket | None:
 
 
 def _free(device: Device, count: int) -> tuple[Lease | None, dict[Gpu, list[str]]]:
-    """Return the first ``count`` GPUs that no load and no other process uses, or None; and who uses the others.
+    """Return the first ``count`` GPUs that are not used by a load or another process, or None; and the others' users.
 
-    Raises MachineError where there can be no lock or the driver does not answer; nothing is locked then.
+    Raises MachineError if locks are impossible or the driver does not answer; then no GPU is locked.
     """
     gpus: list[Gpu] = []
     foreign: dict[Gpu, list[str]] = {}

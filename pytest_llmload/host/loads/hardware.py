@@ -1,7 +1,7 @@
 """Find out this machine's hardware from the driver's library and torch's wheel, never from torch itself.
 
-NVML opens the GPU's device files, which would poison a process that forks: the pytest process asks, and sends the
-answers to the processes that load.
+NVML opens the GPU's device files, which a process that forks must not do: the pytest process asks the driver, and sends
+the answers to the processes that load.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device, Gpu
 
-#: Memory that is in use on a GPU which nobody holds: what driver and display take.
+#: Memory in use on a GPU that is not held by any process: the share of driver and display.
 IDLE_BYTES = 512 << 20
 
 
 def torch_build() -> str:
-    """Return what the installed wheel was built for: ``cuda 13.0``, ``rocm 6.4``, ``cpu``, or ``missing``."""
+    """Return the platform that the installed wheel was built for: ``cuda 13.0``, ``rocm 6.4``, ``cpu``, ``missing``."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "missing"
@@ -106,7 +106,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _chosen(gpus: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
-    """CUDA's reading of CUDA_VISIBLE_DEVICES: indices or UUID prefixes, up to the first that does not exist."""
+    """Read CUDA_VISIBLE_DEVICES as CUDA does: indices or UUID prefixes, up to the first that does not exist."""
     names = [gpu.uuid for gpu in gpus] if visible is None else [name.strip() for name in visible.split(",")]
     chosen: list[Gpu] = []
     for name in names:
@@ -121,7 +121,7 @@ def _chosen(gpus: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
 
 
 def detect(wanted: str) -> Device:
-    """Return the device of this run. Raises MachineError if GPU and torch build do not fit: never a quiet CPU run."""
+    """Return the device of this run. Raises MachineError if GPU and torch build do not fit, rather than use the CPU."""
     build = torch_build()
     cpu = Device(kind="cpu", key=f"cpu-{platform.machine()}")
     if wanted == "cpu":
@@ -166,10 +166,10 @@ def lists(gpu: Gpu, pid: int) -> bool:
 
 
 def holders(gpu: Gpu, own: int = 0) -> list[str]:
-    """Return who else uses a GPU: processes by pid and name with their bytes, or the bytes alone if pids are hidden.
+    """Return the other users of a GPU: processes by pid and name with their bytes, or the bytes alone without pids.
 
-    Not this process itself, which has loaded before under inline isolation, and not ``own``, a process of this run.
-    Raises MachineError where the driver does not say.
+    The driver may hide the pids. The result leaves out this process itself, which has loaded before under inline
+    isolation, and ``own``, a process of this run. Raises MachineError if the driver does not tell.
     """
     from pytest_llmload.core.units import format_bytes
 

@@ -20,11 +20,11 @@ class _Nowhere:
 
 
 class InlineProcess:
-    """Answers what a load process answers, without one."""
+    """A substitute for a load process: it gives the same answers in the pytest process."""
 
-    #: What ``llm.run`` prints is printed in the pytest process.
+    #: The output of ``llm.run`` is printed in the pytest process.
     printed = None
-    #: It is this process, which has nothing to watch itself with.
+    #: It is this process, which cannot watch itself.
     pid = 0
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class InlineProcess:
         entered: Callable[[str], None] | None = None,
         watch: Watch | None = None,
     ) -> Message:
-        """As LoadProcess.request; a hang is not cut short here, and no phase is told."""
+        """Answer a request as LoadProcess.request does, but without a timeout and without a call of ``entered``."""
         try:
             reply: Message = getattr(self._session, f"do_{message['kind']}")(message)
         except self._worker.told() as error:

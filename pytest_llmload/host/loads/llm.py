@@ -1,4 +1,4 @@
-"""``llm``: what a test sees of a load."""
+"""The fixture value ``llm``: a load as a test sees it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Generated:
 
 
 class Metrics(Mapping[str, float]):
-    """Every figure of a load by name, read-only. A KeyError says why a figure is missing."""
+    """Every measured value of a load by name, read-only. A KeyError says why a value is missing."""
 
     def __init__(self, result: LoadResult) -> None:
         self._result = result
@@ -56,7 +56,7 @@ class Metrics(Mapping[str, float]):
 
 
 def _absent(result: LoadResult, name: str) -> str:
-    """Return why a load has no figure of a name."""
+    """Return why a load lacks the value of a metric."""
     if name in result.unavailable:
         return f"{name} was not measured: {result.unavailable[name]}"
     alike = difflib.get_close_matches(name, result.metrics, n=1)
@@ -90,7 +90,7 @@ class PartFigures(Figures):
 
     @property
     def weights_share(self) -> float:
-        """Its share of the whole model's weights by elements: 0.5 on each of two GPUs that halve the model."""
+        """Return its share of the whole model's weights by elements: 0.5 on each of two GPUs that halve the model."""
         return self._result.metrics[f"{self._prefix}.logical"] / self._result.whole_bytes
 
 
@@ -123,7 +123,7 @@ class Timing:
     """The times of a load, each as a median in seconds.
 
     ``ttft`` and ``per_token`` are measured with the load if one of its tests uses ``latency_baseline`` or
-    ``latency_budget``; otherwise in a process apart, when they are first asked for.
+    ``latency_budget``; otherwise in a separate process, when they are first requested.
     """
 
     def __init__(self, load: Load) -> None:
@@ -131,12 +131,12 @@ class Timing:
 
     @property
     def phases(self) -> Mapping[str, float]:
-        """Seconds of each phase of the load's process, in the order they ran."""
+        """Return the seconds of each phase of the load's process, in the order they ran."""
         return MappingProxyType(self._load.result.phases)
 
     @property
     def samples(self) -> Mapping[str, tuple[float, ...]]:
-        """The samples in seconds that the medians are taken from, in the order measured: name -> samples."""
+        """Return the samples in seconds that the medians are taken from, in the order measured: name -> samples."""
         taken = self._load.with_times().samples
         return MappingProxyType({name: tuple(samples) for name, samples in taken.items()})
 
@@ -148,17 +148,17 @@ class Timing:
 
     @property
     def load(self) -> float:
-        """Seconds of the loading call alone."""
+        """Return the seconds of the loading call alone."""
         return self._median(self._load.result, "load")
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first token: the prefill of the workload and one token."""
+        """Return the seconds to the first token: the prefill of the workload and one token."""
         return self._median(self._load.with_times(), "ttft")
 
     @property
     def per_token(self) -> float:
-        """Seconds per further token of the workload, at its batch size."""
+        """Return the seconds per further token of the workload, at its batch size."""
         return self._median(self._load.with_times(), "per_token")
 
 
@@ -180,7 +180,7 @@ def _is_plain(value: object) -> bool:
 
 
 class LLM:
-    """A load: its figures, frozen before any test code runs, and the model behind ``generate`` and ``run``.
+    """A load: its measurements, frozen before any test code runs, and the model behind ``generate`` and ``run``.
 
     ``generate`` and ``run`` raise the load's error (a :class:`LoadError`) if the load did not end in a model.
     """
@@ -190,7 +190,7 @@ class LLM:
 
     @property
     def spec(self) -> LoadSpec:
-        """The frozen spec of the load. ``spec.id`` is its name in test ids, ``spec.slug`` that of its baseline."""
+        """Return the load's frozen spec: ``spec.id`` is its name in test ids, ``spec.slug`` that of its baseline."""
         return self._load.spec
 
     @property
@@ -200,29 +200,29 @@ class LLM:
 
     @property
     def result(self) -> LoadResult:
-        """Everything that was measured and found, as plain data. It is a copy: changing it changes no other test."""
+        """Return everything that was measured and found, as plain data: a copy, which a test may change."""
         return copy.deepcopy(self._load.result)
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Every figure by name, in the unit of its metric (bytes, seconds or a count): ``metrics["gpu.settled"]``."""
+        """Return every value by name, in its metric's unit (bytes, seconds or a count): ``metrics["gpu.settled"]``."""
         return Metrics(self._load.result)
 
     @property
     def memory(self) -> Memory:
-        """Memory in bytes: ``memory.gpu.settled``, ``memory.host.peak``, ``memory.gpus[0].weights``."""
+        """Return the memory in bytes: ``memory.gpu.settled``, ``memory.host.peak``, ``memory.gpus[0].weights``."""
         return Memory(self._load.result)
 
     @property
     def timing(self) -> Timing:
-        """Times in seconds: ``timing.load``, ``timing.ttft``, ``timing.per_token``."""
+        """Return the times in seconds: ``timing.load``, ``timing.ttft``, ``timing.per_token``."""
         return Timing(self._load)
 
     @property
     def work(self) -> Mapping[str, float]:
-        """Counts of operators, kernels, copies and waits: of the prefill (``prefill.ops``), per token (``token.ops``).
+        """Return the counts of operators, kernels, copies and waits: ``prefill.ops``, and per token ``token.ops``.
 
-        They are counted when first requested, in a process of their own. Raises the load's error.
+        They are counted when first requested, in a separate process. Raises the load's error.
         """
         __tracebackhide__ = True
         if (error := self._load.error) is not None:
@@ -234,17 +234,17 @@ class LLM:
 
     @property
     def numbers(self) -> Numbers:
-        """Logits, log-sum-exp and top-1 margins at fixed positions of fixed tokens, and sums of buffers: a copy."""
+        """Return logits, log-sum-exp and top-1 margins at fixed positions of fixed tokens, and buffer sums: a copy."""
         return copy.deepcopy(self._load.result.numbers)
 
     @property
     def manifest(self) -> list[ManifestRow]:
-        """The model's modules: class, dtype, device, quantisation, count and bytes, alike modules in one row."""
+        """Return the model's modules: class, dtype, device, quantisation, count and bytes, a row for equal modules."""
         return list(self._load.result.manifest)
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Versions of libraries, hardware and settings of the load's process: name -> text."""
+        """Return the versions of libraries, hardware and settings of the load's process: name -> text."""
         return MappingProxyType(self._load.result.environment)
 
     @overload
@@ -261,7 +261,7 @@ class LLM:
         A prompt is a text, the ids of its tokens, or the messages of a chat, ``[{"role": "user", "content": "Hi"}]``,
         for the tokenizer's chat template. Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and ``.text``; for a
         list of prompts a list of those, each as if it had been the only one. Raises the load's error, RemoteError if
-        generating raises, TypeError for anything else than prompts, and ValueError if the checkpoint lacks the
+        generating raises, TypeError for anything except prompts, and ValueError if the checkpoint lacks the
         tokenizer or the template that a prompt needs.
         """
         __tracebackhide__ = True
@@ -289,7 +289,7 @@ class LLM:
 
     @property
     def model(self) -> Any:
-        """The model itself, with ``--llm-isolation=inline`` only. Raises RuntimeError otherwise."""
+        """Return the model itself, with ``--llm-isolation=inline`` only. Raises RuntimeError otherwise."""
         __tracebackhide__ = True
         return self._load.model
 

@@ -1,4 +1,4 @@
-"""One shared load: its figures, frozen once taken, and its process while tests still need it."""
+"""One shared load: its measurements, which stay fixed, and its process while tests still need it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from pytest_llmload.system.protocol import Message
 
 _Figure = TypeVar("_Figure")
-#: The times that generating takes; they are measured only if a test looks at them.
+#: The times that generating takes; they are measured only if a test reads them.
 TIMED = frozenset({"ttft", "per_token"})
-#: What ends a test from outside while its load is at work: pytest-timeout's signal handler calls ``pytest.fail``.
+#: Exceptions that end a test from outside during its load: pytest-timeout's signal handler calls ``pytest.fail``.
 _ENDED = (Interrupted, pytest.fail.Exception)
 _NOT_TIMED = "no test of this load looks at times (latency_baseline, latency_budget, llm.timing)"
 
 
 class Launcher(Protocol):
-    """What a load needs of the code that starts processes: :class:`pytest_llmload.host.loads.broker.Broker`."""
+    """The interface that a load uses to start processes: :class:`pytest_llmload.host.loads.broker.Broker`."""
 
     @property
     def timeout(self) -> float: ...
@@ -59,18 +59,18 @@ class Launcher(Protocol):
 
 
 class Load:
-    """One load of a run: its frozen figures, and its process while tests still need it."""
+    """One load of a run: its frozen measurements, and its process while tests still need it."""
 
     def __init__(self, launcher: Launcher, spec: LoadSpec) -> None:
         self.spec = spec
         self._launcher = launcher
         self._result: LoadResult | None = None
         self._machine_error: MachineError | None = None
-        #: What the test that was ended while it loaded fails with; the load is begun anew for the next one.
+        #: The error of the test that was ended while it loaded; the next test begins the load again.
         self._interruption: LoadError | None = None
         self._opened: Opened | None = None
         self._changed = False
-        #: True if a test announced that it reads times, so that they are taken with the other figures.
+        #: True if a test announced that it reads times, so that they are measured with the other metrics.
         self.times_wanted = False
         self._repeats: list[LoadResult] = []
         self._timed: list[LoadResult] = []
@@ -89,7 +89,7 @@ class Load:
 
     @property
     def result(self) -> LoadResult:
-        """The figures, taken when first asked for. Raises MachineError, again for every test that asks.
+        """Return the measurements, which start at the first request. Raises MachineError, again for every test.
 
         Raises LoadTimeout if another plugin ends the test meanwhile (pytest-timeout), until that test is over.
         """
@@ -107,7 +107,7 @@ class Load:
                 self._interruption = self._interrupted(error)
                 raise self._interruption from None
             except LoadFailed as error:
-                # The checkpoint itself is no model: the load failed before it could start.
+                # The checkpoint itself is not a model: the load failed before it could start.
                 info = ErrorInfo(message=str(error), phase="resolve")
                 self._result = LoadResult(spec=self.spec.to_json(), outcome=results.FAILED, error=info)
             if not self.times_wanted and self._result.ok:
@@ -120,7 +120,7 @@ class Load:
         return EVERYTHING if self.times_wanted else WITHOUT_TIMES
 
     def with_times(self) -> LoadResult:
-        """Return the figures with ``ttft`` and ``per_token``, measured now in a process apart if no test announced it.
+        """Return the measurements with ``ttft`` and ``per_token``, if unannounced measured now in a separate process.
 
         Raises LoadError if that process does not load any more.
         """
@@ -133,7 +133,7 @@ class Load:
         return own
 
     def untold_faults(self) -> list[Fault]:
-        """Return the checks and probes that raised, each once in the life of the load; of one not measured, none."""
+        """Return the checks and probes that raised, each once in the life of the load; none if it was not measured."""
         measured = [result for result in (self._result, *self._repeats, *self._timed, *self._worked) if result]
         found = {fault.message: fault for result in measured for fault in result.faults}
         untold = [fault for message, fault in found.items() if message not in self._told_faults]
@@ -148,17 +148,20 @@ class Load:
         return None if self.result.ok else self._launcher.error(self.result)
 
     def repeats(self, count: int) -> list[LoadResult]:
-        """The same load measured anew in fresh processes, alone on the device; once per run."""
+        """Return ``count`` results of the same load, measured again in fresh processes, alone on the device.
+
+        Each of them is measured once per run.
+        """
         while len(self._repeats) < count:
             self._repeats.append(self._measured_again(self._scope))
         return self._repeats[:count]
 
     def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:
-        """The same load timed anew in so many fresh ``processes``, and in further ones that only load, until there are
-        ``loads``; or in as many as start before ``until``.
+        """Return results of the same load, timed again in fresh processes.
 
-        ``until`` is a moment of ``time.monotonic``; of fewer processes than a judgement needs, it stops none. What
-        earlier calls measured counts. Raises LoadError where one of them does not load any more.
+        So many ``processes`` are timed, then further ones that only load, until there are ``loads``; or as many as
+        start before ``until``, a moment of ``time.monotonic`` in seconds. ``until`` does not stop the processes that a
+        judgement needs at least. Results of earlier calls count. Raises LoadError if one does not load any more.
         """
         while len(self._timed) < processes and (len(self._timed) < PROCESSES or time.monotonic() < until):
             self._timed.append(self._again(TIMES))
@@ -172,17 +175,17 @@ class Load:
 
     @property
     def timed_results(self) -> list[LoadResult]:
-        """Every process that was timed so far; the load's own while there is no other."""
+        """Return the result of every process that was timed so far; the load's own while it is the only one."""
         return self._loaded + (self._timed or [self.result])
 
     def worked(self, count: int = 1) -> list[LoadResult]:
-        """The load's figures with the work counted, each time in a process apart; the first time's are the load's own.
+        """Return the load's measurements with the work counted, ``count`` times, each in a separate process.
 
-        Raises LoadError as ``timed``.
+        The first counts become the load's own. Raises LoadError as ``timed`` does.
         """
         work = [name for name, metric in self.result.table.items() if metric.section == "work"]
         if self.result.unavailable.keys() >= set(work):
-            # No process could count it: nothing generates, or the model is a server's.
+            # A process cannot count it: the model does not generate, or it belongs to a server.
             return [self.result] * count
         while len(self._worked) < count:
             counted, own = self._again(COUNTING), self.result
@@ -198,9 +201,9 @@ class Load:
         return self._worked[:count]
 
     def record_allocations(self) -> None:
-        """Load once more with every allocation recorded, and add who allocated what to the result; once per run.
+        """Load once more with every allocation recorded, and add the callers that allocate to the result; once per run.
 
-        The figures stay those of the first time. Where the model is in other processes, nothing is recorded.
+        The measurements stay those of the first load. If the model is in different processes, nothing is recorded.
         """
         if self._is_recorded or self._launcher.runs_elsewhere(self.spec):
             return
@@ -211,7 +214,7 @@ class Load:
             self.result.notes.append(f"who allocated the memory is not known: {str(error).splitlines()[0]}")
 
     def _measured_again(self, scope: Scope) -> LoadResult:
-        """Measure in a fresh process; a running endpoint by the process that found it, since the server stays."""
+        """Measure in a fresh process; an endpoint with the client that it already has, since the server stays."""
         if self._launcher.runs_already(self.spec):
             result, self._opened = self._launcher.measure_endpoint(self.spec, scope, self._opened)
             return result
@@ -241,7 +244,7 @@ class Load:
     def timed_run(
         self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, float]:
-        """What the function returns, and the seconds that it took where the model lives."""
+        """Return the function's value, and the seconds that it took in the process that has the model."""
         __tracebackhide__ = True
         message = calls.encode(function, args, kwargs)
         process = self._serving()
@@ -254,7 +257,7 @@ class Load:
         if reply["kind"] != "error":
             run_output.warn(reply)
             return calls.decode(reply), reply["seconds"]
-        # What the function raised counts, also where a filter makes an error of what it warned of before.
+        # The function's exception counts, even if a filter turns an earlier warning of it into an error.
         with contextlib.suppress(Warning):
             run_output.warn(reply)
         calls.raise_here(reply)
@@ -300,12 +303,12 @@ class Load:
             raise self._interrupted(error) from None
         except LoadDied as death:
             self.close()
-            # The figures were taken and stay; what died is the process that served this test.
+            # The measurements are complete and stay; the process that died served this test.
             result = LoadResult(spec=self.spec.to_json(), outcome=death.outcome, error=death.info)
             raise self._launcher.error(result) from None
 
     def _interrupted(self, error: BaseException) -> LoadError:
-        """Return what a test fails with that another plugin ended while its load was at work."""
+        """Return the error of a test that a different plugin ended during its load."""
         if isinstance(error, Interrupted):
             info = error.info
         else:
@@ -313,11 +316,11 @@ class Load:
         return self._launcher.error(LoadResult(spec=self.spec.to_json(), outcome=results.TIMEOUT, error=info))
 
     def forget_interruption(self) -> None:
-        """Load at the next request, for a test that was not the one that was ended."""
+        """Load at the next request, which comes from a different test than the one that was ended."""
         self._interruption = None
 
     def forget_failure(self) -> bool:
-        """Load anew at the next request if the load failed. Return whether it had failed."""
+        """Load again at the next request if the load failed. Return whether it had failed."""
         failed = self._machine_error is not None or (self._result is not None and not self._result.ok)
         if failed:
             self.close()
@@ -325,12 +328,12 @@ class Load:
         return failed
 
     def after_test(self) -> None:
-        """Close the model if the test changed it, so that no other test gets it."""
+        """Close the model if the test changed it, so that other tests do not get it."""
         if self._changed:
             self.close()
 
     def close(self) -> None:
-        """End the process, if there is one; the figures stay."""
+        """End the process, if there is one; the measurements stay."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None

@@ -1,4 +1,4 @@
-"""The files of a run's models and adapters: brought here once, by a process that can download and build them."""
+"""The files of a run's models and adapters: fetched once, by a process that can download and build them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DOWNLOAD = 6 * 3600.0
 
 
 class Files:
-    """Models and adapters by their SPECs; what failed fails again, with the same error, for every test that asks."""
+    """Models and adapters by their SPECs; one that failed fails again, with the same error, for every test."""
 
     def __init__(self, settings: Settings, start: Callable[[], LoadProcess], display: Callable[[], Display]) -> None:
         self._display = display
@@ -38,7 +38,7 @@ class Files:
     def checkpoint(self, model: str) -> Checkpoint:
         """Return a model's files, downloaded or built once per run.
 
-        Raises MachineError (network, disk) or LoadFailed (the files are no model).
+        Raises MachineError (network, disk) or LoadFailed (the files are not a model).
         """
         if model not in self._checkpoints:
             reply = self._request(model, {"kind": "resolve", "spec": model})
@@ -59,9 +59,9 @@ class Files:
         return found
 
     def adapter(self, spec: LoadSpec) -> Adapter | None:
-        """The files of a load's adapter, downloaded or built once per run and model; None where it has none.
+        """Return the files of a load's adapter, downloaded or built once per run and model; None without an adapter.
 
-        Raises as :func:`checkpoint`.
+        Raises the errors of :func:`checkpoint`.
         """
         if spec.adapter is None:
             return None

@@ -19,12 +19,12 @@ class Opened:
 
     @property
     def is_closed(self) -> bool:
-        """True once the process was ended and the GPUs were given back."""
+        """Return True once the process was ended and the GPUs were given back."""
         return self._held is None
 
     @property
     def is_alive(self) -> bool:
-        """True while the process answers."""
+        """Return True while the process answers."""
         return not self.is_closed and self.process.alive
 
     def close(self) -> None:

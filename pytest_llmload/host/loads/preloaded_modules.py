@@ -1,4 +1,4 @@
-"""The modules that the warm server imports, so that no load has to."""
+"""The modules that the warm server imports, so that loads need not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.loads.strategies import Strategies
 
-#: What every load needs: libraries first, then what serves and measures a load there.
+#: The modules that every load needs: libraries first, then those that serve and measure a load there.
 BASE = (
     *LIBRARY,
     *PLACEMENT,

@@ -1,4 +1,4 @@
-"""The processes that load: a warm server that forks one per load, and what is known of how each one ended."""
+"""The processes that load: a warm server that forks one per load, and the reasons for which each one ended."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pytest_llmload.system.protocol import Channel, Closed, Garbled, Message
 
 #: Seconds a process gets to write its stacks, and then to end, before it is killed.
 _GRACE = 2.0
-#: Seconds for the kernel to be through with killed processes, whose GPUs are the next load's.
+#: Seconds for the kernel to clean up killed processes, whose GPUs the next load gets.
 _DYING = 30.0
 #: Seconds a server gets for its imports.
 _WARM_UP = 300.0
 _LOG_LINES = 30
-#: Of the stacks of a load that hangs; the main thread's comes last.
+#: Number of lines, from the end, of the stacks of a load that hangs; the main thread's comes last.
 _STACK_LINES = 40
 #: Lines of a remote traceback that are kept, from its end, and characters of any other text.
 _TRACEBACK_LINES = 200
@@ -66,7 +66,7 @@ class LoadDied(Exception):
 
 
 class Interrupted(Exception):
-    """A test was ended while a load's process worked for it, as pytest-timeout does; ``info`` has phase and log."""
+    """A test was ended while a load's process worked for it, as by pytest-timeout; ``info`` has phase and log."""
 
     def __init__(self, info: ErrorInfo) -> None:
         super().__init__(info.message)
@@ -85,12 +85,12 @@ class LoadProcess:
         self._oom_kills = hardware.oom_kills()
         self.phase = "start"
         self.alive = True
-        #: File descriptors that came with replies; whoever uses one takes it out.
+        #: File descriptors that came with replies; the code that uses one takes it out.
         self.received: list[int] = []
 
     @property
     def pid(self) -> int:
-        """Return the number of the process."""
+        """Return the process id."""
         return self._pid
 
     def request(
@@ -100,10 +100,10 @@ class LoadProcess:
         entered: Callable[[str], None] | None = None,
         watch: Watch | None = None,
     ) -> Message:
-        """Send a request and wait for its reply, seconds at most; ``entered`` is called with each phase it enters, and
-        ``watch`` looks at it meanwhile.
+        """Send a request and wait for its reply, ``timeout`` seconds at most.
 
-        Raises LoadDied, or MachineError where it was the server that died; then the process is gone.
+        ``entered`` is called with each phase that the process enters, and ``watch`` follows it meanwhile. Raises
+        LoadDied, or MachineError if the server died; then the process is gone.
         """
         try:
             self.send(message)
@@ -115,14 +115,14 @@ class LoadProcess:
             raise Interrupted(info) from None
 
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
-        """Send a request, whose reply is waited for later; a process that is gone is told of then."""
+        """Send a request without waiting for its reply; :meth:`reply` reports a process that is gone."""
         with contextlib.suppress(Closed):
             self._channel.send(message, descriptors)
 
     def reply(
         self, timeout: float, entered: Callable[[str], None] | None = None, watch: Watch | None = None
     ) -> Message:
-        """Wait for the reply to a request that was sent; as :meth:`request`."""
+        """Wait for the reply to a request that was sent, and return it as :meth:`request` does."""
         deadline = time.monotonic() + timeout
         try:
             while True:
@@ -151,7 +151,7 @@ class LoadProcess:
             raise
 
     def _receive(self, deadline: float, watch: Watch | None) -> tuple[Message, list[int]]:
-        """Return the next message, and have ``watch`` look at the process until it comes. Raises TimeoutError."""
+        """Return the next message, and have ``watch`` follow the process until it comes. Raises TimeoutError."""
         while True:
             left = max(deadline - time.monotonic(), 0.0)
             interval = watch.interval if watch is not None and watch.interval else left
@@ -164,11 +164,11 @@ class LoadProcess:
 
     @property
     def printed(self) -> tuple[Path, Path]:
-        """The files that a test's function prints to, in place of stdout and stderr."""
+        """Return the files that a test's function prints to, in place of stdout and stderr."""
         return Path(f"{self._log}.stdout"), Path(f"{self._log}.stderr")
 
     def _abandon(self) -> None:
-        """Kill the process, after reading which phase it has come to."""
+        """Kill the process, after reading which phase it has reached."""
         if not self.alive:
             return
         with contextlib.suppress(Closed, TimeoutError):
@@ -198,7 +198,7 @@ class LoadProcess:
             self._ended()
 
     def _kill_group(self) -> None:
-        # The process leads a session of its own: whatever it started goes with it.
+        # The process leads its own session: every process that it started ends with it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
         self._server.status(self._pid, _GRACE)
@@ -217,7 +217,7 @@ class LoadProcess:
         deadline = time.monotonic() + _GRACE
         while time.monotonic() < deadline and self._log.stat().st_size == before:
             select.select([], [], [], 0.02)
-        # However many threads there are, what the load itself said last stands before their stacks.
+        # However many threads there are, the last output of the load itself stands before their stacks.
         log = "\n".join(part for part in (said, last_lines(self._log, _STACK_LINES, before)) if part)
         info = ErrorInfo(
             message=f"still in phase '{self.phase}' after {timeout:g} s, killed", log=log, phase=self.phase
@@ -232,7 +232,7 @@ class LoadProcess:
         return LoadDied(results.CRASHED, ErrorInfo(message=_fit_texts(message), log=self.tail(), phase=self.phase))
 
     def _part_died(self, reply: Message) -> LoadDied:
-        """The load consists of several processes, and one of them is gone: then the load is."""
+        """Kill a load of several processes, one of which is gone, and return the error that says so."""
         outcome, info = reply["outcome"], ErrorInfo(**reply["error"])
         if reply["signal"] == signal.SIGKILL and hardware.oom_kills() > self._oom_kills:
             outcome = results.OUT_OF_MEMORY
@@ -259,20 +259,20 @@ class LoadProcess:
             message += _OOM
         self._ended()
         if server_died and outcome != results.OUT_OF_MEMORY:
-            # Nothing of the model's did that.
+            # The model did not cause that.
             return MachineError(f"{message}:\n{self._server.tail()}")
         return LoadDied(outcome, ErrorInfo(message=message, log=self.tail(), phase=self.phase))
 
 
 class Server:
-    """A warm server: imports once, forks a process per load. Must be started from the main thread."""
+    """A warm server: it imports once and forks a process per load. It must be started from the main thread."""
 
     def __init__(self, log: Path, env: dict[str, str]) -> None:
         ours, theirs = _pair()
         self._log = log
         self._channel = Channel(ours)
         self._closed = False
-        #: What it was asked to import and has not answered yet, request by request.
+        #: Imports that were requested and that it has not answered yet, request by request.
         self._importing: list[Sequence[str]] = []
         self._ended: dict[int, int] = {}
         self._gone: set[int] = set()
@@ -291,14 +291,14 @@ class Server:
         theirs.close()
 
     def warm_up(self, modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
-        """Have the modules imported there, as far as they are installed; whoever forks waits for it."""
+        """Have the server import the modules, as far as they are installed; :meth:`fork` waits for it."""
         self._importing.append(modules)
-        # Of a server that died of an earlier request, the wait tells.
+        # If the server died of an earlier request, the wait reports it.
         with contextlib.suppress(Closed):
             self._channel.send({"kind": "import", "modules": list(modules), "cuda": cuda})
 
     def wait(self) -> None:
-        """Wait until all is imported. Raises MachineError where it cannot be; the server is of no more use then."""
+        """Wait until all is imported. Raises MachineError if that fails; then the server cannot be used any more."""
         try:
             while self._importing:
                 self._next(lambda message: message["kind"] == "ready", _WARM_UP)
@@ -309,7 +309,7 @@ class Server:
     def fork(self, log: Path, *, owned: bool = False) -> LoadProcess | str:
         """Return a new load process; or, as text, why the server may not fork any more.
 
-        ``owned``: the server serves this one process and ends with it. Raises MachineError as :meth:`wait`.
+        If ``owned``, the server serves this one process and ends with it. Raises MachineError as :meth:`wait` does.
         """
         self.wait()
         ours, theirs = _pair()
@@ -340,12 +340,12 @@ class Server:
         return self._ended[pid]
 
     def gone(self, pid: int, seconds: float) -> None:
-        """Wait until nothing of a process that has ended is left, whatever it had started; then forget its number.
+        """Wait until an ended process and every process that it had started are gone; then forget its process id.
 
-        The kernel may give it to another process.
+        The kernel may give the id to a different process.
         """
         if pid not in self._gone:
-            # What still will not end by then is named by whoever wants its GPU.
+            # The lease of the next load names a process that still does not end by then.
             with contextlib.suppress(TimeoutError, Closed):
                 self._next(lambda message: message["kind"] == "gone" and message["pid"] == pid, seconds)
         self._gone.discard(pid)
@@ -353,7 +353,7 @@ class Server:
 
     @property
     def exit_status(self) -> int | None:
-        """How the server itself ended (minus the signal's number); None while it serves."""
+        """Return the exit status of the server itself (minus the signal's number); None while it serves."""
         return self._process.poll()
 
     def tail(self) -> str:
@@ -390,7 +390,7 @@ class Server:
         self._closed = True
         self._channel.close()
         if self._importing:
-            # It would see that only when it is through with them, and has forked nothing yet.
+            # It would notice the end only after the imports, and it has not forked yet.
             self._process.kill()
         try:
             self._process.wait(_GRACE)
@@ -400,7 +400,7 @@ class Server:
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    """Return two sockets that are connected. Raises MachineError if another plugin forbids it."""
+    """Return two sockets that are connected. Raises MachineError if a different plugin forbids it."""
     try:
         return socket.socketpair()
     except RuntimeError as error:
@@ -411,7 +411,7 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
-    """Return a load process with its own server, which imported nothing: for loads whose environment differs."""
+    """Return a load process with its own server without imports, for loads whose environment differs."""
     server = Server(log.with_suffix(".server.log"), env)
     try:
         process = server.fork(log, owned=True)
@@ -423,7 +423,7 @@ def start_cold(log: Path, env: dict[str, str]) -> LoadProcess:
 
 
 def _fit(reply: Message) -> Message:
-    """Return a reply whose texts are bounded, printable and without secrets, whatever the load raised or logged."""
+    """Return a reply whose texts are bounded, printable and without secrets, for any error or log of the load."""
     fit = dict(reply)
     if "error" in reply:
         lines = {name: reply["error"][name].splitlines()[-_TRACEBACK_LINES:] for name in ("traceback", "log")}

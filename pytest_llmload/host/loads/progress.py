@@ -1,4 +1,4 @@
-"""Tell how far a load or a download is, while pytest waits for the process that does it."""
+"""Show how far a load or a download is, while pytest waits for the process that does it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LOAD, DOWNLOAD = "load", "download"
 
 @dataclass(frozen=True)
 class Step:
-    """What is under way, and how far it is."""
+    """One load or download that is under way, and how far it is."""
 
     #: The load's name in test ids, or the model that is downloaded.
     title: str
     phase: str
     seconds: float
-    #: Bytes that were read or downloaded, of how many; 0 if it is not known.
+    #: Bytes that were read or downloaded, and their total; 0 if it is not known.
     done: int = 0
     expected: int = 0
 
@@ -37,23 +37,23 @@ class Step:
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """The place where progress is shown."""
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks; 0 if nothing is shown."""
+        """Return the seconds between two updates; 0 if nothing is shown."""
 
     def show(self, step: Step) -> None:
-        """Show a step in place of the one before."""
+        """Show a step in place of the previous one."""
 
     def clear(self) -> None:
-        """Take away what is shown: pytest's own output follows."""
+        """Remove the shown step, since pytest's own output follows."""
 
 
 class Watch:
-    """Follows one request to a process and shows each step of it; ends with the ``with`` block.
+    """A context that follows one request to a process and shows each step of it; it ends with the ``with`` block.
 
-    It looks at the process from outside, so that no figure of the load has any of it.
+    It observes the process from outside, so that it does not affect what is measured of the load.
     """
 
     def __init__(self, display: Display, title: str, expected: int = 0, pid: int = 0) -> None:
@@ -75,7 +75,7 @@ class Watch:
         self._display.clear()
 
     def entered(self, message: Message) -> None:
-        """Note that the process has entered a phase; the next look shows it, unless it is soon over."""
+        """Note that the process has entered a phase; the next update shows it, unless it is soon over."""
         if not self.interval:
             return
         self._phase = str(message["phase"])
@@ -93,12 +93,12 @@ class Watch:
         self._display.show(Step(self._title, self._phase, seconds, min(done, self._expected), self._expected))
 
     def _counted(self) -> int:
-        # A process that has just ended is told of by its reply.
+        # The reply reports a process that has just ended.
         with contextlib.suppress(OSError):
             return self._count()
         return 0
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes that the files of a folder take on its disk: a download may reserve their size first."""
+    """Return the bytes that a folder's files take on the disk: a download may reserve their size first."""
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir()) if folder.is_dir() else 0

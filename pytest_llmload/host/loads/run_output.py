@@ -1,4 +1,4 @@
-"""What a test's function printed, logged and warned of in the load's process, as if it had run in pytest's."""
+"""Show the output, logs and warnings of a test's function in the load's process as if it had run in pytest's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WINDOW = 1 << 20
 
 
 def levels() -> dict[str, int]:
-    """Return the level of each logger that has one: those that the test or an option of pytest has set among them."""
+    """Return the level of each logger that has one, including those that the test or an option of pytest has set."""
     known = logging.root.manager.loggerDict
     own = {name: logger.level for name, logger in list(known.items()) if isinstance(logger, logging.Logger)}
     return {"": logging.root.level, **{name: level for name, level in own.items() if level}}
@@ -28,7 +28,7 @@ def levels() -> dict[str, int]:
 
 @contextlib.contextmanager
 def shown(files: tuple[Path, Path] | None) -> Iterator[None]:
-    """Write what a call printed to pytest's streams, however the call ended; ``files`` are those of its request."""
+    """Write a call's output to pytest's streams, however the call ended; ``files`` are those of its request."""
     for path in files or ():
         path.unlink(missing_ok=True)
     try:
@@ -39,7 +39,7 @@ def shown(files: tuple[Path, Path] | None) -> Iterator[None]:
 
 
 def _printed(path: Path) -> str:
-    """Return the end of what was printed to a file: printable, without secrets, of a progress bar its last state."""
+    """Return the end of a file's output: printable, without secrets, with only the last state of a progress bar."""
     if not path.exists():
         return ""
     with path.open("rb") as file:
@@ -69,12 +69,12 @@ def warn(reply: Message) -> None:
 
 
 def _warning(names: list[str], text: str) -> Warning:
-    """Return a warning of the first class that pytest's process knows; names of others are told with the text."""
+    """Return a warning of the first class that pytest's process knows; its text names a first class that is unknown."""
     for name in names:
         module, _, attribute = name.rpartition(".")
         kind: Any = getattr(builtins if module == "builtins" else sys.modules.get(module), attribute, None)
         if isinstance(kind, type) and issubclass(kind, Warning):
-            # A class of the user's may want other arguments; its base does not.
+            # A user's class may require different arguments; its base does not.
             with contextlib.suppress(TypeError):
                 return kind(text if name == names[0] else f"{names[0]}: {text}")
     return UserWarning(f"{names[0]}: {text}")

@@ -1,4 +1,4 @@
-"""The loads of a run: one for all tests of a spec, and those that a test has for itself."""
+"""The loads of a run: one for all tests of a spec, and those that belong to a single test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SharedLoads:
-    """The loads of a run. Nothing starts before a load is measured or used."""
+    """The loads of a run. A load starts only when it is measured or used."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
@@ -22,10 +22,10 @@ class SharedLoads:
         return self._loads.setdefault(spec, Load(self._launcher, spec))
 
     def begin_test(self) -> None:
-        """Have loads begun anew that were ended together with an earlier test."""
+        """Have loads that were ended together with an earlier test begin again."""
         for load in self._loads.values():
             load.forget_interruption()
 
     def private(self, spec: LoadSpec) -> Load:
-        """Return a load that no other test shares."""
+        """Return a load that is not shared with other tests."""
         return Load(self._launcher, spec)

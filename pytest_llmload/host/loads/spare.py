@@ -1,9 +1,9 @@
-"""A load process that is made ready while the load before it is measured.
+"""A load process that is prepared while the load before it is measured.
 
-On a GPU, a process needs some two seconds before it can load: its context, and the first use of each kernel. They are
-in no figure, so they may pass beside another load. The spare itself holds the locks of its GPUs, from the moment they
-are handed to it until it ends, and it ends by itself if no load is asked of it: other runs on the machine never meet a
-GPU that is in use and not locked.
+On a GPU, a process needs some two seconds before it can load: for its context, and for the first use of each kernel.
+These seconds are not part of any measurement, so they may pass during a different load. The spare itself holds the
+locks of its GPUs, from the moment they are handed to it until it ends, and it ends by itself if it is not asked to
+load: other runs on the machine never meet a GPU that is in use and not locked.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Spare:
         self._process: LoadProcess | None = None
         #: The load that the spare is for; None while there is no spare.
         self.job: Job | None = None
-        #: Whether a spare died, so that no further one is made: a GPU may allow one process only.
+        #: True once a spare died; then no further one is made, since a GPU may allow only one process.
         self._failed = False
 
     @property
     def pid(self) -> int:
-        """The number of the process; 0 while there is no spare."""
+        """Return the process id; 0 while there is no spare."""
         return self._process.pid if self._process is not None else 0
 
     def make(self, job: Job, descriptors: tuple[int, ...], fork: Callable[[], LoadProcess | str]) -> None:
-        """Have a process made ready for a job, unless there is one; what it says is read when it is taken.
+        """Prepare a process for a job, unless there is one already; :meth:`take` reads its answer.
 
         ``descriptors`` are the locks of the job's GPUs.
         """
@@ -50,7 +50,7 @@ class Spare:
             self._process, self.job = process, job
 
     def take(self, job: Job) -> tuple[LoadProcess, Lease] | None:
-        """Return the spare and its GPUs if it is for this very job and still there; else end it and return None."""
+        """Return the spare and its GPUs if it was made for this job and still runs; else end it and return None."""
         process, expected = self._process, self.job
         if process is None or expected != job:
             self.discard()
@@ -63,7 +63,7 @@ class Spare:
             claimed = False
             self._failed |= not ready
         if not claimed:
-            # If something made it fail, the load itself will meet it, and the tests are told.
+            # If there is a cause for its failure, the load itself will meet it and report it to the tests.
             self.discard()
             return None
         self._process = self.job = None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Strategies:
-    """Built-in strategies and those that hooks register, by name; a name given twice is a UsageError."""
+    """Built-in strategies and those that hooks register, by name. Raises UsageError if a name is given twice."""
 
     def __init__(self, config: pytest.Config) -> None:
         #: Name -> ``module:Class`` of those that hooks register.
@@ -43,7 +43,7 @@ class Strategies:
             found = Methods(self.methods).schemes
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
-        #: What ``quant(...)`` accepts beside ``none``: the schemes of the built-in methods and of those.
+        #: The names that ``quant(...)`` accepts in addition to ``none``: schemes of the built-in methods and of those.
         self.schemes: dict[str, Scheme] = {name: scheme for name, (scheme, _) in found.items()}
         self._declarations: dict[str, type[Strategy]] = {**BUILTIN, **strategies_of(found.values())}
 
@@ -61,7 +61,7 @@ class Strategies:
 
     @property
     def default(self) -> str:
-        """The placement of a load whose test names none."""
+        """Return the placement of a load whose test does not name one."""
         return SINGLE
 
     def of_own_code(self) -> str:
@@ -95,7 +95,7 @@ class Strategies:
 
 
 def _is_installed(name: str) -> bool:
-    """Return whether a package is there, without importing it; its parent, which is imported, may be missing too."""
+    """Return whether a package is installed, without importing it; its parent is imported and may be missing too."""
     try:
         return find_spec(name) is not None
     except ModuleNotFoundError:

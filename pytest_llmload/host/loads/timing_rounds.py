@@ -1,4 +1,4 @@
-"""Timing a load in further processes until it can be told whether its times have moved."""
+"""Time a load in further processes until it is clear whether its times have changed."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 
 
 def until_clear(load: Load, seconds: float, judge: Callable[[Mapping[str, Timing] | None], Mapping[str, str]]) -> None:
-    """Have the times of a load judged, anew after further processes, until each verdict is clear or ``seconds`` are
-    spent.
+    """Judge the times of a load, again after further processes, until each verdict is clear or ``seconds`` are spent.
 
-    ``judge`` gives a verdict for each time; with None for what there is to judge before any further process. Raises
-    LoadError where one of the processes does not load any more.
+    ``judge`` returns a verdict for each time; it is called with None first, before any further process, to return the
+    times that there are to judge. Raises LoadError if one of the processes does not load any more.
     """
-    # A single process is never judged, only whether there is something to judge: if not, no other is started.
+    # A single process is never judged. This call only tells whether there are times to judge; if not, none is started.
     before: Mapping[str, str] = {}
     now = judge(None)
     until = time.monotonic() + seconds
     processes = loads = 0
     for look in zip(LOOKS, LOADS, strict=True):
         open_ = undecided(before, now)
-        # An alarm is looked at once more, whatever the time.
+        # An alarm is evaluated once more, even if the seconds are spent.
         alarm = any(now[name] != INCONCLUSIVE for name in open_)
         if not open_ or (before and time.monotonic() > until and not alarm):
             break
-        # What is clear is not measured on.
+        # Stop measuring times whose verdict is clear.
         processes = look[0] if open_ - {LOAD} else processes
         loads = look[1] if LOAD in open_ else loads
         results = load.timed(processes, loads, math.inf if alarm else until)
