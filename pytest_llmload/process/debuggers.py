@@ -1,4 +1,4 @@
-"""Debuggers in a load's process, which has no terminal: what to do instead."""
+"""Tell users of a debugger in a load's process, which has no terminal, what they can do instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _NO_TERMINAL = (
 
 
 def refuse_breakpoints() -> None:
-    """Have ``breakpoint()`` say what to do instead, unless the user has named a debugger that needs no terminal."""
+    """Have ``breakpoint()`` raise an error that says what to do, unless the user's debugger needs no terminal.
+
+    The user names such a debugger in PYTHONBREAKPOINT.
+    """
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(_NO_TERMINAL)
@@ -24,7 +27,7 @@ def refuse_breakpoints() -> None:
 
 
 def without_terminal(error: BaseException) -> BaseException:
-    """Return what a debugger that found its input closed is told as; any other exception as it is."""
+    """Return the error that replaces that of a debugger which found its input closed; other exceptions unchanged."""
     if isinstance(error, bdb.BdbQuit) and sys.stdin is not None and not sys.stdin.isatty():
         return RuntimeError(_NO_TERMINAL).with_traceback(error.__traceback__)
     return error

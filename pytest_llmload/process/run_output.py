@@ -1,4 +1,4 @@
-"""What a test's function prints, logs and warns of in the load's process, kept for pytest to show as the test's own."""
+"""Keep the output, logs and warnings of a test's function in the load's process for pytest to show as the test's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST = 1000
 #: Warnings that Python ignores by default and pytest's own filters may ask for.
 _IGNORED = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 _FORMATTER = logging.Formatter()
-#: What of a log record is sent as it is.
+#: The attributes of a log record that are sent unchanged.
 _FIELDS = (
     "name", "levelno", "levelname", "pathname", "filename", "module", "lineno", "funcName", "created", "msecs",
     "process", "processName", "thread", "threadName",
@@ -28,9 +28,9 @@ _FIELDS = (
 
 @contextlib.contextmanager
 def kept(request: Message) -> Iterator[Message]:
-    """Send what is printed to the files that a request names; yield the log records and warnings, as they come.
+    """Write printed output to the files that a request names; yield the log records and warnings, as they come.
 
-    A request that names no files is one of ``--llm-isolation=inline``: pytest sees everything itself.
+    A request without files comes from ``--llm-isolation=inline``: pytest sees everything itself.
     """
     found: Message = {"records": [], "warnings": []}
     if "output" not in request:
@@ -42,7 +42,7 @@ def kept(request: Message) -> Iterator[Message]:
 
 @contextlib.contextmanager
 def _printed_to(paths: list[str]) -> Iterator[None]:
-    """Have stdout and stderr be two files, for native code and for processes that are started too."""
+    """Redirect stdout and stderr to two files, also for native code and for processes that are started."""
     _flush()
     own = [os.dup(1), os.dup(2)]
     for number, path in enumerate(paths, 1):
@@ -63,12 +63,12 @@ def _flush() -> None:
         # The function may have closed it, which has written what it held.
         with contextlib.suppress(ValueError):
             stream.flush()
-    # Buffers of C: a library's printf.
+    # Flush the buffers of C, as of a library's printf.
     ctypes.CDLL(None).fflush(None)
 
 
 class _Records(logging.Handler):
-    """Turns log records into plain data, as many as are sent."""
+    """A handler that turns log records into plain data, as many as are sent."""
 
     def __init__(self, found: list[dict[str, Any]]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def _plain(record: logging.LogRecord) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _logged(levels: dict[str, int], found: list[dict[str, Any]]) -> Iterator[None]:
-    """Collect what reaches the root logger, with the levels that loggers have in the pytest process."""
+    """Collect the records that reach the root logger, with the levels that loggers have in the pytest process."""
     loggers = {logging.getLogger(name or None): level for name, level in levels.items()}
     own = {logger: logger.level for logger in loggers}
     handler = _Records(found)
@@ -118,7 +118,7 @@ def _logged(levels: dict[str, int], found: list[dict[str, Any]]) -> Iterator[Non
 
 @contextlib.contextmanager
 def _warned(found: list[dict[str, Any]]) -> Iterator[None]:
-    """Collect warnings, each once from each place; pytest's filters say what becomes of them."""
+    """Collect warnings, each once from each place; pytest's filters decide about them."""
     seen: set[tuple[str, type[Warning], str, int]] = set()
 
     def note(
@@ -140,7 +140,7 @@ def _warned(found: list[dict[str, Any]]) -> Iterator[None]:
 
 
 def _module_of(filename: str) -> str:
-    """Return the module of a file, which filters of warnings go by; a test's module is not imported here."""
+    """Return the module name of a file, for the filters of warnings; a test's module is not imported here."""
     modules = list(sys.modules.items())
     found = (name for name, module in modules if getattr(module, "__file__", None) == filename)
     return next(found, Path(filename).stem)
