@@ -1,4 +1,4 @@
-"""Extrapolate what cuts of a model were measured to take to a number of layers that was not measured."""
+"""Extrapolate the measurements of cuts of a model to a number of layers that was not measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.metrics import find
 
-#: Classes of memory metrics that grow by the same amount with each layer: of those that are alike, to the byte.
+#: Classes of memory metrics that grow by the same amount with each layer: to the byte if the layers are alike.
 _EXACT, _ABOUT = ("exact",), ("allocator", "host", "loading_work")
 
 
@@ -19,7 +19,7 @@ class Extrapolated:
 
     metric: str
     value: float
-    #: Whether it follows to the byte; else it is where the line through the measured cuts leads.
+    #: True if the value is exact to the byte; else it is only the value on the line through the measured cuts.
     exact: bool
 
 
@@ -27,7 +27,7 @@ def extrapolate(cuts: Mapping[int, Baseline], layers: int) -> list[Extrapolated]
     """Return the memory metrics that every cut has, on the line through the smallest and the largest cut.
 
     ``cuts`` are at least two baselines of one way of loading, by their number of layers, whose layers are all alike. A
-    metric is exact only where the other cuts lie on the line too.
+    metric is exact only if the other cuts lie on the line too.
     """
     first, last = min(cuts), max(cuts)
     names = set.intersection(*(set(baseline.memory) for baseline in cuts.values()))

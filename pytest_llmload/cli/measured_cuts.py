@@ -1,4 +1,4 @@
-"""What cuts of a model were measured to take, extrapolated to the whole: the last part of ``llmload plan``."""
+"""Extrapolate the measurements of cuts of a model to the whole model: the last part of ``llmload plan``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_llmload.cli.refused import Refused
 from pytest_llmload.core.cut_names import cut_name, split_name
 from pytest_llmload.core.units import format_bytes
 
-#: Device and strategy -> number of layers -> what was recorded.
+#: Device and strategy -> number of layers -> the recorded baseline.
 Cuts = dict[tuple[str, str], dict[int, Baseline]]
 
 
 def read_cuts(model: str, given: Sequence[str]) -> Cuts:
-    """Return the cuts of a model in reports, baseline folders or git revisions, each strategy's of two or more sizes.
+    """Return the cuts of a model in reports, baseline folders or git revisions, at least two sizes per strategy.
 
-    Raises Refused where there are none.
+    Raises Refused if there are none.
     """
     found: Cuts = {}
     for source in given:
@@ -42,8 +42,8 @@ def read_cuts(model: str, given: Sequence[str]) -> Cuts:
 def at(cuts: Cuts, layers: int, weights: Mapping[int, int]) -> list[dict[str, Any]]:
     """Return the metrics of each way of loading at ``layers``.
 
-    ``weights`` are the bytes that the plan gives the model at each number of layers. Raises Refused where those do not
-    lie on a line: the layers are not alike, and no line leads from some of them to all.
+    ``weights`` are the planned bytes of the model at each number of layers. Raises Refused if those do not lie on a
+    line: then the layers differ, and a line through some of them does not lead to all.
     """
     rows = []
     for (device, slug), measured in sorted(cuts.items()):
@@ -62,7 +62,7 @@ def at(cuts: Cuts, layers: int, weights: Mapping[int, int]) -> list[dict[str, An
 
 
 def lines(rows: Sequence[Mapping[str, Any]], layers: int) -> list[str]:
-    """Return the extrapolation as people read it."""
+    """Return the extrapolation as lines of text for people."""
     text = []
     for row in rows:
         cuts = ", ".join(map(str, row["cuts"]))

@@ -1,4 +1,4 @@
-"""What a model is called of which only the first layers are loaded: its baselines never mix with the whole model's."""
+"""Name a model of which only the first layers are loaded: its baselines never mix with the whole model's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def cut_name(name: str, layers: int) -> str:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """Return the name of the whole model, and how many layers a name says that are loaded; None for all of them."""
+    """Return the name of the whole model, and the number of layers that a name states; None if all are loaded."""
     found = _NAME.fullmatch(name)
     return (found[1], int(found[2])) if found else (name, None)
