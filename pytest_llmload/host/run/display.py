@@ -1,4 +1,4 @@
-"""Where another integration shows the progress of this process's loads; apart, so that it imports nothing."""
+"""The stash key by which an integration shows the progress of this process's loads; separate, to import nothing."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
     from pytest_llmload.host.loads.progress import Display
 
-#: Makes what shows the progress where that is not a terminal: a worker of pytest-xdist has none.
+#: Makes the display of the progress if there is no terminal, as in a worker of pytest-xdist.
 DISPLAY: pytest.StashKey[Callable[[], Display]] = pytest.StashKey()

@@ -1,4 +1,4 @@
-"""What happened in a run, as plain data: the loads with all that was found about them, and which tests there were."""
+"""Record a run as plain data: the loads with all that was found about them, and which tests there were."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RunLog:
     A worker of pytest-xdist hands its log to the controller at its end, and the controller merges it into its own.
     """
 
-    #: Each load with what is known of it, in the order in which tests first used them.
+    #: Each load with its report entry, in the order in which tests first used them.
     runs: dict[LoadSpec, Run] = field(default_factory=dict)
-    #: What is wrong with markers: found while tests are parametrised, raised once collection is over.
+    #: Mistakes in markers: found while tests are parametrised, raised once collection is over.
     mistakes: list[str] = field(default_factory=list)
     #: Baseline files that a collected test uses.
     used_baselines: set[Path] = field(default_factory=set)
@@ -41,7 +41,7 @@ class RunLog:
         return self.runs.setdefault(spec, Run(spec=spec, device_key=device_key))
 
     def merge(self, other: RunLog) -> None:
-        """Add the log of another process of the same run; of one load in both, the worst counts."""
+        """Add the log of another process of the same run; for a load that is in both, the worst outcome counts."""
         for spec, run in other.runs.items():
             known = self.runs.setdefault(spec, run)
             if known is not run:

@@ -17,7 +17,7 @@ _NARROWING = (
     *("lf", "last_failed", "stepwise", "maxfail"),
     *("llmload_strategy", "llmload_loader", "llmload_adapter", "llmload_endpoint"),
 )
-#: What a test file that could own a baseline has to mention.
+#: The texts of which a test file must mention one to own a baseline.
 _OWNS = ("memory_baseline", "latency_baseline", "pytest_llmload.suite")
 
 

@@ -14,14 +14,14 @@ import pytest
 from pytest_llmload.host.loads.progress import DOWNLOAD, Display, Step
 from pytest_llmload.host.run.display import DISPLAY
 
-#: Seconds between two looks for a live line, and for a plain one.
+#: Seconds between two updates of a live line, and of a plain one.
 _LIVE, _PLAIN = 0.25, 1.0
 #: Seconds of a load before its first plain line, and between two of them.
 FIRST, EVERY = 10.0, 10.0
 
 
 class Nothing:
-    """Shows nothing."""
+    """A display that shows nothing."""
 
     interval = 0.0
 
@@ -29,11 +29,11 @@ class Nothing:
         """Show nothing."""
 
     def clear(self) -> None:
-        """Have nothing to clear."""
+        """Do nothing, since nothing is shown."""
 
 
 def display_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Display:
-    """Return where a run shows progress; to be called once all plugins are configured."""
+    """Return the display on which a run shows progress; call it once all plugins are configured."""
     if DISPLAY in config.stash:
         return config.stash[DISPLAY]()
     reporter = config.pluginmanager.getplugin("terminalreporter")
@@ -57,7 +57,7 @@ def _uncaptured(config: pytest.Config) -> Iterator[None]:
 
 
 class LiveLine:
-    """One line below pytest's own, which is overwritten and taken away before pytest writes again."""
+    """One line below pytest's own, which is overwritten, and removed before pytest writes again."""
 
     interval = _LIVE
 
@@ -107,14 +107,14 @@ class PlainLines:
 
 
 class Rhythm:
-    """Tells when a plain line is due."""
+    """The rhythm of plain lines: it decides when the next one is due."""
 
     def __init__(self) -> None:
         self._last = 0.0
         self._downloaded = ""
 
     def is_due(self, step: Step) -> bool:
-        """Return whether to write a step: at the begin of a download, and every few seconds of what takes long."""
+        """Return whether to write a step: when a download begins, and every few seconds of a long step."""
         now = time.monotonic()
         begins = step.phase == DOWNLOAD and self._downloaded != step.title
         if not begins and (step.seconds < FIRST or now - self._last < EVERY):

@@ -1,4 +1,4 @@
-"""Which baselines are stale: they belong to this run's models and devices, and no test of the whole suite uses them."""
+"""Find stale baselines: those of this run's models and devices that are not used by any test of the whole suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's state is kept; apart from the state itself, so that a run without loads imports nothing."""
+"""Keep a run's state in its stash; separate from the state itself, so that a run without loads imports nothing."""
 
 from __future__ import annotations
 

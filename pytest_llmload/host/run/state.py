@@ -77,7 +77,7 @@ class State:
         self.loads = SharedLoads(self.broker)
 
     def refuse_mistakes(self) -> None:
-        """Raise UsageError for all that is wrong with markers, each mistake once."""
+        """Raise UsageError for all mistakes in markers, each mistake once."""
         if self.log.mistakes:
             raise pytest.UsageError("\n".join(dict.fromkeys(self.log.mistakes)))
 
@@ -203,7 +203,7 @@ class State:
         note(self.run(spec), nodeid, outcome, message)
 
     def describe(self, result: LoadResult) -> str:
-        """Return the failure text of a load that did not end in the model that was asked for."""
+        """Return the failure text of a load that did not end in the requested model."""
         from pytest_llmload.core.spec import LoadSpec
         from pytest_llmload.reports.failure import load_failure_text
 

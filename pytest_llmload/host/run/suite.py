@@ -1,4 +1,4 @@
-"""What the ready-made suite loads."""
+"""Select the loads of the ready-made suite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SuiteLoads(NamedTuple):
 
 
 def suite_loads(state: State) -> SuiteLoads:
-    """Return the strategies that need no further input and fit this device, or those of ``--llm-strategy``.
+    """Return the strategies that fit this device without further input, or those of ``--llm-strategy``.
 
     Raises UsageError for an unknown name, and for a strategy that needs an option that is not given.
     """
