@@ -1,4 +1,4 @@
-"""What a marker is: one class with its name, help, signature, reading and keyword form.
+"""The base classes of markers: each marker is one class with its name, help, signature, reading and keyword form.
 
 pytest's registration, ``pytest --markers``, the documentation, the validation of tests and the keywords of ``llm_load``
 are all derived from these classes and the table that lists them (:mod:`pytest_llmload.host.markers.table`). The modules
@@ -23,7 +23,7 @@ _PARAMETER_SET = type(pytest.param())
 
 
 def quoted(value: object) -> str:
-    """Return a value as an error message quotes it; markers are read in every run, and most runs quote nothing."""
+    """Return a value as an error message quotes it, with late imports: most runs read markers but quote nothing."""
     from pytest_llmload.core import quoting
 
     return quoting.quoted(value)
@@ -41,12 +41,12 @@ class Marker:
     """One marker. The first line of its docstring is its help, and ``signature`` holds the arguments it takes."""
 
     name: ClassVar[str]
-    #: True if it says what a test needs of the machine, so that ``llm_load`` and ``llm_gpus`` heed it too.
+    #: True if it states the requirements of a test on the machine, so that ``llm_load`` and ``llm_gpus`` heed it too.
     hardware: ClassVar[bool] = False
 
     @staticmethod
     def signature(*args: Any, **kwargs: Any) -> None:
-        """Take the marker's arguments: only the signature is used."""
+        """Declare the marker's arguments; only the signature is used."""
         raise NotImplementedError
 
     @classmethod
@@ -58,7 +58,7 @@ class Marker:
 
     @classmethod
     def help(cls) -> str:
-        """Return the first line of its docstring."""
+        """Return the marker's help, the first line of its docstring."""
         return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
@@ -81,7 +81,7 @@ class LoadMarker(Marker):
 
     #: True if each of its positional arguments is a value; else all arguments together are one value.
     lists: ClassVar[bool] = False
-    #: How the text begins of a marker that takes any text, so that it is told from a label of another suite.
+    #: The prefix of texts of a marker that takes any text, which distinguishes it from a label of a different suite.
     telling: ClassVar[str] = ""
 
     def __init__(self, settings: Settings, strategies: Strategies) -> None:

@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 
 
 class Marks:
-    """Reads the marks of a test. Raises UsageError that names the test, the marker and what to write."""
+    """The marks of a test, as loads. Raises UsageError that names the test, the marker and what to write."""
 
     def __init__(self, settings: Settings, strategies: Strategies) -> None:
         self._settings = settings
@@ -111,7 +111,7 @@ class Marks:
                 if name == "options":
                     setting = tuple(sorted({**dict(fields.get("options", ())), **dict(setting)}.items()))
                 elif name == "adapter" and "" in (setting, fields.get(name)):
-                    # "The run's adapter", which gives way to one that another marker names.
+                    # "The run's adapter" applies only if a different marker does not name an adapter.
                     setting = setting or fields.get(name, "")
                 elif fields.setdefault(name, setting) != setting:
                     raise pytest.UsageError(
@@ -188,9 +188,9 @@ class Marks:
         return self._markers[mark.name].values(mark, where)
 
     def claims(self, mark: pytest.Mark) -> bool:
-        """Return whether a load marker on a test without a load is meant for us; in other suites the names are labels.
+        """Return whether a load marker on a test without a load is meant for this plugin, not another's label.
 
-        Of a marker that takes any text, only a text that is hardly a label of another suite is.
+        Of a marker that takes any text, only a text that is hardly a label of another suite counts.
         """
         try:
             values = self._values(mark, mark.name)
