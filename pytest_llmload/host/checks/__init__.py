@@ -1,1 +1,1 @@
-"""What tests assert about a load: baselines, limits, requirements."""
+"""Checks that tests make of a load: baselines, limits, requirements."""

@@ -1,4 +1,4 @@
-"""``memory_baseline`` and ``latency_baseline``: comparing a load with git, and writing what was accepted."""
+"""``memory_baseline`` and ``latency_baseline``: compare a load with its baseline in git, and write accepted values."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ class LatencyBaseline(_Gate):
         times: Mapping[str, Timing] | None = None,
     ) -> list[Comparison]:
         if metrics is None or set(metrics) - {LOAD}:
-            # Also the reason why a time has moved; the load's own are counted with the memory.
+            # The work also explains a changed time; the load's own work is counted with the memory.
             load.worked()
         comparisons: list[Comparison] = []
 

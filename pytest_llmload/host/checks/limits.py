@@ -33,7 +33,7 @@ def validate(item: pytest.Item) -> None:
 
 
 def claims(mark: pytest.Mark) -> bool:
-    """Return whether a limit on a test without a load is meant for us; in other suites the names are labels."""
+    """Return whether a limit on a test without a load is meant for this plugin: the name may be another's label."""
     try:
         LIMIT_MARKERS[mark.name].read(mark, mark.name)
     except pytest.UsageError:
@@ -42,7 +42,7 @@ def claims(mark: pytest.Mark) -> bool:
 
 
 def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
-    """Return sentences for each figure over its ceiling, and for ceilings on figures that this run did not measure."""
+    """Return sentences for each value over its ceiling, and for ceilings on values that this run did not measure."""
     over, unmeasured = [], []
     for mark in limit_marks(item, MemoryCeiling.name):
         sizes, phases = MemoryCeiling.read(mark, item.nodeid)
@@ -67,7 +67,7 @@ def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tu
 def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str], list[str]]:
     """Return sentences for medians over a budget, and for budgets that this run could not measure or compare.
 
-    Raises LoadError where a load that was timed anew does not load any more.
+    Raises LoadError if a load that is timed again does not load any more.
     """
     over, unmeasured = [], []
     now = timings(load.timed_results)
@@ -98,7 +98,7 @@ def _over_recorded(
 ) -> tuple[list[str], list[str]]:
     """Return sentences for times that exceed the recorded ones by more than their budget, and for undecided ones.
 
-    What one process says is no more than a suspicion: it is timed in further ones, as the baselines of times are.
+    The times of one process are only a suspicion: the load is timed in further ones, as for the baselines of times.
     """
     judgements: dict[str, tuple[str, str]] = {}
     seen: dict[str, Timing] = {}
@@ -109,7 +109,7 @@ def _over_recorded(
                 judgements[name] = INCONCLUSIVE, "too few processes to tell"
                 continue
             judgement, words = moved(recorded, times[name], budget.relative)
-            # What got faster is within the budget.
+            # A time that got faster is within the budget.
             judgements[name] = (OK if judgement.verdict == IMPROVED else judgement.verdict), words
             seen[name] = times[name]
         return {name: verdict for name, (verdict, _) in judgements.items()}

@@ -1,4 +1,4 @@
-"""What a load needs of the machine; where it is missing the test is skipped, or an error where that was asked for."""
+"""Check the machine for a load's needs; if one is missing, the test is skipped, or ends with an error on request."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.run.state import State
 
-#: GPU memory that no load gets: CUDA's context and the kernels it loads.
+#: Bytes of GPU memory that loads do not get: CUDA's context and the kernels it loads.
 _CONTEXT = 600 << 20
-#: No load needs more than this many times its checkpoint: 4-bit files that are loaded in fp32.
+#: A load needs at most this many times its checkpoint: 4-bit files that are loaded in fp32.
 _MOST = 8
 
 
@@ -64,7 +64,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
 
 
 def over_budget(state: State, spec: LoadSpec) -> str | None:
-    """Return why a load may not start any more: the time for all loads is spent. One that was measured may be used."""
+    """Return why a load may not start any more if the time for all loads is spent. A measured load may be used."""
     seconds = state.settings.budget
     if not seconds or state.loads.of(spec).measured:
         return None
@@ -77,7 +77,7 @@ def over_budget(state: State, spec: LoadSpec) -> str | None:
 
 
 def fill_no_disk(state: State, spec: LoadSpec) -> None:
-    """Raise MachineError, before the load starts, where the weights that it offloads would fill the disk."""
+    """Raise MachineError, before the load starts, if the weights that it offloads would fill the disk."""
     placement = state.strategies[spec.strategy].placement
     divides = placement is not None and (placement.divides or spec.device_map is not None)
     if not divides or state.loads.of(spec).measured:
