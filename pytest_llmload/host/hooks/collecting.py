@@ -1,4 +1,4 @@
-"""Collection: parametrising tests by what they load, and saying what is wrong with markers."""
+"""Collection: parametrise tests by what they load, and report mistakes in markers."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def _is_unittest(item: pytest.Item) -> bool:
 def _refuse(state: State, items: list[pytest.Item]) -> None:
     """Raise UsageError if there are mistakes.
 
-    An xdist worker collects nothing instead: xdist survives no worker that raises, and the controller says it once.
+    An xdist worker collects nothing instead: xdist does not survive a worker that raises, and the controller reports
+    the mistakes once.
     """
     if state.is_worker and state.log.mistakes:
         items.clear()

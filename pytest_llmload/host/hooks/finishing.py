@@ -67,7 +67,7 @@ def write_so_far(state: State, log: RunLog) -> None:
     so_far = report_document(state, log)
     so_far["notes"].append("the run had not ended when this was written")
     for path in progress_files(state):
-        # Why it cannot be written is told at the end of the run, where it is an error.
+        # The end of the run reports why it cannot be written, as an error.
         with contextlib.suppress(OSError, TypeError, ValueError, ReportError):
             formats.write(path, so_far)
 

@@ -17,7 +17,7 @@ _NAMES = 3
 
 
 def missing_baselines(state: State) -> list[str]:
-    """Return the line that says, before anything is loaded, which tests cannot pass for want of a baseline."""
+    """Return the line that says, before anything is loaded, which tests cannot pass since a baseline is missing."""
     from pytest_llmload.reports.layout import joined
 
     settings = state.settings
@@ -42,7 +42,7 @@ def order(state: State) -> list[str]:
 
 
 def lines(config: pytest.Config) -> list[str]:
-    """Return what this run loads, and which of our options belong to another plugin."""
+    """Return the lines that say what this run loads, and which of our options belong to a different plugin."""
     found = []
     if taken := options.taken(config):
         names = ", ".join(f"--llm-{name} is --llmload-{name}" for name in taken)

@@ -1,4 +1,4 @@
-"""Running a test that uses a load: skips before it, the load's error in its call phase, limits after its body."""
+"""Run a test that uses a load: skips before it, the load's error in its call phase, limits after its body."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import SKIP_REASON, State
 from pytest_llmload.reports import junit
 
-#: What a fixture raised because its load is no model: a test failure, so it waits for the call phase.
+#: The exception of a fixture whose load is not a model: a test failure, so it waits for the call phase.
 _LOAD_ERROR = pytest.StashKey[LoadError]()
 
 
@@ -47,7 +47,7 @@ def around_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _forget_failed_load(item: pytest.Item) -> None:
-    """Have a load that failed loaded anew if pytest-rerunfailures runs the test again."""
+    """Have a failed load begin again if pytest-rerunfailures runs the test again."""
     state = state_of(item.config)
     load = state.load_of(item)
     if load is None or getattr(item, "execution_count", 1) == 1 or not load.forget_failure():
@@ -59,7 +59,7 @@ def _forget_failed_load(item: pytest.Item) -> None:
 
 
 def _skip_if_missing(item: pytest.Item) -> None:
-    """Skip a test whose load cannot run here; raise MachineError where skipping was ruled out."""
+    """Skip a test whose load cannot run here; raise MachineError if this run must not skip."""
     __tracebackhide__ = True
     state = state_of(item.config)
     spec = state.spec_of(item)
@@ -72,7 +72,7 @@ def _skip_if_missing(item: pytest.Item) -> None:
 
 
 def _check_recordable(item: pytest.Item) -> None:
-    """Raise BaselineError, before anything is loaded, where the test could not write the baseline that it is to."""
+    """Raise BaselineError, before anything is loaded, if the test could not write the baseline that it records."""
     __tracebackhide__ = True
     state = state_of(item.config)
     settings, spec = state.settings, state.spec_of(item)
@@ -87,8 +87,8 @@ def _check_recordable(item: pytest.Item) -> None:
 def acquire(config: pytest.Config, spec: LoadSpec) -> LLM:
     """Return the measured ``llm`` of a spec. Raises MachineError; for a failed load, the handle has the error.
 
-    So it has for a load during which another plugin ended the test: pytest keeps what a fixture raises for the next
-    tests.
+    The handle also has the error of a load during which a different plugin ended the test: pytest keeps what a fixture
+    raises for the next tests.
     """
     state = state_of(config)
     load = state.loads.of(spec)
@@ -139,7 +139,7 @@ def _check_limits(state: State, item: pytest.Item, load: Load) -> None:
 
 
 def after_teardown(item: pytest.Item) -> None:
-    """Close what no other test needs, and raise CheckRaised once for each load of which a check of ours raised."""
+    """Close what other tests do not need, and raise CheckRaised once for each load of which a check of ours raised."""
     __tracebackhide__ = True
     state = state_of(item.config)
     load = state.load_of(item)
@@ -151,7 +151,7 @@ def after_teardown(item: pytest.Item) -> None:
 
 
 def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Tell failures from errors of the machine, and write down what became of the load."""
+    """Distinguish failures from errors of the machine, and record the outcome of the load."""
     state = state_of(item.config)
     error = call.excinfo.value if call.excinfo is not None else None
     infrastructure = isinstance(error, (MachineError, BaselineError))
