@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
 
-#: Left free for all that others write meanwhile.
+#: Bytes that stay free for what other processes write meanwhile.
 SPARE = 256 << 20
 #: Free space under which installing or downloading anything soon fails.
 _LITTLE = 1 << 30
@@ -47,7 +47,7 @@ def free(path: Path) -> int:
 
 
 def shortage(path: Path, needed: int) -> str:
-    """Return why so many bytes cannot be written below ``path``; empty where they can."""
+    """Return why so many bytes cannot be written below ``path``; empty if they can."""
     room = free(path)
     if needed + SPARE <= room:
         return ""
@@ -55,8 +55,9 @@ def shortage(path: Path, needed: int) -> str:
 
 
 def check(cache_dir: Path, needs: Mapping[str, int], python: str) -> Iterator[Finding]:
-    """Yield a finding for each place; ``needs`` are the bytes that the planned load will write there. Places on one
-    file system share what is free.
+    """Yield a finding for each place; ``needs`` are the bytes that the planned load will write there.
+
+    Places on one file system share their free space.
     """
     where = places(cache_dir)
     together: dict[int, int] = defaultdict(int)

@@ -9,7 +9,7 @@ ERROR, WARNING, FINE = "error", "warning", "ok"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found, with what mends it."""
+    """One thing that a check found, with the command that mends it."""
 
     #: Short name of the check: ``disk``, ``pip`` …
     check: str

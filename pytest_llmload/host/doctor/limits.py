@@ -1,4 +1,4 @@
-"""What the kernel and a container allow a process: shared memory, open files, address space, memory."""
+"""Check the limits of the kernel and a container on a process: shared memory, open files, address space, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Python runs, which pip installs into it, and what shadows or contradicts what is installed."""
+"""Check which Python runs, which pip installs into it, and what shadows or contradicts the installed libraries."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pip() -> Iterator[Finding]:
 
 
 def _is_own_user_site(where: Path, python: str) -> bool:
-    """True for a pip that lives in the user's folder and serves this interpreter."""
+    """Return True for a pip that lives in the user's folder and serves this interpreter."""
     own = ".".join(map(str, sys.version_info[:2]))
     return bool(site.ENABLE_USER_SITE) and where == Path(site.getusersitepackages()) and python == own
 
@@ -97,7 +97,7 @@ def shadowed(folder: Path) -> Iterator[Finding]:
 
 
 def conflicts() -> Iterator[Finding]:
-    """Yield the requirements of the libraries that what is installed does not meet."""
+    """Yield the requirements of the libraries that the installed packages do not meet."""
     found = False
     for name in LIBRARIES:
         try:

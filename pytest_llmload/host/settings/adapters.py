@@ -1,4 +1,4 @@
-"""``--llm-adapter SPEC`` and ``lora(adapter=SPEC)``: the adapters of a run and what every machine calls them."""
+"""``--llm-adapter SPEC`` and ``lora(adapter=SPEC)``: the adapters of a run and their names on every machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BELOW = "./"
 def parse_adapter(text: object, base: Path, root: Path) -> str:
     """Return ``random``, a hub id, ``./directory/below/root`` or an absolute directory.
 
-    Relative directories are seen from ``base``. ValueError says what is wrong and what to write.
+    Relative directories start at ``base``. Raises ValueError that says what is wrong and what to write.
     """
     if not isinstance(text, str) or not text:
         raise ValueError(f"{quoted(text)} is not an adapter: write a directory, a hub id or 'random'")

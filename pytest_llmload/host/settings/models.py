@@ -1,4 +1,4 @@
-"""``--llm-model [NAME=]SPEC``: the models of a run and what they are called."""
+"""``--llm-model [NAME=]SPEC``: the models of a run and their names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Model(NamedTuple):
 
 
 def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
-    """Return a model from ``[NAME=]SPEC``; relative directories are seen from ``base``. With ``layers``, its name says
-    that it has only so many.
+    """Return a model from ``[NAME=]SPEC``.
 
-    ValueError says what is wrong and what to write.
+    Relative directories start at ``base``. With ``layers``, its name says that it has only so many. Raises ValueError
+    that says what is wrong and what to write.
     """
     name, separator, spec = text.partition("=")
     if not separator or "/" in name:

@@ -35,7 +35,7 @@ class Settings:
     #: The directory from which relative directories of models are seen.
     models_base: Path
     root: Path
-    #: Of how many layers models are loaded; None for all.
+    #: The number of layers of models that are loaded; None for all.
     layers: int | None
     #: The adapter by a name that is the same on every machine.
     adapter: str | None
@@ -70,7 +70,7 @@ class Settings:
 
     @property
     def recording(self) -> bool:
-        """True if this run may write baselines."""
+        """Return True if this run may write baselines."""
         return (self.update_baselines or self.record_missing) and not self.inline
 
 
