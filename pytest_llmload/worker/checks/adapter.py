@@ -37,9 +37,9 @@ def _uninvited(loaded: Loaded) -> Iterator[Problem]:
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Every tensor of the file where it belongs, none missing, none left over; the layers active and scaled.
+    """Check that every tensor of the file is where it belongs, none is missing, and none is left over.
 
-    Where the test asks for no adapter, none is there.
+    The layers must be active and scaled. Where the test asks for no adapter, none is there.
     """
     files = loaded.adapter
     if files is None:
@@ -63,7 +63,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:
-    """With the adapter disabled the logits differ by more than two such forwards differ from each other.
+    """Check that disabling the adapter changes the logits by more than two disabled forwards differ from each other.
 
     That alone proves little: half an adapter, or a random one in the place of the file's, changes the logits too.
     """
@@ -137,7 +137,7 @@ def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
 
 
 def _unplaced(loaded: Loaded, files: AdapterFiles, names: list[str]) -> Iterator[Problem]:
-    """Tensors of the file that are nowhere in the model, by reason."""
+    """Yield a problem for the tensors of the file that are nowhere in the model, by reason."""
     wrapping = loaded.inventory.wrapping
     known = {wrapping.base_module(path) for path in loaded.inventory.modules}
     tuned = {wrapping.base_module(path) for path in wrapping.layers}
@@ -183,7 +183,10 @@ def _equal(original: Any, tensor: Any, is_kept: bool) -> bool:
 
 
 def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]:
-    """Active and no other is, not disabled, merged only where that was asked for, and scaled as the config says."""
+    """Check that this adapter alone is active in its layers, and as requested.
+
+    It is not disabled, merged only if the test requests that, and scaled as its config says.
+    """
     asked = loaded.job.spec.adapter_merged
     wrong: dict[str, list[str]] = defaultdict(list)
     wrapping = loaded.inventory.wrapping
@@ -212,7 +215,7 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
 
 
 def _expected_scaling(files: AdapterFiles, module: str) -> float | None:
-    """None where the file has no factors of a LoRA for the module."""
+    """Return the adapter's scaling of the module; None where the file has no factors of a LoRA for it."""
     return files.scaling(module) if module in files.targets else None
 
 

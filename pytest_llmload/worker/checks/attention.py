@@ -11,7 +11,10 @@ CHECK = "attention"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """By the configs that the modules themselves hold: each attention module dispatches on its own at every forward."""
+    """Compare the configs that the modules themselves hold with the requested attention.
+
+    Each attention module dispatches on its own config at every forward.
+    """
     asked = loaded.job.spec.attn
     if asked is None:
         return

@@ -27,10 +27,11 @@ _MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Parameters that no file has, where the library gives no account, and tensors of the files that nobody holds.
+    """Report parameters that no file has, and tensors of the files that no module holds.
 
-    What is left over on both sides may be the same under two names, and is noted only; but not where the other side has
-    its like in another layer, for there its name is known.
+    Parameters are reported only where the library gives no account. What is left over on both sides may be the same
+    under two names, and is noted only; but not where the other side has its like in another layer, for there its name
+    is known.
     """
     names = loaded.checkpoint_names
     told = frozenset((loaded.loading_info or {}).get("missing_keys", ()))
@@ -66,7 +67,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _left_over(loaded: Loaded, names: CheckpointNames) -> tuple[list[Held], list[str], set[str]]:
-    """Parameters that are in no file, tensors of the files that are not in the model, and those that are.
+    """Return parameters that are in no file, tensors of the files that are not in the model, and those that are.
 
     A module that has both holds its weights in another form: quantised, or packed.
     """
@@ -105,14 +106,14 @@ def _left_over(loaded: Loaded, names: CheckpointNames) -> tuple[list[Held], list
 
 
 def _paths(loaded: Loaded, held: Held) -> tuple[str, ...]:
-    """A tensor's names in the whole model, without what adapters and parametrizations put around it."""
+    """Return a tensor's names in the whole model, without what adapters and parametrizations put around it."""
     piece = loaded.shards.pieces.get(held.path) if loaded.shards is not None else None
     paths = (piece.name,) if piece is not None else loaded.inventory.base_paths(held)
     return tuple(_PARAMETRIZED.sub(r"\1", path) for path in paths)
 
 
 def _modules(loaded: Loaded, names: CheckpointNames, held: Held) -> set[str]:
-    """The modules that own a tensor; a wrapped tensor's parts have names with dots (``weight.qdata``)."""
+    """Return the modules that own a tensor; a wrapped tensor's parts have names with dots (``weight.qdata``)."""
     paths = _paths(loaded, held)
     return {
         _bare(names, path.removesuffix(f".{held.name}").removesuffix(f".{path.rpartition('.')[2]}")) for path in paths
@@ -120,7 +121,7 @@ def _modules(loaded: Loaded, names: CheckpointNames, held: Held) -> set[str]:
 
 
 def _bare(names: CheckpointNames, path: str) -> str:
-    """Without the base model's prefix, which files may have or lack."""
+    """Return a path without the base model's prefix, which files may have or lack."""
     return path.removeprefix(f"{names.prefix}.") if names.prefix else path
 
 
@@ -129,7 +130,7 @@ def _in_memory(held: Held) -> bool:
 
 
 def _unexplained(loaded: Loaded, names: CheckpointNames, unclaimed: list[str]) -> Iterator[str]:
-    """Without what is no weight of the model, is allowed, or was told by the library."""
+    """Yield the names without those that are not a weight of the model, are allowed, or the library reported."""
     told = frozenset((loaded.loading_info or {}).get("unexpected_keys", ()))
     buffers = [held.path for held in loaded.inventory.held if held.role == BUFFER]
     moved = {pattern for pattern in _MOVED_BUFFERS if any(re.search(pattern, path) for path in buffers)}
@@ -151,8 +152,9 @@ def _unexplained(loaded: Loaded, names: CheckpointNames, unclaimed: list[str]) -
 
 
 def _owners(name: str) -> set[str]:
-    """Which modules a tensor may belong to: what a quantiser stores beside a weight has that in its name, at any depth.
+    """Return the modules that a tensor may belong to.
 
+    What a quantiser stores beside a weight has the weight's module in its name, at any depth:
     ``q_proj.weight.quant_state.bitsandbytes__nf4``, ``experts.down_proj.absmax``.
     """
     module, weight, _ = name.partition(".weight.")
@@ -163,13 +165,13 @@ def _owners(name: str) -> set[str]:
 
 
 def _declared(loaded: Loaded, attribute: str) -> set[str]:
-    """Patterns that the classes of the model and its parts declare."""
+    """Return the patterns that the classes of the model and its parts declare."""
     found: Iterable[Any] = (getattr(module, attribute, None) for module in loaded.inventory.modules.values())
     return {str(pattern) for patterns in found for pattern in patterns or ()}
 
 
 def _parted(items: Iterable[Any], test: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:
-    """Those that pass, and the others."""
+    """Return the items that pass the test, and the others."""
     found: tuple[list[Any], list[Any]] = ([], [])
     for item in items:
         found[not test(item)].append(item)
@@ -177,5 +179,5 @@ def _parted(items: Iterable[Any], test: Callable[[Any], bool]) -> tuple[list[Any
 
 
 def _like(name: str) -> str:
-    """The same for all layers."""
+    """Return a name that is the same for all layers: with a star for each number."""
     return re.sub(r"\d+", "*", name)

@@ -16,7 +16,7 @@ CHECK = "devices"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Parameters, buffers and states that are offloaded, left on meta or on another device.
+    """Report parameters, buffers and states that are offloaded, left on meta or on a different device.
 
     On a CPU run the CPU is the device, and only disk and meta count. A load whose plan says where modules go is judged
     by :func:`as_planned` instead.
@@ -48,7 +48,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def as_planned(loaded: Loaded) -> Iterator[Problem]:
-    """Each parameter where the plan puts its module."""
+    """Check that each parameter is where the plan puts its module."""
     planned = loaded.planned_map or {}
     wrong: dict[tuple[str, str], list[Held]] = defaultdict(list)
     for held in loaded.inventory.parameters():
@@ -66,6 +66,6 @@ def as_planned(loaded: Loaded) -> Iterator[Problem]:
 
 
 def planned_device(planned: Mapping[str, int | str], path: str) -> str:
-    """The device, by torch's name, on which a map of modules puts a tensor. Empty where it has no entry for it."""
+    """Return the device, by torch's name, on which a map of modules puts a tensor; empty without an entry for it."""
     entry = str(lookup(planned, path, ""))
     return f"cuda:{entry}" if entry.isdigit() else "cuda:0" if entry == "cuda" else entry

@@ -28,11 +28,11 @@ _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Parameters only: buffers (rotary frequencies …) are as the model declares them. An adapter has its own dtype.
+    """Compare the dtypes of parameters only: buffers (rotary frequencies …) are as the model declares them.
 
-    Parameters that the model class pins to another dtype are noted. Without a dtype in the spec, what the checkpoint
-    says holds, its config or its file; a user's own loader is then free. What a quantised checkpoint stores beside its
-    weights (scales) stays as it is stored.
+    An adapter has its own dtype. Parameters that the model class pins to a different dtype are noted. Without a dtype
+    in the spec, what the checkpoint says holds, its config or its file; a user's own loader is then free. What a
+    quantised checkpoint stores beside its weights (scales) stays as it is stored.
     """
     spec = loaded.job.spec
     if spec.dtype is None and loaded.own_code:
@@ -80,10 +80,10 @@ def _is_dense(inventory: Inventory, held: Held) -> bool:
 
 
 def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> list[Held]:
-    """Those that the model class keeps in their dtype, whatever dtype the load is in.
+    """Return the parameters that the model class keeps in their dtype, whatever dtype the load is in.
 
-    By its lists of names (:func:`kept_in_fp32`), or because it declares them so: then a model without values that is
-    built in the load's dtype has them in that dtype too.
+    It does so by its lists of names (:func:`kept_in_fp32`), or because it declares them so: then a model without values
+    that is built in the load's dtype has them in that dtype too.
     """
     patterns = kept_in_fp32(loaded, expected)
     pinned = [
@@ -109,7 +109,10 @@ def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> 
 
 
 def kept_in_fp32(loaded: Loaded, expected: str) -> set[str]:
-    """Patterns of what the class keeps in fp32: for float16 and by quantisers, or (``_strict``) for bfloat16 too."""
+    """Return patterns of what the class keeps in fp32.
+
+    It does so for float16 and by quantisers, or (``_strict``) for bfloat16 too.
+    """
     kinds = ["_keep_in_fp32_modules_strict"]
     if expected == "float16" or loaded.job.spec.quant != "none":
         kinds.append("_keep_in_fp32_modules")
@@ -118,5 +121,8 @@ def kept_in_fp32(loaded: Loaded, expected: str) -> set[str]:
 
 
 def is_kept(name: str, patterns: set[str]) -> bool:
-    """transformers 5 searches each pattern anywhere in the name, ``*`` is anything (``build_glob_alternation``)."""
+    """Return whether a pattern matches the name.
+
+    transformers 5 searches each pattern anywhere in the name, ``*`` is anything (``build_glob_alternation``).
+    """
     return any(re.search(pattern.replace("*", ".*"), name) for pattern in patterns)

@@ -30,7 +30,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _drops(loaded: Loaded, path: str) -> bool:
-    """A dropout of torch's, or a module that hands its own share to a function (``attention_dropout = 0.1``)."""
+    """Return whether a module drops values.
+
+    It is a dropout of torch's, or hands its own share to a function (``attention_dropout = 0.1``).
+    """
     module = loaded.inventory.modules[path]
     if "Dropout" in type(module).__name__:
         return _is_share(getattr(module, "p", 0.0))

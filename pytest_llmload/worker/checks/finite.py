@@ -20,7 +20,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """The first forward's logits."""
+    """Check that the first forward's logits are finite."""
     if loaded.logits is None or _is_finite(loaded.logits):
         return
     wrong = int((~loaded.logits.isfinite()).sum())
@@ -29,9 +29,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def weights(loaded: Loaded) -> Iterator[Problem]:
-    """Every floating weight in memory, and the statistics of quantised ones; what the checkpoint itself holds is noted.
+    """Check every floating weight in memory, and the statistics of quantised ones.
 
-    Reads all of them, each on its device: called after every figure has been taken.
+    What the checkpoint itself holds is noted. Reads all of them, each on its device: called after every figure has been
+    taken.
     """
     found: list[str] = []
     size = 0
@@ -51,13 +52,16 @@ def weights(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _is_made_so(loaded: Loaded, held: Held) -> bool:
-    """Whether PEFT made an adapter's tensor of others in its file, with infinity for what the file leaves out."""
+    """Return whether PEFT made an adapter's tensor of others in its file.
+
+    PEFT fills in infinity for what the file leaves out.
+    """
     stored = loaded.attached.stored(loaded.inventory.state()).values()
     return not bool(held.tensor.isnan().any()) and all(tensor is not held.tensor for tensor in stored)
 
 
 def decoded(loaded: Loaded) -> Iterator[Problem]:
-    """The logits of the workload's tokens, those after the first of which come from the cache."""
+    """Check the logits of the workload's tokens, those after the first of which come from the cache."""
     monitor = loaded.logits_monitor
     if monitor is None:
         return
@@ -75,7 +79,7 @@ def decoded(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
-    """Floating tensors in memory that hold weights, each once, with the name in their module."""
+    """Yield floating tensors in memory that hold weights, each once, with the name in their module."""
     inventory = loaded.inventory
     seen: set[tuple[int, int]] = set()
     for held in inventory.held:
@@ -96,19 +100,22 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
 
 
 def _chunks(tensor: Any) -> Any:
-    """A tensor in parts, none of them a copy."""
+    """Return a tensor in parts, none of them a copy."""
     if tensor.is_contiguous():
         return tensor.reshape(-1).split(_CHUNK)
     return tensor.split(max(1, _CHUNK // tensor[0].numel()))
 
 
 def _is_finite(tensor: Any) -> bool:
-    """The smallest and the largest value are not finite where any is not: one pass, and no copy."""
+    """Return whether all values are finite.
+
+    The smallest and the largest value are not finite where any is not: one pass, and no copy.
+    """
     return bool(torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)]).isfinite().all())
 
 
 def _is_so_in_file(loaded: Loaded, held: Held) -> bool:
-    """Whether the checkpoint has the same where the first value is that is not finite."""
+    """Return whether the checkpoint has the same where the first value is that is not finite."""
     names = loaded.checkpoint_names
     name = names.find(loaded.inventory.base_path(held))
     if name is None or tuple(names.files.slice(name).get_shape()) != held.shape:

@@ -15,7 +15,7 @@ HINTED = 3
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """From the library's own account of the load; what it does not tell is for :mod:`account`.
+    """Read the library's own account of the load; what it does not tell is for :mod:`checkpoint_coverage`.
 
     The library has already taken out what the architecture ignores and what is tied
     (transformers, ``_adjust_missing_and_unexpected_keys``).
@@ -48,12 +48,12 @@ def _allowing(loaded: Loaded, keys: list[str]) -> str:
 
 
 def is_allowed(loaded: Loaded, names: set[str]) -> bool:
-    """Whether the test allows a tensor of the checkpoint, by one of its names, not to be in the model."""
+    """Return whether the test allows a tensor of the checkpoint, by one of its names, not to be in the model."""
     return any(fnmatch.fnmatchcase(name, str(each)) for name in names for each in loaded.job.spec.option(OPTION, []))
 
 
 def hint(loaded: Loaded, keys: list[str]) -> str:
-    """What to write where they are not in the model on purpose."""
+    """Return what to write where the tensors are not in the model on purpose."""
     return f"where that is as it should be: strategy({loaded.job.spec.strategy!r}, {OPTION}={keys})"
 
 

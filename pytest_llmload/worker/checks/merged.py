@@ -36,7 +36,7 @@ _FLOOR = 1e-5
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Some rows of every merged weight, against the checkpoint's and the adapter's files."""
+    """Compare some rows of every merged weight with the checkpoint's and the adapter's files."""
     files = loaded.adapter
     if files is None or not loaded.job.spec.adapter_merged:
         return
@@ -80,7 +80,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def is_merged(loaded: Loaded) -> bool:
-    """Return whether the adapter that was asked for is merged into a weight, by that weight's values."""
+    """Return whether the requested adapter is merged into a weight, by that weight's values."""
     files, inventory = loaded.adapter, loaded.inventory
     if files is None or not files.is_plain_lora:
         return False
@@ -92,7 +92,7 @@ def is_merged(loaded: Loaded) -> bool:
 
 
 def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
-    """Modules all of whose weights are still the checkpoint's, although an adapter was to be merged into them."""
+    """Report modules all of whose weights are still the checkpoint's, although an adapter was to be merged in."""
     names = loaded.checkpoint_names
     same: dict[str, bool] = {}
     for path, weight in targets.items():
@@ -109,7 +109,7 @@ def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:
-    """The logits against those of the same model with the adapter beside its weights, and of our own merge of it.
+    """Compare the logits with those of the same model with the adapter beside its weights, and of our own merge of it.
 
     No second model is in memory: each merged layer's output is replaced by what the checkpoint's weight and the adapter
     give, one layer at a time.
@@ -134,7 +134,7 @@ def output(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _targets(loaded: Loaded) -> dict[str, Weight]:
-    """The model's tensors that the merged adapter changed, by name."""
+    """Return the model's tensors that the merged adapter changed, by name."""
     inventory = loaded.inventory
     found = {weight.name: weight for weight in quantisable(loaded.model, inventory)}
     for held in inventory.parameters():
@@ -164,20 +164,20 @@ class _Sum:
         self.rows = int(self._left.shape[0])
 
     def original(self, row: int) -> Any:
-        """The checkpoint's; a Conv1D keeps its matrix as inputs x outputs."""
+        """Return the checkpoint's values; a Conv1D keeps its matrix as inputs x outputs."""
         part = self._original[:, row : row + 1] if self._weight.kind == CONV1D else self._original[row : row + 1]
         return part.float().reshape(-1)
 
     def delta(self, row: int) -> Any:
-        """What the adapter adds."""
+        """Return what the adapter adds."""
         return self._left[row] @ self._right
 
     def size(self, row: int) -> Any:
-        """A bound of the summands' size, which rounding errors are relative to."""
+        """Return a bound of the summands' size, which rounding errors are relative to."""
         return self.original(row).abs() + self._left[row].abs() @ self._right.abs()
 
     def actual(self, row: int) -> Any:
-        """The model's."""
+        """Return the model's values."""
         state = self._weight.quantised
         if state is not None:
             columns = state.shape[-1]
@@ -187,7 +187,7 @@ class _Sum:
 
 
 def _error(weight: Weight, total: _Sum) -> float:
-    """How far a merged weight is off, relative to what its type allows."""
+    """Return how far a merged weight is off, relative to what its type allows."""
     rows = sorted({index * (total.rows - 1) // (_ROWS - 1) for index in range(_ROWS)})
     state = weight.quantised
     if state is not None:
@@ -201,7 +201,10 @@ def _error(weight: Weight, total: _Sum) -> float:
 
 
 def _widest(state: Stored, total: _Sum, rows: list[int]) -> float:
-    """Quantised, merged, and quantised again: the error of the type twice, of the larger scale."""
+    """Return the error of a weight that is quantised, merged, and quantised again.
+
+    It is the error of the type twice, of the larger scale.
+    """
     worst = 0.0
     for row in rows:
         original, wanted = total.original(row), total.original(row) + total.delta(row)
@@ -212,7 +215,7 @@ def _widest(state: Stored, total: _Sum, rows: list[int]) -> float:
 
 
 def _share(total: _Sum, rows: list[int]) -> float:
-    """How much of the adapter a quantised weight carries, by least squares: 1, or 0 where it was lost.
+    """Return how much of the adapter a quantised weight carries, by least squares: 1, or 0 where it was lost.
 
     The error of a 4-bit type is larger than what an adapter adds to a single element; over thousands it averages out.
     The distance from 1 relative to what is allowed: a quarter, and four standard errors.
@@ -234,7 +237,7 @@ def _largest(ratios: Any) -> float:
 
 @contextmanager
 def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[None]:
-    """Merged layers answer from the files: with the adapter beside their weights, or merged into them by us.
+    """Let merged layers answer from the files: with the adapter beside their weights, or merged into them by us.
 
     A module that shares a merged weight without being a target of the adapter answers with the checkpoint's.
     """
@@ -261,7 +264,7 @@ def _instead(loaded: Loaded, files: AdapterFiles, *, merged: bool) -> Iterator[N
 
 
 def _sharing(loaded: Loaded, weight: Weight) -> dict[str, Held]:
-    """The model's other parameters in the memory of a weight, by name: an embedding that is tied to its head."""
+    """Return the model's other parameters in the memory of a weight, by name: an embedding that is tied to its head."""
     inventory = loaded.inventory
     return {
         inventory.base_path(held): held
@@ -271,7 +274,10 @@ def _sharing(loaded: Loaded, weight: Weight) -> dict[str, Held]:
 
 
 def _name_in_file(loaded: Loaded, path: str, weight: Weight) -> str | None:
-    """What the checkpoint calls a weight, or one that is tied to it; None where it holds it in a quantised form."""
+    """Return the checkpoint's name of a weight, or of one that is tied to it.
+
+    The result is None where the checkpoint holds it in a quantised form.
+    """
     names = loaded.checkpoint_names
     found = (names.find(each) for each in (path, *_sharing(loaded, weight)))
     name = next((each for each in found if each is not None), None)
@@ -312,7 +318,7 @@ def _answer(
 
 
 def _as_stored(matrix: Any, weight: Weight) -> Any:
-    """A matrix as a load of the base alone would hold it: rounded to its type, and back."""
+    """Return a matrix as a load of the base alone would hold it: rounded to its type, and back."""
     state = weight.quantised
     if state is None:
         return matrix.to(getattr(torch, weight.held.dtype))

@@ -10,12 +10,12 @@ from pytest_llmload.worker.model.tensors import Held
 
 
 def named(found: Iterable[Held | Weight]) -> tuple[str, ...]:
-    """``model.layers.0.mlp.up_proj.weight (12.00 MiB)``."""
+    """Return the tensors' names with sizes: ``model.layers.0.mlp.up_proj.weight (12.00 MiB)``."""
     return tuple(f"{_name(item)} ({format_bytes(item.nbytes)})" for item in found)
 
 
 def size_of(found: Iterable[Held | Weight]) -> int:
-    """Bytes by elements."""
+    """Return the size of tensors in bytes, by their elements."""
     return sum(item.nbytes for item in found)
 
 

@@ -183,7 +183,7 @@ def _not_asked(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _skipped(path: str, patterns: Iterable[str]) -> bool:
-    """As the libraries match: a module's full path, its end, or one of the modules above it."""
+    """Return whether a name matches as in the libraries: a module's full path, its end, or one of the modules above."""
     return any(path == skip or path.endswith(skip) or f".{skip}." in f".{path}." for skip in patterns)
 
 
@@ -193,13 +193,16 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _meant_for_offload(loaded: Loaded, weight: Weight) -> bool:
-    """On a GPU run, a weight that the load's own plan puts elsewhere; bitsandbytes keeps such weights dense."""
+    """Return whether, on a GPU run, the load's own plan puts a weight elsewhere.
+
+    bitsandbytes keeps such weights dense.
+    """
     planned = loaded.planned_map if loaded.job.device.kind == "cuda" else None
     return planned is not None and planned_device(planned, weight.name) in ("cpu", "disk")
 
 
 def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]) -> Iterator[Problem]:
-    """One problem a reason, with the share of the quantisable weights that is quantised."""
+    """Yield one problem for each reason, with the share of the quantisable weights that is quantised."""
     if not dense:
         return
     total = sum(weight.elements for weight in asked)
@@ -220,7 +223,7 @@ def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]
 
 
 def _hint(scheme: str, weights: list[Weight]) -> str:
-    """The marker that allows these weights to be dense: the end of their modules' paths, whatever the layer."""
+    """Return the marker that allows these weights to be dense: the end of their modules' paths, whatever the layer."""
     ends = {re.sub(r"^.*\.\d+\.", "*.", weight.module_path) for weight in weights}
     patterns = sorted(f"{end}.*" if any(w.kind == EXPERTS for w in weights) else end for end in ends)
     if len(patterns) > _HINTED:
@@ -229,7 +232,7 @@ def _hint(scheme: str, weights: list[Weight]) -> str:
 
 
 def _percent(share: float) -> str:
-    """Never 100 % of what is not all."""
+    """Return a share as text, never 100 % of what is not all."""
     return f"{min(share * 100, 99.9):.1f} %"
 
 
@@ -274,7 +277,7 @@ def _tied_to(loaded: Loaded, weight: Weight) -> str:
 
 
 def _wrong_type(asked: Request, weights: list[Weight]) -> Iterator[Problem]:
-    """Weights whose bytes or state are not of the asked type."""
+    """Report weights whose bytes or state are not of the requested type."""
     found: dict[str, list[Weight]] = defaultdict(list)
     for weight in weights:
         for message in _differences(asked, weight):

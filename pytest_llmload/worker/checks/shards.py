@@ -22,7 +22,7 @@ CHECK = "shards"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """By elements and by values; of loads that are split over ranks only.
+    """Compare shards by elements and by values; only for loads that are split over ranks.
 
     Every tensor that the plan shards is 1/N of the whole one, every rank is there, and some rows of each tensor are
     those of the file that its rank should have.
@@ -117,7 +117,10 @@ def _values(
 
 
 def _reader(piece: Piece, names: CheckpointNames) -> Callable[[int], Any] | None:
-    """Reads one row (one expert) of the whole tensor from the file; None where the file's tensor cannot be told."""
+    """Return a function that reads one row (one expert) of the whole tensor from the file.
+
+    The result is None where the file's tensor cannot be told.
+    """
     name = names.find(piece.name)
     if name is not None:
         file = names.files.slice(name)
@@ -131,7 +134,10 @@ def _reader(piece: Piece, names: CheckpointNames) -> Callable[[int], Any] | None
 
 
 def _is(held: Held, piece: Piece, rank: int, world_size: int, row: Callable[[int], Any]) -> bool:
-    """Whether a tensor is what ``rank`` should have of the file's: the first, the middle and the last row of it."""
+    """Return whether a tensor is what ``rank`` should have of the file's.
+
+    The first, the middle and the last row of it are compared.
+    """
     if not held.shape:
         return equal(row(0).reshape(1), held.tensor.detach().reshape(1).cpu())
     axis = divided_axis(held.shape, piece.whole)
@@ -160,7 +166,7 @@ def _same(held: Held, piece: Piece, place: int, original: Any, world_size: int) 
 
 
 def _share(shards: Shards, tensors: list[tuple[Held, Piece]]) -> str:
-    """One sentence, the same for ranks that hold the same."""
+    """Return one sentence, the same for ranks that hold the same."""
     sharded = [(held, piece) for held, piece in tensors if held.shape != piece.whole]
     part = sum(held.nbytes for held, _ in sharded)
     size = sum(math.prod(piece.whole) * held.tensor.element_size() for held, piece in sharded)

@@ -16,7 +16,7 @@ _KEY = "tie_word_embeddings"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """The library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
+    """Check the library's own pairs where it tells them (transformers 5), else what the text part's config ties."""
     held = {loaded.inventory.base_path(item): item for item in loaded.inventory.parameters()}
     for target, source in pairs(loaded):
         first, second = held.get(source), held.get(target)
@@ -31,7 +31,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def pairs(loaded: Loaded) -> list[tuple[str, str]]:
-    """(target, source) of the weights that should share their storage."""
+    """Return (target, source) of the weights that should share their storage."""
     declared = getattr(loaded.model, "all_tied_weights_keys", None)
     if isinstance(declared, dict) and declared:
         return list(declared.items())
@@ -50,7 +50,7 @@ def pairs(loaded: Loaded) -> list[tuple[str, str]]:
 
 
 def says_untied(loaded: Loaded) -> bool:
-    """Whether the checkpoint's own config says so; the live one may have been changed by the load."""
+    """Return whether the checkpoint's own config unties the weights; the load may have changed the live one."""
     config = read_config(Path(loaded.job.checkpoint.path))
     said = [part[_KEY] for part in (config, config.get("text_config")) if part and _KEY in part]
     return bool(said) and not any(said)
@@ -58,13 +58,16 @@ def says_untied(loaded: Loaded) -> bool:
 
 def _shared(first: Held, second: Held) -> bool:
     if first.source or second.source or "meta" in (first.device, second.device):
-        # On disk, or held by nobody: no memory is spent twice.
+        # On disk, or on meta: no memory is spent twice.
         return first.device == second.device
     return first.storage == second.storage
 
 
 def _own_values(loaded: Loaded, first: str, second: str) -> bool:
-    """Whether the checkpoint has both, with different values: then the config is wrong, and not tying is right."""
+    """Return whether the checkpoint has both, with different values.
+
+    Then the config is wrong, and not tying is right.
+    """
     names = [loaded.checkpoint_names.find(name) for name in (first, second)]
     if None in names:
         return False

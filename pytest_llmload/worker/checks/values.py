@@ -34,7 +34,7 @@ _SMALL = 1 << 16
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Some blocks of every dense tensor, exactly, after the cast to its dtype; see :func:`difference_from`.
+    """Compare some blocks of every dense tensor, exactly, after the cast to its dtype; see :func:`difference_from`.
 
     A tensor with several names is held against the file's under each of them, unless the config ties these. Of fused
     experts every one is compared. Tensors whose counterpart in the checkpoint cannot be told are counted in a note;
@@ -85,7 +85,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _dense(loaded: Loaded) -> Iterator[list[Held]]:
-    """Dense tensors of the model's own state dict that are in memory, each with all its names.
+    """Yield dense tensors of the model's own state dict that are in memory, each with all its names.
 
     Those that an adapter is merged into, or has trained, are judged with the adapter.
     """
@@ -143,7 +143,7 @@ def _by_adapter(loaded: Loaded, held: Held, path: str) -> bool | None:
 
 
 def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
-    """How a tensor differs from the file's: empty where it does not, None where the file's cannot be told.
+    """Return how a tensor differs from the file's: empty where it does not, None where the file's cannot be told.
 
     ``path`` is its name in the model without an adapter.
     """
@@ -171,7 +171,7 @@ def _against_file(held: Held, path: str, names: CheckpointNames) -> str | None:
 
 
 def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
-    """As :func:`difference_from`, by one block of every expert, which come to the CPU in one copy."""
+    """Compare as :func:`difference_from`, by one block of every expert, which come to the CPU in one copy."""
     size = tensor[0].numel()
     stretches = [stretch(name, size) for name in part]
     values = torch.stack([_block(tensor[expert], *place) for expert, place in enumerate(stretches)]).cpu()
@@ -181,10 +181,10 @@ def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
 
 
 def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
-    """How a tensor differs from the file's of the same shape; empty where it does not.
+    """Return how a tensor differs from the file's of the same shape; empty where it does not.
 
-    By its first block, its last one, and some between them at places that depend on the name alone: another tensor has
-    others, every run has the same.
+    Compared are its first block, its last one, and some between them at places that depend on the name alone: a
+    different tensor has different places, every run has the same.
     """
     blocks = places(name, tensor.numel())
     values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
@@ -203,26 +203,29 @@ def _difference(original: Any, value: Any) -> str:
 
 
 def places(name: str, size: int) -> list[tuple[int, int]]:
-    """The blocks of a tensor that are compared, as elements from and to."""
+    """Return the blocks of a tensor that are compared, as elements from and to."""
     last = max(0, size - BLOCK)
     starts = sorted({0, last, *(spot(name, last + 1, number) for number in range(BETWEEN))})
     return [(start, min(start + BLOCK, size)) for start in starts]
 
 
 def stretch(name: str, size: int) -> tuple[int, int]:
-    """One block of a tensor."""
+    """Return one block of a tensor."""
     start = spot(name, max(0, size - BLOCK) + 1)
     return start, min(start + BLOCK, size)
 
 
 def spot(name: str, count: int, number: int = 0) -> int:
-    """One of ``count`` places, as if at random, but always the same for a name and a number."""
+    """Return one of ``count`` places, as if at random, but always the same for a name and a number."""
     digest = hashlib.blake2b(f"{name}#{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % count
 
 
 def _block(tensor: Any, start: int, stop: int) -> Any:
-    """Elements ``start`` to ``stop``, row by row, on its device, without copying what is not contiguous as a whole."""
+    """Return elements ``start`` to ``stop``, row by row, on their device.
+
+    What is not contiguous is not copied as a whole.
+    """
     tensor = tensor.detach()
     if tensor.dim() == 0:
         return tensor.reshape(1)
