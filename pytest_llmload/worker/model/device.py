@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that the GPU's or the host's memory is used up; told without importing torch."""
+    """Return whether an exception means that the GPU's or the host's memory is used up, without importing torch."""
     if isinstance(error, (MemoryError, LoadOutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
         return True
     if not isinstance(error, RuntimeError):

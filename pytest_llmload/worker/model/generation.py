@@ -25,7 +25,7 @@ _CACHE = ("use_cache", "cache_implementation", "cache_config")
 
 
 def workload_tokens(workload: Workload, vocabulary: int) -> list[list[int]]:
-    """Token ids of a workload: the same on every machine, for the same vocabulary size.
+    """Return the token ids of a workload: the same on every machine, for the same vocabulary size.
 
     The lowest ids are left out where there are enough others: tokenizers keep their special tokens there.
     """
@@ -42,7 +42,7 @@ def workload_tokens(workload: Workload, vocabulary: int) -> list[list[int]]:
 
 
 def input_ids(loaded: Loaded, rows: list[list[int]]) -> Any:
-    """Token ids where the model takes its inputs: with its first weights; hooks move them on from there."""
+    """Return token ids where the model takes its inputs: with its first weights; hooks move them on from there."""
     return torch.tensor(rows, dtype=torch.long, device=input_device(loaded))
 
 
@@ -56,7 +56,10 @@ def input_device(loaded: Loaded) -> Any:
 
 
 def vocabulary(loaded: Loaded) -> int:
-    """Rows of the input embedding, as the config says it. ValueError where it says nothing."""
+    """Return the rows of the input embedding, as the config says it.
+
+    Raises ValueError where the config says nothing.
+    """
     size = getattr(loaded.text_config, "vocab_size", None)
     if not isinstance(size, int):
         raise ValueError(f"{type(loaded.model).__name__} has no vocab_size in its config: no token ids can be made")
@@ -64,7 +67,7 @@ def vocabulary(loaded: Loaded) -> int:
 
 
 def check_length(job: Job) -> None:
-    """ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
+    """Raise ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
     workload, config = job.spec.workload, read_config(Path(job.checkpoint.path))
     length = workload.prompt_tokens + workload.new_tokens
     for part in (config, config.get("text_config") or {}):
@@ -75,7 +78,7 @@ def check_length(job: Job) -> None:
 
 
 def check_inputs(loaded: Loaded) -> str:
-    """Why token ids are no input for the model; empty where they are."""
+    """Return why token ids are not an input for the model; empty where they are."""
     needed = getattr(loaded.model, "main_input_name", "input_ids")
     if needed == "input_ids" or "input_ids" in inspect.signature(loaded.model.forward).parameters:
         return ""
@@ -86,9 +89,10 @@ def check_inputs(loaded: Loaded) -> str:
 
 
 def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
-    """Logits of the workload's first row, 1 x position x vocabulary, or the last hidden state of a model without.
+    """Return the logits of the workload's first row, 1 x position x vocabulary.
 
-    ``heard`` are token ids that an adapter reacts to: they take the place of the row's from its second one on.
+    For a model without logits, the last hidden state is returned. ``heard`` are token ids that an adapter reacts to:
+    they take the place of the row's from its second one on.
     """
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
     (row,) = workload_tokens(workload, vocabulary(loaded))
@@ -110,15 +114,16 @@ def can_generate(loaded: Loaded) -> bool:
 
 
 def generating(model: Any) -> Any:
-    """The module whose forward a generation calls: below what an adapter library put around it."""
+    """Return the module whose forward a generation calls: below what an adapter library put around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def settings(loaded: Loaded, new_tokens: int) -> Any:
-    """transformers' settings for exactly ``new_tokens``, greedy: of the model's own only special tokens and the cache.
+    """Return transformers' settings for exactly ``new_tokens``, greedy.
 
-    What a checkpoint's generation_config.json says beside them changes what is computed (beams, penalties, assistants)
-    or returned. A quantised cache whose package is missing is left out, with a note.
+    Of the model's own settings only special tokens and the cache are kept. What a checkpoint's generation_config.json
+    says beside them changes what is computed (beams, penalties, assistants) or returned. A quantised cache whose
+    package is missing is left out, with a note.
     """
     from transformers import GenerationConfig
 
@@ -163,10 +168,10 @@ def generate_ids(
     on_token: Callable[[], None] | None = None,
     on_logits: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored. ``on_token`` is called after each.
+    """Return the new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored.
 
-    ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which those of the tokens that end a
-    sequence are -inf; not where a class of the user's own generates in its own way.
+    ``on_token`` is called after each. ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which
+    those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way.
     """
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs |= loaded.attached.arguments(len(ids), ids.device)
@@ -204,7 +209,7 @@ def generate_workload(
     new_tokens: int | None = None,
     on_logits: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The workload's tokens, or so many of them, from its prompt."""
+    """Generate the workload's tokens, or so many of them, from its prompt."""
     workload = loaded.job.spec.workload
     ids = input_ids(loaded, workload_tokens(workload, vocabulary(loaded)))
     return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token, on_logits)

@@ -45,7 +45,7 @@ class Loaded:
     shards: Shards | None = None
     #: What the libraries logged at WARNING or above during the load.
     log: list[str] = field(default_factory=list)
-    #: Facts worth telling that are no failure.
+    #: Facts worth telling that are not a failure.
     notes: list[str] = field(default_factory=list)
     #: Why there is no tokenizer.
     tokenizer_error: str = "the checkpoint has none"
@@ -74,21 +74,24 @@ class Loaded:
 
     @property
     def inventory(self) -> Inventory:
-        """Every tensor of the model, taken at the first use after the load or a forward."""
+        """Return every tensor of the model, taken at the first use after the load or a forward."""
         if self._inventory is None:
             self._inventory = Inventory(self.model)
         return self._inventory
 
     @property
     def checkpoint_names(self) -> CheckpointNames:
-        """Where the checkpoint has the model's tensors, with its files open."""
+        """Return where the checkpoint has the model's tensors, with its files open."""
         if self._names is None:
             files = CheckpointFiles(self.job.checkpoint.path)
             self._names = CheckpointNames(self.model, files, self.conversions)
         return self._names
 
     def forget(self) -> None:
-        """Before a forward: the inventory keeps states alive that it may replace, open files keep pages mapped."""
+        """Drop the inventory and the open files before a forward.
+
+        The inventory keeps states alive that the forward may replace, open files keep pages mapped.
+        """
         self._inventory = self._names = None
 
     def close(self) -> None:
@@ -98,9 +101,10 @@ class Loaded:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The one that came with the model, else the checkpoint's; None where there is none or it does not load.
+        """Return the tokenizer that came with the model, else the checkpoint's.
 
-        Loaded at its first use: its memory is in no figure, and a large vocabulary takes as long as a small model.
+        The result is None where there is none or it does not load. It is loaded at its first use: its memory is in no
+        figure, and a large vocabulary takes as long as a small model.
         """
         path = Path(self.job.checkpoint.path)
         if self.given_tokenizer is not None or not any((path / file).exists() for file in _TOKENIZER_FILES):
@@ -115,19 +119,19 @@ class Loaded:
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:
-        """The files of the adapter that was asked for."""
+        """Return the files of the requested adapter."""
         return AdapterFiles(self.job.adapter.path) if self.job.adapter is not None else None
 
     @property
     def attached(self) -> Attached:
-        """The adapters that are in the model, whoever put them there."""
+        """Return the adapters that are in the model, whichever code put them there."""
         if self._attached is None or self._attached.model is not self.model:
             self._attached = Attached(self.model)
         return self._attached
 
     @cached_property
     def merged(self) -> frozenset[str]:
-        """Names of the model's own tensors that a merged adapter changed: added to, or replaced."""
+        """Return names of the model's own tensors that a merged adapter changed: added to, or replaced."""
         if self.adapter is None or not self.job.spec.adapter_merged:
             return frozenset()
         if self.adapter.is_plain_lora:
@@ -138,7 +142,10 @@ class Loaded:
 
     @property
     def replaced(self) -> frozenset[str]:
-        """Names of the model's own tensors that the adapter's file has values for: merged ones, and trained biases."""
+        """Return names of the model's own tensors that the adapter's file has values for.
+
+        These are merged ones, and trained biases.
+        """
         if self.adapter is None or not self.attached.is_there:
             return self.merged
         own = {id(held.tensor): self.inventory.base_path(held) for held in self.inventory.parameters()}
@@ -147,11 +154,11 @@ class Loaded:
 
     @property
     def config(self) -> Any:
-        """The model's configuration; None for a module that has none."""
+        """Return the model's configuration; None for a module that has none."""
         return getattr(self.model, "config", None)
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the language part, which a composite model nests."""
+        """Return the configuration of the language part, which a composite model nests."""
         config = self.config
         return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -15,7 +15,7 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 
 def model_class(job: Job) -> Any:
-    """The class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
+    """Return the class that loads: the spec's ``auto_class``, else the one that the checkpoint's config names.
 
     Raises ValueError where transformers has no such class.
     """
@@ -56,7 +56,7 @@ def _registered(name: str) -> Any:
 
 
 def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
-    """The one call of ``from_pretrained`` that all built-in strategies end in."""
+    """Load by the one call of ``from_pretrained`` that all built-in strategies end in."""
     if job.trust_remote_code:
         kwargs = {"trust_remote_code": True, **kwargs}
     model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
@@ -69,7 +69,7 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
 
 
 def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
-    """A load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
+    """Load with a map of modules that may name ``cpu`` and ``disk``; the map is kept as the plan for the checks."""
     scratch = Scratch(LOAD)
     keep_offloaded_dense(job, kwargs["device_map"], kwargs.get("quantization_config"))
     try:
@@ -84,5 +84,5 @@ def load_with_map(job: Job, kwargs: dict[str, Any]) -> Loaded:
 
 
 def _texts(keys: Iterable[Any]) -> list[str]:
-    """Keys as text; a mismatched one is ``(name, shape in the file, shape in the model)``."""
+    """Return keys as text; a mismatched one is ``(name, shape in the file, shape in the model)``."""
     return sorted(f"{key[0]}: {key[1]} -> {key[2]}" if isinstance(key, tuple) else str(key) for key in keys)

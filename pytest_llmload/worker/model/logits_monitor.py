@@ -18,7 +18,7 @@ class LogitsMonitor:
         self.wrong: list[list[bool]] = []
 
     def look(self, logits: Any) -> None:
-        """Logits of one step, batch x vocabulary; looked at where they are, with nothing left there."""
+        """Look at the logits of one step, batch x vocabulary, where they are, with nothing left there."""
         highest = torch.amax(logits, dim=-1)
         lowest = (logits == -torch.inf).sum(dim=-1)
         self.wrong.append((~highest.isfinite() | (lowest > self._ends)).tolist())

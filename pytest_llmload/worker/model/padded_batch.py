@@ -49,7 +49,7 @@ class PaddedRun:
     rows: int = ROWS
     #: Each layer's output at the last position of the first row: L2 norm, and its product with fixed signs.
     layers: dict[str, list[float]] = field(default_factory=dict)
-    #: Whether a cache was asked for at all: only a generation keeps one.
+    #: Whether the caller requested a cache at all: only a generation keeps one.
     generated: bool = False
 
 

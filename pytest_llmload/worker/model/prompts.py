@@ -45,7 +45,7 @@ def chat_text(tokenizer: Any, missing: str, messages: Any) -> str:
 
 
 def without_bos(tokenizer: Any, text: str) -> str:
-    """Return a chat's text without the token that begins it, where whoever tokenises it adds that again."""
+    """Return a chat's text without the token that begins it, where the code that tokenises it adds that again."""
     first = tokenizer.bos_token
     adds = first is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(first) if adds else text

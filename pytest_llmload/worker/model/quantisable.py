@@ -35,7 +35,7 @@ class Weight:
 
     @property
     def name(self) -> str:
-        """The weight's name as the model's code knows it."""
+        """Return the weight's name as the model's code knows it."""
         leaf = self.held.module.rsplit(".", 1)[-1] if self.parametrized else self.held.name
         return f"{self.module_path}.{leaf}" if self.module_path else leaf
 
@@ -51,7 +51,7 @@ class Weight:
 
 
 def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
-    """Every weight of a Linear, a Conv1D or fused experts, minus embeddings, output head and routers.
+    """Yield every weight of a Linear, a Conv1D or fused experts, minus embeddings, output head and routers.
 
     Not those of torch's own attention either (:func:`out_of_reach`).
 
@@ -134,7 +134,10 @@ def _joined(name: str, weight: Stored | None, parts: list[Held]) -> Held:
 
 
 def out_of_reach(inventory: Inventory) -> list[Held]:
-    """Dense matrices of torch's own attention, which hands them to a function: no quantiser can take their place."""
+    """Return dense matrices of torch's own attention.
+
+    It hands them to a function: no quantiser can take their place.
+    """
     return [
         held
         for held in inventory.parameters()
@@ -145,7 +148,10 @@ def out_of_reach(inventory: Inventory) -> list[Held]:
 
 
 def _is_torchs_attention(owner: Any) -> bool:
-    """``MultiheadAttention`` with its ``in_proj_weight``, or its ``out_proj``, whose class says so much."""
+    """Return whether a module is a part of torch's own attention.
+
+    It is ``MultiheadAttention`` with its ``in_proj_weight``, or its ``out_proj``, whose class says so much.
+    """
     return isinstance(owner, (torch.nn.MultiheadAttention, torch.nn.modules.linear.NonDynamicallyQuantizableLinear))
 
 
@@ -165,12 +171,12 @@ def _kind(owner: Any, path: str, held: Held, state: Stored | None) -> str | None
 
 
 def _linear_like(owner: Any) -> bool:
-    """A Linear, one of its subclasses, or another library's class with a Linear's geometry."""
+    """Return whether a module is a Linear, a subclass of it, or another library's class with a Linear's geometry."""
     return isinstance(owner, torch.nn.Linear) or (hasattr(owner, "in_features") and hasattr(owner, "out_features"))
 
 
 def _embeddings(inventory: Inventory) -> set[int]:
-    """Ids of the parameters that are embeddings or output heads."""
+    """Return ids of the parameters that are embeddings or output heads."""
     found: set[int] = set()
     for module in inventory.modules.values():
         for getter in ("get_input_embeddings", "get_output_embeddings"):
@@ -188,7 +194,7 @@ def _embeddings(inventory: Inventory) -> set[int]:
 
 
 def _head(model: Any) -> set[int]:
-    """Ids of the parameters beside the base model, where there is one."""
+    """Return ids of the parameters beside the base model, where there is one."""
     base = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
     if not isinstance(base, torch.nn.Module):
         return set()

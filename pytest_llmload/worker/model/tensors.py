@@ -83,7 +83,7 @@ class Held:
 
     @property
     def storage(self) -> tuple[str, int]:
-        """What two tensors that share memory have in common."""
+        """Return what two tensors that share memory have in common."""
         return self.device, self.tensor.untyped_storage().data_ptr() if self.tensor is not None else -1
 
 
@@ -100,26 +100,26 @@ class Inventory:
         ]
 
     def parameters(self) -> Iterator[Held]:
-        """The model's own parameters, without those of an adapter."""
+        """Yield the model's own parameters, without those of an adapter."""
         return (held for held in self.held if held.role == PARAMETER and not self.is_adapter(held))
 
     def is_adapter(self, held: Held) -> bool:
-        """Whether a tensor was brought by an adapter."""
+        """Return whether a tensor was brought by an adapter."""
         return self.wrapping.owner(held.module) is None
 
     def base_path(self, held: Held) -> str:
-        """A tensor's name in the model without the adapter that may be around it: what its checkpoint calls it."""
+        """Return a tensor's name in the model without the adapter that may be around it: its name in the checkpoint."""
         module = self.wrapping.owner(held.module)
         return held.path if module is None else f"{module}.{held.name}" if module else held.name
 
     def base_paths(self, held: Held) -> tuple[str, ...]:
-        """As :func:`base_path`, at every place where the module that owns it stands."""
+        """Return names as :func:`base_path`, at every place where the module that owns the tensor stands."""
         owners = self._places.get(id(self.modules[held.module]), ())
         return tuple(f"{owner}.{held.name}" if owner else held.name for owner in owners)
 
     @cached_property
     def _places(self) -> dict[int, list[str]]:
-        """Each module's paths in the model without the adapter; ``self.modules`` has the first of each."""
+        """Return each module's paths in the model without the adapter; ``self.modules`` has the first of each."""
         modules = dict(self._model.named_modules(remove_duplicate=False))
         wrapping = self.wrapping if len(modules) == len(self.modules) else Wrapping(modules)
         places: dict[int, list[str]] = defaultdict(list)
@@ -130,13 +130,16 @@ class Inventory:
         return places
 
     def state(self) -> dict[str, Any]:
-        """The model's state dict: its own tensors by every name, those that a hook puts in place for a forward too."""
+        """Return the model's state dict: its own tensors by every name.
+
+        Those that a hook puts in place for a forward are in it too.
+        """
         held = {each.path: each.tensor for each in self.held if each.role in (PARAMETER, BUFFER)}
         state: dict[str, Any] = self._model.state_dict(keep_vars=True)
         return state | {path: held[path] for path in state if held.get(path) is not None}
 
     def storages(self) -> dict[tuple[str, int], int]:
-        """Distinct live storages: (device, address) -> bytes. Meta and disk hold none."""
+        """Return distinct live storages: (device, address) -> bytes. Meta and disk hold none."""
         found: dict[tuple[str, int], int] = {}
         for held in self.held:
             if held.tensor is None or held.device == "meta":
@@ -148,7 +151,7 @@ class Inventory:
         return found
 
     def distinct(self) -> Iterator[Held]:
-        """Each tensor once, however many names it has: tied weights and aliases count once. Meta is left out."""
+        """Yield each tensor once, however many names it has: tied weights and aliases count once. Meta is left out."""
         seen = set()
         for held in self.held:
             if held.device == "meta":
@@ -164,19 +167,22 @@ class Inventory:
 
 
 def is_packed(tensors: Iterable[Held]) -> bool:
-    """Whether a module's own tensors hold a weight in a quantised form: a matrix of integers or of narrow floats."""
+    """Return whether a module's own tensors hold a weight in a quantised form.
+
+    That is a matrix of integers or of narrow floats.
+    """
     return any(
         held.role in (PARAMETER, BUFFER) and len(held.shape) >= 2 and held.dtype not in _DENSE for held in tensors
     )
 
 
 def local_part(tensor: Any) -> Any:
-    """This process's part of a distributed tensor; any other tensor as it is."""
+    """Return this process's part of a distributed tensor; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def inner_tensors(tensor: Any) -> list[tuple[str, Any]]:
-    """The tensors that a wrapper subclass consists of (torch's ``__tensor_flatten__``); empty for a plain one."""
+    """Return the tensors that a wrapper subclass consists of (``__tensor_flatten__`` of torch); empty for others."""
     if not hasattr(type(tensor), "__tensor_flatten__"):
         return []
     names, _ = tensor.__tensor_flatten__()
@@ -235,7 +241,7 @@ def _of_module(path: str, module: Any, offloaded: Mapping[str, Any]) -> Iterator
 
 
 def _reachable(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Tensors that an attribute leads to, with the way there; modules and functions lead nowhere."""
+    """Yield tensors that an attribute leads to, with the way there; modules and functions lead nowhere."""
     if isinstance(value, torch.Tensor):
         if id(value) not in seen:
             seen.add(id(value))
@@ -256,7 +262,7 @@ def _reachable(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, An
 
 
 def _offloaded(modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Full name of each tensor that accelerate's hooks put in place for a forward -> a tensor, or its place on disk.
+    """Return full name -> a tensor, or its place on disk, for what accelerate's hooks put in place for a forward.
 
     ``AlignDevicesHook(offload=True)`` replaces a module's tensors by meta ones and keeps the values in ``weights_map``
     (accelerate/hooks.py, ``init_hook``).
@@ -282,7 +288,7 @@ def _hooks(module: Any) -> list[Any]:
 
 
 def _peek(weights: Any, key: str) -> Any:
-    """What a weights map holds under a key, without reading it from disk.
+    """Return what a weights map holds under a key, without reading it from disk.
 
     Follows accelerate's PrefixedDataset (``dataset``, ``prefix``) and OffloadedWeightsLoader (``state_dict``,
     ``index``); any other mapping is asked for the value.
