@@ -26,7 +26,10 @@ _WHOLE = ("replicate", "replicated_with_grad_allreduce")
 
 
 def model_plan(model: Any) -> Plan:
-    """The plan of a model that is not sharded yet. ValueError, in one sentence, where transformers keeps none."""
+    """Return the plan of a model that is not sharded yet.
+
+    Raises ValueError, in one sentence, where transformers keeps none.
+    """
     styles = getattr(model, "_tp_plan", None)
     if not styles:
         raise ValueError(
@@ -37,7 +40,7 @@ def model_plan(model: Any) -> Plan:
 
 
 def package_config(model: Any, world_size: int) -> tuple[Config, Plan]:
-    """The Config, and the plan that it carries out.
+    """Return the Config, and the plan that it carries out.
 
     The input embedding is split too where the plan does not name it; embeddings are split along the hidden dimension,
     since the package has no lookup in a part of the vocabulary. Raises ValueError where the architecture has no plan,
@@ -78,7 +81,10 @@ class _Rules:
         self.outputs: dict[str, Any] = {}
 
     def add(self, name: str, style: str) -> None:
-        """The rules for one entry of a plan. ValueError for a style that the package cannot carry out."""
+        """Add the rules for one entry of a plan.
+
+        Raises ValueError for a style that the package cannot carry out.
+        """
         own = re.compile(regex(name))
         if any(own.fullmatch(parameter) for parameter in self.parameters):
             self._parameter(name, style)
@@ -110,7 +116,7 @@ class _Rules:
                 del self.state[pattern]
 
     def _parameter(self, name: str, style: str) -> None:
-        """A fused weight that is a parameter of its own: experts x out x in."""
+        """Add the rule for a fused weight that is a parameter of its own: experts x out x in."""
         actions = {
             "colwise": Split(self.world_size, -2),
             "rowwise": Split(self.world_size, -1),

@@ -10,7 +10,10 @@ from pytest_llmload.worker.parallel.shards import Piece, Plan, Shards
 
 
 def rank_shards(job: Job, model: Any) -> Shards:
-    """Of a model whose tensors know the whole that they are part of (DTensors), by the plan that it was split by."""
+    """Return the shards of a model, by the plan that it was split by.
+
+    The model's tensors know the whole that they are part of (DTensors).
+    """
     plan = Plan(getattr(model, "_tp_plan", None) or {})
     rank = world.rank()
     pieces = {
@@ -26,7 +29,7 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def split_shards(job: Job, model: Any, wholes: dict[str, tuple[int, ...]], whole_bytes: int) -> Shards:
-    """Of a model that a library has split in place by rules of its own."""
+    """Return the shards of a model that a library has split in place by rules of its own."""
     rank = world.rank()
     pieces = {name: Piece(name, rank, wholes[name]) for name in model.state_dict() if name in wholes}
     return Shards(job.spec.world_size, (rank,), pieces, whole_bytes)

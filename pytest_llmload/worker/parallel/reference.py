@@ -72,7 +72,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def relative_error(value: Any, reference: Any) -> float:
-    """``|value - reference| / |reference|`` over all logits; infinite for another shape or for NaN."""
+    """Return ``|value - reference| / |reference|`` over all logits; infinite for a different shape or for NaN."""
     if value.shape != reference.shape:
         return math.inf
     error = float((value.double() - reference.double()).norm() / reference.double().norm())
@@ -80,7 +80,7 @@ def relative_error(value: Any, reference: Any) -> float:
 
 
 def _output(loaded: Loaded, dtype: str, device: str, *, generates: bool = False) -> tuple[Any, list[list[int]] | None]:
-    """The whole model's logits on the first forward's tokens, and the workload's tokens if it ``generates``."""
+    """Return the whole model's logits on the first forward's tokens, and the workload's tokens if it ``generates``."""
     kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device}}
     attention = getattr(loaded.config, "_attn_implementation", None)
     if attention:
@@ -98,12 +98,12 @@ def _output(loaded: Loaded, dtype: str, device: str, *, generates: bool = False)
 
 
 def _alone(job: Job) -> Job:
-    """The same model, and nothing else of the load."""
+    """Return a job for the same model, and nothing else of the load."""
     return dataclasses.replace(job, spec=dataclasses.replace(job.spec, strategy="single", world_size=1))
 
 
 def _device_with_room(loaded: Loaded) -> str | None:
-    """The load's first GPU, else the host, if the whole model fits there in fp32."""
+    """Return the load's first GPU, else the host, if the whole model fits there in fp32."""
     elements = sum(_elements(loaded))
     need = elements * 4 * _ROOM
     if loaded.job.device.kind == "cuda" and torch.cuda.mem_get_info(0)[0] > need:

@@ -22,7 +22,7 @@ class RankCaches(DynamicCache):  # type: ignore[misc]
     """One key-value cache a rank, which a decoding loop handles as one."""
 
     def __init__(self, first: Any, world_size: int) -> None:
-        """``first`` must be empty still: the others are its copies."""
+        """Keep ``first`` and copy it for each further rank; it must be empty still."""
         super().__init__()
         self.by_rank = [first, *(deepcopy(first) for _ in range(world_size - 1))]
 
@@ -106,15 +106,15 @@ def _own_cache(rank: int, shard: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def shard(model: Any, devices: list[str]) -> tuple[Any, Shards]:
-    """The model in shards, one on each device, and what each tensor of the shards is.
+    """Return the model in shards, one on each device, and what each tensor of the shards is.
 
     Raises ValueError where the architecture cannot be sharded, see :func:`package_config`.
     """
     config, plan = package_config(model, len(devices))
     whole = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole_bytes = sum(held.nbytes for held in Inventory(model).distinct())
-    # Not through torch.distributed, whoever may have initialised it; nothing is stored in pieces that every forward
-    # would have to gather again.
+    # Not through torch.distributed, which other code may have initialised; nothing is stored in pieces that every
+    # forward would have to gather again.
     parallel = TensorParallel(model, devices, tensor_parallel_config=config, distributed=False, sharded=False)
     cls = type(model)
     namespace = {"forward": _with_signature_of(cls.forward), "__module__": cls.__module__}

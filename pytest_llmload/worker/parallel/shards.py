@@ -65,7 +65,7 @@ class Plan:
         self._patterns = [(re.compile(regex(name)), style) for name, style in self.styles.items()]
 
     def style(self, parameter: str) -> str | None:
-        """The style that names a parameter itself, else the one that names its module; None where none does."""
+        """Return the style that names a parameter itself, else the one that names its module; None where none does."""
         for name in (parameter, parameter.rpartition(".")[0]):
             for pattern, style in self._patterns:
                 if pattern.fullmatch(name):
@@ -73,23 +73,23 @@ class Plan:
         return None
 
     def summed(self, parameter: str) -> bool:
-        """Whether a parameter is a bias of which the sum over the ranks must contain one."""
+        """Return whether a parameter is a bias of which the sum over the ranks must contain one."""
         return parameter.endswith(".bias") and self.style(parameter) in ROWWISE
 
     def shards(self, parameter: str) -> bool:
-        """Whether the plan gives each rank a part of a parameter."""
+        """Return whether the plan gives each rank a part of a parameter."""
         return self.style(parameter) in SHARDING and not self.summed(parameter)
 
 
 def regex(name: str) -> str:
-    """``layers.*.mlp`` as a regular expression: a star is one number."""
+    """Return ``layers.*.mlp`` as a regular expression: a star is one number."""
     return re.escape(name).replace(r"\*", r"\d+")
 
 
 def starts(size: int, world_size: int, rank: int) -> Iterator[tuple[int, int]]:
-    """Where a rank's part of ``size`` rows may begin and end: by even parts, or by equal chunks and a shorter last one.
+    """Yield where a rank's part of ``size`` rows may begin and end.
 
-    The same where ``size`` divides by ``world_size``.
+    Parts are even, or equal chunks and a shorter last one. Both are the same where ``size`` divides by ``world_size``.
     """
     even, extra = divmod(size, world_size)
     begin = rank * even + min(rank, extra)
@@ -99,7 +99,10 @@ def starts(size: int, world_size: int, rank: int) -> Iterator[tuple[int, int]]:
 
 
 def rows(size: int, held: int, world_size: int, rank: int) -> Iterator[list[int]]:
-    """Which rows of the whole a rank's ``held`` rows may be: one run of them, or one of each of two packed halves."""
+    """Yield which rows of the whole a rank's ``held`` rows may be.
+
+    They are one run of them, or one of each of two packed halves.
+    """
     seen: list[list[int]] = []
     for begin, end in starts(size, world_size, rank):
         seen.append(list(range(begin, end)))
@@ -110,7 +113,7 @@ def rows(size: int, held: int, world_size: int, rank: int) -> Iterator[list[int]
 
 
 def divided_axis(held: Iterable[int], whole: Iterable[int]) -> int | None:
-    """The one axis along which a tensor is smaller than in the whole model; None where it is as large.
+    """Return the one axis along which a tensor is smaller than in the whole model; None where it is as large.
 
     ValueError where it differs along several.
     """

@@ -20,7 +20,10 @@ def rank() -> int:
 
 
 def answers() -> bool:
-    """Whether this process answers for all ranks of its machine: it is the first of them, or the only process."""
+    """Return whether this process answers for all ranks of its machine.
+
+    It is then the first of them, or the only process.
+    """
     return rank() % int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 0
 
 
@@ -29,12 +32,12 @@ def backend(job: Job) -> str:
 
 
 def settle(job: Job) -> None:
-    """What must be set in a rank's process before any library looks at it."""
+    """Set what must be set in a rank's process before any library looks at it."""
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size(job.spec.world_size)))
     if nodes() == 1:
-        # By name, a machine may resolve to an address that nobody answers on.
+        # By name, a machine may resolve to an address that no process answers on.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if job.device.kind == "cuda":
@@ -43,7 +46,7 @@ def settle(job: Job) -> None:
 
 
 def agreed(job: Job, wish: bool) -> bool:
-    """Whether every rank wishes so; a process without ranks has its wish.
+    """Return whether every rank wishes so; a process without ranks has its wish.
 
     Returns on all ranks at about the same time. For what each would decide by its own clock or its own files: what they
     do next they do together, or they wait for each other for ever.
