@@ -47,7 +47,7 @@ class Cache:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """Layers of each kind."""
+        """Return the number of layers of each kind."""
         return dict(Counter(layer.kind for layer in self.layers))
 
 
@@ -84,7 +84,7 @@ def _layer(text: Any, kind: str | None, itemsize: int, decompressed: bool) -> Ca
 
 
 def _decompresses(text: Any) -> bool:
-    """True if the installed modeling code of a latent architecture keeps keys and values of every head."""
+    """Return True if the installed modeling code of a latent architecture keeps keys and values of every head."""
     import transformers
 
     model = transformers.AutoModelForCausalLM._model_mapping.get(type(text), None)
@@ -93,7 +93,10 @@ def _decompresses(text: Any) -> bool:
 
 
 def _linear(text: Any, itemsize: int) -> CacheLayer:
-    """Gated delta nets (Qwen3-Next, Qwen3.5): a convolution's last inputs and a recurrent state for each head."""
+    """Return the layer of gated delta nets (Qwen3-Next, Qwen3.5).
+
+    It keeps a convolution's last inputs and a recurrent state for each head.
+    """
     names = ("linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim")
     if not all(hasattr(text, name) for name in (*names, "linear_conv_kernel_dim")):
         return CacheLayer(UNKNOWN)

@@ -182,15 +182,15 @@ class _Room:
         self._share = 1 / max(sum(held > 0 for held in settled), 1)
 
     def needed(self, batch: int, tokens: int) -> int:
-        """Bytes beside the weights."""
+        """Return the bytes beside the weights."""
         return int(self._cache.bytes(batch, tokens) * self._share) + self.working(batch, tokens)
 
     def working(self, batch: int, tokens: int) -> int:
-        """Bytes of the widest moment of a prefill: a block's intermediate results, and the last token's logits in
-        fp32 with their copy.
+        """Return the bytes of the widest moment of a prefill.
 
-        The hidden state and its residual, and twice the widest projection, for each token; attention without a matrix
-        of scores (sdpa).
+        These are a block's intermediate results, and the last token's logits in fp32 with their copy. A block needs the
+        hidden state and its residual, and twice the widest projection, for each token. Attention is computed without a
+        matrix of scores (sdpa).
         """
         text, size = self._text, self._cache.itemsize
         hidden = text.hidden_size
@@ -201,7 +201,7 @@ class _Room:
 
 
 def _largest(fits: Any, most: int) -> int:
-    """The largest number up to ``most`` that fits; 0 where not even 1 does."""
+    """Return the largest number up to ``most`` that fits; 0 where not even 1 does."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, high * 2
@@ -212,7 +212,7 @@ def _largest(fits: Any, most: int) -> int:
 
 
 def _places(planned: Plan) -> Iterator[tuple[str, str]]:
-    """Where each block goes: ``GPU 0: model.embed_tokens, layers 0-20``."""
+    """Yield where each block goes: ``GPU 0: model.embed_tokens, layers 0-20``."""
     found: dict[str, dict[str, list[int]]] = {}
     for module, device in planned.device_map.items():
         place = f"GPU {device}" if isinstance(device, int) else str(device)

@@ -56,10 +56,11 @@ class Placement:
 
 
 def device_limits(job: Job) -> dict[int | str, int]:
-    """Bytes that each device may take in a map that the libraries infer: the spec's ``max_memory``, else limits from
-    the devices' total memory. As the libraries want it, GPUs are numbers and come first.
+    """Return the bytes that each device may take in a map that the libraries infer.
 
-    Without limits the libraries take what is free at that moment, and the map is another one on every run.
+    These are the spec's ``max_memory``, else limits from the devices' total memory. As the libraries want it, GPUs are
+    numbers and come first. Without limits the libraries take what is free at that moment, and the map is a different
+    one on every run.
     """
     if job.spec.max_memory:
         given = dict(job.spec.max_memory)
@@ -70,7 +71,7 @@ def device_limits(job: Job) -> dict[int | str, int]:
 
 
 def default_max_memory(job: Job, planned_bytes: int, largest_block: int = 0) -> dict[int | str, int]:
-    """Limits in bytes of ``strategy("max_memory")`` without a map, in whole MiB.
+    """Return limits in bytes of ``strategy("max_memory")`` without a map, in whole MiB.
 
     Each GPU gets room for 60 % of ``planned_bytes`` (all weights), the CPU for the rest; on a CPU run the CPU gets 60 %
     and the rest goes to disk. accelerate keeps room for the largest block free on the device that computes, through
@@ -85,7 +86,7 @@ def default_max_memory(job: Job, planned_bytes: int, largest_block: int = 0) -> 
 
 
 def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
-    """The device map of ``strategy("offload")`` without a map: every block on the GPU, the CPU or the disk.
+    """Return the device map of ``strategy("offload")`` without a map: every block on the GPU, the CPU or the disk.
 
     In the order of the forward pass, half of the weights stay on the device that computes; then a quarter goes to the
     CPU and the rest to disk (on a CPU run all of it). Blocks without weights, and those after the last decoder layer
@@ -115,7 +116,7 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
 
 
 def lookup(device_map: Mapping[str, int | str], name: str, default: str) -> int | str:
-    """Where a map puts a module or tensor: its own entry, else that of the nearest module above it."""
+    """Return where a map puts a module or tensor: its own entry, else that of the nearest module above it."""
     while name not in device_map and name:
         name = name.rpartition(".")[0]
     return device_map.get(name, default)

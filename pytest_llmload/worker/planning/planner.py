@@ -62,7 +62,10 @@ class Plan:
     known: bool = True
 
     def metrics(self, job: Job) -> dict[str, float]:
-        """``gpu.settled``, ``gpu.0.settled`` …, ``gpu.weights``, ``host.weights``, ``weights.logical``, ``disk``."""
+        """Return the predicted metrics by their names, in bytes.
+
+        ``gpu.settled``, ``gpu.0.settled`` …, ``gpu.weights``, ``host.weights``, ``weights.logical``, ``disk``.
+        """
         held: Counter[int | str] = Counter()
         settled: Counter[int | str] = Counter()
         main = next((device for device in self.device_map.values() if isinstance(device, int)), "cpu")
@@ -86,7 +89,7 @@ class Plan:
 
 
 def plan(job: Job, placement: Placement) -> dict[str, float]:
-    """Return the predicted metrics of a load in bytes, by their names; ``disk`` is what stays in files.
+    """Predict the metrics of a load in bytes, by their names; ``disk`` is what stays in files.
 
     Empty if the installed libraries cannot quantise it, or its method does not say what it makes of a weight. Raises as
     :func:`plan_load`.
@@ -134,13 +137,13 @@ def plan_load(job: Job, placement: Placement) -> Plan:
 
 
 def _device(value: int | str) -> int | str:
-    """``cuda:1`` is GPU 1; ``cpu`` and ``disk`` are themselves."""
+    """Return the device of a map's entry: ``cuda:1`` is GPU 1; ``cpu`` and ``disk`` are themselves."""
     kind, _, number = str(value).partition(":")
     return int(number or 0) if kind == "cuda" else value
 
 
 def load_dtype(job: Job) -> Any:
-    """The torch dtype that ``from_pretrained(dtype="auto")``, or the spec's dtype, gives the model's parameters."""
+    """Return the torch dtype that ``from_pretrained(dtype="auto")``, or the spec's dtype, gives the parameters."""
     import torch
 
     if job.spec.dtype:
@@ -159,7 +162,7 @@ def load_dtype(job: Job) -> Any:
 
 
 def _pinned(model: Any, dtype: Any) -> tuple[str, ...]:
-    """Names of modules whose parameters the class keeps in fp32 (transformers, ``_keep_in_fp32_modules``)."""
+    """Return names of modules whose parameters the class keeps in fp32 (transformers, ``_keep_in_fp32_modules``)."""
     import torch
 
     names: list[str] = []
@@ -212,7 +215,7 @@ def _config(job: Job, skips: tuple[str, ...]) -> Any:
 
 
 def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[Piece]:
-    """The storages of a model on the meta device, as its quantiser will leave them."""
+    """Yield the storages of a model on the meta device, as its quantiser will leave them."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         fp32 = any(name in path.split(".") or f".{name}." in f".{path}." for name in pinned)
@@ -247,7 +250,7 @@ def _prequantised(directory: Path) -> bool:
 
 
 def _stored_pieces(directory: Path) -> Iterator[Piece]:
-    """Of a checkpoint that is quantised already: the tensors of its files, each as it is."""
+    """Yield the tensors of the files of a checkpoint that is quantised already, each as it is."""
     for tensor in read_tensors(directory):
         module, _, name = tensor.name.rpartition(".")
         yield Piece(module, name, tensor.bytes)
@@ -287,7 +290,7 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
 
 
 def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:
-    """The map that transformers infers for ``auto``, ``balanced`` … under ``limits``."""
+    """Return the map that transformers infers for ``auto``, ``balanced`` … under ``limits``."""
     found: dict[str, int | str]
     try:
         from transformers.integrations.accelerate import _get_device_map
