@@ -111,7 +111,7 @@ class Session:
             Path(message["cache_dir"]),
             trust_remote_code=message["trust_remote_code"],
             with_values=message.get("with_values", True),
-            layers=message["layers"],
+            layers=message.get("layers"),
             tell=self._downloads,
         )
         return {"kind": "checkpoint", "checkpoint": asdict(checkpoint)}
@@ -133,7 +133,7 @@ class Session:
             Checkpoint(**message["checkpoint"]),
             cache_dir,
             trust_remote_code=message["trust_remote_code"],
-            layers=message["layers"],
+            layers=message.get("layers"),
         )
         return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
 

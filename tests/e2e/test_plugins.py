@@ -154,8 +154,6 @@ def test_a_strange_run_is_left_alone(pytester: pytest.Pytester, project: Callabl
     assert ours == {
         "pytest_llmload",
         "pytest_llmload.plugin",
-        "pytest_llmload.core",
-        "pytest_llmload.core.quoting",
         "pytest_llmload.host",
         "pytest_llmload.host.hooks",
         "pytest_llmload.host.markers",

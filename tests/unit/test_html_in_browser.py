@@ -96,12 +96,14 @@ def test_the_filter_is_used_by_keyboard(browser: Any, pages: dict[str, str]) -> 
 def test_a_link_unfolds_the_load_that_it_leads_to(browser: Any, pages: dict[str, str]) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
 
     show(browser, pages["plain"])
     link = next(row for row in visible(browser, "#loads tbody a") if row.text == "polyglot-ko-12.8b-nf4-dq")
     link.send_keys(Keys.ENTER)
+    # The page moves the focus once it has scrolled there.
+    WebDriverWait(browser, 10).until(lambda page: page.switch_to.active_element.tag_name == "summary")
     summary = browser.switch_to.active_element
-    assert summary.tag_name == "summary"
     assert summary.find_element(By.XPATH, "..").get_attribute("open")
     assert visible(browser, "#details details[open] svg.timeline")
 
