@@ -1,4 +1,4 @@
-"""pytest-xdist: write the JSON report as the run goes on, from what the workers have measured so far."""
+"""pytest-xdist: write the reports as the run goes on, from what the workers have measured so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUFFIX = ".log"
 
 
 class RunningReport:
-    """After each test that uses a load, a worker writes its log, and then the controller writes the report."""
+    """After each test that uses a load, a worker writes its log, and then the controller writes the reports."""
 
     def __init__(self, config: pytest.Config, folder: Path, worker: str = "") -> None:
         """``folder`` is shared by all; ``worker`` is the worker's id, empty in the controller."""
@@ -33,7 +33,7 @@ class RunningReport:
         from pytest_llmload.host.hooks import finishing
         from pytest_llmload.host.run.log import RunLog
 
-        if not finishing.progress_files(state):
+        if not state.settings.reports:
             return
         if self._worker:
             target = self._folder / f"{self._worker}{_SUFFIX}"

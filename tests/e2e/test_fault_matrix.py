@@ -101,7 +101,7 @@ def test_a_run_that_is_terminated_leaves_what_was_measured(
     command = [
         sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
         f"--llm-cache-dir={checkpoint_cache}", "--llm-workload=1x16+4", "--llm-report=run.json",
-        *workers,
+        "--llm-report=run.html", "--llm-report=run.md", *workers,
     ]  # fmt: skip
     with (pytester.path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -117,6 +117,10 @@ def test_a_run_that_is_terminated_leaves_what_was_measured(
     assert run["load"] == "loaded"
     assert run["metrics"]["host.weights"] > 0
     assert "the run had not ended when this was written" in report["notes"]
+    for name in ("run.html", "run.md"):
+        text = (pytester.path / name).read_text(encoding="utf-8")
+        assert "tiny-llama" in text
+        assert "the run had not ended when this was written" in text
 
 
 def test_a_killed_loads_folder_is_removed_and_a_living_ones_is_not(

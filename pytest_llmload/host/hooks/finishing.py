@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,13 +15,13 @@ from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_llmload.host.run.log import RunLog
     from pytest_llmload.host.run.state import State
 
-#: The suffix of the reports that are written as the run goes on: other programs read them.
-PROGRESS = ".json"
+#: The suffix of the reports that programs read: they are written again after every test.
+_FOR_PROGRAMS = ".json"
+#: A report for people is written again once so many times the seconds have passed that writing it took.
+_REST = 20
 
 
 def finish(session: pytest.Session, state: State) -> None:
@@ -48,28 +49,32 @@ def finish(session: pytest.Session, state: State) -> None:
 
 
 def write_progress(config: pytest.Config) -> None:
-    """Write the JSON reports of a run that goes on, so that one that is killed leaves what was measured until then.
+    """Write the reports of a run that goes on, so that one that is killed leaves what was measured until then.
 
     In an xdist worker nothing is written: the controller writes what all workers have measured.
     """
     state = state_of(config)
-    if not state.is_worker and progress_files(state):
+    if not state.is_worker and state.settings.reports:
         write_so_far(state, state.log)
 
 
-def progress_files(state: State) -> list[Path]:
-    """Return the reports that are written as the run goes on."""
-    return [path for path in state.settings.reports if formats.suffix_of(str(path)) == PROGRESS]
-
-
 def write_so_far(state: State, log: RunLog) -> None:
-    """Write the JSON reports of a run that goes on, from what its log holds by now."""
+    """Write the reports of a run that goes on, from what its log holds by now.
+
+    An HTML report of many loads takes a second: those for people are written less often, and take 5 % of the time.
+    """
     so_far = report_document(state, log)
     so_far["notes"].append("the run had not ended when this was written")
-    for path in progress_files(state):
+    for path in state.settings.reports:
+        begin = time.monotonic()
+        if begin < state.report_due.get(path, begin):
+            continue
         # The end of the run reports why it cannot be written, as an error.
         with contextlib.suppress(OSError, TypeError, ValueError, ReportError):
             formats.write(path, so_far)
+        if formats.suffix_of(str(path)) != _FOR_PROGRAMS:
+            end = time.monotonic()
+            state.report_due[path] = end + _REST * (end - begin)
 
 
 def report_document(state: State, log: RunLog) -> dict[str, Any]:

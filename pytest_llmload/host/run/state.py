@@ -61,6 +61,8 @@ class State:
         #: Nodeids of verdicts about the run as a whole.
         self.session_errors: set[str] = set()
         self.stale: list[Path] = []
+        #: Report -> the moment of ``time.monotonic`` from which it is written again while the run goes on.
+        self.report_due: dict[Path, float] = {}
         #: The moment of ``time.monotonic`` at which --llm-budget is spent; None before the first load.
         self.budget_ends: float | None = None
         self.is_worker = hasattr(config, "workerinput")
