@@ -40,7 +40,7 @@ _LISTED = {
     "slack": "listed with its slack",
     "accepted": "listed as accepted",
     "recorded": "listed as recorded",
-    "once": "said once",
+    "once": "reported once",
     "stale": "listed as stale",
 }
 #: Modules whose fixtures users have.
