@@ -75,7 +75,10 @@ def test_a_transient_of_ten_mebibytes_in_a_small_load_is_red(phase: str, monkeyp
 
     monkeypatch.setattr(*place[phase], planted)
     red = compare(baseline, quick("tiny-llama", quant="nf4"))
-    assert [item.name for item in red.metrics if item.verdict == REGRESSED] == ["host.peak"]
+    names = {item.name for item in red.metrics if item.verdict == REGRESSED}
+    # Both count the memory that no file backs; whether the second is above its tolerance depends on the clean load's.
+    assert "host.peak" in names
+    assert names <= {"host.peak", "host.anon_peak"}
 
 
 def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
