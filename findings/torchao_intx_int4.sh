@@ -6,7 +6,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/pip install --quiet torch==2.13.0 torchao==0.18.0 numpy
+venv/bin/pip install --quiet torch==2.13.0 torchao==0.18.0 numpy==2.4.6
 venv/bin/python - <<'PYTHON'
 import torch, torchao
 from torchao.quantization import IntxWeightOnlyConfig, quantize_
