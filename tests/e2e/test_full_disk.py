@@ -15,19 +15,19 @@ SMALL_DISK = """
     shutil.disk_usage = lambda path: usage(1 << 40, 1 << 40, 257 << 20)
 """
 
+TESTS = """
+    import pytest
+    @pytest.mark.strategy("offload")
+    def test_offload(llm): pass
+    def test_dense(llm): pass
+"""
+
 
 def test_an_offload_that_would_fill_the_disk_is_an_error_before_it_loads(
     pytester: pytest.Pytester, project: Project
 ) -> None:
     pytester.makeconftest(SMALL_DISK)
-    pytester.makepyfile(
-        """
-        import pytest
-        @pytest.mark.strategy("offload")
-        def test_offload(llm): pass
-        def test_dense(llm): pass
-        """
-    )
+    pytester.makepyfile(TESTS)
     result = project("--llm-report=run.json")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["*offload needs * MiB in *, where 257.00 MiB are free: nothing was loaded*"])
@@ -48,15 +48,7 @@ def test_a_disk_that_fills_while_weights_are_offloaded_is_an_error_of_the_machin
     pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    pytester.makepyfile(
-        full=FULL,
-        test_it="""
-        import pytest
-        @pytest.mark.strategy("offload")
-        def test_offload(llm): pass
-        def test_dense(llm): pass
-        """,
-    )
+    pytester.makepyfile(full=FULL, test_it=TESTS)
     result = project("--llm-import=full")
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["*the disk is full: * No space left on device*weights.dat*"])

@@ -8,10 +8,8 @@ there. A run whose environment decides how Python, torch or transformers start i
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -29,12 +27,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pytest_llmload.system.process import die_with_parent
+
 #: A change of one of these has to be seen by an interpreter or a library that starts.
 STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
 #: The call that starts a warm server, as the product writes it.
 _SERVER = "from pytest_llmload.process.server import main"
 _MESSAGE = 1 << 20
-_SIGKILL_WITH_PARENT = 1
 
 
 class Template:
@@ -57,12 +56,8 @@ class Template:
     def popen(self, arguments: list[str], *, cwd: Path, environment: dict[str, str], output: tuple[int, int]) -> Run:
         """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr."""
         request = json.dumps({"arguments": arguments, "cwd": str(cwd), "environment": environment}).encode()
-        self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", output))])
-        return Run(self._socket, self.answer("pid"))
-
-    def answer(self, name: str) -> int:
-        """Return what the template says next; raise EOFError where it is gone."""
-        return _answer(self._socket, name)
+        socket.send_fds(self._socket, [request], output)
+        return Run(self._socket, _answer(self._socket, "pid"))
 
     def close(self) -> None:
         """End the template."""
@@ -96,6 +91,7 @@ class Run:
 
 
 def _answer(template: socket.socket, name: str) -> int:
+    """Return the number that the template says next; raise EOFError if it is gone."""
     said = template.recv(_MESSAGE)
     if not said:
         raise EOFError("the process that runs are forked from is gone")
@@ -113,15 +109,14 @@ class _Stem:
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
-            _die_with(parent)
+            die_with_parent(parent, signal.SIGKILL)
             _as_main(partial(_serve, theirs))
         theirs.close()
 
     def start(self, arguments: list[str], keywords: dict[str, Any]) -> None:
         """Have it become the server that ``subprocess.Popen`` would start with these arguments."""
         request = json.dumps({"arguments": arguments[2:], "environment": keywords["env"]}).encode()
-        files = array.array("i", [*keywords["pass_fds"], keywords["stdout"].fileno()])
-        self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        socket.send_fds(self._socket, [request], [*keywords["pass_fds"], keywords["stdout"].fileno()])
         self._socket.close()
 
     def poll(self) -> int | None:
@@ -152,10 +147,10 @@ class _Stem:
 
 def _serve(run: socket.socket) -> None:
     """Become the warm server that the run asks for; end where the run ends without one."""
-    said, ancillary, *_ = run.recvmsg(_MESSAGE, socket.CMSG_SPACE(8))
+    said, files, *_ = socket.recv_fds(run, _MESSAGE, 2)
     if not said:
         return
-    channel, log = _files(ancillary)
+    channel, log = files
     run.close()
     request = json.loads(said)
     os.setsid()
@@ -209,19 +204,6 @@ def _add_pythonpath() -> None:
     sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
-def _files(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
-    files = array.array("i")
-    files.frombytes(ancillary[0][2])
-    first, second = files
-    return first, second
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_SIGKILL_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def _as_main(main: Callable[[], None]) -> NoReturn:
     """End the process as an interpreter does whose program this is."""
     status = 1
@@ -250,15 +232,15 @@ def _main(fd: int) -> None:
     gc.collect()
     gc.freeze()
     while True:
-        said, ancillary, *_ = tests.recvmsg(_MESSAGE, socket.CMSG_SPACE(8))
+        said, files, *_ = socket.recv_fds(tests, _MESSAGE, 2)
         if not said:
             return
-        stdout, stderr = _files(ancillary)
+        stdout, stderr = files
         template = os.getpid()
         pid = os.fork()
         if pid == 0:
             tests.close()
-            _die_with(template)
+            die_with_parent(template, signal.SIGKILL)
             _as_main(partial(_run, json.loads(said), stdout, stderr))
         os.close(stdout)
         os.close(stderr)
