@@ -3,15 +3,19 @@
     python benchmarks/architectures.py                      # what is not measured yet; writes as it goes
     python benchmarks/architectures.py --types llama,bert   # these, anew
     python benchmarks/architectures.py --faults 20          # plant three faults on so many types of all families
+    python benchmarks/architectures.py --device cuda        # on this machine's GPU; under bf16, nf4 and int8
     python benchmarks/architectures.py --table              # only write docs/architectures.md from what is measured
 
-One process a type and step, each with a time-out. A bare script, ``bare_architecture.py``, checks first that the
-library can build, save, load, run and generate it. Each strategy is then recorded and gated as the plugin does it.
+``--jobs N`` measures so many types at once. One process a type and step, each with a time-out. A bare script,
+``bare_architecture.py``, checks first that the library can build, save, load, run and generate it. Each strategy is
+then recorded and gated as the plugin does it.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import gc
 import json
 import multiprocessing
@@ -27,7 +31,9 @@ import bare_architecture
 import tiny_configs
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).parent / "samples" / "architectures.jsonl"
+SAMPLES = Path(__file__).parent / "samples"
+#: Device -> the rows that were measured on it.
+RESULTS = {"cpu": SAMPLES / "architectures.jsonl", "cuda": SAMPLES / "architectures_gpu.jsonl"}
 TABLE = ROOT / "docs" / "architectures.md"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "fp32"},
@@ -37,9 +43,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "random"},
     "offload": {"strategy": "offload"},
 }
+#: On a GPU: where bitsandbytes has kernels of its own.
+ON_GPU = ("bf16", "nf4", "int8")
 SECONDS = 120.0
-#: Problems that say what a library does, not what we do: by the check and the beginning of the message.
-_FINDINGS = ("quantised", "forward", "generate", "finite")
 
 
 # --- one type, in processes of its own -------------------------------------------------------------------------------
@@ -90,8 +96,16 @@ def checkpoint(model_type: str, family: str, cache: Path) -> Any:
     return resolve(f"random:{folder}", cache)
 
 
-def job(files: Any, cache: Path, **fields: Any) -> Any:
-    from pytest_llmload.core.job import MEMORY, Adapter, Device, Job
+@functools.cache
+def device(kind: str) -> Any:
+    """Return the device as a run finds it, from a process of its own: the driver's library must not be forked."""
+    from pytest_llmload.host.loads import hardware
+
+    return in_child(hardware.detect, kind)
+
+
+def job(files: Any, cache: Path, kind: str, **fields: Any) -> Any:
+    from pytest_llmload.core.job import MEMORY, Adapter, Job
     from pytest_llmload.core.spec import LoadSpec, Workload
     from pytest_llmload.worker.checkpoints.digests import adapter_digest
     from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
@@ -101,14 +115,14 @@ def job(files: Any, cache: Path, **fields: Any) -> Any:
     if spec.adapter is not None:
         path = resolve_adapter(spec.adapter, files, cache)
         adapter = Adapter(str(path), adapter_digest(path, cache))
-    return Job(spec=spec, device=Device("cpu", "cpu"), checkpoint=files, adapter=adapter, figures=(MEMORY,))
+    return Job(spec=spec, device=device(kind), checkpoint=files, adapter=adapter, figures=(MEMORY,))
 
 
-def load(files: Any, cache: Path, fields: dict[str, Any], fault: str = "") -> Any:
+def load(files: Any, cache: Path, kind: str, fields: dict[str, Any], fault: str = "") -> Any:
     """Return the result of one load as plain data, with a fault planted or not."""
     from pytest_llmload.process.measurement import measure
 
-    asked = job(files, cache, **fields)
+    asked = job(files, cache, kind, **fields)
     if fault:
         import planted_architecture
 
@@ -117,7 +131,7 @@ def load(files: Any, cache: Path, fields: dict[str, Any], fault: str = "") -> An
     return result.to_json()
 
 
-def strategy(model_type: str, family: str, cache: Path, fields: dict[str, Any]) -> dict[str, Any]:
+def strategy(model_type: str, family: str, cache: Path, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Record one strategy and gate it; return what a user would be told."""
     from pytest_llmload.baselines import codec
     from pytest_llmload.baselines.compare import compare
@@ -129,7 +143,7 @@ def strategy(model_type: str, family: str, cache: Path, fields: dict[str, Any]) 
         return {"verdict": "not built", "because": files}
     results = []
     for _ in range(2):
-        answer = in_child(load, files, cache, fields)
+        answer = in_child(load, files, cache, kind, fields)
         if isinstance(answer, str):
             return {"verdict": "raised", "because": answer}
         results.append(LoadResult.from_json(answer))
@@ -150,21 +164,26 @@ def strategy(model_type: str, family: str, cache: Path, fields: dict[str, Any]) 
     return {"verdict": word, "because": "; ".join(told)[:400], "notes": results[1].notes}
 
 
-def one(model_type: str, family: str, cache: Path) -> dict[str, Any]:
-    """Return everything about one type."""
+def one(model_type: str, family: str, cache: Path, kind: str) -> dict[str, Any]:
+    """Return everything about one type on one kind of device."""
     begin = time.perf_counter()
     row: dict[str, Any] = {"type": model_type, "family": family, "bare": in_child(bare, model_type, family)}
     if isinstance(row["bare"], str):
         row["bare"] = {"steps": [], "error": row["bare"]}
     if "forward" in row["bare"]["steps"]:
-        row["strategies"] = {name: strategy(model_type, family, cache, fields) for name, fields in STRATEGIES.items()}
-    return {**row, "seconds": round(time.perf_counter() - begin, 1), "versions": versions()}
+        row["strategies"] = {
+            name: strategy(model_type, family, cache, kind, fields)
+            for name, fields in STRATEGIES.items()
+            if kind == "cpu" or name in ON_GPU
+        }
+    return {**row, "seconds": round(time.perf_counter() - begin, 1), "versions": versions(kind)}
 
 
-def versions() -> dict[str, str]:
+def versions(kind: str) -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("transformers", "torch", "bitsandbytes", "peft", "accelerate")}
+    found = {name: version(name) for name in ("transformers", "torch", "bitsandbytes", "peft", "accelerate")}
+    return found if kind == "cpu" else {"GPU": device(kind).gpus[0].name, **found}
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------
@@ -182,7 +201,7 @@ def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, 
     for row in chosen:
         files = in_child(checkpoint, row["type"], row["family"], cache)
         for fault, fields in planted_architecture.FAULTS.items():
-            answer = in_child(load, files, cache, fields, fault)
+            answer = in_child(load, files, cache, "cpu", fields, fault)
             said = answer if isinstance(answer, str) else planted_architecture.said(fault, answer)
             yield {"type": row["type"], "family": row["family"], "fault": fault, "said": said}
 
@@ -206,30 +225,47 @@ def read(path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", default="", help="model types, joined by commas; measured anew")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", choices=tuple(RESULTS), default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+    parser.add_argument("--results", type=Path, help="file of the measured rows instead of the one in samples/")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "llmload-architectures")
     parser.add_argument("--faults", type=int, default=0, metavar="N")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    rows = read(options.results)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    if not options.table:
-        _preload()
+    results = options.results or RESULTS[options.device]
+    rows = read(results)
     if options.faults:
+        _preload()
         for row in faults(rows, options.faults, options.cache):
             print(json.dumps(row), flush=True)
         return
-    families = tiny_configs.types()
-    wanted = options.types.split(",") if options.types else [name for name in families if name not in rows]
-    with options.results.open("a") as file:
-        for model_type in [] if options.table else wanted:
-            rows[model_type] = one(model_type, families[model_type], options.cache)
-            file.write(json.dumps(rows[model_type]) + "\n")
-            file.flush()
-            print(model_type, *_summary(rows[model_type]), flush=True)
+    if not options.table:
+        _preload()
+        wanted = (
+            options.types.split(",") if options.types else [name for name in tiny_configs.types() if name not in rows]
+        )
+        sweep(wanted, options.device, options.jobs, options.cache, results)
     import architectures_table
 
-    TABLE.write_text(architectures_table.page(rows.values(), len(tiny_configs.types())), encoding="utf-8")
+    on_gpu = read(RESULTS["cuda"])
+    page = architectures_table.page(read(RESULTS["cpu"]).values(), on_gpu, len(tiny_configs.types()))
+    TABLE.write_text(page, encoding="utf-8")
+
+
+def sweep(wanted: list[str], kind: str, jobs: int, cache: Path, results: Path) -> None:
+    """Measure types, some at a time, and add a row of each to a file as soon as it is there."""
+    families = tiny_configs.types()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(device(kind), str):
+        raise SystemExit(device(kind))
+    fork = multiprocessing.get_context("fork")
+    with results.open("a") as file, concurrent.futures.ProcessPoolExecutor(jobs, mp_context=fork) as pool:
+        running = [pool.submit(one, model_type, families[model_type], cache, kind) for model_type in wanted]
+        for future in concurrent.futures.as_completed(running):
+            row = future.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(row["type"], *_summary(row), flush=True)
 
 
 def _summary(row: dict[str, Any]) -> Iterator[str]:
@@ -241,16 +277,15 @@ def _summary(row: dict[str, Any]) -> Iterator[str]:
 
 def _preload() -> None:
     """Import in this process what every forked one needs."""
+    # A pool of threads does not survive a fork, and tiny matrices gain nothing from one.
+    os.environ["OMP_NUM_THREADS"] = "1"
     import bitsandbytes
     import peft
-    import torch
     import transformers
 
     from pytest_llmload.process import measurement, measuring_modules
 
     assert all((bitsandbytes, peft, transformers, measurement, measuring_modules))
-    # A pool of threads does not survive a fork, and tiny matrices gain nothing from one.
-    torch.set_num_threads(1)
     # What exists is not looked at again by each load's collections.
     gc.collect()
     gc.freeze()

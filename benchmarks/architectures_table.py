@@ -12,12 +12,14 @@ _SHARE = re.compile(r"only ([\d.]+) % of the quantisable")
 _HEAD = """# Architectures
 
 What the plugin says about tiny random models of the architectures that transformers maps for causal and masked language
-models, sequence to sequence, image and text, classification and speech, on a CPU. `python benchmarks/architectures.py`
-measures them and writes this page. A bare script without the plugin checks first that the library can build, save,
-load and run a model; each strategy is then recorded and gated. Shares are of a tiny model and differ from those of a
-real one.
+models, sequence to sequence, image and text, classification and speech. `python benchmarks/architectures.py` measures
+them on a CPU, with `--device cuda` on a GPU, and writes this page. A bare script without the plugin checks first that
+the library can build, save, load and run a model; each strategy is then recorded and gated. Shares are of a tiny model
+and differ from those of a real one.
 
-{versions}. {measured} of {mapped} model types are measured, {run} of which the bare script runs.
+CPU: {versions}. {measured} of {mapped} model types are measured, {run} of which the bare script runs.
+
+{gpu_versions}
 
 | strategy | applied, recorded and gated | finding about a library | other |
 | --- | --- | --- | --- |
@@ -26,9 +28,11 @@ real one.
 - `ok`: applied, recorded, and gated without a difference.
 - A percentage: that share of the quantisable weights is quantised, and the rest is dense; why is in the last column.
 - `does not run`: the library's own code raises under that strategy.
+- The column of a GPU says what it was there, in the order bf16, nf4, int8, where that is not what it was on the CPU;
+  `same` where it is; nothing where the type was not measured there.
 
-| type | family | {strategies} | what stays dense, or does not run |
-| --- | --- |{rule} --- |
+| type | family | {strategies} | on the GPU | what stays dense, or does not run |
+| --- | --- |{rule} --- | --- |
 {rows}
 
 ## Types that the bare script does not run
@@ -41,14 +45,14 @@ With the tiny configuration that `benchmarks/tiny_configs.py` makes; a configura
 """
 
 
-def page(rows: Iterable[dict[str, Any]], mapped: int) -> str:
-    """Return the page."""
+def page(rows: Iterable[dict[str, Any]], on_gpu: dict[str, dict[str, Any]], mapped: int) -> str:
+    """Return the page, from the rows measured on a CPU and, by type, those measured on a GPU."""
     rows = sorted(rows, key=lambda row: row["type"])
     run = [row for row in rows if "strategies" in row]
     counts = {name: Counter(_word(row["strategies"][name]) for row in run) for name in _STRATEGIES}
-    versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["versions"].items()) if rows else ""
     return _HEAD.format(
-        versions=versions,
+        versions=_versions(rows),
+        gpu_versions=f"GPU: {_versions(on_gpu.values())}. {len(on_gpu)} types are measured." if on_gpu else "",
         measured=len(rows),
         mapped=mapped,
         run=len(run),
@@ -58,7 +62,7 @@ def page(rows: Iterable[dict[str, Any]], mapped: int) -> str:
         ),
         strategies=" | ".join(f"`{name}`" for name in _STRATEGIES),
         rule=" --- |" * len(_STRATEGIES),
-        rows="\n".join(_row(row) for row in run),
+        rows="\n".join(_row(row, on_gpu.get(row["type"], {})) for row in run),
         broken="\n".join(
             f"| {row['type']} | {row['family']} | {_cell(row['bare']['error'])} |" for row in rows if row not in run
         ),
@@ -72,12 +76,32 @@ def _word(found: dict[str, Any]) -> str:
     return "finding" if checks and checks <= {"quantised", "forward", "generate", "finite"} else "other"
 
 
-def _row(row: dict[str, Any]) -> str:
+def _versions(rows: Iterable[dict[str, Any]]) -> str:
+    """Return all versions of each library that rows were measured with."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, number in row["versions"].items():
+            found.setdefault(name, set()).add(number)
+    return ", ".join(f"{name} {' and '.join(sorted(numbers))}".removeprefix("GPU ") for name, numbers in found.items())
+
+
+def _row(row: dict[str, Any], on_gpu: dict[str, Any]) -> str:
     cells = [_short(row["strategies"][name]) for name in _STRATEGIES]
+    cells.append(_beside(row, on_gpu))
     reasons = dict.fromkeys(
         _reason(problem) for name in _STRATEGIES for problem in row["strategies"][name].get("problems", ())
     )
     return f"| {row['type']} | {row['family']} | {' | '.join(cells)} | {_cell('; '.join(reasons))} |"
+
+
+def _beside(row: dict[str, Any], on_gpu: dict[str, Any]) -> str:
+    """Return how a type fared on the GPU beside the CPU."""
+    found = on_gpu.get("strategies", {})
+    if not found:
+        return str(on_gpu.get("bare", {}).get("error", ""))
+    words = {name: _short(one) for name, one in found.items()}
+    same = all(word == _short(row["strategies"][name]) for name, word in words.items())
+    return "same" if same else ", ".join(words.values())
 
 
 def _short(found: dict[str, Any]) -> str:

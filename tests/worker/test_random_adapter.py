@@ -43,6 +43,12 @@ TYPES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "gemma4_text": (ATTENTION, "self_attn.q_proj", "mlp"),
     "longcat_flash": ({**SIZES, "num_layers": 2, "num_attention_heads": 2, **LATENT, **MOE}, "0.q_a_proj", "experts"),
+    # The wrapper of the decoder says that it takes sound.
+    "whisper": (
+        {"d_model": 128, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 256, "vocab_size": 1024},
+        "self_attn.q_proj",
+        "fc1",
+    ),
     "falcon": ({**SIZES, "num_attention_heads": 2}, "self_attention.query_key_value", "dense_h_to_4h"),
 }
 

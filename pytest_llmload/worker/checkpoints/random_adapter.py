@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WE
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
 RANK, ALPHA = 8, 16
-VERSION = 2
+VERSION = 3
 
 #: Projections of the attention, by the names that architectures use.
 _ATTENTION = re.compile(
@@ -93,12 +95,12 @@ def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
     from torch import nn
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    elsewhere = tuple(f"{name}." for name in _of_other_inputs(model))
+    reads_tokens = _reads_tokens(model)
     linear = {
         name: module
         for name, module in model.named_modules()
         if module is not head
-        and not name.startswith(elsewhere)
+        and reads_tokens(name)
         and (type(module).__name__ == "Conv1D" or (isinstance(module, nn.Linear) and _is_plain(module)))
     }
     for pattern in (_ATTENTION, _IN_ATTENTION, _ANY):
@@ -132,10 +134,27 @@ def _is_plain(module: Any) -> bool:
         return False
 
 
-def _of_other_inputs(model: Any) -> list[str]:
-    """Return the parts of a composite model that read images or sound, which a prompt of tokens does not reach."""
-    inputs = {name: getattr(module, "main_input_name", "input_ids") for name, module in model.named_modules() if name}
-    return [name for name, needed in inputs.items() if needed not in ("input_ids", "inputs_embeds")]
+def _reads_tokens(model: Any) -> Callable[[str], bool]:
+    """Return a function that tells whether a prompt of tokens reaches a module of a model, from the module's name.
+
+    In a composite model, parts that read images or sound are not reached. The innermost part that says what it reads
+    decides, since the wrapper of a speech model's decoder inherits the main input of the encoder.
+    """
+    parts = {name: part for name, part in model.named_modules() if name and hasattr(part, "main_input_name")}
+    reads = {
+        name: "input_ids" in inspect.signature(part.forward).parameters
+        or part.main_input_name in ("input_ids", "inputs_embeds")
+        for name, part in parts.items()
+    }
+
+    def told(name: str) -> bool:
+        while name:
+            name = name.rpartition(".")[0]
+            if name in reads:
+                return reads[name]
+        return True
+
+    return told
 
 
 def _accepted(model: Any, names: list[str]) -> list[str]:
