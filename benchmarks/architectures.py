@@ -235,12 +235,12 @@ def main() -> None:
     results = options.results or RESULTS[options.device]
     rows = read(results)
     if options.faults:
-        _preload()
+        _preload("cpu")
         for row in faults(rows, options.faults, options.cache):
             print(json.dumps(row), flush=True)
         return
     if not options.table:
-        _preload()
+        _preload(options.device)
         wanted = (
             options.types.split(",") if options.types else [name for name in tiny_configs.types() if name not in rows]
         )
@@ -256,8 +256,6 @@ def sweep(wanted: list[str], kind: str, jobs: int, cache: Path, results: Path) -
     """Measure types, some at a time, and add a row of each to a file as soon as it is there."""
     families = tiny_configs.types()
     results.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(device(kind), str):
-        raise SystemExit(device(kind))
     fork = multiprocessing.get_context("fork")
     with results.open("a") as file, concurrent.futures.ProcessPoolExecutor(jobs, mp_context=fork) as pool:
         running = [pool.submit(one, model_type, families[model_type], cache, kind) for model_type in wanted]
@@ -275,17 +273,20 @@ def _summary(row: dict[str, Any]) -> Iterator[str]:
         yield f"{name}={found['verdict']}"
 
 
-def _preload() -> None:
-    """Import in this process what every forked one needs."""
+def _preload(kind: str) -> None:
+    """Import in this process what every forked one needs, without initialising CUDA."""
     # A pool of threads does not survive a fork, and tiny matrices gain nothing from one.
     os.environ["OMP_NUM_THREADS"] = "1"
-    import bitsandbytes
-    import peft
-    import transformers
+    if isinstance(device(kind), str):
+        raise SystemExit(device(kind))
+    from pytest_llmload.process.server_imports import import_all
 
-    from pytest_llmload.process import measurement, measuring_modules
-
-    assert all((bitsandbytes, peft, transformers, measurement, measuring_modules))
+    gpus = device(kind).gpus
+    modules = ("torch", "transformers", "bitsandbytes", "peft", "pytest_llmload.process.measurement")
+    import_all(
+        (*modules, "pytest_llmload.process.measuring_modules"),
+        {"count": len(gpus), "capability": gpus[0].capability if gpus else (0, 0)},
+    )
     # What exists is not looked at again by each load's collections.
     gc.collect()
     gc.freeze()

@@ -45,7 +45,16 @@ TYPES: dict[str, tuple[dict[str, Any], str, str]] = {
     "longcat_flash": ({**SIZES, "num_layers": 2, "num_attention_heads": 2, **LATENT, **MOE}, "0.q_a_proj", "experts"),
     # The wrapper of the decoder says that it takes sound.
     "whisper": (
-        {"d_model": 128, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 256, "vocab_size": 1024},
+        {
+            **{"d_model": 128, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 256},
+            **{
+                "vocab_size": 1024,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "decoder_start_token_id": 1,
+            },
+        },
         "self_attn.q_proj",
         "fc1",
     ),
