@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What needs two GPUs: each part can be run alone.
 #
-#   benchmarks/two_gpus.sh OUT maps quantised limits parallel batches killed side_by_side
+#   benchmarks/two_gpus.sh OUT maps quantised limits parallel batches deepspeed odd killed listening side_by_side
 #
-# parts.sh says what OUT gets. MODEL is what maps, quantised, limits, parallel and batches load.
+# parts.sh says what OUT gets. MODEL is what maps, quantised, limits, parallel and batches load. MODES=-q only gates: what
+# was recorded on other GPUs, copied to these GPUs' key, is compared, and `llmload accept` records it from the report.
 source "$(dirname "$0")/parts.sh"
 model=${MODEL:-random:polyglot-ko-12.8b}
 name=${model#random:}
@@ -82,13 +83,101 @@ PY
     done
 }
 
-# A rank killed while it loads and while it generates; the tests after it find both GPUs free, or fail.
+# DeepSpeed's automatic tensor parallelism over two NCCL ranks.
+deepspeed() {
+    cat > test_deepspeed.py <<'PY'
+import pytest
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("deepspeed", world_size=2)
+def test_split(llm, memory_baseline):
+    memory_baseline.check(llm)
+    assert len(llm.generate("Hello", max_new_tokens=4).tokens) == 4
+PY
+    model=random:llama-1b told deepspeed test_deepspeed.py
+}
+
+# Shapes that are hard to split: fused experts, an embedding tied to the head, one key and value head for two ranks.
+# Each load is applied, refused or failed with its cause, and never wrong without a word.
+odd() {
+    mkdir -p experts tied one_kv_head
+    local llama='"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8,
+ "vocab_size": 32000, "torch_dtype": "float16"'
+    cat > experts/config.json <<JSON
+{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2,
+ "num_key_value_heads": 2, "tie_word_embeddings": false, $llama}
+JSON
+    cat > tied/config.json <<JSON
+{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 4, "tie_word_embeddings": true, $llama}
+JSON
+    cat > one_kv_head/config.json <<JSON
+{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 1, "tie_word_embeddings": false, $llama}
+JSON
+    cat > test_odd.py <<'PY'
+import pytest
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("tp_plan", "tensor_parallel")
+def test_odd(llm):
+    print(f"{llm.spec.slug}: {[round(gpu.weights_share, 3) for gpu in llm.memory.gpus]} {llm.result.notes}")
+PY
+    local shape
+    for shape in experts tied one_kv_head; do
+        model="$shape=random:$work/$shape" gate -q -rA --llm-report="$out/odd-$shape.json" test_odd.py
+    done
+}
+
+# Which addresses the processes of a load listen on, while its ranks compute together over NCCL.
+listening() {
+    cat > test_listening.py <<'PY'
+import psutil
+import pytest
+
+
+def addresses(model, tokenizer):
+    import os
+
+    family = [each for each in psutil.process_iter() if os.getsid(each.pid) == os.getsid(0)]
+    sockets = [socket for each in family for socket in each.net_connections("inet")]
+    return sorted({socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN})
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.strategy("tp_plan", "deepspeed")
+def test_listening(llm):
+    assert len(llm.generate("Hello", max_new_tokens=2).tokens) == 2
+    found = llm.run(addresses)
+    print(f"{llm.spec.slug} listens on {found}")
+    assert set(found) <= {"127.0.0.1", "::1"}
+PY
+    model=random:llama-1b gate -q -rA test_listening.py
+}
+
+# A rank killed while it loads and while it generates, and one that the other waits for in a collective; the tests after
+# it find both GPUs free, or fail.
 killed() {
     cat > planted.py <<'PY'
 import os
 import signal
+import threading
 
 from pytest_llmload.strategies.tp_plan import TpPlan
+
+
+class Hung(TpPlan):
+    name, fields = "hung", {"strategy": "hung", "world_size": 2}
+
+    def load(self, job, kwargs):
+        import torch
+
+        loaded = super().load(job, kwargs)
+        if os.environ["RANK"] == "1":
+            threading.Event().wait()
+        torch.distributed.all_reduce(torch.ones(1, device="cuda"))
+        torch.cuda.synchronize()
+        return loaded
 
 
 class Killed(TpPlan):
@@ -103,7 +192,7 @@ class Killed(TpPlan):
 PY
     cat > conftest.py <<'PY'
 def pytest_llmload_strategies(config):
-    return {"killed": "planted:Killed"}
+    return {"killed": "planted:Killed", "hung": "planted:Hung"}
 PY
     cat > test_killed.py <<'PY'
 import os
@@ -112,7 +201,7 @@ import signal
 import pynvml
 import pytest
 
-from pytest_llmload import LoadCrashed
+from pytest_llmload import LoadCrashed, LoadTimeout
 
 
 def users():
@@ -132,6 +221,13 @@ def test_killed_while_loading(llm_load):
     assert users() == []
 
 
+def test_hung_in_a_collective(llm_load):
+    with pytest.raises(LoadTimeout, match="still in phase 'load'") as caught:
+        llm_load(strategy="hung")
+    print(caught.value)
+    assert users() == []
+
+
 @pytest.mark.strategy("tp_plan")
 def test_killed_while_generating(llm):
     llm.run(plant)
@@ -145,7 +241,7 @@ def test_killed_while_generating(llm):
 def test_is_loaded_anew(llm):
     assert len(llm.generate("Hello", max_new_tokens=4).tokens) == 4
 PY
-    model=random:llama-1b gate -v -rA test_killed.py
+    model=random:llama-1b gate -v -rA --llm-timeout=45s test_killed.py
     rm conftest.py
     nvidia-smi --query-compute-apps=pid,used_memory --format=csv
 }
