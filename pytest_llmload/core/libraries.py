@@ -1,5 +1,9 @@
 """The modules that loading a model imports; a load's process imports them before it starts to measure."""
 
+from __future__ import annotations
+
+from importlib.util import find_spec
+
 #: Modules that ``from_pretrained`` and ``generate`` import on their first call.
 LIBRARY = (
     "torch",
@@ -15,3 +19,11 @@ LIBRARY = (
 )
 #: Modules that place weights by device maps, and on disk.
 PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
+
+
+def is_installed(name: str) -> bool:
+    """Return true if a module can be found, without importing it; its parent is imported, and may be missing too."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

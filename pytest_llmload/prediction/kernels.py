@@ -14,6 +14,7 @@ import torch
 
 from pytest_llmload.prediction import reductions
 from pytest_llmload.prediction.fake_tensors import CPU
+from pytest_llmload.quantisation.registry import methods
 
 if TYPE_CHECKING:
     from pytest_llmload.prediction.tracing import Tracing
@@ -102,12 +103,14 @@ class Kernels:
         return int(os.environ.get("CUBLASLT_WORKSPACE_SIZE", _LT_WORKSPACE >> 10)) << 10
 
     def _scalar(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        """Answer bitsandbytes that no activation is above the threshold, and note so (docs/prediction.md)."""
+        """Answer a quantiser that a condition on activations does not hold, and note so (docs/prediction.md)."""
         (tensor,) = args
-        unknown = mode.registry.values_of(tensor) is None
-        if unknown and tensor.dtype == torch.bool and "bitsandbytes.int8_vectorwise_quant" in mode.inside:
-            self._tracing.assumed["no activation were above int8's threshold for outliers"] = None
-            return False
+        if tensor.dtype == torch.bool and mode.registry.values_of(tensor) is None:
+            declared = {name: text for method in methods() for name, text in method.assumptions.items()}
+            assumed = [text for name, text in declared.items() if name in mode.inside]
+            self._tracing.assumed |= dict.fromkeys(assumed)
+            if assumed:
+                return False
         return mode.run(func, args, kwargs)
 
     def _written_number(self, mode: Any, func: Any, args: Any, kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch._meta_registrations
 
-from pytest_llmload.prediction import bitsandbytes, device_numbers
+from pytest_llmload.prediction import device_numbers
 from pytest_llmload.prediction.devices import Model
 from pytest_llmload.prediction.dispatch import FakeDevice
 from pytest_llmload.prediction.fake_cuda import FakeCuda, replaced
@@ -20,6 +20,7 @@ from pytest_llmload.prediction.files import fake_safe_open
 from pytest_llmload.prediction.kernels import Kernels
 from pytest_llmload.prediction.record import Record
 from pytest_llmload.prediction.tensor_methods import storage_methods, tensor_methods
+from pytest_llmload.quantisation.registry import methods
 
 
 class Tracing:
@@ -72,10 +73,12 @@ class Tracing:
     def active(self) -> Iterator[None]:
         """Give this process the predicted GPUs while the context is open."""
         with contextlib.ExitStack() as stack:
-            if "bitsandbytes" in sys.modules:
-                bitsandbytes.register()
             enter = stack.enter_context
-            enter(bitsandbytes.fresh_tables())
+            try:
+                for method in methods():
+                    enter(method.predicted())
+            except NotImplementedError as error:
+                raise self.refuse(str(error)) from error
             _forget_answers()
             stack.callback(_forget_answers)
             enter(replaced(torch.cuda, self.cuda.functions()))

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.system.logs import COLOURS
 
-_LOGGERS = ("transformers", "accelerate", "bitsandbytes", "peft")
+_LOGGERS = ("transformers", "accelerate", "peft")
 #: A row of transformers' LOAD REPORT.
 _MISMATCH = re.compile(
     r"^(\S+) *\| *MISMATCH *\|.* ckpt: torch\.Size\((.*?)\) vs model: *torch\.Size\((.*?)\)", re.MULTILINE
@@ -41,7 +42,7 @@ def warnings_of_libraries() -> Iterator[list[str]]:
     lines: list[str] = []
     collector = _Collector(lines)
     levels = {}
-    for name in _LOGGERS:
+    for name in (*_LOGGERS, *(name for method in methods() for name in method.loggers)):
         logger = logging.getLogger(name)
         levels[name] = logger.level
         if logger.getEffectiveLevel() > logging.WARNING:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
+from pytest_llmload.core.libraries import LIBRARY, PLACEMENT, is_installed
 from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies.base import Strategy
 from pytest_llmload.worker.checkpoints.digests import read_config
 
-#: Modules that attaching an adapter imports -> the packages that they need; if bitsandbytes is installed, peft imports
-#: it for every base model.
+#: Modules that attaching an adapter imports -> the packages that they need.
 _PEFT = {
     "peft": "peft",
     "transformers.integrations.peft": "peft",
-    "peft.tuners.lora.bnb": "bitsandbytes",
     "peft.utils.transformers_weight_conversion": "transformers.conversion_mapping",
 }
 
@@ -47,13 +46,21 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
     if not cold:
         return
     if job.adapter is not None:
-        for name, needed in _PEFT.items():
-            if find_spec(needed) is not None and find_spec(name) is not None:
+        for name in _for_adapters():
+            if is_installed(name):
                 importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
     for reference in filter(None, (job.spec.target, job.spec.quant_config)):
         importlib.import_module(reference.partition(":")[0])
+
+
+def _for_adapters() -> Iterator[str]:
+    """Yield the modules that attaching an adapter imports, as far as the packages that they need are installed."""
+    yield from (name for name, needed in _PEFT.items() if is_installed(needed))
+    for method in registry.methods():
+        if method.is_installed():
+            yield from method.peft_modules
 
 
 def _of_method(job: Job) -> tuple[str, ...]:

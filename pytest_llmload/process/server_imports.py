@@ -11,9 +11,9 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
+from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.process.load_imports import fill_caches
 
 
@@ -24,20 +24,11 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
     """
     with answering(cuda) if cuda is not None else contextlib.nullcontext():
         for name in modules:
-            if not _exists(name):
+            if name not in sys.modules and not is_installed(name):
                 continue
             importlib.import_module(name)
         if "transformers" in sys.modules:
             fill_caches()
-
-
-def _exists(name: str) -> bool:
-    if name in sys.modules:
-        return True
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmload.core.libraries import is_installed
 
 if TYPE_CHECKING:
     from pytest_llmload.core.job import Job
@@ -202,6 +205,21 @@ class Method:
     settings: ClassVar[tuple[str, ...]] = ()
     #: The file name, without suffix, of the compiled library that a server which uses it has mapped; empty if none.
     library: ClassVar[str] = ""
+    #: The file name of the compiled library that it loads beside one build of torch, for which ``{build}`` stands:
+    #: ``cpu``, ``cuda130``, ``rocm64``; empty if it has none.
+    binary: ClassVar[str] = ""
+    #: The environment variable that makes it load the library of a different CUDA release, by the release's digits.
+    binary_variable: ClassVar[str] = ""
+    #: Loggers whose warnings during a load are shown with it, besides those of transformers, accelerate and peft.
+    loggers: ClassVar[tuple[str, ...]] = ()
+    #: Modules of peft that it imports for an adapter on any model, if the method's packages are installed.
+    peft_modules: ClassVar[tuple[str, ...]] = ()
+    #: The names by which a generation config requests its quantised cache in transformers; ``""`` stands for a config
+    #: that names no backend.
+    cache_backends: ClassVar[tuple[str, ...]] = ()
+    #: Operators of torch that read a condition on activations, which a prediction does not know -> what is assumed if
+    #: the condition does not hold.
+    assumptions: ClassVar[Mapping[str, str]] = {}
     #: Its functions in the phases of a load: module, function names (empty: all), ``convert`` or ``move``.
     phases: ClassVar[tuple[tuple[str, tuple[str, ...], str], ...]] = ()
     #: For the documentation: where a load runs quantised, where its bytes are, and which facts about them are verified.
@@ -227,6 +245,19 @@ class Method:
         Called only if the map of a load does so. For a library that refuses such a map otherwise; by default nothing is
         changed.
         """
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Return true if the packages that it needs in addition to transformers are installed."""
+        return all(map(is_installed, cls.packages))
+
+    def predicted(self) -> AbstractContextManager[None]:
+        """Return a context in which the imported library allocates as it does on a GPU, on fake tensors.
+
+        The process has a torch without CUDA. By default nothing is changed: the library calls operators of torch only.
+        Raises NotImplementedError, in one sentence, if the installed release cannot be traced.
+        """
+        return nullcontext()
 
     def read(self, module: Any) -> Iterable[Stored]:
         """Return the quantised weights that a module holds itself, wherever the library keeps them."""

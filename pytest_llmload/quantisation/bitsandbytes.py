@@ -5,9 +5,11 @@ Reading a weight imports nothing of bitsandbytes: the stored bytes and the state
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.dtypes import SHORT_NAMES, TORCH_NAMES
 from pytest_llmload.quantisation.base import (
@@ -233,6 +235,13 @@ class BitsAndBytes(Method):
         "bnb_4bit_quant_storage",
     )
     library = "libbitsandbytes"
+    binary = "libbitsandbytes_{build}.so"
+    binary_variable = "BNB_CUDA_VERSION"
+    loggers = ("bitsandbytes",)
+    peft_modules = ("peft.tuners.lora.bnb",)
+    assumptions: ClassVar[Mapping[str, str]] = {
+        "bitsandbytes.int8_vectorwise_quant": "no activation were above int8's threshold for outliers",
+    }
     phases = (
         ("bitsandbytes.nn", ("_quantize", "from_prequantized"), "convert"),
         # Of a weight that is quantised already.
@@ -266,6 +275,13 @@ class BitsAndBytes(Method):
         # Without it transformers refuses such a load.
         if job.spec.option(_OFFLOAD) is None:
             setattr(config, _OFFLOAD, True)
+
+    def predicted(self) -> AbstractContextManager[None]:
+        if self.name not in sys.modules:
+            return nullcontext()
+        from pytest_llmload.quantisation.bitsandbytes_predicted import allocating
+
+        return allocating()
 
     def read(self, module: Any) -> Iterable[Stored]:
         for name, param in module._parameters.items():

@@ -57,6 +57,7 @@ class Hqq(Method):
     packages = ("hqq",)
     imports = ("hqq.core.quantize",)
     file_methods = ("hqq",)
+    cache_backends = ("hqq",)
     runs_on = "CPU, GPU"
     held_as = "uint8 in W_q; scales and zero points in a dict of the module"
     proved = "type, bytes; a block dequantised from the format equals the library's own"

@@ -231,7 +231,7 @@ def test_a_missing_binary_of_bitsandbytes_is_named_first(
     assert "it has libbitsandbytes_cuda124.so" in line
     assert "install --force-reinstall --no-deps bitsandbytes" in mend
     monkeypatch.setattr(hardware, "torch_build", lambda: "cuda 13.0")
-    (found,) = gpu.bitsandbytes()
+    (found,) = gpu.binaries()
     assert "libbitsandbytes_cuda130.so is missing" in found.message
     assert "BNB_CUDA_VERSION=124" in found.command
 

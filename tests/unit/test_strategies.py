@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pytest
 
 from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.core.references import resolve
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.loads.preloaded_modules import own_modules
-from pytest_llmload.host.loads.strategies import _is_installed
 from pytest_llmload.process import job_strategies
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
@@ -129,5 +129,5 @@ def test_what_would_touch_the_gpu_is_not_imported_by_the_server() -> None:
 
 def test_a_package_whose_parent_is_missing_is_not_installed() -> None:
     """``optimum.quanto`` where no optimum is installed: find_spec raises for it."""
-    assert not _is_installed("no_such_package.part")
-    assert _is_installed("json.decoder")
+    assert not is_installed("no_such_package.part")
+    assert is_installed("json.decoder")

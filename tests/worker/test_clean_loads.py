@@ -165,12 +165,11 @@ def test_generate_gives_as_many_tokens_as_asked() -> None:
 def test_what_a_checkpoint_says_of_generating_changes_no_token(
     tmp_path: Path, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers.utils import import_utils
-
+    from pytest_llmload.quantisation.quanto import Quanto
     from pytest_llmload.worker.model.generation import generate
 
     # A quantised cache changes tokens where its package is installed, as it should.
-    monkeypatch.setattr(import_utils, "is_optimum_quanto_available", lambda: False)
+    monkeypatch.setattr(Quanto, "is_installed", lambda: False)
     shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     clean, loaded = (load(files, measure=False)[1] for files in ("tiny-llama", Checkpoint(str(tmp_path), "s", "w")))

@@ -23,7 +23,7 @@ def examine(folder: Path, cache_dir: Path, needs: Mapping[str, int]) -> list[Fin
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: disk.check(cache_dir, needs, sys.executable),
         python.pip,
-        gpu.bitsandbytes,
+        gpu.binaries,
         gpu.torch_build,
         gpu.holders,
         lambda: python.shadowed(folder),

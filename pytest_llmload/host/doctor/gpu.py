@@ -1,4 +1,4 @@
-"""torch's build against the driver, bitsandbytes' binary, and who holds a GPU."""
+"""Check torch's build against the driver, the compiled libraries of quantisers, and which processes hold a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
 from pytest_llmload.host.loads import hardware
+from pytest_llmload.quantisation.base import Method
+from pytest_llmload.quantisation.builtin import BUILTIN
 
 _WHEELS = "https://download.pytorch.org/whl"
 
@@ -54,28 +56,33 @@ def torch_build() -> Iterator[Finding]:
         yield Finding("torch", FINE, f"a {build} build; {seen}" + (f", driver {driver}" if driver else ""))
 
 
-def bitsandbytes() -> Iterator[Finding]:
-    """Yield whether bitsandbytes has the binary that it loads beside this torch."""
-    spec = find_spec("bitsandbytes")
+def binaries() -> Iterator[Finding]:
+    """Yield, for each quantiser with a compiled library for single builds of torch, whether it has the one for ours."""
+    for method in BUILTIN:
+        if method.binary:
+            yield _binary(method)
+
+
+def _binary(method: type[Method]) -> Finding:
+    name = method.name
+    spec = find_spec(method.packages[0])
     if spec is None or spec.origin is None:
-        yield Finding("bitsandbytes", FINE, "bitsandbytes is not installed: int8, nf4 and fp4 tests are skipped")
-        return
+        schemes = ", ".join(scheme.name for scheme in method.schemes)
+        return Finding(name, FINE, f"{name} is not installed: tests with quant({schemes}) are skipped")
     folder = Path(spec.origin).parent
     kind, _, number = hardware.torch_build().partition(" ")
-    name = f"{kind}{number.replace('.', '')}" if kind in ("cuda", "rocm") else "cpu"
-    wanted = folder / f"libbitsandbytes_{name}.so"
-    mend = f"{sys.executable} -m pip install --force-reinstall --no-deps bitsandbytes"
+    build = f"{kind}{number.replace('.', '')}" if kind in ("cuda", "rocm") else "cpu"
+    wanted = folder / method.binary.format(build=build)
     if wanted.is_file():
-        yield Finding("bitsandbytes", FINE, f"{wanted.name} is there")
-        return
-    others = sorted(path.name for path in folder.glob("libbitsandbytes_*.so"))
-    near = [other for other in others if re.match(rf"libbitsandbytes_{kind}\d", other)]
-    text = f"{wanted} is missing, which bitsandbytes loads beside a {kind} {number}".rstrip() + " build of torch"
+        return Finding(name, FINE, f"{wanted.name} is there")
+    mend = f"{sys.executable} -m pip install --force-reinstall --no-deps {name}"
+    others = sorted(path.name for path in folder.glob(method.binary.format(build="*")))
+    digits = re.findall(method.binary.format(build=rf"{kind}(\d+)"), " ".join(others))
+    text = f"{wanted} is missing, which {name} loads beside a {kind} {number}".rstrip() + " build of torch"
     text += f"; it has {', '.join(others)}" if others else "; it has no binary at all"
-    if near:
-        digits = "".join(filter(str.isdigit, near[-1]))
-        mend += f"   # or: export BNB_CUDA_VERSION={digits}"
-    yield Finding("bitsandbytes", ERROR, text, mend)
+    if digits and method.binary_variable:
+        mend += f"   # or: export {method.binary_variable}={digits[-1]}"
+    return Finding(name, ERROR, text, mend)
 
 
 def holders() -> Iterator[Finding]:

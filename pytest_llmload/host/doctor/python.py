@@ -19,9 +19,13 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
+from pytest_llmload.quantisation.builtin import BUILTIN
 
 #: Libraries that decide what a load takes, and whose requirements are looked at.
-LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors", "tokenizers")
+LIBRARIES = (
+    *("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
+    *(canonicalize_name(package) for method in BUILTIN for package in method.packages),
+)
 _WHERE = re.compile(r"^pip (\S+) from (.+?)[/\\]pip \(python (\S+)\)")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.core.references import resolve
 from pytest_llmload.core.spec import SINGLE
 from pytest_llmload.quantisation.registry import Methods
@@ -84,19 +84,11 @@ class Strategies:
     def missing_client_packages(self, spec: LoadSpec) -> list[str]:
         """Return the packages that a running endpoint's client needs and that are not installed."""
         needed = [name for strategy in self.of(spec) for name in strategy.client_packages]
-        return [name for name in needed if not _is_installed(name)]
+        return [name for name in needed if not is_installed(name)]
 
     def missing_packages(self, spec: LoadSpec) -> list[str]:
         """Return the packages that a load needs and that are not installed, found without importing them."""
         needed = ["torch", "transformers"]
         for strategy in self.of(spec):
             needed += strategy.needs(spec)
-        return [name for name in dict.fromkeys(needed) if not _is_installed(name)]
-
-
-def _is_installed(name: str) -> bool:
-    """Return whether a package is installed, without importing it; its parent is imported and may be missing too."""
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+        return [name for name in dict.fromkeys(needed) if not is_installed(name)]

@@ -12,6 +12,7 @@ import torch
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.prompts import Prompt, token_ids
@@ -138,10 +139,9 @@ def settings(loaded: Loaded, new_tokens: int) -> Any:
 
 
 def _can_quantise_cache(config: Any) -> bool:
-    from transformers.utils import import_utils
-
-    backend = config.get("backend", "quanto") if isinstance(config, dict) else "quanto"
-    return bool(import_utils.is_hqq_available() if backend == "hqq" else import_utils.is_optimum_quanto_available())
+    """Return true if the package of a quantised cache's backend is installed; transformers refuses an unknown one."""
+    backend = config.get("backend", "") if isinstance(config, dict) else ""
+    return all(method.is_installed() for method in methods() if backend in method.cache_backends)
 
 
 @contextmanager

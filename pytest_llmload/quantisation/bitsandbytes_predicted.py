@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.prediction.fake_tensors import Untraceable
-
 
 class _Library:
     """Stands in for the C library: every function accepts its pointers and writes nothing."""
@@ -33,8 +31,12 @@ class _Function:
 
 
 @contextlib.contextmanager
-def fresh_tables() -> Iterator[None]:
-    """Make bitsandbytes build its code tables again, as it does in a new process."""
+def allocating() -> Iterator[None]:
+    """Register the CUDA kernels, and make bitsandbytes build its code tables again, as it does in a new process.
+
+    Raises NotImplementedError if the installed release registers its kernels in a way that this code does not know.
+    """
+    _register()
     functional = sys.modules.get("bitsandbytes.functional")
     tables: dict[str, Any] = getattr(functional, "name2qmap", {})
     before = dict(tables)
@@ -46,11 +48,8 @@ def fresh_tables() -> Iterator[None]:
         tables.update(before)
 
 
-def register() -> None:
-    """Make bitsandbytes register its CUDA kernels in this process, whose torch has no CUDA.
-
-    Raises Untraceable if the installed release registers them in a way that this code does not know.
-    """
+def _register() -> None:
+    """Make bitsandbytes register its CUDA kernels in this process, whose torch has no CUDA."""
     import bitsandbytes
 
     name = "bitsandbytes.backends.cuda.ops"
@@ -65,6 +64,6 @@ def register() -> None:
         torch._C._cuda_getCurrentRawStream = lambda device: 0
         importlib.import_module(name)
     except (ImportError, AttributeError) as error:
-        raise Untraceable(
+        raise NotImplementedError(
             f"bitsandbytes {bitsandbytes.__version__} has no CUDA kernels that can be traced: {error}"
         ) from error
