@@ -11,7 +11,11 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have all workers of a run keep the checkpoints that they build in one folder: each is built once."""
+    """Set what every process of a run gets: one folder for the checkpoints that they build, and one thread each.
+
+    Small matrices gain nothing from threads, and lose most of their time to them where processes share the cores.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
     if "LLMLOAD_TEST_CACHE" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="llmload-test-")
         os.environ["LLMLOAD_TEST_CACHE"] = folder.name

@@ -25,10 +25,7 @@ def checkpoint_cache() -> Path:
 @pytest.fixture(scope="session")
 def warm_template() -> Iterator[Template]:
     """Return the process from which runs are forked."""
-    with pytest.MonkeyPatch.context() as environment:
-        # Small matrices gain nothing from threads, and lose much where cores are shared.
-        environment.setenv("OMP_NUM_THREADS", "1")
-        template = Template()
+    template = Template()
     yield template
     template.close()
 
@@ -44,7 +41,6 @@ def project(
     for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     start = pytester.popen
 
     def popen(command: Any, **keywords: Any) -> Any:
@@ -75,14 +71,3 @@ def project(
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for the checkpoints that one module of tests builds."""
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: tiny matrices are slower in several."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

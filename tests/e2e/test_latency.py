@@ -28,12 +28,6 @@ READ_OVER_AND_OVER = """
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matrices this small gain nothing from threads, and lose much where cores are shared."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def test_a_slowdown_is_caught_and_explained(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:

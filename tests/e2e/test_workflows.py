@@ -94,7 +94,6 @@ class Runner:
             "GITHUB_ACTIONS": "true",
             "GITHUB_WORKSPACE": str(folder),
             "GITHUB_STEP_SUMMARY": str(self.summary),
-            "OMP_NUM_THREADS": "1",
         }
         self.own = {
             "MODEL": "prod=random:tiny-llama",

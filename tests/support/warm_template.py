@@ -4,22 +4,29 @@ Each run in a user's project would import them for seconds, and most tests are n
 command line, environment, folder and output files that it would have been started with, and ends with an exit status.
 Before pytest starts, it forks the process that becomes the run's first warm server: nothing that pytest imports is in
 there. A run whose environment decides how Python, torch or transformers start is started as usual.
+
+The template also writes the bytecode of the package, as Python compiles it and as pytest rewrites it, where it is not
+there: a run would else spend most of its time on that. Runs themselves write none: a test that writes a module twice
+within a second, in the same length, would else get the first again.
 """
 
 from __future__ import annotations
 
 import atexit
+import compileall
 import contextlib
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +34,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest_llmload
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts.
@@ -176,14 +184,18 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
     stem = _Stem()
     _add_pythonpath()
     _start_servers_from(stem)
-    # pytest rewrites what its plugins import, and warns of a package that was imported before.
+    _forget_plugins()
+    sys.argv = ["pytest", *request["arguments"]]
+    sys.path[0] = request["cwd"]
+    runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+
+
+def _forget_plugins() -> None:
+    """Let pytest import its plugins itself: it rewrites them, and warns of a package that was imported before."""
     plugins = {entry.value.partition(".")[0] for entry in entry_points(group="pytest11")}
     for name in [name for name in sys.modules if name.partition(".")[0] in plugins]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    sys.argv = ["pytest", *request["arguments"]]
-    sys.path[0] = request["cwd"]
-    runpy.run_module("pytest", run_name="__main__", alter_sys=True)
 
 
 def _start_servers_from(stem: _Stem) -> None:
@@ -222,6 +234,35 @@ def _as_main(main: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
+class _Importing:
+    """A plugin of pytest that imports every module of the package."""
+
+    def pytest_sessionstart(self) -> None:
+        for module in pkgutil.walk_packages(pytest_llmload.__path__, "pytest_llmload."):
+            importlib.import_module(module.name)
+
+
+def _write_bytecode() -> None:
+    """Write what Python and pytest keep of the package's modules, where it is missing or old."""
+    sys.dont_write_bytecode = False
+    compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
+    _forget_plugins()
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
+        os.chdir(folder)
+        os.dup2(nowhere.fileno(), 1)
+        import pytest
+
+        pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly"], plugins=[_Importing()])
+
+
+def _forked(work: Callable[[], None]) -> None:
+    """Have a process of its own do this; wait for it."""
+    pid = os.fork()
+    if pid == 0:
+        _as_main(work)
+    os.waitpid(pid, 0)
+
+
 def _main(fd: int) -> None:
     tests = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
@@ -229,6 +270,8 @@ def _main(fd: int) -> None:
 
     for name in (*BASE, *architecture("llama")):
         importlib.import_module(name)
+    _forked(_write_bytecode)
+    sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()
     while True:

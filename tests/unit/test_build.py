@@ -25,8 +25,6 @@ from pytest_llmload.worker.checkpoints.tokenizer import write_tokenizer
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 TOKENS = (torch.arange(3, 67) * 7919 % 1000 + 3)[None]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def load(name: str, cache: Path, **options: Any) -> Any:
     path = resolve(f"random:{name}", cache).path

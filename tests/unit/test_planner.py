@@ -32,8 +32,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 #: Strategies whose loads are planned.
 PLANNED = {name for name, strategy in BUILTIN.items() if strategy.placement is not None}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def on_cpu(model: str, cache: Path, **fields: Any) -> Job:
     spec = LoadSpec(model=model, name="m", gpu_count=0, **fields)

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pytest_llmload.core.job import MEMORY, Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
@@ -17,9 +15,6 @@ from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.loaded import Loaded
-
-#: Small matrices gain nothing from threads, and lose much where cores are shared.
-torch.set_num_threads(1)
 
 WORKLOAD = Workload(1, 16, 3)
 CPU = Device("cpu", "cpu-x86_64")
