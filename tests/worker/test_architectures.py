@@ -126,3 +126,43 @@ def test_a_linear_that_is_smaller_than_a_block() -> None:
     result = quick(resolve(f"random:{folder}", _CACHE), quant="nf4")
     assert not result.faults
     assert {problem.check for problem in result.problems} <= {"forward"}
+
+
+@pytest.mark.parametrize("model_type", ["internlm3", "gemma3n_text"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_a_class_calls_itself_and_computes_in_its_dtype_is_no_change(model_type: str, dtype: str) -> None:
+    """InternLM3 is loaded as a Llama; Gemma 3n computes scales in the dtype of the load."""
+    assert loaded(model_type, dtype=dtype).problems == []
+
+
+def test_rotary_frequencies_cast_to_16_bit_are_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_llmload.strategies.single import Single
+
+    load = Single.load
+
+    def casts(self: Single, job: Any, kwargs: dict[str, Any]) -> Any:
+        given = load(self, job, kwargs)
+        for module in given.model.modules():
+            if "inv_freq" in module._buffers:
+                module._buffers["inv_freq"] = module._buffers["inv_freq"].bfloat16()
+        return given
+
+    monkeypatch.setattr(Single, "load", casts)
+    messages = [problem.message for problem in loaded("qwen3", dtype="bf16").problems]
+    assert any("bfloat16, not float32" in text for text in messages)
+
+
+def test_a_router_that_is_a_linear_is_quantised_by_the_library_and_noted() -> None:
+    result = loaded("afmoe", quant="nf4")
+    assert any("a Linear here, and quantised: model.layers.1.mlp.router.gate.weight" in note for note in result.notes)
+    assert "router" not in names(result)
+
+
+def test_the_last_weight_is_the_head_that_the_library_keeps_dense() -> None:
+    """FSMT names its embedding as its output head, and has another."""
+    assert loaded("fsmt", quant="int8").problems == []
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "phimoe"])
+def test_a_router_that_gives_scores_and_choices_takes_no_random_adapter(model_type: str) -> None:
+    assert loaded(model_type, adapter="random").problems == []

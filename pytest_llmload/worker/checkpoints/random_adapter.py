@@ -128,7 +128,9 @@ def _is_plain(module: Any) -> bool:
         return False
     row = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
     try:
-        return tuple(module(row).shape) == (1, module.out_features)
+        given = module(row)
+        # A router that is a subclass gives scores and choices.
+        return isinstance(given, torch.Tensor) and tuple(given.shape) == (1, module.out_features)
     except (RuntimeError, TypeError, ValueError, IndexError):
         # A class with a different geometry, such as a grouped Linear.
         return False

@@ -39,12 +39,18 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     wrong: dict[str, list[Held]] = {}
     unknown: list[Held] = []
     for path, buffers in owned.items():
-        fresh = _constructed(loaded.inventory.modules[path])
+        # As a constructor runs under from_pretrained for what it computes: rotary frequencies are in 32 bit.
+        fresh = _constructed(loaded.inventory.modules[path], torch.float32)
         for held in buffers:
             expected = getattr(fresh, held.name, None)
             if not isinstance(expected, torch.Tensor) or expected.device.type == "meta":
                 unknown.append(held)
-            elif difference := _difference(expected, held):
+                continue
+            if expected.dtype != held.tensor.dtype:
+                # A constructor that names no dtype computes in the one that the model is loaded in.
+                again = getattr(_constructed(loaded.inventory.modules[path], held.tensor.dtype), held.name)
+                expected = again if again.dtype == held.tensor.dtype else expected
+            if difference := _difference(expected, held):
                 wrong.setdefault(difference, []).append(held)
     for difference, found in wrong.items():
         yield Problem(
@@ -60,16 +66,18 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         )
 
 
-def _constructed(module: Any) -> Any:
-    """Return a new module of the same class, from the config that this one keeps; None if it takes more than that."""
+def _constructed(module: Any, dtype: torch.dtype) -> Any:
+    """Return a new module of the same class, from the config that this one keeps; None if it takes more than that.
+
+    ``dtype`` is the default that its constructor finds.
+    """
     config = getattr(module, "config", None)
     parameters = list(inspect.signature(type(module).__init__).parameters.values())[1:]
     named = [item for item in parameters if item.kind == item.POSITIONAL_OR_KEYWORD]
     if config is None or [item.name for item in named if item.default is item.empty] != ["config"]:
         return None
     before = torch.get_default_dtype()
-    # As a constructor runs under from_pretrained for what it computes: rotary frequencies are in 32 bit.
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(dtype)
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             return type(module)(config)

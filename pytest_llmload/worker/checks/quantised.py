@@ -29,9 +29,11 @@ from pytest_llmload.worker.model.quantisable import (
     Weight,
     dense_by_default,
     out_of_reach,
+    output_heads,
     quantisable,
     weights_of,
 )
+from pytest_llmload.worker.model.tensors import Held
 
 CHECK = "quantised"
 
@@ -166,20 +168,33 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
 
 
 def _not_asked(loaded: Loaded) -> Iterator[Problem]:
-    """Yield embeddings, output heads and routers that are quantised although they are dense by default."""
+    """Yield embeddings and output heads that are quantised although they are dense by default.
+
+    A router, or a patch embedding, that is a Linear of its own is one of those that libraries quantise: it is noted.
+    """
     expected = {weight.name for weight in quantisable(loaded.model, loaded.inventory)}
     # What a model has beside its base, such as a head's hidden layer, a library may quantise.
     dense = dense_by_default(loaded.model, loaded.inventory)
     found = [held for held, state, tensor in weights_of(loaded.inventory) if state is not None and id(tensor) in dense]
     # A parametrized weight is called original in its own module.
     others = [held for held in found if loaded.inventory.base_path(held) not in expected and held.name != "original"]
+    heads = output_heads(loaded.inventory)
+    by_class = [held for held in others if _is_linear(loaded, held) and held.module not in heads]
+    others = [held for held in others if held not in by_class]
+    if by_class:
+        what = f"{len(by_class)} weights that most architectures keep dense are a Linear here, and quantised"
+        loaded.notes.append(f"{what}: {', '.join(held.path for held in by_class[:3])}")
     if not others:
         return
-    what = f"{len(others)} weights that are dense by default are quantised: output head, embedding or router"
+    what = f"{len(others)} weights that are dense by default are quantised: output head or embedding"
     if loaded.own_code:
         loaded.notes.append(f"{what} ({', '.join(held.path for held in others[:3])})")
     else:
         yield Problem(CHECK, what, tuple(held.path for held in others), sum(held.nbytes for held in others))
+
+
+def _is_linear(loaded: Loaded, held: Held) -> bool:
+    return hasattr(loaded.inventory.modules[held.module], "out_features")
 
 
 def _skipped(path: str, patterns: Iterable[str]) -> bool:

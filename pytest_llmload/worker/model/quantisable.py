@@ -56,9 +56,11 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
     Not those of torch's own attention either (:func:`out_of_reach`).
 
     Embeddings and heads are those that a (sub)model itself names, what is tied to them, and what a model with a head
-    has beside its base model (``score``, ``cls.predictions``).
+    has beside its base model (``score``, ``cls.predictions``). The last weight of a model, which transformers leaves
+    dense since it takes it for the head, is left out if it is dense.
     """
     left_out = _embeddings(inventory) | _head(model)
+    last = _last(inventory)
     seen: set[int] = set()
     for held, state, tensor in weights_of(inventory):
         path = held.module
@@ -70,7 +72,7 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
         kind = _kind(owner, path, held, state)
         if kind is None or id(tensor) in seen or id(tensor) in left_out or _is_router(model, owner, path, held):
             continue
-        if state is None and _is_torchs_attention(owner):
+        if state is None and (id(tensor) == last or _is_torchs_attention(owner)):
             continue
         seen.add(id(tensor))
         yield Weight(held, path, owner, kind, state, parametrized)
@@ -78,7 +80,7 @@ def quantisable(model: Any, inventory: Inventory) -> Iterator[Weight]:
 
 def exempt(model: Any, inventory: Inventory) -> set[int]:
     """Return the ids of what need not be quantised: :func:`dense_by_default`, and all that stands beside the base."""
-    return dense_by_default(model, inventory) | _head(model)
+    return dense_by_default(model, inventory) | _head(model) | {_last(inventory)}
 
 
 def dense_by_default(model: Any, inventory: Inventory) -> set[int]:
@@ -175,22 +177,41 @@ def _linear_like(owner: Any) -> bool:
     return isinstance(owner, torch.nn.Linear) or (hasattr(owner, "in_features") and hasattr(owner, "out_features"))
 
 
+def output_heads(inventory: Inventory) -> set[str]:
+    """Return the paths of the modules that models and submodels name as their output heads."""
+    heads = {id(part) for part in _named(inventory, "get_output_embeddings")}
+    return {path for path, module in inventory.modules.items() if id(module) in heads}
+
+
 def _embeddings(inventory: Inventory) -> set[int]:
     """Return ids of the parameters that are embeddings or output heads."""
     found: set[int] = set()
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        for part in _named(inventory, getter):
+            found |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
     for module in inventory.modules.values():
-        for getter in ("get_input_embeddings", "get_output_embeddings"):
-            if hasattr(module, getter):
-                try:
-                    part = getattr(module, getter)()
-                except (NotImplementedError, AttributeError):
-                    # A submodel that has no such part says so by raising.
-                    continue
-                if part is not None:
-                    found |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
         if isinstance(module, torch.nn.Embedding):
             found |= {id(param) for param in module.parameters()}
     return found
+
+
+def _named(inventory: Inventory, getter: str) -> Iterator[Any]:
+    """Yield what models and submodels return as their embeddings or their output head."""
+    for module in inventory.modules.values():
+        if hasattr(module, getter):
+            try:
+                part = getattr(module, getter)()
+            except (NotImplementedError, AttributeError):
+                # A submodel that has no such part says so by raising.
+                continue
+            if part is not None:
+                yield part
+
+
+def _last(inventory: Inventory) -> int:
+    """Return the id of the model's last parameter; 0 if it has none."""
+    last = next(reversed(list(inventory.parameters())), None)
+    return id(inventory.modules[last.module]._parameters.get(last.name)) if last is not None else 0
 
 
 def _head(model: Any) -> set[int]:
