@@ -3,14 +3,16 @@
     python benchmarks/overhead.py                              (make bench: two models, on the CPU)
     python benchmarks/overhead.py --model llama-1b --device cuda --pairs 5
     python benchmarks/overhead.py --only gate --model llama-7b --device cuda
+    python benchmarks/overhead.py --only clean --model llama-1b --device cuda --old FOLDER
 
 Prints the time to start an isolated load from the warm server; the wall time of ten loads through the plugin, and of a
-memory gate of five strategies, against one bare script each that makes the same loads in one process; where each second
-of the plugin's loads goes; what importing the entry module costs an unrelated pytest run; and which heavy modules are
-left loaded at its end.
+memory gate of five strategies, against one bare script each that makes the same loads in one process; the wall time of
+a gate of one load against that of a different version of this package, whose checkout is FOLDER; where each second of
+the plugin's runs goes; what importing the entry module costs an unrelated pytest run; and which heavy modules are left
+loaded at its end.
 
-The plugin and the bare script take turns, run by run, since a shared machine drifts; a ratio is given as the median and
-the range over the pairs.
+The two sides of a comparison take turns, run by run, since a shared machine drifts; a ratio is given as the median and
+the range over the pairs. ``--seconds`` bounds the time of each comparison: no pair is begun that would not end in it.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from pytest_llmload.host.loads.preloaded_modules import BASE
 from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
@@ -51,24 +54,41 @@ STRATEGIES: dict[str, dict[str, object]] = {
 #: The entry module must not cost an unrelated run more than this, in seconds.
 ENTRY_GOAL = 0.003
 START_GOAL = 0.1
-#: Goals of ten loads, by device and preset; and of the memory gate.
+#: Goals of ten loads, by device and preset; of the memory gate; and of a gate of one load against the old version.
 RATIO_GOALS = {("cpu", "moe-128m"): 1.10, ("cpu", "llama-1b"): 1.05, ("cuda", "llama-1b"): 1.10}
 GATE_GOAL = 0.8
+CLEAN_GOAL = 0.6
+#: The checkout that this script is in.
+ROOT = Path(__file__).resolve().parent.parent
 
+#: The bare script; its last line says where its own seconds went.
 BARE = """
+import time
+spent, since = {}, time.perf_counter()
+def took(name):
+    global since
+    now = time.perf_counter()
+    spent[name] = spent.get(name, 0.0) + now - since
+    since = now
 import json, sys
 import torch, transformers
 path, loads, device, tokens, prompt = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), 128
+took("import")
 for kwargs in loads:
     if any(name.startswith("load_in") for name in kwargs):
         kwargs = {"quantization_config": transformers.BitsAndBytesConfig(**kwargs), "dtype": "auto"}
     model = transformers.AutoModelForCausalLM.from_pretrained(path, device_map={"": device}, **kwargs)
+    took("load")
     ids = torch.arange(prompt).remainder(model.config.vocab_size)[None].to(device)
     with torch.no_grad():
         logits = model(ids).logits.cpu()
+    took("forward")
     for _ in range(4):
         model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False).cpu()
+    took("four generations")
     del model, logits
+    took("release")
+print(json.dumps(spent))
 """
 
 TEN_TESTS = f"""
@@ -91,29 +111,20 @@ def test_double_quant(llm, memory_baseline):
     memory_baseline.check(llm)
 """
 
-#: Writes what each load's phases took, how long its process took to start and to end, and the run's own seconds.
-CLOCK = """
-import json, time
-from pytest_llmload.host.loads import broker, processes
-begin = time.perf_counter()
-spent = {"loads": [], "figures": [], "start": 0.0, "end": 0.0}
-def timed(name, owner, method):
-    real = getattr(owner, method)
-    def call(*args, **kwargs):
-        since = time.perf_counter()
-        try:
-            return real(*args, **kwargs)
-        finally:
-            spent[name] += time.perf_counter() - since
-    setattr(owner, method, call)
-timed("start", broker.Broker, "start")
-timed("end", processes.LoadProcess, "close")
-def pytest_llmload_load_finished(config, result):
-    spent["loads"].append(result.phases)
-    spent["figures"].append({name: value for name, value in result.metrics.items() if name.startswith("gpu.")})
-def pytest_unconfigure(config):
-    spent["run"] = time.perf_counter() - begin
-    open("spent.json", "w").write(json.dumps(spent))
+#: The gate of one load.
+CLEAN_TESTS = """
+import pytest
+@pytest.mark.{marker}
+def test_memory(llm, memory_baseline):
+    memory_baseline.check(llm)
+"""
+CLEAN = {"bf16": 'dtype("bf16")', "nf4": 'quant("nf4")'}
+
+#: Writes which package a run imported.
+WHICH = """
+from pathlib import Path
+import pytest_llmload
+Path("package.txt").write_text(pytest_llmload.__file__)
 """
 
 
@@ -139,90 +150,176 @@ def start_times() -> list[float]:
             server.close()
 
 
-class Comparison:
-    """One job that a bare script and the plugin both do, each in a process of its own, and their seconds."""
+class Side:
+    """One of the two commands that a comparison runs in turn, in a folder of its own."""
 
-    def __init__(
-        self, name: str, path: str, device: str, tokens: int, tests: str, loads: Sequence[Mapping[str, object]]
-    ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="overhead-"))
-        (self._folder / "test_loads.py").write_text(tests)
-        (self._folder / "pytest.ini").write_text("[pytest]\n")
-        (self._folder / "conftest.py").write_text(CLOCK)
-        self._bare = [sys.executable, "-c", BARE, path, json.dumps(list(loads)), device, str(tokens)]
-        options = [f"--llm-model={name}={path}", f"--llm-device={device}", f"--llm-workload=1x128+{tokens}"]
-        self._plugin = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *options]
-        self.pairs: list[tuple[float, float]] = []
-        #: The GPU's figures of each load, in the order they were made.
-        self.figures: list[dict[str, float]] = []
-        self._spent: dict[str, list[float]] = defaultdict(list)
+    def __init__(self, name: str, command: Sequence[str], root: Path | None = None) -> None:
+        """Make a side; ``root`` is the checkout of the package that the command uses."""
+        self.name = name
+        self.folder = Path(tempfile.mkdtemp(prefix="overhead-"))
+        self._command = [sys.executable, *command]
+        paths = [str(root), str(ROOT / "benchmarks")] if root is not None else []
+        inherited = os.environ.get("PYTHONPATH")
+        self._env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])])}
+        self._root = root
+        self.seconds: list[float] = []
+        #: What each run said of itself.
+        self.told: list[dict[str, Any]] = []
 
-    def record(self) -> None:
-        """Record the baselines that the plugin's runs are gated against."""
-        self._run([*self._plugin, "--llm-update-baselines"])
-
-    def pair(self) -> None:
-        """Run the bare script and the plugin, each once; which goes first changes from pair to pair."""
-        order = ("bare", "plugin") if len(self.pairs) % 2 else ("plugin", "bare")
-        seconds = {which: self._run(self._bare if which == "bare" else self._plugin) for which in order}
-        self.pairs.append((seconds["plugin"], seconds["bare"]))
-        self._account(seconds["plugin"])
-
-    @property
-    def ratios(self) -> list[float]:
-        """The plugin's seconds over the bare script's, pair by pair."""
-        return [plugin / bare for plugin, bare in self.pairs]
-
-    def table(self) -> str:
-        """Say where the plugin's seconds go, as medians over its runs; the lines add up to its wall time."""
-        lines = [f"    {name:<24}{statistics.median(values):8.2f} s" for name, values in self._spent.items()]
-        return "\n".join(lines)
-
-    def _account(self, wall: float) -> None:
-        spent = json.loads((self._folder / "spent.json").read_text())
-        self.figures += spent["figures"]
-        phases: dict[str, float] = defaultdict(float)
-        for load in spent["loads"]:
-            for name, seconds in load.items():
-                if "." not in name and name != "adapter":
-                    phases[name] += seconds
-        known = {"start of processes": spent["start"], **phases, "end of processes": spent["end"]}
-        known["rest of the run"] = spent["run"] - sum(known.values())
-        known["pytest's start and end"] = wall - spent["run"]
-        for name, seconds in {**known, "wall": wall}.items():
-            self._spent[name].append(seconds)
-
-    def _run(self, command: list[str]) -> float:
+    def run(self, *options: str) -> float:
+        """Run the command once; return its seconds. Raises SystemExit with what it printed if it fails."""
         begin = time.perf_counter()
-        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*self._command, *options], cwd=self.folder, capture_output=True, text=True, check=False, env=self._env
+        )
         seconds = time.perf_counter() - begin
         if done.returncode:
-            raise SystemExit(f"{done.stdout}\n{done.stderr}")
+            raise SystemExit(f"{self.name} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        if self._root is not None:
+            used = Path(self.folder, "package.txt").read_text()
+            assert Path(used).is_relative_to(self._root), f"{self.name} used {used}, not {self._root}"
+        spent = self.folder / "spent.json"
+        if spent.exists():
+            found = json.loads(spent.read_text())
+            found["seconds"]["start and end of the interpreter"] = seconds - found["run"]
+            self.told.append(found)
+        elif self._root is None:
+            self.told.append({"seconds": json.loads(done.stdout.splitlines()[-1])})
         return seconds
+
+    def measure(self) -> float:
+        """Run once, and keep the seconds."""
+        self.seconds.append(self.run())
+        return self.seconds[-1]
+
+    def table(self) -> str:
+        """Say where the seconds go, as means over its runs, so that the lines add up to the wall time."""
+        names = list(dict.fromkeys(name for told in self.told for name in told["seconds"]))
+        means = {name: statistics.fmean(told["seconds"].get(name, 0.0) for told in self.told) for name in names}
+        known = sum(means.values())
+        rest = {"interpreter": statistics.fmean(self.seconds) - known} if self._root is None else {}
+        lines = [f"    {name:<34}{value:8.2f} s" for name, value in {**means, **rest}.items() if value >= 0.005]
+        return "\n".join(lines)
 
     def close(self) -> None:
         """Remove the folder that the runs worked in."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
 
-def compare(what: str, comparison: Comparison, pairs: int, goal: float | None, *, loads: int) -> None:
-    """Run the pairs of one comparison, and print its ratio and where the plugin's time went.
+def plugin_side(name: str, tests: str, options: Sequence[str], *, root: Path = ROOT, clock: bool = True) -> Side:
+    """Return the side of a pytest run of ``tests`` with this package, or with the one in ``root``."""
+    # Without an entry point (a checkout that is only on the path), the plugin is named.
+    named = [] if "llmload" in entry_points(group="pytest11").names else ["-p", "pytest_llmload.plugin"]
+    clocked = ["-p", "host_clock"] if clock else []
+    side = Side(name, ["-m", "pytest", "-q", "-p", "no:randomly", *named, *clocked, *options], root)
+    (side.folder / "test_loads.py").write_text(tests)
+    (side.folder / "pytest.ini").write_text("[pytest]\n")
+    (side.folder / "conftest.py").write_text(WHICH)
+    return side
 
-    ``loads`` is how many different loads it makes; if it is one, the GPU's figures that are not equal in all of its
-    loads are printed too.
+
+def compare(what: str, first: Side, second: Side, limits: argparse.Namespace, goal: float | None) -> dict[str, Any]:
+    """Run both sides in turn, print the ratio of their seconds and where they went, and return all that was measured.
+
+    Which side goes first changes from pair to pair.
     """
-    for _ in range(pairs):
-        comparison.pair()
-    ratios = sorted(comparison.ratios)
-    middle = statistics.median(ratios)
-    plugin, bare = (statistics.median(side) for side in zip(*comparison.pairs, strict=True))
-    text = f"plugin / bare script = {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {pairs} pairs"
+    begin = time.perf_counter()
+    longest = 0.0
+    while len(first.seconds) < limits.pairs and (
+        not first.seconds or time.perf_counter() - begin + longest <= limits.seconds
+    ):
+        order = (second, first) if len(first.seconds) % 2 else (first, second)
+        longest = max(longest, sum(side.measure() for side in order))
+    ratios = [one / other for one, other in zip(first.seconds, second.seconds, strict=True)]
+    middle, pairs = statistics.median(ratios), len(ratios)
     told = "" if goal is None else f"; goal {goal:g}, {verdict(middle <= goal)}"
-    print(f"{what}: {text}; {plugin:.1f} and {bare:.1f} s{told})\n{comparison.table()}", flush=True)
-    if loads == 1 and comparison.figures:
-        spread = {name: {figures[name] for figures in comparison.figures} for name in comparison.figures[0]}
-        print("  not equal in all loads:", {name: sorted(found) for name, found in spread.items() if len(found) > 1})
-    comparison.close()
+    print(
+        f"{what}: {first.name} / {second.name} = {middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {pairs} pairs; "
+        f"{statistics.median(first.seconds):.2f} and {statistics.median(second.seconds):.2f} s{told})"
+    )
+    for side in (first, second):
+        if side.told:
+            print(f"  {side.name}:\n{side.table()}", flush=True)
+    return {
+        "what": what,
+        "ratios": ratios,
+        "sides": {side.name: {"seconds": side.seconds, "told": side.told} for side in (first, second)},
+    }
+
+
+def spread(side: Side) -> None:
+    """Print the GPU's figures that are not equal in all loads of a side whose loads are the same."""
+    loads = [load["figures"] for told in side.told for load in told["loads"]]
+    if loads and loads[0]:
+        found = {name: sorted({figures[name] for figures in loads}) for name in loads[0]}
+        print("  not equal in all loads:", {name: values for name, values in found.items() if len(values) > 1})
+
+
+def ten_loads(model: str, limits: argparse.Namespace) -> dict[str, Any]:
+    """Compare ten loads of one model with the bare script's."""
+    path, tokens, device = made(model), MODELS[model], torch_device(limits.device)
+    loads: list[Mapping[str, object]] = [{"dtype": "auto"}] * LOADS
+    plugin = plugin_side("plugin", TEN_TESTS, options_of(model, path, limits.device, tokens))
+    bare = Side("bare script", ["-c", BARE, path, json.dumps(loads), device, str(tokens)])
+    what = f"{LOADS} measured loads of {model} on {device}"
+    found = compare(what, plugin, bare, limits, RATIO_GOALS.get((limits.device, model)))
+    spread(plugin)
+    plugin.close()
+    bare.close()
+    return found
+
+
+def gate(model: str, limits: argparse.Namespace) -> dict[str, Any]:
+    """Compare a memory gate of several strategies with the bare script's loads; record its baselines first."""
+    path, tokens, device = made(model), MODELS[model], torch_device(limits.device)
+    options = options_of(model, path, limits.device, tokens)
+    if limits.baselines is not None:
+        options.append(f"--llm-baselines={limits.baselines.resolve()}")
+    plugin = plugin_side("plugin", GATE_TESTS, options)
+    bare = Side("bare script", ["-c", BARE, path, json.dumps(list(STRATEGIES.values())), device, str(tokens)])
+    if limits.baselines is None or not limits.baselines.exists():
+        plugin.run("--llm-update-baselines", "--llm-record-repeats=1")
+        plugin.told.clear()
+    found = {}
+    if limits.pairs:
+        found = compare(f"a memory gate of {model}: {', '.join(STRATEGIES)}", plugin, bare, limits, GATE_GOAL)
+    plugin.close()
+    bare.close()
+    return found
+
+
+def clean(model: str, limits: argparse.Namespace) -> dict[str, Any]:
+    """Compare a gate of one load with that of the version in ``limits.old``; each side records its own baseline."""
+    path, tokens = made(model), MODELS[model]
+    options = options_of(model, path, limits.device, tokens)
+    found = {}
+    for name, marker in CLEAN.items():
+        tests = CLEAN_TESTS.format(marker=marker)
+        new = plugin_side("this version", tests, options)
+        old = plugin_side("old version", tests, options, root=limits.old.resolve(), clock=False)
+        for side in (new, old):
+            side.run("--llm-update-baselines", "--llm-record-repeats=1")
+            side.told.clear()
+        what = f"a clean memory gate of one load, {model} {name} on {torch_device(limits.device)}"
+        found[name] = compare(what, new, old, limits, CLEAN_GOAL)
+        new.close()
+        old.close()
+    return found
+
+
+def made(model: str) -> str:
+    """Return the folder of a preset's checkpoint, built if it is not there."""
+    return resolve(f"random:{model}", default_cache()).path
+
+
+def torch_device(kind: str) -> str:
+    """Return torch's name of the device that the loads use."""
+    return "cuda:0" if kind == "cuda" else "cpu"
+
+
+def options_of(model: str, path: str, device: str, tokens: int) -> list[str]:
+    """Return the plugin's options for a checkpoint."""
+    return [f"--llm-model={model}={path}", f"--llm-device={device}", f"--llm-workload=1x128+{tokens}"]
 
 
 def entry_import() -> float:
@@ -285,27 +382,27 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, help="one of them; by default moe-128m and llama-1b")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--pairs", type=int, default=1, help="runs of each side; five or more for a figure to quote")
-    parser.add_argument("--only", choices=("fixed", "ten", "gate"), help="one part; by default fixed and ten")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each comparison, at most")
+    parser.add_argument(
+        "--only", choices=("build", "fixed", "ten", "gate", "clean"), help="one part; by default fixed and ten"
+    )
+    parser.add_argument("--baselines", type=Path, help="the gate's baselines; recorded if the folder is not there")
+    parser.add_argument("--old", type=Path, help="the checkout of the version that --only clean compares with")
+    parser.add_argument("--json", type=Path, help="file for all that was measured")
     options = parser.parse_args()
+    if options.only == "clean" and options.old is None:
+        parser.error("--only clean needs --old FOLDER, a checkout of the version to compare with")
     if options.only in (None, "fixed"):
         fixed_costs()
+    parts = {"ten": ten_loads, "gate": gate, "clean": clean}
+    found: dict[str, dict[str, Any]] = {}
     for model in [options.model] if options.model else SMALL if options.only != "fixed" else ():
-        path, tokens = resolve(f"random:{model}", default_cache()).path, MODELS[model]
-        device = "cuda:0" if options.device == "cuda" else "cpu"
-        if options.only in (None, "ten"):
-            ten = Comparison(model, path, options.device, tokens, TEN_TESTS, [{"dtype": "auto"}] * LOADS)
-            goal = RATIO_GOALS.get((options.device, model))
-            compare(f"{LOADS} measured loads of {model} on {device}", ten, options.pairs, goal, loads=1)
-        if options.only == "gate":
-            gate = Comparison(model, path, options.device, tokens, GATE_TESTS, list(STRATEGIES.values()))
-            gate.record()
-            compare(
-                f"a memory gate of {model}: {', '.join(STRATEGIES)}",
-                gate,
-                options.pairs,
-                GATE_GOAL,
-                loads=len(STRATEGIES),
-            )
+        if options.only == "build":
+            made(model)
+        elif options.only != "fixed":
+            found[model] = parts[options.only or "ten"](model, options)
+            if options.json is not None:
+                options.json.write_text(json.dumps(found))
     return 0
 
 
