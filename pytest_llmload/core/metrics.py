@@ -268,7 +268,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "exact",
             _EXACT,
-            "GPU memory that every further call of forward and generate keeps",
+            "GPU memory that every further call of the model keeps",
             late=True,
         ),
         Metric(
@@ -276,7 +276,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "host",
             Tolerance(absolute=64 << 10),
-            "Host memory that every further call of forward and generate keeps",
+            "Host memory that every further call of the model keeps",
             ("malloc",),
             late=True,
         ),

@@ -148,8 +148,9 @@ def _errors(
         if rounded is not None:
             own_error += float((rounded - original).square().sum() + (original * _ROUNDING).square().sum())
             actual_error += float((actual - original).square().sum())
-            product += float(actual.double() @ rounded.double())
-            power += float(rounded.double() @ rounded.double())
+            # Not ``@``: a library of linear algebra starts all of its threads for the product of two rows.
+            product += float((actual.double() * rounded).sum())
+            power += float(rounded.double().square().sum())
     if not own_error or not power:
         return _Errors(largest)
     return _Errors(largest, actual_error / own_error, product / power)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,14 +25,21 @@ def checksums(inventory: Inventory) -> dict[str, str]:
 
     Parameters and persistent buffers in memory; packed values of quantised weights as they are stored.
     """
+    weights = [held for held in inventory.distinct() if _is_weight(held)]
     found: dict[str, int] = defaultdict(int)
-    for held in inventory.distinct():
-        weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
-        if weight and held.tensor is not None and held.nbytes and not held.source:
+    # zlib releases the interpreter's lock while it reads. On a GPU, each thread would take memory of its own.
+    on_host = all(held.tensor.device.type == "cpu" for held in weights)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if on_host else 1) as threads:
+        for held, value in zip(weights, threads.map(_of_tensor, weights), strict=True):
             key = _NUMBER.sub("*", held.path)
             place = zlib.crc32(held.path.encode()) | 1
-            found[key] = (found[key] + place * _of_tensor(held)) % _MODULUS
+            found[key] = (found[key] + place * value) % _MODULUS
     return {name: f"{value:016x}" for name, value in sorted(found.items())}
+
+
+def _is_weight(held: Held) -> bool:
+    weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
+    return weight and held.tensor is not None and held.nbytes > 0 and not held.source
 
 
 def _of_tensor(held: Held) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,14 +55,26 @@ class PaddedRun:
 
 
 def run(loaded: Loaded) -> PaddedRun:
-    """Generate one given token after a padded batch; of a model that does not generate, its forward."""
+    """Generate one given token after a padded batch; of a model that does not generate, run its forward."""
+    found = PaddedRun()
+    with _layers(loaded, found):
+        _run(loaded, found)
+    return found
+
+
+def repeat(loaded: Loaded) -> None:
+    """Run the padded batch once more, without looking at it."""
+    _run(loaded, PaddedRun())
+
+
+def _run(loaded: Loaded, found: PaddedRun) -> None:
     prompt = max(2, min(loaded.job.spec.workload.prompt_tokens, _PROMPT))
     ids = input_ids(loaded, workload_tokens(Workload(ROWS, prompt, 1), vocabulary(loaded)))
     mask = torch.ones_like(ids)
     mask[-1, : prompt // 2] = 0
-    found = PaddedRun(tokens=prompt)
+    found.tokens = prompt
     generates = can_generate(loaded) and getattr(loaded.model, "generation_config", None) is not None
-    with torch.no_grad(), _layers(loaded, found):
+    with torch.no_grad():
         if generates:
             _generate(loaded, ids, mask, found)
         else:
@@ -72,7 +85,6 @@ def run(loaded: Loaded) -> PaddedRun:
             logits = getattr(output, "logits", None)
             logits = output[0] if logits is None else logits
             found.logits = [(logits[:, -1] if logits.dim() == 3 else logits).float().cpu()]
-    return found
 
 
 def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
@@ -111,13 +123,18 @@ def _layers(loaded: Loaded, found: PaddedRun) -> Iterator[None]:
             handle.remove()
 
 
+@cache
+def _signs(size: int) -> Any:
+    """Return so many signs, the same in every load."""
+    return 1 - 2 * (torch.arange(size) * 2654435761 % 4096 >= 2048).double()
+
+
 def _look(path: str, found: PaddedRun) -> Any:
     def hook(module: Any, args: Any, output: Any) -> None:
         first = output[0] if isinstance(output, (tuple, list)) and output else output
         if path in found.layers or not isinstance(first, torch.Tensor) or first.dim() < 2:
             return
         values = local_part(first.detach()).flatten(0, -2)[: first.shape[-2]][-1].double().cpu()
-        signs = 1 - 2 * (torch.arange(values.numel()) * 2654435761 % 4096 >= 2048).double()
-        found.layers[path] = [float(values.norm()), float(values @ signs)]
+        found.layers[path] = [float(values.norm()), float(values @ _signs(values.numel()))]
 
     return hook
