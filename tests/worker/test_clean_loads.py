@@ -169,7 +169,7 @@ def test_what_a_checkpoint_says_of_generating_changes_no_token(
     from pytest_llmload.worker.model.generation import generate
 
     # A quantised cache changes tokens where its package is installed, as it should.
-    monkeypatch.setattr(Quanto, "is_installed", lambda: False)
+    monkeypatch.setattr(Quanto, "is_installed", classmethod(lambda cls: False))
     shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     clean, loaded = (load(files, measure=False)[1] for files in ("tiny-llama", Checkpoint(str(tmp_path), "s", "w")))
