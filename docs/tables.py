@@ -52,7 +52,7 @@ def metrics() -> str:
     rows = [
         (
             f"`{metric.name}`",
-            _UNITS[metric.unit],
+            _UNITS.get(metric.unit, metric.unit),
             metric.kind.replace("_", " "),
             _gate(metric.section, metric.informative, metric.tolerance.format(metric.unit)),
             ", ".join(metric.depends) or "-",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_llmload.baselines import numbers
 from pytest_llmload.baselines.compare import compare, measured, selection
-from pytest_llmload.baselines.environment import differing, entry, stored
+from pytest_llmload.baselines.environment import concerning, differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
@@ -224,7 +224,7 @@ class _Draft:
 
     @staticmethod
     def _differs(key: str, depends: tuple[str, ...], old: Mapping[str, str], new: Mapping[str, str]) -> bool:
-        return bool(differing(old, new, tuple(name for name in depends if name.partition(".")[0] == key)))
+        return bool(differing(old, new, concerning(key, depends)))
 
     def _drop(self, name: str, why: str) -> None:
         if name == NUMBERS:

@@ -1,5 +1,7 @@
 """The entries of a load's environment, declared once: everything besides the model that its figures depend on.
 
+The packages of strategies and quantisation methods are not in the table: each of them declares its own.
+
 The load's process fills them, a baseline keeps those that are ``stored``, and comparing names what differs.
 """
 
@@ -22,8 +24,11 @@ NEEDED = "needed"
 
 UNKNOWN = "unknown"
 
-#: Import names of the packages that hold quantised weights; each method of ``quantisation`` names its own.
-QUANTISERS = ("bitsandbytes", "compressed_tensors", "gguf", "gptqmodel", "hqq", "optimum.quanto", "torchao")
+#: In a list of entries that must be equal, stands for every entry that is not declared here: the version of a package
+#: that a strategy or a quantisation method of the load declares.
+PACKAGES = "packages"
+#: The packages that hold quantised weights; the version of bitsandbytes is an entry of every load, if it is installed.
+QUANTISERS = ("bitsandbytes", PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,6 @@ ENTRIES: dict[str, Entry] = {
         ),
         *(Entry(name, VERSION, IMPORTED) for name in ("deepspeed", "flash_attn", "kernels")),
         Entry("tensor_parallel", VERSION, NEEDED),
-        # bitsandbytes is above: baselines name it for every load.
-        *(Entry(name, VERSION, NEEDED) for name in QUANTISERS[1:]),
         Entry("cuda", VERSION),
         Entry("python", VERSION),
         Entry("rocm", VERSION),
@@ -77,6 +80,11 @@ ENTRIES: dict[str, Entry] = {
         Entry("ranks", SETTING, stored=False),
     )
 }
+
+
+def entry_of(name: str) -> Entry:
+    """Return the declaration of an entry; a name that is not declared is a package that the load needs."""
+    return ENTRIES.get(name) or Entry(name, VERSION, NEEDED)
 
 
 def libraries(present: str) -> list[str]:

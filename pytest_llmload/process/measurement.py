@@ -255,7 +255,8 @@ class Measurement:
     def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.process.environment import environment
 
-        self.result.environment = {**environment(self.job), "page_cache": self.page_cache}
+        quantised_by = getattr(loaded.config, "quantization_config", None)
+        self.result.environment = {**environment(self.job, quantised_by), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:
             self.result.environment["attn"] = str(attention)

@@ -66,6 +66,14 @@ def method_of(scheme: str) -> Method:
     return _active.schemes[scheme][1]
 
 
+def packages_of(config: Any) -> tuple[str, ...]:
+    """Return the packages of the method that a ``quantization_config``, an object or a dict, names; none if unknown."""
+    name = config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", "")
+    # An enumeration's member in the object, its value in the dict.
+    name = getattr(name, "value", name)
+    return next((method.packages for method in methods() if name in method.file_methods), ())
+
+
 def keep_offloaded_dense(job: Job, device_map: object, config: Any, *, offloads: bool = False) -> None:
     """Change a ``quantization_config`` as the scheme's method does it if a load leaves weights off the device.
 

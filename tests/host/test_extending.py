@@ -145,6 +145,24 @@ def test_a_strategy_of_ones_own_is_selected_checked_and_recorded(pytester: pytes
     )
     assert len(list(pytester.path.glob("baselines/tiny-llama/*/half_context+*.json"))) == 1
     assert "half_context" in (pytester.path / "run.md").read_text()
+
+    # The strategy's next release leaves a quarter of the positions of before.
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.strategy("half_context", divide_by=4)
+        def test_a(llm, memory_baseline):
+            memory_baseline.check(llm)
+        """,
+        ours=STRATEGY.replace("//= job", "//= 4 * job"),
+    )
+    red = project("--llm-report=run.md")
+    red.assert_outcomes(failed=1)
+    red.stdout.fnmatch_lines(
+        ["memory *changed*: tiny-llama / half_context+*", "*config.max_position_embeddings: 2048 -> 512*"]
+    )
+    assert "config.max_position_embeddings: 2048 -> 512" in (pytester.path / "run.md").read_text()
     pytester.makepyfile("import pytest\n@pytest.mark.strategy('half_context', divide_by=0)\ndef test_a(llm): pass")
     refused = project("--collect-only")
     refused.stderr.fnmatch_lines(["*::test_a: divide_by=0 leaves no positions"])
@@ -208,6 +226,23 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*test_nearest[[]tiny-llama-three[]] PASSED*"])
     assert "@pytest.mark.threads(count): Load with so many threads." in project("--markers").stdout.str()
+    # What it sets is part of the load's identity: it is recorded, compared and reported.
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.threads(2)
+        def test_a(llm, memory_baseline):
+            memory_baseline.check(llm)
+        """
+    )
+    project("--llm-record-missing").assert_outcomes(passed=1)
+    (baseline,) = pytester.path.glob("baselines/tiny-llama/*/*.json")
+    assert json.loads(baseline.read_text())["spec"]["env"] == [["OMP_NUM_THREADS", "2"]]
+    project("--llm-report=run.json").assert_outcomes(passed=1)
+    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert run["verdict"] == "ok"
+    assert run["spec"]["env"] == [["OMP_NUM_THREADS", "2"]]
     pytester.makepyfile("import pytest\n@pytest.mark.threads\ndef test_a(llm_spec): pass")
     refused = project("--collect-only")
     refused.stderr.fnmatch_lines(["*threads: missing a required argument: 'count'; write threads(count)"])

@@ -41,6 +41,54 @@ def test_its_scheme_is_loaded_checked_described_and_planned(registered: pytest.P
     assert run["id"] == "tiny-llama-rows-int8"
 
 
+def _install(folder: Path, release: str) -> None:
+    """Put a release of the package that the method needs on the path of the tests."""
+    (folder / "rows_kernels.py").write_text("")
+    shutil.rmtree(next(folder.glob("rows_kernels-*"), folder / "none"), ignore_errors=True)
+    information = folder / f"rows_kernels-{release}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rows-kernels\nVersion: {release}\n")
+
+
+def test_what_its_library_changes_is_red_and_explained(registered: pytest.Pytester, project: Run) -> None:
+    method = registered.path / "rows_method.py"
+    text = METHOD.read_text().replace('    name = "rows"\n', '    name = "rows"\n    packages = ("rows_kernels",)\n')
+    method.write_text(text)
+    registered.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.quant("rows-int8")
+        def test_a(llm, memory_baseline):
+            memory_baseline.check(llm)
+        """
+    )
+    missing = project("-rs")
+    missing.assert_outcomes(skipped=1, errors=1)
+    missing.stdout.fnmatch_lines(["*rows-int8 needs rows_kernels, not installed: pip install rows-kernels"])
+
+    _install(registered.path, "1.0")
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    (file,) = registered.path.glob("baselines/tiny-llama/*/rows-int8.json")
+    assert json.loads(file.read_text())["environment"]["rows_kernels"] == "1.0"
+
+    _install(registered.path, "1.1")
+    method.write_text(text.replace('register_buffer("scales", scales)', 'register_buffer("scales", scales.double())'))
+    red = project("--llm-report=run.md", "--llm-report=run.json")
+    red.assert_outcomes(failed=1)
+    red.stdout.fnmatch_lines(
+        [
+            "memory regressed: tiny-llama / rows-int8 on *",
+            "*host.weights * -> *",
+            "*because *21 x RowsLinear: scale float32 -> float64*",
+            "*changed *rows_kernels 1.0 -> 1.1*",
+        ]
+    )
+    assert "scale float32 -> float64" in (registered.path / "run.md").read_text()
+    (run,) = json.loads((registered.path / "run.json").read_text())["runs"]
+    assert {row["quant"] for row in run["manifest"]} >= {"rows-int8 scale=float64"}
+
+
 def test_what_it_leaves_dense_fails(registered: pytest.Pytester, project: Run) -> None:
     text = METHOD.read_text().replace('path.endswith("_proj")', 'path.endswith("q_proj")')
     (registered.path / "rows_method.py").write_text(text)

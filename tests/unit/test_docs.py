@@ -7,17 +7,23 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llmload import plugin
 from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.loads.llm import LLM, Memory, Timing
-from pytest_llmload.host.markers.table import markers
+from pytest_llmload.host.markers.base import LoadMarker
+from pytest_llmload.host.markers.table import LOAD_MARKERS, markers
 from pytest_llmload.host.settings.options import OPTIONS
+from pytest_llmload.quantisation import Method, Scheme, registry
+from pytest_llmload.quantisation import builtin as quantisation_methods
+from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
 
 if sys.version_info >= (3, 11):
@@ -50,6 +56,52 @@ def test_each_table_is_what_the_code_says(name: str) -> None:
 def test_a_table_that_is_nowhere_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 times"):
         tables.replaced("text", "metrics", "| a |")
+
+
+def test_an_extension_is_documented_by_its_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy, a method with a scheme, a metric, a marker and a report format: each in its table at once."""
+
+    class HalfContext(Strategy):
+        name = "half_context"
+        summary = "Everything on one device, with half of the positions."
+        packages = (*Strategy.packages, "halving")
+
+    class Rows(Method):
+        name = "rows"
+        summary = "int8 with a scale a row."
+        packages = ("rows_kernels",)
+        schemes = (Scheme("rows-int8", "Rows in 8 bit.", 8),)
+
+    class Threads(LoadMarker):
+        """Load with so many threads."""
+
+        name = "threads"
+
+        @staticmethod
+        def signature(count: int) -> None: ...
+
+    def verdict_lines(document: dict[str, Any]) -> str:
+        """One line a load."""
+        return ""
+
+    joules = Metric("power.joules", "J", "driver", "2%", "Energy of generating the workload")
+    monkeypatch.setitem(tables.BUILTIN, "half_context", HalfContext)
+    methods = (*quantisation_methods.BUILTIN, Rows)
+    monkeypatch.setattr(tables, "QUANTISATION", methods)
+    monkeypatch.setattr(registry, "BUILTIN", methods)
+    monkeypatch.setitem(tables.METRICS, joules.name, joules)
+    monkeypatch.setitem(LOAD_MARKERS, "threads", Threads)
+    monkeypatch.setitem(tables.WRITERS, ".csv", verdict_lines)
+    rows = {
+        "strategies": "| `half_context` | Everything on one device, with half of the positions. | `halving` |",
+        "schemes": "| `rows-int8` | Rows in 8 bit. | 8 | `skip_modules`, `dense_ok` | `rows_kernels` |",
+        "quantisation": "| rows | int8 with a scale a row. | `rows_kernels` |",
+        "metrics": "| `power.joules` | J | driver | 2 % | - | Energy of generating the workload |",
+        "markers": "| `threads(count)` | Load with so many threads. |",
+        "reports": "| `.csv` | One line a load. |",
+    }
+    for name, row in rows.items():
+        assert row in tables.TABLES[name][1](), name
 
 
 def test_what_users_can_name_is_in_the_reference() -> None:

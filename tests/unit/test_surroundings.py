@@ -6,10 +6,9 @@ import pytest
 from sample_loads import ENVIRONMENT, baseline_of, load
 
 from pytest_llmload.baselines.compare import compare
-from pytest_llmload.baselines.environment import changes, differing, stored
-from pytest_llmload.core.environment_entries import ENTRIES, QUANTISERS
+from pytest_llmload.baselines.environment import changes, concerning, differing, stored
+from pytest_llmload.core.environment_entries import ENTRIES, PACKAGES
 from pytest_llmload.core.metrics import METRICS
-from pytest_llmload.quantisation.registry import methods
 
 
 @pytest.mark.parametrize(
@@ -57,21 +56,14 @@ def test_new_entries_are_no_reason_to_write_and_come_with_the_next_one() -> None
 
 
 def test_what_belongs_to_each_time_or_to_the_spec_is_not_kept_and_neither_is_anything_unknown() -> None:
-    kept = stored({**dict.fromkeys(ENTRIES, "x"), "user": "somebody", "HF_HOME": "/home/somebody"})
+    kept = stored({**dict.fromkeys(ENTRIES, "x"), "user": "somebody", "HF_HOME": "/home/somebody", "ours": "1.0"})
     assert set(ENTRIES) - set(kept) == {"host", "page_cache", "ranks"}
-    assert set(kept) <= set(ENTRIES)
+    assert set(kept) - set(ENTRIES) == {"ours"}
 
 
 def test_every_metric_depends_on_entries_only() -> None:
     depends = {name.removesuffix(".minor") for metric in METRICS.values() for name in metric.depends}
-    assert depends <= set(ENTRIES)
-
-
-def test_the_version_of_every_method_that_quantises_is_an_entry() -> None:
-    #: Packages of kernels, and of the command line that GPTQ's loading goes through.
-    others = {"kernels", "optimum"}
-    packages = {package for method in methods() for package in method.packages} - others
-    assert packages == set(QUANTISERS)
+    assert depends <= {*ENTRIES, PACKAGES}
 
 
 def test_a_different_release_of_a_quantiser_is_named() -> None:
@@ -80,5 +72,17 @@ def test_a_different_release_of_a_quantiser_is_named() -> None:
     theirs = {**ours, "torchao": "0.18.1", "optimum.quanto": "0.2.8"}
     assert changes(ours, theirs) == ("optimum.quanto 0.2.7 -> 0.2.8", "torchao 0.18.0 -> 0.18.1")
     assert differing(ours, theirs, METRICS["gpu.load_allocations"].depends) != ""
-    # The entry exists only where a load needs the package.
+    # The entry exists only where a load needs the package, and a baseline of an older release may lack it.
     assert differing(ENVIRONMENT, ENVIRONMENT, METRICS["gpu.load_allocations"].depends) == ""
+    assert differing(ENVIRONMENT, theirs, METRICS["gpu.load_allocations"].depends) == ""
+    assert stored(theirs)["optimum.quanto"] == "0.2.8"
+
+
+def test_what_depends_on_a_different_release_of_a_package_is_not_kept_beside_what_was_measured_with_it() -> None:
+    old = {**ENVIRONMENT, "ours": "1.0"}
+    names = ("torch.minor", PACKAGES)
+    assert concerning("ours", names) == ("ours",)
+    assert concerning("torch", names) == ("torch.minor",)
+    assert concerning("peft", names) == ()
+    assert concerning("ours", ("torch",)) == ()
+    assert differing(old, {**old, "ours": "1.1"}, names) == "ours 1.0 -> 1.1"

@@ -24,7 +24,7 @@ class StoredRows(Stored):
         return 0.5 / 127 + 0.003
 
     def describe(self) -> str:
-        return "rows-int8 scale=float32"
+        return f"rows-int8 scale={str(self.scales.dtype).removeprefix('torch.')}"
 
     def statistics(self) -> Iterator[tuple[str, Any]]:
         yield "scales", self.scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,14 @@ def test_nf4_of_what_was_fp4_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(make: Callable[[Path, Path], Path], directory: Path) -> Checkpoint:
     return Checkpoint(str(make(Path(checkpoint(TINY).path), directory)), "shape", "weights")
+
+
+def test_the_package_of_a_stored_format_is_an_entry_of_the_environment(tmp_path: Path) -> None:
+    """No marker names the method: the checkpoint does, and a different release may load it differently."""
+    stored = quick(made(format_files.compressed_tensors, tmp_path / "ct"))
+    assert stored.environment["compressed_tensors"] == importlib.metadata.version("compressed-tensors")
+    dense = quick(TINY)
+    assert "compressed_tensors" not in dense.environment
 
 
 def test_compressed_tensors_that_go_dense_in_the_first_forward(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from loads import checkpoint, job, load, measured
 
-from pytest_llmload.core.environment_entries import ENTRIES, QUANTISERS
+from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
@@ -452,10 +452,9 @@ def test_the_environment_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) 
 #: Entries that only some loads have, and of whom they are.
 ONLY_SOME = {
     "cuda": "torch for NVIDIA", "rocm": "torch for AMD", "gpu": "a GPU", "driver": "a GPU", "libc": "glibc",
-    "peft": "installed", "kernels": "imported", "flash_attn": "imported",
+    "bitsandbytes": "installed", "peft": "installed", "kernels": "imported", "flash_attn": "imported",
     "deepspeed": "its strategy", "tensor_parallel": "its strategy", "ranks": "parallel strategies",
     "server": "endpoints", "revision": "endpoints", "allocator": "set by the user",
-    **dict.fromkeys(QUANTISERS, "its methods"),
 }  # fmt: skip
 
 

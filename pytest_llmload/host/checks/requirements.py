@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.units import format_bytes, format_seconds
@@ -31,7 +36,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
     """Return why a test cannot run here; None if it can. Raises MachineError if the device itself is in doubt."""
     if spec is not None and state.broker.runs_already(spec):
         missing = state.strategies.missing_client_packages(spec)
-        return f"an endpoint needs {', '.join(missing)}: pip install 'pytest-llmload[serve]'" if missing else None
+        return f"an endpoint needs {', '.join(missing)}, not installed: {installation(missing)}" if missing else None
     gpus = state.device.gpus
     marks = nearest(item, "gpu_count")
     own = state.spec_of(item)
@@ -42,7 +47,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
         wanted = max((state.marks.gpus(mark, item.nodeid) for mark in marks), default=0)
     if spec is not None:
         if packages := state.strategies.missing_packages(spec):
-            return f"{spec.slug} needs {', '.join(packages)}, not installed: pip install 'pytest-llmload[all]'"
+            return f"{spec.slug} needs {', '.join(packages)}, not installed: {installation(packages)}"
         needed = state.broker.gpus_needed(spec)
         # On the CPU a parallel strategy shards over CPU devices.
         if state.device.kind == "cuda" or spec.world_size == 1 < needed:
@@ -115,3 +120,17 @@ def does_not_fit(state: State, spec: LoadSpec) -> str | None:
             needs = f"{spec.slug} needs {format_bytes(planned[name])} on {place} by plan"
             return f"{needs}, which has {format_bytes(room)}{beside}"
     return None
+
+
+def installation(packages: Iterable[str]) -> str:
+    """Return the command that installs packages, named by what is imported: by the extras that they are part of."""
+    extras: dict[str, str] = {}
+    for text in importlib.metadata.requires("pytest-llmload") or ():
+        requirement = Requirement(text)
+        extra = re.search(r"extra == [\"'](.+?)[\"']", str(requirement.marker))
+        if extra is not None and extra[1] != "dev":
+            extras.setdefault(canonicalize_name(requirement.name), extra[1])
+    names = [canonicalize_name(package) for package in packages]
+    own = dict.fromkeys(extras[name] for name in names if name in extras)
+    others = [name for name in names if name not in extras]
+    return " ".join(["pip install", *([f"'pytest-llmload[{','.join(own)}]'"] if own else []), *others])

@@ -6,7 +6,10 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from pytest_llmload.core.environment_entries import ENTRIES, VERSION
+from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.system.process_tree import tree
 
 _PROC = Path("/proc")
@@ -22,12 +25,14 @@ def versions(root: int) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     names = {entry.name for entry in ENTRIES.values() if entry.kind == VERSION}
+    names |= {package for method in methods() for package in method.packages}
+    entries = {canonicalize_name(name): name for name in names}
     for python, folder in sorted(_folders(root)):
         found.setdefault("python", python)
         for distribution in importlib.metadata.distributions(path=[folder]):
-            name = str(distribution.metadata["Name"]).lower().replace("-", "_")
-            if name in names:
-                found.setdefault(name, distribution.version)
+            name = canonicalize_name(str(distribution.metadata["Name"]))
+            if name in entries:
+                found.setdefault(entries[name], distribution.version)
     return found
 
 
