@@ -78,7 +78,7 @@ def compare(
     else:
         recorded = bool(baseline.figures(section))
         names = [name for name in _names(baseline, result, section) if chosen(name)]
-        # Report every metric that was asked for by name, even if neither side has a value.
+        # Report every metric that is requested by name, even if neither side has a value.
         answered = {*names, *map(_sum, names)}
         names += [name for name in metrics or () if find(name, result.table) and name not in answered]
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib.util
 
 #: Modules that ``from_pretrained`` and ``generate`` import on their first call.
 LIBRARY = (
@@ -24,6 +24,6 @@ PLACEMENT = ("psutil", "numpy.ctypeslib", "resource")
 def is_installed(name: str) -> bool:
     """Return true if a module can be found, without importing it; its parent is imported, and may be missing too."""
     try:
-        return find_spec(name) is not None
+        return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False

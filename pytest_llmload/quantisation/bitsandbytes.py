@@ -148,11 +148,11 @@ class StoredFourBit(Stored):
 
     def differences(self, request: Request) -> Iterator[str]:
         if request.double_quant and not self.is_nested:
-            yield f"double quant was asked for, but the statistics are plain {dtype_name(self.scales)}"
+            yield f"double quant was requested, but the statistics are plain {dtype_name(self.scales)}"
         if not request.double_quant and not request.may_nest and self.is_nested:
-            yield "double quant was not asked for, but the statistics are quantised"
+            yield "the statistics are quantised, but double quant was not requested"
         if request.compute and self.compute != request.compute:
-            yield f"compute dtype {request.compute} was asked for, {self.compute or 'none'} is set"
+            yield f"compute dtype {request.compute} was requested, but {self.compute or 'none'} is set"
 
 
 @dataclass(frozen=True, eq=False)

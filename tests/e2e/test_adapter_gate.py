@@ -33,7 +33,7 @@ def test_the_suite_covers_adapters_and_skips_where_peft_is_missing(
 
     pytester.makeconftest(WITHOUT_PEFT)
     skipped = project(*suite, "-rs")
-    # The error: loads were asked for, and none was measured.
+    # The error: tests requested loads, but none was measured.
     skipped.assert_outcomes(skipped=2, errors=1)
     skipped.stdout.fnmatch_lines(["*nf4+lora needs peft, not installed*"])
 

@@ -97,4 +97,4 @@ def test_what_is_no_cut_is_a_usage_error(project: Project, eight: str, arguments
 def test_a_cut_that_leaves_nothing_out_is_an_error_of_the_setup(project: Project, eight: str) -> None:
     refused = project(*OPTIONS, eight, "--llm-layers=8", fast=False)
     refused.assert_outcomes(errors=2)
-    refused.stdout.fnmatch_lines(["*'llama' has 8 layers, and a cut to 8 leaves none of them out: ask for fewer*"])
+    refused.stdout.fnmatch_lines(["*'llama' has 8 layers, and a cut to 8 leaves none of them out: load fewer*"])

@@ -35,5 +35,5 @@ def test_the_demo_catches_its_planted_fault() -> None:
     demo = ROOT / "examples" / "demo" / "demo.sh"
     done = subprocess.run(["bash", str(demo), sys.executable], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "double quant was asked for, but the statistics are plain float32" in done.stdout
+    assert "double quant was requested, but the statistics are plain float32" in done.stdout
     assert "Caught." in done.stdout

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.host.loads import strategies as strategies_module
 from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.settings.adapters import location, parse_adapter
 
@@ -74,8 +73,8 @@ def test_the_runs_adapter_is_what_lora_means(
     [
         ('lora("./none")', "'./none' is not a directory on this machine"),
         ('lora("a/b/c")', "neither a directory on this machine nor a hub id"),
-        ('lora(via="magic")', "unknown via 'magic': 'peft' or 'load_adapter'"),
-        ('strategy("lora", via="magic")', "unknown via 'magic'"),
+        ('lora(via="magic")', "unknown via='magic'; write 'peft' or 'load_adapter'"),
+        ('strategy("lora", via="magic")', "unknown via='magic'"),
     ],
 )
 def test_wrong_adapters_are_usage_errors(
@@ -111,7 +110,7 @@ def test_a_hub_id_is_left_alone(tmp_path: Path) -> None:
 
 def test_what_an_adapter_needs(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(strategies_module, "find_spec", lambda name: None if name == "peft" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
     strategies = Strategies(pytestconfig)
     assert strategies.missing_packages(LoadSpec(model="m", name="m", adapter="random")) == ["peft"]
     assert strategies.missing_packages(LoadSpec(model="m", name="m")) == []

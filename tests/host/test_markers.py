@@ -171,14 +171,14 @@ def test_the_nearest_node_wins_and_different_markers_multiply(
 
 WRONG = [
     ("strategy('bf16', world_size=2)", "strategy('bf16') has no world_size: it is not split over ranks"),
-    ("strategy('tp_plan', world_size='2')", "world_size='2': a whole number of shards or ranks, at least 1"),
-    ('quant("nf5")', "quant: unknown 'nf5': one of none, int8, nf4, fp4"),
+    ("strategy('tp_plan', world_size='2')", "world_size='2'; write a whole number of shards or ranks, at least 1"),
+    ('quant("nf5")', "quant: unknown 'nf5'; use one of none, int8, nf4, fp4"),
     ("quant()", "quant names nothing"),
     ('quant("nf4", double=True)', "quant: got an unexpected keyword argument 'double'"),
-    ('quant("int8", double_quant=True)', "quant('int8') has no double_quant"),
+    ('quant("int8", double_quant=True)', "quant('int8') has no option double_quant"),
     ('quant("nf4", compute_dtype="half")', "unknown compute_dtype 'half'"),
     ('quant("nf4", skip_modules="lm_head")', "'lm_head' is not a list of names"),
-    ("gpu_count(0)", "gpu_count(0): a whole number of GPUs, at least 1"),
+    ("gpu_count(0)", "gpu_count(0): write a whole number of GPUs, at least 1"),
     ('gpu_count("ALL")', "gpu_count('ALL')"),
     ('gpu_memory("40")', "gpu_memory: write one size"),
     ('memory_ceiling(gpu="8.5Gib")', "memory_ceiling: '8.5Gib' is not a size: write a number and one of B, KiB"),
@@ -190,10 +190,10 @@ WRONG = [
     ('device_map("auto", max_memory={"gpu": "1GiB"})', "'gpu' is not a device"),
     ('device_map("auto", max_memory={0: "1 gig"})', "max_memory: '1 gig' is not a size"),
     ('workload("many")', "workload: 'many' is not a workload"),
-    ('quant("nf4", double_quant="no")', "quant: double_quant='no': True or False"),
-    ('strategy("nf4", double_quant="no")', "strategy: double_quant='no': True or False"),
-    ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half': one of fp32, fp16, bf16"),
-    ('lora(merged="no")', "lora: merged='no': True or False"),
+    ('quant("nf4", double_quant="no")', "quant: double_quant='no' is not a boolean; write True or False"),
+    ('strategy("nf4", double_quant="no")', "strategy: double_quant='no' is not a boolean; write True or False"),
+    ('strategy("nf4", compute_dtype="half")', "strategy: unknown compute_dtype 'half'; use one of fp32, fp16, bf16"),
+    ('lora(merged="no")', "lora: merged='no' is not a boolean; write True or False"),
     ('strategy("fp16", double_quant=True)', "double_quant has no effect on 'fp16'; it belongs to quant('nf4', 'fp4'"),
     ('strategy("int8", compute_dtype="bf16")', "compute_dtype has no effect on 'int8'; it belongs to quant("),
     ('strategy("fp16", skip_modules=["a"])', "skip_modules has no effect on 'fp16'; it belongs to quant("),
@@ -220,16 +220,19 @@ WRONG = [
         "gpu_count(2) contradicts world_size=4 of strategy('tensor_parallel')",
     ),
     ('strategy("tp_plan")\n@pytest.mark.gpu_count(4)', "gpu_count(4) contradicts world_size=2"),
-    ('quant("int8", "none", double_quant=True)', "quant('int8', 'none') has no double_quant"),
-    ('quant("none", skip_modules=["a"])', "quant('none') has no skip_modules"),
+    ('quant("int8", "none", double_quant=True)', "quant('int8', 'none') has no option double_quant"),
+    ('quant("none", skip_modules=["a"])', "quant('none') has no option skip_modules"),
     ('strategy("nf4", compute_dtype="bf17")', "strategy: unknown compute_dtype 'bf17'"),
     ('strategy("fp16", dtype="bfloat16")', "dtype='bfloat16' contradicts dtype 'fp16'"),
     (
         'attn("eager")\n@pytest.mark.strategy("auto", attn_implementation="sdpa")',
         "attn_implementation='sdpa' contradicts attn 'eager'",
     ),
-    ('quant(pytest.param("nf4", "int8"))', "quant: pytest.param('nf4', 'int8'): one value in each"),
-    ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2): one value in each"),
+    (
+        'quant(pytest.param("nf4", "int8"))',
+        "quant: pytest.param('nf4', 'int8') has 2 values; give each pytest.param one",
+    ),
+    ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2) has 2 values; give each pytest.param one"),
     ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
     ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
 ]
@@ -318,7 +321,7 @@ def test_a_marker_that_would_be_ignored_is_an_error(
     result = project()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
-    assert "test_whole: gpu_count('ALL'): a whole number of GPUs" in text
+    assert "test_whole: gpu_count('ALL'): write a whole number of GPUs" in text
     assert "quant inside pytest.param(marks=…) of another parametrize would be ignored" in text
     assert "test_no_fixture: quant would be ignored: the test uses no load fixture" in text
     assert "test_ceiling: memory_ceiling would be ignored: the test uses no load fixture; let it request 'llm'" in text
@@ -345,7 +348,7 @@ def test_a_wrong_marker_is_said_once_by_a_run_in_several_workers(
     result = project("-n", "2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     everything = result.stderr.str() + result.stdout.str()
-    assert everything.count("gpu_count(0): a whole number of GPUs, at least 1") == 1
+    assert everything.count("gpu_count(0): write a whole number of GPUs, at least 1") == 1
     assert everything.count("quant would be ignored") == 1
     assert "INTERNALERROR" not in everything
     assert "Traceback" not in everything

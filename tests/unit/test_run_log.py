@@ -70,7 +70,7 @@ def test_the_suite_loads_what_fits_the_device_and_says_what_not() -> None:
     ("names", "message"),
     [
         (["loader"], "strategy 'loader' needs --llm-loader"),
-        (["nf5"], "--llm-strategy: unknown 'nf5': one of single"),
+        (["nf5"], "--llm-strategy: unknown 'nf5'; use one of single"),
     ],
 )
 def test_a_strategy_that_the_suite_cannot_load_is_refused(names: list[str], message: str) -> None:

@@ -134,7 +134,7 @@ def test_a_clean_load(name: str, small: Checkpoint, saved: Callable[[str], str])
 # A cartridge's state is put together of parts when it is asked for: a changed copy changes nothing in the model.
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "cartridge"])
 def test_one_tensor_that_was_not_loaded(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
-    """Its values are those of another training; the file that was asked for says which are right."""
+    """Its values are those of a different training; the requested file says which are right."""
     wrapped = attach(small, saved(name))
     loaded = Loaded(job(small, adapter=saved(name)), wrapped)
     stored = loaded.attached.stored(loaded.inventory.state())
@@ -299,7 +299,7 @@ def loader_that_merges(spec: LoadSpec) -> Any:
 def test_a_merge_that_was_not_asked_for_is_the_first_line(small: Checkpoint, saved: Callable[[str], str]) -> None:
     fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_merges"}
     first, *_ = quick(small, adapter=saved("lora"), **fields).problems
-    assert first.message.startswith("the adapter is merged into the model's weights, which was not asked for")
+    assert first.message.startswith("the adapter is merged into the model's weights, which was not requested")
 
 
 def test_a_merge_into_a_head_that_is_tied_to_the_embedding(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_values_of_another_layer(attached: Any) -> None:
 def test_an_adapter_that_was_merged_although_nobody_asked(attached: Any) -> None:
     attached(lambda model: model.merge_adapter())
     checks = {problem.check: problem.message for problem in quick("tiny-llama", adapter="random").problems}
-    assert "merged into the weights, which was not asked for" in checks["adapter"]
+    assert "merged into the weights, which was not requested" in checks["adapter"]
     assert "12 of" in checks["values"]
 
 

@@ -178,7 +178,7 @@ def test_what_a_checkpoint_says_of_generating_changes_no_token(
     assert generate(loaded, [70, 71, 72], 6) == generate(clean, [70, 71, 72], 6)
     assert loaded.model.generation_config is own
     assert own.to_dict() == before
-    missing = [note for note in loaded.notes if "whose package is missing" in note]
+    missing = [note for note in loaded.notes if "whose package is not installed" in note]
     assert len(missing) == (said.get("cache_implementation") == "quantized")
 
 

@@ -83,7 +83,7 @@ def _linear4bit(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 
 def test_nf4_that_became_fp4(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, quant_type="fp4")
-    assert "nf4 was asked for, fp4 is stored" in only_problem(quick("tiny-llama", quant="nf4"), "quantised").message
+    assert "nf4 was requested, but fp4 is stored" in only_problem(quick("tiny-llama", quant="nf4"), "quantised").message
 
 
 def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_codes_of_one_type_that_the_state_calls_the_other(
     monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
     result = quick("tiny-llama", quant=scheme, double_quant=double_quant)
     messages = [problem.message for problem in result.problems if problem.check == "quantised"]
-    wanted = "nf4 was asked for, fp4 is stored" if scheme == "nf4" else "fp4 is stored, but its state calls it nf4"
+    wanted = "nf4 was requested, but fp4 is stored" if scheme == "nf4" else "fp4 is stored, but its state calls it nf4"
     assert any(wanted in message for message in messages)
     assert all(row.quant.startswith("fp4") for row in result.manifest if row.cls == "Linear4bit")
 
@@ -127,13 +127,13 @@ def test_codes_of_one_type_that_the_state_calls_the_other(
 def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=False)
     problem = only_problem(quick("tiny-llama", quant="nf4", double_quant=True), "quantised")
-    assert "double quant was asked for, but the statistics are plain float32" in problem.message
+    assert "double quant was requested, but the statistics are plain float32" in problem.message
 
 
 def test_double_quant_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=True)
     problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
-    assert "double quant was not asked for" in problem.message
+    assert "double quant was not requested" in problem.message
 
 
 def test_a_users_own_loader_may_do_more_than_the_markers_ask() -> None:
@@ -143,7 +143,7 @@ def test_a_users_own_loader_may_do_more_than_the_markers_ask() -> None:
     problem = only_problem(
         quick("tiny-llama", strategy="loader", target="loads:double_quant_loader", quant="int8"), "quantised"
     )
-    assert "int8 was asked for, nf4 is stored" in problem.message
+    assert "int8 was requested, but nf4 is stored" in problem.message
 
 
 def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
@@ -152,7 +152,7 @@ def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
 
     tampered(tamper)
     problem = only_problem(quick("tiny-llama", quant="nf4", compute_dtype="bf16"), "quantised")
-    assert "compute dtype bfloat16 was asked for, float32 is set" in problem.message
+    assert "compute dtype bfloat16 was requested, but float32 is set" in problem.message
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
 
 
@@ -205,7 +205,7 @@ def test_fused_experts_are_named_with_the_share() -> None:
     assert any("mlp.experts.gate_up_proj (" in name for name in problem.names)
     assert problem.bytes == sum(row.bytes for row in result.manifest if "experts" in row.module)
     assert type(loaded.model.lm_head) is torch.nn.Linear
-    assert problem.hint == "where that is as it should be: quant('nf4', dense_ok=['*.mlp.experts.*'])"
+    assert problem.hint == "if that is intended: quant('nf4', dense_ok=['*.mlp.experts.*'])"
 
 
 @fused_experts
@@ -317,7 +317,9 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path: Path, scheme: str) -> 
     assert result.problems == []
     assert any(row.quant.startswith(scheme) for row in result.manifest)
     assert quick(files, quant=scheme).problems == []
-    assert f"{other} was asked for, {scheme} is stored" in only_problem(quick(files, quant=other), "quantised").message
+    assert (
+        f"{other} was requested, but {scheme} is stored" in only_problem(quick(files, quant=other), "quantised").message
+    )
 
 
 # Dense weights
@@ -326,7 +328,7 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path: Path, scheme: str) -> 
 def test_a_load_that_was_upcast(tampered: Callable[[Tamper], None]) -> None:
     tampered(lambda model: model.float())
     problem = only_problem(quick("tiny-llama", dtype="bf16"), "dtype")
-    assert "bfloat16 was asked for, but" in problem.message
+    assert "bfloat16 was requested, but" in problem.message
     assert "are float32" in problem.message
     assert any(name.startswith("model.layers.0.self_attn.q_proj.weight") for name in problem.names)
 
@@ -496,7 +498,7 @@ def test_an_unexpected_key_and_its_permission(tmp_path: Path) -> None:
     save_file({**load_file(file), "score.weight": torch.ones(2, 2)}, file, {"format": "pt"})
     problem = only_problem(quick(files), "keys")
     assert problem.names == ("score.weight",)
-    assert problem.hint == "where that is as it should be: strategy('single', keys_ok=['score.weight'])"
+    assert problem.hint == "if that is intended: strategy('single', keys_ok=['score.weight'])"
     assert quick(files, options=(("keys_ok", json.dumps(["score.*"])),)).problems == []
 
 
@@ -553,7 +555,7 @@ def test_another_attention(tampered: Callable[[Tamper], None]) -> None:
     assert quick("tiny-llama", attn="eager").problems == []
     tampered(tamper)
     problem = only_problem(quick("tiny-llama", attn="sdpa"), "attention")
-    assert "attention sdpa was asked for, eager is used" in problem.message
+    assert "attention sdpa was requested, but eager is used" in problem.message
 
 
 # Copies, numbers, forwards

@@ -118,7 +118,7 @@ def test_a_loader_that_quantises_is_judged_the_same(scheme: str, target: str) ->
 
 def test_a_loader_of_another_scheme() -> None:
     result = quick(TINY, strategy="loader", target="own_quantisers:quanto_int8", quant="torchao-int8")
-    assert messages(result) == ["torchao-int8 was asked for, quanto-int8 is stored (21 of 21 weights)"]
+    assert messages(result) == ["torchao-int8 was requested, but quanto-int8 is stored (21 of 21 weights)"]
 
 
 def test_four_bits_that_take_a_byte_each_are_told() -> None:
@@ -130,7 +130,7 @@ def test_four_bits_that_take_a_byte_each_are_told() -> None:
 
 def test_a_config_that_quantises_nothing() -> None:
     (text,) = messages(quick(TINY, quant="config", quant_config="own_quantisers:nothing"))
-    assert text == "own_quantisers:nothing was asked for, but nothing is quantised: 21 weights (13.50 MiB) are dense"
+    assert text == "own_quantisers:nothing was requested, but nothing is quantised: 21 weights (13.50 MiB) are dense"
 
 
 def test_hqq_says_why_it_cannot_be() -> None:

@@ -107,7 +107,7 @@ def test_a_keyword_that_the_file_contradicts(scheme: str, fields: dict[str, Any]
     phases: list[str] = []
     result, loaded = measure(job(saved(scheme), **fields), phases.append)
     assert message(result).startswith(
-        f"{asked} was asked for, {stored} is stored: the checkpoint is quantised already, and what its config.json "
+        f"{asked} was requested, but {stored} is stored: the checkpoint is quantised already, and what its config.json "
     )
     assert loaded is None
     assert "load" not in phases, "known before anything is loaded"
@@ -258,7 +258,7 @@ def test_what_a_config_says(config: dict[str, Any], description: str, skips: tup
     assert found is not None
     assert (found.description, found.skips, found.scheme) == (description, skips, "")
     spec = LoadSpec(model="m", name="m", quant="nf4")
-    assert contradiction(spec, found).startswith(f"nf4 was asked for, {description} is stored: ")
+    assert contradiction(spec, found).startswith(f"nf4 was requested, but {description} is stored: ")
     assert contradiction(LoadSpec(model="m", name="m"), found) == ""
 
 

@@ -29,13 +29,13 @@ def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
 
 def flag(value: object, where: str) -> bool:
     if not isinstance(value, bool):
-        raise pytest.UsageError(f"{where}={quoted(value)}: True or False")
+        raise pytest.UsageError(f"{where}={quoted(value)} is not a boolean; write True or False")
     return value
 
 
 def names(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise pytest.UsageError(f"{where}: {quoted(value)} is not a list of names")
+        raise pytest.UsageError(f"{where}: {quoted(value)} is not a list of names; write one such as ['lm_head']")
     return tuple(value)
 
 

@@ -123,11 +123,11 @@ class LoadMarker(Marker):
     ) -> list[Value]:
         """Return a value for each of the names that a marker lists, all of them among ``allowed``."""
         if not args:
-            raise pytest.UsageError(f"{where}: {self.name} names nothing: one or more of {', '.join(allowed)}")
+            raise pytest.UsageError(f"{where}: {self.name} names nothing; write one or more of {', '.join(allowed)}")
         values = []
         for arg, identity, marks in unpacked(args, f"{where}: {self.name}"):
             if arg not in allowed:
-                raise pytest.UsageError(f"{where}: {self.name}: unknown {quoted(arg)}: one of {', '.join(allowed)}")
+                raise pytest.UsageError(f"{where}: {self.name}: unknown {quoted(arg)}; use one of {', '.join(allowed)}")
             values.append(Value(make(arg), identity, marks))
         return values
 
@@ -154,7 +154,9 @@ def unpacked(args: Iterable[Any], where: str) -> Iterator[tuple[Any, str | None,
         if isinstance(arg, _PARAMETER_SET):
             if len(arg.values) != 1:
                 values = ", ".join(map(repr, arg.values))
-                raise pytest.UsageError(f"{where}: pytest.param({values}): one value in each")
+                raise pytest.UsageError(
+                    f"{where}: pytest.param({values}) has {len(arg.values)} values; give each pytest.param one"
+                )
             marks = tuple(mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in arg.marks)
             yield arg.values[0], (arg.id if isinstance(arg.id, str) else None), marks
         else:

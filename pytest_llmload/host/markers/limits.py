@@ -53,7 +53,7 @@ class MemoryCeiling(LimitMarker):
             raise pytest.UsageError(f"{where}: memory_ceiling: write memory_ceiling(gpu='9GiB'), host=, or both")
         if phase is not None and phase not in PHASES:
             raise pytest.UsageError(
-                f"{where}: memory_ceiling: unknown phase {quoted(phase)}: one of {', '.join(PHASES)}"
+                f"{where}: memory_ceiling: unknown phase {quoted(phase)}; use one of {', '.join(PHASES)}"
             )
         try:
             sizes = {side: parse_bytes(size) for side, size in kwargs.items()}
@@ -79,7 +79,7 @@ class Budget(NamedTuple):
 
         if isinstance(text, str) and (match := re.fullmatch(r"\s*\+\s*(\d+(?:\.\d+)?)\s*%\s*", text)):
             if not float(match[1]):
-                raise ValueError(f"{quoted(text)}: two times are never equal, the budget must be more than 0 %")
+                raise ValueError(f"{quoted(text)}: two times are never equal; give a budget of more than 0 %")
             return cls(text, relative=float(match[1]) / 100)
         return cls(str(text), parse_seconds(text))
 

@@ -66,7 +66,7 @@ class Strategy(LoadMarker):
             raise pytest.UsageError(f"{where}: strategy({name!r}) has no world_size: it is not split over ranks")
         if type(value) is not int or value < 1:
             raise pytest.UsageError(
-                f"{where}: world_size={quoted(value)}: a whole number of shards or ranks, at least 1"
+                f"{where}: world_size={quoted(value)}; write a whole number of shards or ranks, at least 1"
             )
         return value
 
@@ -115,7 +115,7 @@ class Quant(LoadMarker):
             # One marker may list schemes of which some do not have an option, but not all.
             if not any(key in value.fields for value in values):
                 schemes = ", ".join(repr(value.fields["quant"]) for value in values)
-                raise pytest.UsageError(f"{where}: quant({schemes}) has no {key}")
+                raise pytest.UsageError(f"{where}: quant({schemes}) has no option {key}; leave it out")
         return values
 
     def _configured(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> Fields:
@@ -126,11 +126,11 @@ class Quant(LoadMarker):
         config = kwargs["config"]
         if others := [*(repr(arg) for arg in args if arg != BY_CONFIG), *(key for key in kwargs if key != "config")]:
             raise pytest.UsageError(
-                f"{where}: quant: config= decides how the model is quantised; leave {', '.join(others)} away"
+                f"{where}: quant: config= decides how the model is quantised; leave out {', '.join(others)}"
             )
         if not isinstance(config, str) or not is_reference(config):
             raise pytest.UsageError(
-                f"{where}: quant: config={quoted(config)} is not an import string: 'pkg.mod:function'"
+                f"{where}: quant: config={quoted(config)} is not an import string; write 'pkg.mod:function'"
             )
         return {"quant": BY_CONFIG, "quant_config": config}
 
@@ -238,7 +238,7 @@ class GpuCount(LoadMarker):
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         count = self.one(args, kwargs)
         if type(count) is not int or count < 1:
-            raise pytest.UsageError(f"{where}: gpu_count({quoted(count)}): a whole number of GPUs, at least 1")
+            raise pytest.UsageError(f"{where}: gpu_count({quoted(count)}): write a whole number of GPUs, at least 1")
         return [Value({"gpu_count": count})]
 
 
@@ -299,7 +299,7 @@ def quant_option(name: str, value: object, where: str) -> object:
     if name != "compute_dtype":
         return tuple(sorted(set(names(value, f"{where}: {name}"))))
     if value is not None and value not in DTYPES:
-        raise pytest.UsageError(f"{where}: unknown compute_dtype {quoted(value)}: one of {', '.join(DTYPES)}")
+        raise pytest.UsageError(f"{where}: unknown compute_dtype {quoted(value)}; use one of {', '.join(DTYPES)}")
     return value
 
 
@@ -318,7 +318,7 @@ def adapter_fields(given: Fields, root: Any, where: str) -> Fields:
     if "via" in given:
         if given["via"] not in ADAPTER_WAYS:
             known = " or ".join(map(repr, ADAPTER_WAYS))
-            raise pytest.UsageError(f"{where}: lora: unknown via {given['via']!r}: {known}")
+            raise pytest.UsageError(f"{where}: lora: unknown via={given['via']!r}; write {known}")
         found["adapter_via"] = given["via"]
     if "merged" in given:
         found["adapter_merged"] = flag(given["merged"], f"{where}: lora: merged")
@@ -335,5 +335,5 @@ def meant(text: str, known: Sequence[str]) -> str:
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise pytest.UsageError(f"{where}: {quoted(value)} is not a name")
+        raise pytest.UsageError(f"{where}: {quoted(value)} is not a name; write a text")
     return value

@@ -35,7 +35,7 @@ def suite_loads(state: State) -> SuiteLoads:
     names, strategies = state.settings.strategies, state.strategies
     if unknown := [name for name in names if name not in strategies]:
         known = ", ".join(strategies)
-        raise pytest.UsageError(f"{options.flag(state.config, 'strategy')}: unknown {unknown[0]!r}: one of {known}")
+        raise pytest.UsageError(f"{options.flag(state.config, 'strategy')}: unknown {unknown[0]!r}; use one of {known}")
     fields: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     loader = options.flag(state.config, "loader")

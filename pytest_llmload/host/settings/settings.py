@@ -162,7 +162,7 @@ class _Given:
 
         def check(text: str) -> str:
             if text not in choices:
-                raise ValueError(f"{quoted(text)} is none of {', '.join(choices)}")
+                raise ValueError(f"unknown {quoted(text)}; use one of {', '.join(choices)}")
             return text
 
         return self.parsed(name, check)
@@ -196,7 +196,7 @@ def _tolerances(lines: list[str], table: Mapping[str, Metric]) -> dict[str, Tole
 def _count(value: object) -> int:
     text = str(value)
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{quoted(text)} is not a number of loads of at least 1")
+        raise ValueError(f"{quoted(text)} is not a number of loads; write a whole number of at least 1")
     return int(text)
 
 
@@ -206,7 +206,7 @@ def _layers(value: object, endpoint: str) -> int | None:
         raise ValueError(f"{text!r} is not a number of layers: write how many of the first ones to load, as in 4")
     if int(text) and endpoint:
         raise ValueError(
-            "a running server has loaded its whole model, and nothing here can cut it: leave one of them out"
+            "a running server has loaded its whole model, which cannot be cut; use only one of the two options"
         )
     return int(text) or None
 

@@ -38,7 +38,7 @@ def cut_config(
         raise MachineError(f"{_name(config)} says nowhere how many layers it has, so it cannot be cut to {layers}")
     if max(counts) <= layers:
         raise MachineError(
-            f"{_name(config)} has {max(counts)} layers, and a cut to {layers} leaves none of them out: ask for fewer "
+            f"{_name(config)} has {max(counts)} layers, and a cut to {layers} leaves none of them out: load fewer "
             "layers, or for the whole model"
         )
     return found

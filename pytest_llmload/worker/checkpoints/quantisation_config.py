@@ -43,8 +43,8 @@ def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
         asked += f" computed in {spec.compute_dtype}"
         stored += f" computed in {found.compute}"
     return (
-        f"{asked} was asked for, {stored} is stored: the checkpoint is quantised already, and what its config.json "
-        "says wins; ask for quant('none'), or name a checkpoint that is not quantised"
+        f"{asked} was requested, but {stored} is stored: the checkpoint is quantised already, and what its config.json "
+        "says wins; write quant('none'), or name a checkpoint that is not quantised"
     )
 
 

@@ -1,4 +1,4 @@
-"""The adapter that was asked for is in the model, with the values of its file, and at work."""
+"""Check that the requested adapter is in the model, with the values of its file, and at work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECK = "adapter"
 
 
 def _uninvited(loaded: Loaded) -> Iterator[Problem]:
-    """Yield a problem where the model has an adapter although the test asks for none."""
+    """Yield a problem where the model has an adapter although the test requests none."""
     own = loaded.inventory.wrapping.own
     if not own:
         return
@@ -30,7 +30,7 @@ def _uninvited(loaded: Loaded) -> Iterator[Problem]:
     yield Problem(
         CHECK,
         f"a PEFT adapter ({', '.join(sorted(kinds)) or 'of an unknown kind'}) is in the model, in {len(paths)} "
-        "modules, but the test asks for none: name it with lora(...), or merge or leave it out while loading",
+        "modules, but the test requests none: name it with lora(...), or merge or leave it out while loading",
         paths,
         sum(held.nbytes for held in loaded.inventory.distinct() if loaded.inventory.is_adapter(held)),
     )
@@ -39,7 +39,7 @@ def _uninvited(loaded: Loaded) -> Iterator[Problem]:
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Check that every tensor of the file is where it belongs, none is missing, and none is left over.
 
-    The layers must be active and scaled. Where the test asks for no adapter, none is there.
+    The layers must be active and scaled. If the test requests no adapter, there must be none.
     """
     files = loaded.adapter
     if files is None:
@@ -51,8 +51,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if merged.is_merged(loaded):
             yield Problem(
                 CHECK,
-                "the adapter is merged into the model's weights, which was not asked for: the test wants it beside "
-                "them; write lora(merged=True), or do not merge while loading",
+                "the adapter is merged into the model's weights, which was not requested; write lora(merged=True), or "
+                "do not merge while loading",
             )
         else:
             yield Problem(CHECK, "there is no adapter in the model: peft wraps no layer of it and adds no prompt")
@@ -201,7 +201,7 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
         if path not in wrapping.tuned:
             continue
         if bool(layer.merged) != asked:
-            wrong["not merged" if asked else "merged into the weights, which was not asked for"].append(path)
+            wrong["not merged" if asked else "merged into the weights, which was not requested"].append(path)
         scaling = getattr(layer, "scaling", {}).get(name)
         if scaling is None:
             continue

@@ -1,4 +1,4 @@
-"""The attention implementation that was asked for."""
+"""Check that the requested attention implementation is in use."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if used != asked:
             wrong.setdefault(str(used), []).append(path or "the model")
     for used, paths in wrong.items():
-        yield Problem(CHECK, f"attention {asked} was asked for, {used} is used", tuple(paths))
+        yield Problem(CHECK, f"attention {asked} was requested, but {used} is used", tuple(paths))
     if not seen:
-        yield Problem(CHECK, f"attention {asked} was asked for, but the model does not say which it uses")
+        yield Problem(CHECK, f"attention {asked} was requested, but the model does not say which it uses")

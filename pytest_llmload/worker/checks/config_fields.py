@@ -11,8 +11,8 @@ from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.model.loaded import Loaded
 
 CHECK = "config"
-#: What a load sets by what it was asked for, where a config came from, and the type: several share a class, which calls
-#: itself by its own.
+#: Fields that a load sets by its spec, fields that say where a config came from, and the type: several types share a
+#: class, which calls itself by its own type.
 _BY_LOAD = frozenset(
     {"dtype", "torch_dtype", "quantization_config", "architectures", "transformers_version", "auto_map", "model_type"}
 )

@@ -1,4 +1,4 @@
-"""Dense floating parameters in the dtype that was asked for."""
+"""Check that dense floating parameters have the requested dtype."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     for held in others:
         if held not in pinned:
             wrong[held.dtype].append(held)
-    source = "is what the checkpoint says" if spec.dtype is None else "was asked for"
+    source = "is what the checkpoint says" if spec.dtype is None else "was requested"
     for dtype, found in wrong.items():
         size = size_of(found)
         yield Problem(

@@ -54,7 +54,7 @@ def is_allowed(loaded: Loaded, names: set[str]) -> bool:
 
 def hint(loaded: Loaded, keys: list[str]) -> str:
     """Return what to write where the tensors are not in the model on purpose."""
-    return f"where that is as it should be: strategy({loaded.job.spec.strategy!r}, {OPTION}={keys})"
+    return f"if that is intended: strategy({loaded.job.spec.strategy!r}, {OPTION}={keys})"
 
 
 def patterns(unused: list[str], claimed: set[str]) -> list[str]:

@@ -89,7 +89,7 @@ def _as_configured(loaded: Loaded, skips: tuple[str, ...]) -> Iterator[Problem]:
     dense = [weight for weight in weights if weight.quantised is None]
     packed = prequantised.packed_modules(loaded)
     if not packed:
-        text = f"{loaded.job.spec.quant_config} was asked for, but nothing is quantised: {len(dense)} weights"
+        text = f"{loaded.job.spec.quant_config} was requested, but nothing is quantised: {len(dense)} weights"
         yield Problem(CHECK, f"{text} ({format_bytes(size_of(dense))}) are dense", named(dense), size_of(dense))
         return
     yield from wrong_shapes(quantised)
@@ -164,7 +164,7 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
         )
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
-        yield Problem(CHECK, f"{what.scheme} was asked for, but the model has no weight that could be quantised{where}")
+        yield Problem(CHECK, f"{what.scheme} was requested, but the model has no weight that could be quantised{where}")
 
 
 def _not_asked(loaded: Loaded) -> Iterator[Problem]:
@@ -243,7 +243,7 @@ def _hint(scheme: str, weights: list[Weight]) -> str:
     patterns = sorted(f"{end}.*" if any(w.kind == EXPERTS for w in weights) else end for end in ends)
     if len(patterns) > _HINTED:
         return ""
-    return f"where that is as it should be: quant({scheme!r}, dense_ok={patterns})"
+    return f"if that is intended: quant({scheme!r}, dense_ok={patterns})"
 
 
 def _percent(share: float) -> str:
@@ -306,7 +306,7 @@ def _differences(asked: Request, weight: Weight) -> Iterator[str]:
     assert state is not None
     if state.scheme != asked.scheme:
         called = f", which its state calls {state.label}" if state.label else ""
-        yield f"{asked.scheme} was asked for, {state.scheme} is stored{called}"
+        yield f"{asked.scheme} was requested, but {state.scheme} is stored{called}"
         return
     if state.label:
         yield f"{state.scheme} is stored, but its state calls it {state.label}, and is read as that"

@@ -88,4 +88,4 @@ def _parameter(loaded: Loaded, held: Held) -> Any:
 
 def _hint(scheme: str, found: list[Held]) -> str:
     ends = sorted({f"*.{held.path.rsplit('.', 2)[-2]}.{held.name}" for held in found if "." in held.path})
-    return f"where that is as it should be: quant({scheme!r}, dense_ok={ends})" if 0 < len(ends) <= 3 else ""
+    return f"if that is intended: quant({scheme!r}, dense_ok={ends})" if 0 < len(ends) <= 3 else ""

@@ -7,7 +7,7 @@ from pytest_llmload.core.job import Job
 
 
 def synchronize(job: Job) -> None:
-    """Wait until all GPUs have done what was asked of them; nothing on a CPU run."""
+    """Wait until all GPUs have done all queued work; return at once on a CPU run."""
     if job.device.kind == "cuda":
         import torch
 
@@ -41,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def create_context(job: Job) -> None:
     """Touch every visible GPU, so that no later figure contains a context's creation.
 
-    Raises RuntimeError where a GPU was asked for and torch sees none: never a quiet load on the CPU.
+    Raises RuntimeError if the load is for a GPU and torch sees none: the load never falls back to the CPU.
     """
     if job.device.kind != "cuda":
         return

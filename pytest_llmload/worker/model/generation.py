@@ -132,7 +132,10 @@ def settings(loaded: Loaded, new_tokens: int) -> Any:
     kept = {name: getattr(own, name, None) for name in (*_TOKENS, *_CACHE)}
     if kept["cache_implementation"] == "quantized" and not _can_quantise_cache(kept["cache_config"]):
         kept |= dict.fromkeys(("cache_implementation", "cache_config"))
-        note = "its generation_config.json asks for a quantised cache, whose package is missing: the usual one is used"
+        note = (
+            "its generation_config.json requests a quantised cache, whose package is not installed: the usual cache "
+            "is used"
+        )
         loaded.notes += [note] if note not in loaded.notes else []
     kept = {name: value for name, value in kept.items() if value is not None}
     return GenerationConfig(**kept, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
