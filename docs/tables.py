@@ -150,7 +150,8 @@ def hooks() -> str:
 
 def reports() -> str:
     """Every report format: its suffix and what it holds."""
-    rows = [(f"`{suffix}`", _first_line(writer.__doc__)) for suffix, writer in WRITERS.items()]
+    texts = {suffix: _first_line(writer.__doc__).removeprefix("Return ") for suffix, writer in WRITERS.items()}
+    rows = [(f"`{suffix}`", text[:1].upper() + text[1:]) for suffix, text in texts.items()]
     return _table(("suffix", "report"), rows)
 
 

@@ -23,6 +23,19 @@ NAMED = re.compile(rf"({'|'.join(METHODS)})(\.\w[\w.]*)?")
 #: The table of versions that baselines keep for every load names bitsandbytes, beside torch and peft.
 TABLES = {"core/environment_entries.py"}
 
+#: The files that import by a string, and whose names they import. A wall of layers that strings cross is not a wall.
+BY_STRING = {
+    "__init__.py": "the public names, each when it is first used",
+    "cli/__init__.py": "the module of the command that runs",
+    "core/references.py": "what users name",
+    "process/calls.py": "what users name",
+    "process/load_imports.py": "libraries, and what users name",
+    "process/server_imports.py": "what the pytest process names, before the server forks",
+    "quantisation/bitsandbytes_predicted.py": "the library",
+    "strategies/deepspeed.py": "the library",
+}
+IMPORTING = {"import_module", "__import__", "resolve_name"}
+
 
 def imported(text: str) -> Iterator[str]:
     """The modules that a file names in its imports, also inside functions and under TYPE_CHECKING."""
@@ -49,6 +62,30 @@ def test_core_imports_the_standard_library_only(path: Path) -> None:
 def test_any_package_from_outside_is_seen() -> None:
     text = "import json, yaml.nodes\nfrom pytest_llmload.host import llm\ndef f():\n    from attrs import define\n"
     assert foreign(text) == ["yaml.nodes", "pytest_llmload.host", "attrs"]
+
+
+def imports_by_string(text: str) -> bool:
+    called = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return any(getattr(each, "attr", getattr(each, "id", "")) in IMPORTING for each in called)
+
+
+def test_a_module_is_imported_by_string_only_where_the_name_comes_from_outside() -> None:
+    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    assert {path for path, text in texts.items() if imports_by_string(text)} == set(BY_STRING)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'importlib.import_module("pytest_llmload.host.loads.llm")',
+        'import_module("x")',
+        '__import__("x")',
+        'pkgutil.resolve_name("x:y")',
+    ],
+)
+def test_an_import_by_string_is_seen(line: str) -> None:
+    assert imports_by_string(f"def f():\n    return {line}")
+    assert not imports_by_string("import importlib\nimportlib.util.find_spec('x')")
 
 
 def asked_by_name(text: str) -> Iterator[str]:
