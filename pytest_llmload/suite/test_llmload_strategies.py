@@ -19,4 +19,7 @@ def test_memory(llm: LLM, memory_baseline: MemoryBaseline) -> None:
 @pytest.mark.llmload(suite=True)
 def test_generates(llm: LLM) -> None:
     """Check that the loaded model generates as many tokens as requested."""
-    assert len(llm.generate("Hello", max_new_tokens=8).tokens) == 8
+    count = llm.generate("Hello", max_new_tokens=8).count
+    if count is None:
+        pytest.skip("the endpoint does not report how many tokens it generated")
+    assert count == 8

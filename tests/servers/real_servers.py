@@ -72,11 +72,13 @@ class Servers:
             subprocess.run(maker, check=True)
         return file
 
-    def command(self, name: str, port: str, *, context: int = 4096, slots: int = 8, key: str = "") -> list[str]:
+    def command(
+        self, name: str, port: str, *, context: int = 4096, slots: int = 8, key: str = "", prefix: str = ""
+    ) -> list[str]:
         """Return the command line that starts a server of the model; ``port`` may be ``{port}``."""
         model = str(self.checkpoint)
         if name == "llama-server":
-            own = [str(HERE / "llama_server.py"), str(self.gguf()), port, str(context * slots), str(slots), key]
+            own = [str(HERE / "llama_server.py"), str(self.gguf()), port, str(context * slots), str(slots), key, prefix]
             return ["env", *_ENVIRONMENT, self.python(name), *own]
         if name == "llama-cpp-python":
             own = ["llama_cpp.server", "--model", str(self.gguf()), "--model_alias", "tiny-llama", "--n_threads", "1"]
@@ -85,6 +87,7 @@ class Servers:
         if name == "vllm":
             own = ["vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny-llama"]
             own += ["--host", HOST, "--port", port, "--max-model-len", str(context), "--enforce-eager"]
+            own += ["--api-key", key] if key else []
             return ["env", *_ENVIRONMENT, self.python(name), "-m", *own]
         device = ["--host", HOST, "--port", port, "--device", "cpu"]
         if name == "transformers-5":
@@ -98,8 +101,11 @@ class Servers:
         """Start a server and wait until it is healthy; ``options`` are those of :meth:`command`."""
         port = free_port()
         if name == "litellm":
-            return self._proxy(port, self.start("llama-server", **options))
-        return self._started(name, self.command(name, str(port), **options), port, self._id(name))
+            tls = options.pop("tls", None)
+            return self._proxy(port, self.start("llama-server", **options), tls)
+        command = self.command(name, str(port), **options)
+        url = f"http://{HOST}:{port}{options.get('prefix', '')}"
+        return self._started(name, command, url, self._id(name), options.get("key", ""))
 
     def _id(self, name: str) -> str:
         return str(self.checkpoint) if name.startswith("transformers") else self.alias(name)
@@ -108,7 +114,7 @@ class Servers:
         """Return the id of a server that can be given one, or lists the path of its file."""
         return str(self.gguf()) if name == "llama-server" else "tiny-llama"
 
-    def _proxy(self, port: int, behind: Real) -> Real:
+    def _proxy(self, port: int, behind: Real, tls: tuple[Path, Path] | None) -> Real:
         config = self._folder / f"litellm-{port}.yaml"
         config.write_text(
             "model_list:\n  - model_name: tiny-llama\n    litellm_params:\n"
@@ -117,15 +123,17 @@ class Servers:
         )
         program = "import sys; from litellm import run_server; sys.exit(run_server())"
         own = ["-c", program, "--config", str(config), "--host", HOST, "--port", str(port)]
+        if tls is not None:
+            own += ["--ssl_certfile_path", str(tls[0]), "--ssl_keyfile_path", str(tls[1])]
         command = ["env", *_ENVIRONMENT, "LITELLM_LOCAL_MODEL_COST_MAP=True", self.python("litellm"), *own]
-        real = self._started("litellm", command, port, "tiny-llama", MASTER_KEY)
+        url = f"http{'s' if tls is not None else ''}://{HOST}:{port}"
+        real = self._started("litellm", command, url, "tiny-llama", MASTER_KEY)
         real.behind.append(behind)
         return real
 
-    def _started(self, name: str, command: list[str], port: int, model: str, key: str = "") -> Real:
+    def _started(self, name: str, command: list[str], url: str, model: str, key: str) -> Real:
         self._number += 1
         process = ServerProcess(command, self._folder / f"{self._number}-{name}.log")
-        url = f"http://{HOST}:{port}"
         endpoint = Endpoint(url, key)
 
         def complaint() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import loads
 import pytest
+from certificates import certificate
 from real_servers import KINDS, Real, Servers
 
 from pytest_llmload.core.errors import MachineError
@@ -91,6 +92,7 @@ def test_measured(server: Real, servers: Servers, tmp_path: Path) -> None:
         # What it generates is what the model generates; through a chat template it is another text.
         answer = served.ask({"kind": "generate", "text": "the of and", "max_new_tokens": 8})
         assert -1 not in answer["tokens"]
+        assert answer["count"] == 8
         assert len(answer["tokens"]) in (0, 8)
         if server.name == "vllm":
             assert len(answer["tokens"]) == 8
@@ -111,17 +113,61 @@ def test_a_wrong_id_is_said(server: Real, servers: Servers, tmp_path: Path) -> N
     assert "--llm-endpoint=ID=URL" in problem.hint
 
 
-def test_a_refused_key_is_an_error(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+#: The statuses of requests without a key and with a wrong one.
+REFUSALS = {"llama-server": (401, 401), "vllm": (401, 401), "litellm": (500, 400)}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refused_key_is_an_error(
+    name: str, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """llama-server leaves /health and the list of models open; its first request is what is refused."""
-    server = servers.start("llama-server", key="opensesame")
-    monkeypatch.delenv(KEY, raising=False)
+    server = servers.start(name, **({} if name == "litellm" else {"key": "opensesame"}))
+    without, wrong = REFUSALS[name]
     try:
-        with client(server, servers, tmp_path) as served:
-            with pytest.raises(MachineError, match="answers 401: it needs a key; set LLM_ENDPOINT_KEY"):
+        for key, sentence in (
+            ("", f"answers {without}: it needs a key; set LLM_ENDPOINT_KEY"),
+            ("wrong", f"answers {wrong}: it refused the key in LLM_ENDPOINT_KEY"),
+        ):
+            monkeypatch.setenv(KEY, key)
+            with client(server, servers, tmp_path) as served, pytest.raises(MachineError, match=sentence):
                 served.load()
-        monkeypatch.setenv(KEY, "opensesame")
+        monkeypatch.setenv(KEY, server.key)
         with client(server, servers, tmp_path) as served:
             assert served.load().outcome == LOADED
+    finally:
+        server.stop()
+
+
+def test_a_prefix(servers: Servers, tmp_path: Path) -> None:
+    server = servers.start("llama-server", prefix="/llm")
+    try:
+        with client(server, servers, tmp_path) as served:
+            assert served.load().outcome == LOADED
+        without = dataclasses.replace(server, url=server.url.removesuffix("/llm"))
+        with client(without, servers, tmp_path) as served:
+            with pytest.raises(MachineError, match=r"there is no API under the address.*end the address with /llm"):
+                served.load()
+    finally:
+        server.stop()
+
+
+def test_tls(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls[0]))
+    server = servers.start("litellm", tls=tls)
+    monkeypatch.setenv(KEY, server.key)
+    try:
+        with client(server, servers, tmp_path) as served:
+            assert served.load().outcome == LOADED
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with client(server, servers, tmp_path) as served:
+            with pytest.raises(MachineError, match="its certificate is not trusted: set SSL_CERT_FILE"):
+                served.load()
+        plain = dataclasses.replace(server, url=server.url.replace("https:", "http:"))
+        with client(plain, servers, tmp_path) as served:
+            with pytest.raises(MachineError, match="the endpoint speaks TLS: write https:// in place of http://"):
+                served.load()
     finally:
         server.stop()
 
@@ -175,6 +221,7 @@ def test_recorded_and_green_five_times(
     pytester.makepyfile(
         """
         import pytest
+        from pytest_llmload.suite import test_generates
         @pytest.mark.parametrize("turn", range(5))
         def test_memory(turn, llm_load, memory_baseline):
             llm = llm_load(strategy="served")
@@ -187,9 +234,10 @@ def test_recorded_and_green_five_times(
         f"--llm-endpoint={server.model}={server.url}/v1",
         "--llm-workload=1x16+8",
         "--llm-record-repeats=1",
+        "--llm-strategy=served",
     )
-    project(*options, "--llm-update-baselines", "-k", "0", fast=False).assert_outcomes(passed=1, deselected=4)
-    project(*options, fast=False).assert_outcomes(passed=5)
+    project(*options, "--llm-update-baselines", "-k", "0", fast=False).assert_outcomes(passed=1, deselected=5)
+    project(*options, fast=False).assert_outcomes(passed=6)
     files = list((pytester.path / "baselines").rglob("*.json"))
     if name in WITH_CACHE:
         (file,) = files

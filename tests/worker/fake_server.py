@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 MODEL = "org/model"
@@ -55,6 +57,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.has("locked") and self.headers.get("Authorization") != "Bearer opensesame":
             return self.send(401, {"error": "who are you?"})
+        if self.has("litellm") and self.path == "/health/readiness":
+            return self.send(200, {"status": "healthy", "db": "Not connected"})
+        if self.has("litellm") and (key := self.headers.get("Authorization")) != "Bearer opensesame":
+            return self.send(400 if key else 500, {"error": {"message": "No connected db."}})
         if self.prefix and not self.path.startswith(self.prefix):
             return self.send(404, {"detail": "Not Found"})
         self.path = self.path.removeprefix(self.prefix)
@@ -174,9 +180,15 @@ def server(port: int, mode: str, **attributes: Any) -> Quiet:
 
 
 @contextlib.contextmanager
-def serving(mode: str, **attributes: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a server in a thread, and the requests that it is sent."""
+def serving(
+    mode: str, tls: tuple[Path, Path] | None = None, **attributes: Any
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server in a thread, and the requests that it is sent; it speaks TLS if it has a certificate."""
     own = server(0, mode, **attributes)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        own.socket = context.wrap_socket(own.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=own.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import loads
 import pytest
+from certificates import certificate
 from fake_server import MODEL, serving
 
 from pytest_llmload.core.errors import MachineError
@@ -256,6 +257,19 @@ def test_a_key_that_only_requests_need_is_an_error(tmp_path: Path, monkeypatch: 
         asked("openai+guarded", tmp_path)
 
 
+def test_litellm_without_a_database_refuses_a_key_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MachineError, match="answers 500: it needs a key; set LLM_ENDPOINT_KEY"):
+        asked("litellm", tmp_path)
+    monkeypatch.setenv(KEY, "wrong")
+    with pytest.raises(MachineError, match="answers 400: it refused the key in LLM_ENDPOINT_KEY"):
+        asked("litellm", tmp_path)
+    monkeypatch.setenv(KEY, "opensesame")
+    assert asked("litellm", tmp_path).outcome == LOADED
+    assert "error" in problems(asked("litellm+500", tmp_path))[0][1].lower()
+
+
 def test_a_wrong_path_is_an_error_at_once_and_the_right_one_is_named(tmp_path: Path) -> None:
     with serving("openai", prefix="/llm") as (url, _):
         for wrong, write in (("/llm/more", "end the address with /llm"), ("", "end the address with /llm")):
@@ -289,6 +303,15 @@ def test_tokens_without_usage_are_counted_by_tokenising(tmp_path: Path, monkeypa
     assert any("counted by tokenising the text here" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(("mode", "count"), [("vllm", 5), ("tgi", 5), ("openai", 5), ("openai+uncounted", None)])
+def test_an_answer_has_the_endpoints_count_or_none(mode: str, count: int | None, tmp_path: Path) -> None:
+    with serving(mode) as (url, _), client(foreign(url), tmp_path) as served:
+        served.load()
+        answer = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 5})
+    assert answer["count"] == count
+    assert len(answer["tokens"]) == (5 if mode == "tgi" else 0)
+
+
 def test_answers_in_lumps_are_in_no_figure() -> None:
     lump = Answer(0.0, stamps=[1.0] * 8, pieces=["w"] * 8, tokens=8, ended=1.0)
     assert "8 pieces of text came in 1 read: the server, or a proxy in front of it" in lump.lumps
@@ -300,6 +323,12 @@ def test_answers_in_lumps_are_in_no_figure() -> None:
 def test_what_an_endpoint_speaks_is_said(tmp_path: Path) -> None:
     with serving("openai") as (url, _), client(foreign(url.replace("http:", "https:")), tmp_path) as served:
         with pytest.raises(MachineError, match="it does not speak TLS: write http:// in place of https://"):
+            served.load()
+
+
+def test_a_server_that_speaks_tls_is_not_asked_without_it(tmp_path: Path) -> None:
+    with serving("openai", tls=certificate(tmp_path)) as (url, _), client(foreign(url), tmp_path) as served:
+        with pytest.raises(MachineError, match="the endpoint speaks TLS: write https:// in place of http://"):
             served.load()
 
 

@@ -27,10 +27,12 @@ Message = dict[str, Any]
 class Generated:
     """The continuation of one text: exactly ``max_new_tokens`` tokens, decoded greedily."""
 
-    #: Ids of the new tokens, without the prompt's.
+    #: Ids of the new tokens, without the prompt's; none if an endpoint does not report them and its text does not tell.
     tokens: list[int]
     #: The new tokens as text.
     text: str
+    #: The number of new tokens; None if an endpoint does not report it.
+    count: int | None
 
 
 class Metrics(Mapping[str, float]):
@@ -259,10 +261,10 @@ class LLM:
         """Continue a prompt greedily by exactly ``max_new_tokens`` tokens; an end-of-sequence token does not end it.
 
         A prompt is a text, the ids of its tokens, or the messages of a chat, ``[{"role": "user", "content": "Hi"}]``,
-        for the tokenizer's chat template. Returns ``.tokens`` (a list of ``max_new_tokens`` ids) and ``.text``; for a
-        list of prompts a list of those, each as if it had been the only one. Raises the load's error, RemoteError if
-        generating raises, TypeError for anything except prompts, and ValueError if the checkpoint lacks the
-        tokenizer or the template that a prompt needs.
+        for the tokenizer's chat template. Returns ``.tokens`` (a list of ``max_new_tokens`` ids), ``.text`` and
+        ``.count``; for a list of prompts a list of those, each as if it had been the only one. Raises the load's error,
+        RemoteError if generating raises, TypeError for anything except prompts, and ValueError if the checkpoint lacks
+        the tokenizer or the template that a prompt needs.
         """
         __tracebackhide__ = True
         if type(max_new_tokens) is not int or max_new_tokens < 1:

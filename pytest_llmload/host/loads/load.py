@@ -235,7 +235,7 @@ class Load:
         reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
         if reply["kind"] == "error":
             calls.raise_here(reply)
-        return {name: reply[name] for name in ("tokens", "text")}
+        return {name: reply[name] for name in ("tokens", "text", "count")}
 
     def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True

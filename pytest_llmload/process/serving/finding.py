@@ -8,13 +8,11 @@ from urllib.parse import urlsplit
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
 from pytest_llmload.process.serving.servers import identify
-from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
-from pytest_llmload.process.serving.servers.openai import OpenAi
+from pytest_llmload.process.serving.servers.base import REFUSED_KEY, SelfDescription, ServerKind
 from pytest_llmload.process.serving.servers.transformers_serve import TransformersServe
 
 #: The environment variable with the endpoint's key. No other one is read, since its key may be for another service.
 KEY = "LLM_ENDPOINT_KEY"
-_REFUSED_KEY = (401, 403)
 _NO_PATH = (404, 405)
 _MODELS = "/v1/models"
 #: Paths under which servers and gateways often put the API.
@@ -35,11 +33,12 @@ def look(endpoint: Endpoint, api: str, *, ours: bool, key: str) -> tuple[ServerK
         kind: ServerKind = TransformersServe(endpoint, says)
         return kind, kind.unhealthy()
     kind = identify(endpoint, says, api)
-    if type(kind) is not OpenAi:
-        return kind, kind.unhealthy()
     status = says.get(_MODELS).status
-    if status in _REFUSED_KEY:
+    if kind.key_is_refused(key):
         raise refused_key(status, key)
+    # nginx answers 400 to a request without TLS, others close the connection.
+    if status in (0, 400) and endpoint.only_speaks_tls():
+        raise MachineError("the endpoint speaks TLS: write https:// in place of http:// (--llm-endpoint)")
     if status in _NO_PATH and says.get(kind.health).status in _NO_PATH:
         raise wrong_path(endpoint, status)
     return kind, kind.unhealthy()
@@ -64,7 +63,7 @@ def wrong_path(endpoint: Endpoint, status: int) -> MachineError:
             other = endpoint.get(_MODELS, _PATIENCE, root + prefix).status
         except (Unreachable, HungUp, Late):
             continue
-        if other == 200 or other in _REFUSED_KEY:
+        if other == 200 or other in REFUSED_KEY:
             write = f"end the address with {prefix}" if prefix else "leave its path out"
             return MachineError(f"{said}, and {prefix}{_MODELS} answers {other}: {write} (--llm-endpoint)")
     return MachineError(f"{said}; write the base URL that you give to clients of OpenAI's API (--llm-endpoint)")

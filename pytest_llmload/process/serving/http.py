@@ -87,13 +87,30 @@ class Endpoint:
 
     def is_open(self) -> bool:
         """Return true if a server listens on the port."""
-        parts = httpx.URL(self.url)
         try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.host, port), timeout=1).close()
+            self._connection().close()
         except OSError:
             return False
         return True
+
+    def only_speaks_tls(self) -> bool:
+        """Return true if the address begins with http://, but the server speaks TLS."""
+        if self._tls is not None:
+            return False
+        # Any certificate will do: nothing is sent.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            with self._connection() as connection:
+                context.wrap_socket(connection).close()
+        except OSError:
+            return False
+        return True
+
+    def _connection(self) -> socket.socket:
+        parts = httpx.URL(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return socket.create_connection((parts.host, port), timeout=1)
 
     def events(self, path: str, body: object) -> Iterator[tuple[float, str] | Reply]:
         """Yield the data of each event of a stream, with the time when its bytes were read (``time.perf_counter``).

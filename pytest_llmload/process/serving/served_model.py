@@ -125,7 +125,12 @@ class Served:
             return _error(str(error))
         with self._answered():
             answer = self._kind.answer(prompt, message["max_new_tokens"])
-            return {"kind": "value", "tokens": self._ids(answer, message["max_new_tokens"]), "text": answer.text}
+            told = (
+                answer.tokens
+                if answer.tokens is not None
+                else self._kind.told_tokens(answer, message["max_new_tokens"])
+            )
+            return {"kind": "value", "tokens": self._ids(answer, told), "text": answer.text, "count": told}
         return _error(self._result.problems[before].message)
 
     def _prompt_of(self, kind: ServerKind, prompt: Prompt) -> Prompt:
@@ -387,17 +392,14 @@ class Served:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
-    def _ids(self, answer: Answer, asked: int) -> list[int]:
+    def _ids(self, answer: Answer, told: int | None) -> list[int]:
         """Return the ids of an answer, as the protocol reports them, or else by tokenising its text.
 
-        Return none if tokenising gives a different number of tokens from those generated.
+        Return none if tokenising gives a different number of tokens from those generated, which is ``told``.
         """
         if answer.ids:
             return answer.ids
         ids = self._prompts.ids(answer.text)
-        told = (
-            answer.tokens if answer.tokens is not None or self._kind is None else self._kind.told_tokens(answer, asked)
-        )
         return ids if ids is not None and len(ids) == told else []
 
     def _dump(self, *_: Any) -> None:

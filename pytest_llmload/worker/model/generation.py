@@ -219,7 +219,7 @@ def generate_workload(
 
 
 def generate(loaded: Loaded, prompt: Prompt, max_new_tokens: int = 16) -> dict[str, Any]:
-    """Return exactly ``max_new_tokens`` new ``tokens`` and their ``text``, as ``llm.generate`` gives them.
+    """Return exactly ``max_new_tokens`` new ``tokens``, their ``text`` and ``count``, as ``llm.generate`` gives them.
 
     Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
     Raises ValueError for text or a chat where there is no tokenizer; ``text`` is then empty for token ids.
@@ -227,4 +227,4 @@ def generate(loaded: Loaded, prompt: Prompt, max_new_tokens: int = 16) -> dict[s
     rows = [token_ids(loaded.tokenizer, loaded.tokenizer_error, prompt)]
     tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
     text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
-    return {"tokens": tokens, "text": text}
+    return {"tokens": tokens, "text": text, "count": len(tokens)}

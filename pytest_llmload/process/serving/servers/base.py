@@ -12,6 +12,8 @@ from pytest_llmload.worker.model.prompts import Prompt
 
 #: The most seconds to wait for one answer about the server itself.
 PATIENCE = 5.0
+#: Statuses with which a server refuses a key.
+REFUSED_KEY = (401, 403)
 _NO_REPLY = Reply(0, "")
 
 
@@ -128,6 +130,10 @@ class ServerKind(ABC):
             # It has no such path, or hangs there: the first request will show whether it can serve.
             return ""
         return "" if reply.status == 200 else _complaint(self.health, reply)
+
+    def key_is_refused(self, key: str) -> bool:
+        """Return true if the endpoint does not list its models with this key, or without one if it is empty."""
+        return self.says.get("/v1/models").status in REFUSED_KEY
 
     def answers_to(self, model: str) -> bool:
         """Return true if it answers a request for a different model; false if the protocol does not name models."""

@@ -23,6 +23,11 @@ class LiteLlm(OpenAi):
         # Releases that report their version there do not report it in their answers.
         return bool({"litellm_version", "db"} & says.object("/health/readiness").keys())
 
+    def key_is_refused(self, key: str) -> bool:
+        # Without a database, a wrong key is looked for there all the same (400, "No connected db."), and a request
+        # without a key is an internal error (500).
+        return super().key_is_refused(key) or self.says.get("/v1/models").status == (400 if key else 500)
+
     def server(self) -> str:
         told = self.says.object("/health/readiness").get("litellm_version", "")
         return f"litellm {self.endpoint.headers.get(_VERSION, told)}".strip()

@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 from pytest_llmload.process.serving import streams
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
 from pytest_llmload.process.serving.http import Endpoint
-from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
+from pytest_llmload.process.serving.servers.base import REFUSED_KEY, SelfDescription, ServerKind
 from pytest_llmload.worker.model.prompts import Prompt
 
 #: Statuses of an answer that refuses the fields or the path; any other error status is reported.
 _NOT_SO = (400, 404, 405, 422, 501)
-_REFUSED_KEY = (401, 403)
 #: Fields of a delta that are not text.
 _NO_TEXT = ("role",)
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -32,7 +31,7 @@ class RequestRefused(BadAnswer):
     @property
     def for_its_key(self) -> bool:
         """Return true if the endpoint refused the key."""
-        return self.status in _REFUSED_KEY
+        return self.status in REFUSED_KEY
 
 
 def plain(new_tokens: int) -> dict[str, Any]:
