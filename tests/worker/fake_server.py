@@ -74,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             served = "org/other" if self.has("other") else self.model
             owner = "vllm" if self.has("vllm") else "acme"
             return self.send(200, {"object": "list", "data": [{"id": served, "object": "model", "owned_by": owner}]})
+        if self.path == "/openapi.json" and self.has("llama_cpp"):
+            return self.send(200, {"info": {"title": "🦙 llama.cpp Python API", "version": "0.3.36"}})
         if self.path == "/version" and self.has("vllm"):
             return self.send(200, {"version": "0.11.0"})
         if self.path == "/metrics" and self.has("vllm"):

@@ -312,6 +312,16 @@ def test_an_answer_has_the_endpoints_count_or_none(mode: str, count: int | None,
     assert len(answer["tokens"]) == (5 if mode == "tgi" else 0)
 
 
+def test_tokens_may_have_no_text(tmp_path: Path) -> None:
+    """Parts of a character, for instance: the server says that it reached the limit of the request."""
+    result = asked("openai+silent+uncounted+llama_cpp", tmp_path)
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    assert not {"ttft", "per_token"} & set(result.metrics)
+    assert problems(asked("openai+silent+uncounted", tmp_path)) == [
+        ("tokens", "POST /v1/completions streamed no token at all")
+    ]
+
+
 def test_answers_in_lumps_are_in_no_figure() -> None:
     lump = Answer(0.0, stamps=[1.0] * 8, pieces=["w"] * 8, tokens=8, ended=1.0)
     assert "8 pieces of text came in 1 read: the server, or a proxy in front of it" in lump.lumps

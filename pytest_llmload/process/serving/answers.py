@@ -79,9 +79,13 @@ class Answer:
         self.stamps.append(moment)
         self.pieces.append(piece)
 
-    def check(self, path: str) -> None:
-        """Raise BadAnswer if no token was generated."""
-        if self.tokens == 0 or (self.tokens is None and not self.stamps):
+    def check(self, path: str, told: int | None) -> None:
+        """Raise BadAnswer if no token was generated; ``told`` is their number as the reason of its end tells it.
+
+        An answer may have tokens and no text: a part of a character, or special tokens only.
+        """
+        generated = told if self.tokens is None else self.tokens
+        if generated == 0 or (generated is None and not self.stamps):
             raise BadAnswer("tokens", f"{path} streamed no token at all")
 
 

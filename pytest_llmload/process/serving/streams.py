@@ -52,7 +52,6 @@ def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, fl
         raise CutOff(f"POST {path}: {_so_far(answer)}, then the stream ended with {_DONE} and no finish_reason")
     if not answer.finish:
         raise HungUp(f"POST {path}: {_so_far(answer)}, then the stream ended without its last event")
-    answer.check(f"POST {path}")
     return answer
 
 

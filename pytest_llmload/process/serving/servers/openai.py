@@ -100,6 +100,7 @@ class OpenAi(ServerKind):
                     break
                 continue
             self._settle(path, fields)
+            answer.check(f"POST {path}", self.told_tokens(answer, new_tokens))
             return answer
         raise RequestRefused("; ".join(refusals), status)
 

@@ -46,9 +46,11 @@ class Tgi(ServerKind):
     def answer(self, prompt: Prompt, new_tokens: int) -> Answer:
         parameters = {"max_new_tokens": new_tokens, "do_sample": False, "details": True}
         try:
-            return streams.read(self.endpoint, _STREAM, {"inputs": prompt, "parameters": parameters}, _take)
+            answer = streams.read(self.endpoint, _STREAM, {"inputs": prompt, "parameters": parameters}, _take)
         except streams.Refusal as refusal:
             raise RequestRefused(str(refusal), refusal.status) from None
+        answer.check(f"POST {_STREAM}", None)
+        return answer
 
 
 def is_info(info: dict[str, Any]) -> bool:
