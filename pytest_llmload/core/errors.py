@@ -82,6 +82,14 @@ class MachineError(LLMLoadError):
     """The machine cannot do what the test requests: GPU held, download failed, disk full, driver mismatch."""
 
 
+class RequirementMissing(MachineError):
+    """The machine lacks a package or a device that the library needs for the load: the test is skipped."""
+
+
+#: The name of each class of machine errors in messages between processes.
+MACHINE_ERRORS: dict[str, type[MachineError]] = {"machine": MachineError, "missing": RequirementMissing}
+
+
 class CheckRaised(LLMLoadError):
     """A check or a probe raised an exception: a fault of the check or probe, which says nothing about the load."""
 

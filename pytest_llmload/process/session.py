@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pytest_llmload.core import results
-from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.errors import LoadFailed, MachineError, RequirementMissing
 from pytest_llmload.core.job import HERE, Job
 from pytest_llmload.process.debuggers import without_terminal
+from pytest_llmload.process.missing_requirement import missing_requirement
 from pytest_llmload.quantisation import registry
 from pytest_llmload.system.disk_full import is_disk_full
 from pytest_llmload.system.process_exit import Died
@@ -295,6 +296,9 @@ def describe(error: BaseException, phase: str) -> Message:
     kind = type(error)
     if isinstance(error, MachineError):
         outcome = "machine"
+    elif lacks := missing_requirement(error):
+        error = RequirementMissing(lacks).with_traceback(error.__traceback__)
+        outcome = "missing"
     elif is_disk_full(error):
         error = MachineError(f"the disk is full: {_text(error)}").with_traceback(error.__traceback__)
         outcome = "machine"

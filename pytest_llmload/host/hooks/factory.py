@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmload.core import verdicts
-from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.errors import MachineError, RequirementMissing
 from pytest_llmload.host.checks import requirements
 from pytest_llmload.host.loads.llm import LLM
 from pytest_llmload.host.run.stash import state_of
@@ -26,8 +26,8 @@ class Factory:
     """Called with the keywords of the markers, and ``model=``, ``env=``, ``options=``.
 
     Loads at once. Raises the errors of a load; a load that this machine cannot do skips the test, or is an error under
-    ``--llm-require-hardware``. ``shared=True``
-    uses the run's load of an equal spec, otherwise the load is the test's own and closed at its end.
+    ``--llm-require-hardware``. ``shared=True`` uses the run's load of an equal spec, otherwise the load is the test's
+    own and closed at its end.
     """
 
     def __init__(self, config: pytest.Config, item: pytest.Item) -> None:
@@ -58,6 +58,8 @@ class Factory:
             self._own.append(load)
         try:
             result = load.result
+        except RequirementMissing as lacks:
+            state.skip(self._item, spec, str(lacks))
         except MachineError as broken:
             state.note(spec, self._item.nodeid, verdicts.ERROR, str(broken).splitlines()[0])
             raise

@@ -19,6 +19,7 @@ from pytest_llmload.core.errors import (
     LoadTimeout,
     MachineError,
     RemoteError,
+    RequirementMissing,
 )
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.checks import limits, requirements
@@ -44,6 +45,8 @@ def around_setup(item: pytest.Item) -> Generator[None, None, None]:
         return (yield)
     except LoadError as error:
         item.stash[_LOAD_ERROR] = error
+    except RequirementMissing as error:
+        state_of(item.config).skip(item, state_of(item.config).loaded_by(item), str(error))
 
 
 def _forget_failed_load(item: pytest.Item) -> None:

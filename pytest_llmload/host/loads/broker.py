@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmload.core import results
 from pytest_llmload.core.errors import (
+    MACHINE_ERRORS,
     LoadCrashed,
     LoadError,
     LoadFailed,
@@ -162,7 +163,8 @@ class Broker:
             finally:
                 process.close()
             if reply["kind"] == "error":
-                raise MachineError(f"planning {spec.id}: {ErrorInfo(**reply['error'])}")
+                own = MACHINE_ERRORS.get(reply["outcome"], MachineError)
+                raise own(f"planning {spec.id}: {ErrorInfo(**reply['error'])}")
             self._plans[spec] = reply["plan"]
         return self._plans[spec]
 
@@ -428,8 +430,8 @@ class Broker:
         if reply["kind"] == "error":
             info = ErrorInfo(**reply["error"])
             info.log = process.tail()
-            if reply["outcome"] == "machine":
-                raise MachineError(info.message)
+            if reply["outcome"] in MACHINE_ERRORS:
+                raise MACHINE_ERRORS[reply["outcome"]](info.message)
             if "result" not in reply:
                 return LoadResult(spec=job.spec.to_json(), outcome=reply["outcome"], error=info)
             # What was seen until then.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core import results
-from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.errors import MACHINE_ERRORS
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.process.job_strategies import strategies
@@ -169,8 +169,8 @@ class Ranks:
         info.message = f"{who}: {info.message}" if info.message else who
         info.log = "\n".join(tail(self._names[rank], self._log(rank)) for rank in errors)
         self.kill()
-        if reply["outcome"] == "machine":
-            raise MachineError(info.message)
+        if reply["outcome"] in MACHINE_ERRORS:
+            raise MACHINE_ERRORS[reply["outcome"]](info.message)
         return RankDied(info, outcome=reply["outcome"])
 
     def _out_of_step(self, found: dict[int, Message]) -> RankDied:

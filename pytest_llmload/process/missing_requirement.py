@@ -1,0 +1,43 @@
+"""Tell from an exception that a library refuses a load because this machine lacks a package or a device.
+
+What a checkpoint needs depends on its format and on the release of transformers: AWQ needs ``autoawq`` for 4.57 and
+``gptqmodel`` for 5. Each quantiser of transformers checks that itself and says what to install, for formats too that
+this project does not know.
+"""
+
+from __future__ import annotations
+
+import traceback
+from importlib.util import find_spec
+
+#: Where transformers looks for packages: folders and modules in front of its file's path.
+_LOOKS = ("/transformers/quantizers/", "/transformers/integrations/", "/transformers/utils/quantization_config.py")
+#: The method of a quantiser that looks for devices too.
+_VALIDATES = "validate_environment"
+
+
+def missing_requirement(error: BaseException) -> str:
+    """Return which requirement of transformers this machine lacks, as one sentence; empty if the error is different."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not any(place in frames[-1].filename for place in _LOOKS):
+        return ""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        return f"the installed transformers lacks a package for this checkpoint: {text}" if _is_absent(error) else ""
+    if frames[-1].name == _VALIDATES and isinstance(error, (RuntimeError, NotImplementedError)):
+        return f"the installed transformers does not load this checkpoint on this device: {text}"
+    return ""
+
+
+def _is_absent(error: ImportError) -> bool:
+    """Return true if a package is not installed, or if the library itself says so; an installed one may be broken."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return not _is_installed(error.name)
+    return error.name is None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
