@@ -32,8 +32,9 @@ from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.process.job_strategies import plan
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
-from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Tensor
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.model.tensors import Inventory
 
 ROOT = Path(__file__).parents[1]

@@ -55,7 +55,7 @@ class Device:
 class Checkpoint:
     """A model's files, present on this machine."""
 
-    #: Directory with config.json and safetensors.
+    #: Directory with config.json and weights.
     path: str
     #: Digest of config geometry, tensor names, shapes and stored dtypes.
     shape: str
@@ -66,6 +66,8 @@ class Checkpoint:
     #: Bytes of the weight files.
     bytes: int = 0
     model_type: str = ""
+    #: Why only a user's own loader may load it; empty if transformers would.
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _import_architecture(job: Job) -> None:
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
     config = read_config(Path(job.checkpoint.path))
-    names = [*config.get("architectures", ()), job.spec.auto_class]
+    names = [*(config.get("architectures") or ()), job.spec.auto_class]
     for name in names:
         if name and hasattr(transformers, name):
             getattr(transformers, name)

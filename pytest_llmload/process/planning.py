@@ -30,9 +30,9 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError, LoadFailed or MachineError, each with one sentence.
     """
-    from pytest_llmload.worker.checkpoints.headers import weight_files
     from pytest_llmload.worker.checkpoints.hub import download_size
     from pytest_llmload.worker.checkpoints.layer_counts import layer_count
+    from pytest_llmload.worker.checkpoints.weights import weight_files
     from pytest_llmload.worker.parallel.planned import parallel_ways
     from pytest_llmload.worker.planning.overview import cut_folder, outline, overview, stored_bytes, weights_in
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pytest_llmload.core import results
-from pytest_llmload.core.errors import LoadFailed, MachineError, RequirementMissing
+from pytest_llmload.core.errors import MACHINE_ERRORS, LoadFailed, MachineError, RequirementMissing
 from pytest_llmload.core.job import HERE, Job
 from pytest_llmload.process.debuggers import without_terminal
 from pytest_llmload.process.missing_requirement import missing_requirement
@@ -295,7 +295,7 @@ def describe(error: BaseException, phase: str) -> Message:
     error = without_terminal(error)
     kind = type(error)
     if isinstance(error, MachineError):
-        outcome = "machine"
+        outcome = next(name for name, own in reversed(MACHINE_ERRORS.items()) if isinstance(error, own))
     elif lacks := missing_requirement(error):
         error = RequirementMissing(lacks).with_traceback(error.__traceback__)
         outcome = "missing"

@@ -15,4 +15,4 @@ class Gguf(Method):
     file_methods = ("gguf",)
     runs_on = "CPU, GPU: dense"
     held_as = "dense, in the dtype of the load"
-    proved = "nothing is quantised in memory, whatever the log says; the file's types are told"
+    proved = "dense values are those that transformers dequantises; types and bytes of the file are told"

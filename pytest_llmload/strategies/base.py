@@ -139,7 +139,7 @@ _CHOOSE_FILES = {
     "revision": "name it in the model: --llm-model=org/model@REVISION",
     "subfolder": "name that folder as the model: --llm-model=path/to/FOLDER",
     "variant": "give a folder that has those files under their plain names, model.safetensors",
-    "gguf_file": "load it in a loader of your own: strategy('loader', target='module:function')",
+    "gguf_file": "name that file as the model: --llm-model=path/to/FILE.gguf",
     "use_safetensors": "give a folder that has only the files to load",
     "config": "give a folder with that config.json",
     "code_revision": "load it in a loader of your own: strategy('loader', target='module:function')",

@@ -13,7 +13,7 @@ import pytest
         ('subfolder="v1"', "name that folder as the model"),
         ('revision="abc"', "name it in the model: --llm-model=org/model@REVISION"),
         ('variant="fp16"', "under their plain names"),
-        ('gguf_file="a.gguf"', "load it in a loader of your own"),
+        ('gguf_file="a.gguf"', "name that file as the model: --llm-model=path/to/FILE.gguf"),
         ("use_safetensors=False", "give a folder that has only the files to load"),
     ],
 )

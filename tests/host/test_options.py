@@ -145,7 +145,7 @@ def test_directories_in_the_ini_file_are_seen_from_there(
     monkeypatch.chdir(pytester.path / "below")
     project("--llm-device=cpu", fast=False).assert_outcomes(passed=1)
     result = project("--llm-model=./checkpoint", fast=False)
-    assert "'./checkpoint' is not a directory on this machine" in result.stderr.str()
+    assert "'./checkpoint' is not a directory or GGUF file on this machine" in result.stderr.str()
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,12 @@ def test_directories_in_the_ini_file_are_seen_from_there(
         ("--llm-report=run.txt", "--llm-report: 'run.txt'"),
         ("--llm-baseline-variant=../up", "--llm-baseline-variant"),
         ("--llm-model=..up=random:tiny-llama", "--llm-model: '..up' cannot name a model"),
-        ("--llm-model=../up=random:tiny-llama", "'../up=random:tiny-llama' is not a directory on this machine"),
+        (
+            "--llm-model=../up=random:tiny-llama",
+            "'../up=random:tiny-llama' is not a directory or GGUF file on",
+        ),
         ("--llm-model=random:nothing-like-it", "random:nothing-like-it"),
-        ("--llm-model=./nowhere", "--llm-model: './nowhere' is not a directory on this machine"),
+        ("--llm-model=./nowhere", "--llm-model: './nowhere' is not a directory or GGUF file on this machine"),
         ("--llm-model=a b", "--llm-model: 'a b' is neither a directory on this machine nor a hub id"),
         ("--llm-strategy=int4", "unknown 'int4': one of"),
         ("--llm-model=~nosuch/x", "--llm-model: '~nosuch/x' begins with a home directory that this machine does not"),

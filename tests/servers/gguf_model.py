@@ -48,7 +48,8 @@ def permuted(weight: Any, heads: int) -> Any:
     return weight.reshape(heads, 2, rows // heads // 2, *rest).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(folder: Path, file: Path) -> None:
+def write(folder: Path, file: Path, matrices: str = "F32") -> None:
+    """Write a checkpoint as GGUF; ``matrices`` is the type of every weight of two dimensions."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(file, "llama")
@@ -85,7 +86,9 @@ def write(folder: Path, file: Path) -> None:
             if found := re.fullmatch(pattern, name):
                 part = found[2] if found.lastindex == 2 else ""
                 data = permuted(weight, heads[part]) if part in heads else weight
-                writer.add_tensor(found.expand(replacement), numpy.ascontiguousarray(data))
+                own = gguf.GGMLQuantizationType[matrices if data.ndim == 2 else "F32"]
+                values = numpy.ascontiguousarray(data)
+                writer.add_tensor(found.expand(replacement), gguf.quantize(values, own), raw_dtype=own)
                 break
         else:
             raise ValueError(f"no name in GGUF for {name}")

@@ -17,10 +17,11 @@ import transformers
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints import build as building
-from pytest_llmload.worker.checkpoints.headers import Tensor, read_header, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Tensor, read_header
 from pytest_llmload.worker.checkpoints.random_adapter import build_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checkpoints.tokenizer import write_tokenizer
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 TOKENS = (torch.arange(3, 67) * 7919 % 1000 + 3)[None]

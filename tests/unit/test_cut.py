@@ -22,11 +22,10 @@ from pytest_llmload.worker.checkpoints.headers import (
     WEIGHTS,
     read_index,
     read_metadata,
-    read_tensors,
-    weight_files,
 )
 from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checkpoints.weights import read_tensors, weight_files
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL: dict[str, Any] = {

@@ -18,8 +18,9 @@ from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints import digests, headers
 from pytest_llmload.worker.checkpoints.build import build, write_weights
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
-from pytest_llmload.worker.checkpoints.headers import Stored, Tensor, read_header, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Stored, Tensor, read_header
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checkpoints.weights import read_tensors, weight_files
 
 TENSORS = [Tensor("a.weight", (4, 2), "BF16"), Tensor("b.weight", (4,), "F32")]
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
@@ -111,25 +112,27 @@ def test_a_model_that_transformers_saved_again_has_the_same_shape_and_weights(na
 
 
 def test_the_weights_digest_is_kept_by_size_and_time(checkpoint: Path, tmp_path: Path) -> None:
-    before = digests.weights_digest(checkpoint, tmp_path)
+    before = digests.weights_digest(weight_files(checkpoint), tmp_path)
     file = checkpoint / headers.WEIGHTS
     status = file.stat()
     with file.open("r+b") as opened:
         opened.seek(-1, os.SEEK_END)
         opened.write(b"\x7f")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert digests.weights_digest(checkpoint, tmp_path) == before, "kept: nothing that is looked at has changed"
+    assert digests.weights_digest(weight_files(checkpoint), tmp_path) == before, (
+        "kept: nothing that is looked at has changed"
+    )
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    changed = digests.weights_digest(checkpoint, tmp_path)
+    changed = digests.weights_digest(weight_files(checkpoint), tmp_path)
     assert changed != before
-    assert digests.weights_digest(checkpoint, tmp_path / "another cache") == changed
+    assert digests.weights_digest(weight_files(checkpoint), tmp_path / "another cache") == changed
 
 
 def test_a_damaged_entry_of_the_cache_is_computed_anew(checkpoint: Path, tmp_path: Path) -> None:
-    before = digests.weights_digest(checkpoint, tmp_path)
+    before = digests.weights_digest(weight_files(checkpoint), tmp_path)
     (entry,) = (tmp_path / "digests").iterdir()
     entry.write_text("")
-    assert digests.weights_digest(checkpoint, tmp_path) == before
+    assert digests.weights_digest(weight_files(checkpoint), tmp_path) == before
 
 
 def test_a_blob_of_the_hubs_cache_is_not_read(checkpoint: Path, tmp_path: Path) -> None:
@@ -142,7 +145,8 @@ def test_a_blob_of_the_hubs_cache_is_not_read(checkpoint: Path, tmp_path: Path) 
     name = hashlib.sha256((checkpoint / headers.WEIGHTS).read_bytes()).hexdigest()
     (blobs / name).write_bytes(b"not read")
     (snapshot / headers.WEIGHTS).symlink_to(blobs / name)
-    assert digests.weights_digest(snapshot, tmp_path) == digests.weights_digest(checkpoint, tmp_path)
+    linked, own = (digests.weights_digest(weight_files(each), tmp_path) for each in (snapshot, checkpoint))
+    assert linked == own
 
 
 def test_headers_are_read_as_safetensors_writes_them(tmp_path: Path) -> None:
@@ -216,7 +220,10 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
     ("files", "said"),
     [
         ({}, "has no model.safetensors and no model.safetensors.index.json, so it contains no weights"),
-        ({"pytorch_model.bin": ""}, "only pytorch_model.bin; convert them to safetensors"),
+        ({"pytorch_model.bin": ""}, "cannot be read as tensors alone"),
+        ({"model.fp16.safetensors": ""}, r"but model\.fp16\.safetensors: give a folder .* under their plain names"),
+        ({"consolidated.00.pth": ""}, r"consolidated\.00\.pth: .* or load them in a loader of your own"),
+        ({"a.gguf": "", "b.gguf": ""}, r"2 GGUF files; name one of them as the model: a\.gguf, b\.gguf"),
         ({headers.INDEX: "{"}, "is not a readable index"),
         ({headers.INDEX: "{}"}, "is not a readable index"),
         ({headers.INDEX: '{"weight_map": {}}'}, "needs the objects weight_map and metadata"),

@@ -18,10 +18,11 @@ from hub_server import COMMIT, Hub, serving
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints.build import build, write_weights
-from pytest_llmload.worker.checkpoints.headers import INDEX, read_index, read_tensors
+from pytest_llmload.worker.checkpoints.headers import INDEX, read_index
 from pytest_llmload.worker.checkpoints.hub import split_id
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 
 SECRET = "hf_thisIsNobodysToken123"
 
@@ -63,9 +64,8 @@ def test_a_directory_is_itself(cache: Path, built: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "said"),
-    [({}, "no config.json: it is not a transformers"), ({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
-     ({"config.json": "{"}, "cannot be read: it is not valid JSON"), ({"config.json": "3"}, "contain a JSON object"),
-     ({"config.json": "{}"}, "has no model.safetensors")],
+    [({"adapter_config.json": "{}"}, "name it with --llm-adapter"),
+     ({"config.json": "{"}, "cannot be read: it is not valid JSON"), ({"config.json": "3"}, "contain a JSON object")],
 )  # fmt: skip
 def test_a_directory_that_is_no_checkpoint_is_said(files: dict[str, str], said: str, tmp_path: Path) -> None:
     for name, content in files.items():
@@ -230,11 +230,44 @@ def test_of_a_hub_model_that_is_cut_only_the_files_of_its_layers_are_downloaded(
     assert ask("org/model", cache, tmp_path, HF_HUB_OFFLINE="1", layers="1") == found
 
 
-def test_a_hub_model_without_safetensors_is_said(hub: str, cache: Path, tmp_path: Path) -> None:
-    del Hub.files["model.safetensors"]
+def test_a_hub_model_without_weights_is_said(hub: str, cache: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        del Hub.files[name]
     found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
     assert found["error"] == "MachineError"
-    assert "org/model of the hub has no model.safetensors" in found["message"]
+    assert "org/model of the hub has no model.safetensors, no pytorch_model.bin and no" in found["message"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_hub_model_of_pickled_files(parts: int, hub: str, cache: Path, tmp_path: Path) -> None:
+    import torch
+
+    del Hub.files["model.safetensors"], Hub.files["pytorch_model.bin"]
+    names = [f"pytorch_model-{part}-of-{parts}.bin" for part in range(parts)] if parts > 1 else ["pytorch_model.bin"]
+    for name in names:
+        torch.save({f"{name}.weight": torch.ones(4)}, tmp_path / name)
+        Hub.files[name] = (tmp_path / name).read_bytes()
+    if parts > 1:
+        index = {"metadata": {}, "weight_map": {f"{name}.weight": name for name in names}}
+        Hub.files["pytorch_model.bin.index.json"] = json.dumps(index).encode()
+    found = ask("org/model", cache, tmp_path / "home", HF_ENDPOINT=hub)
+    assert found.get("revision") == COMMIT, found
+    assert set(names) <= set(Hub.asked)
+    assert found["bytes"] == sum((tmp_path / name).stat().st_size for name in names)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({}, "no config.json: it is not a transformers"), ({"config.json": "{}"}, "has no model.safetensors"),
+     ({"config.json": "{}", "consolidated.00.pth": "x"}, "but consolidated.00.pth")],
+)  # fmt: skip
+def test_what_only_the_users_own_loader_may_load(files: dict[str, str], said: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    found = resolve(str(tmp_path), tmp_path / "cache")
+    assert said in found.unreadable
+    (tmp_path / "consolidated.00.pth").write_text("other")
+    assert resolve(str(tmp_path), tmp_path / "cache").weights != found.weights
 
 
 @pytest.mark.parametrize(

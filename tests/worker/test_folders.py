@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loads import checkpoint, measured, quick
+from safetensors.torch import load_file
 from transformers.models.llama import modeling_llama
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.worker.checkpoints import hub
 from pytest_llmload.worker.checkpoints.build import write_file
-from pytest_llmload.worker.checkpoints.headers import Tensor, read_tensors
+from pytest_llmload.worker.checkpoints.headers import Tensor
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 
 
 def zeroed_loader(spec: Any) -> Any:
@@ -155,3 +159,155 @@ def test_a_config_that_the_load_changed_is_named_without_a_baseline(
     problems = quick(model).problems
     assert [problem.check for problem in problems] == ["config"]
     assert f"{field} is {value!r}" in problems[0].names[0]
+
+
+def pickled(folder: Path, parts: int, **keywords: Any) -> Path:
+    """Return a copy of tiny-llama of which the weights are pickled files."""
+    source = Path(checkpoint("tiny-llama").path)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(source / "model.safetensors")
+    if parts == 1:
+        torch.save(tensors, folder / "pytorch_model.bin", **keywords)
+        return folder
+    weight_map: dict[str, str] = {}
+    for part in range(parts):
+        name = f"pytorch_model-{part + 1:05d}-of-{parts:05d}.bin"
+        own = {key: value for index, (key, value) in enumerate(tensors.items()) if index % parts == part}
+        torch.save(own, folder / name)
+        weight_map |= dict.fromkeys(own, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("parts", "keywords"),
+    [(1, {}), (3, {}), (1, {"_use_new_zipfile_serialization": False})],
+    ids=["one", "sharded", "old"],
+)
+def test_pickled_files_load_and_are_compared(
+    parts: int, keywords: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = resolve(str(pickled(tmp_path / "pickled", parts, **keywords)), tmp_path)
+    assert files.shape == checkpoint("tiny-llama").shape
+    result = quick(files)
+    assert (result.problems, result.faults) == ([], [])
+    assert not [note for note in result.notes if "not compared" in note]
+    dense = quick("tiny-llama")
+    assert result.metrics["host.weights"] == dense.metrics["host.weights"]
+    assert quick(files, quant="nf4").problems == []
+    zero_a_norm(monkeypatch)
+    assert [problem.check for problem in quick(files).problems] == ["values"]
+
+
+def zero_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant a fault: every load leaves one norm at zero."""
+    import transformers
+
+    loading = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def zeroed(cls: type, *args: Any, **kwargs: Any) -> Any:
+        found, info = loading(cls, *args, **kwargs)
+        found.model.layers[1].input_layernorm.weight.data.zero_()
+        return found, info
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(zeroed))
+
+
+class Code:
+    """What a pickled file must not run."""
+
+    def __reduce__(self) -> Any:
+        return print, ("run",)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = pickled(tmp_path / "code", 1)
+    torch.save({"a": Code()}, folder / "pytorch_model.bin")
+    with pytest.raises(LoadFailed, match=r"cannot be read as tensors alone \(weights_only\).*print"):
+        resolve(str(folder), tmp_path)
+    assert "run" not in capfd.readouterr().out
+
+
+def other_loader(spec: Any) -> Any:
+    """Load a file of a format of our own, in a folder that transformers would not load."""
+    import transformers
+
+    state = torch.load(Path(spec.model) / "consolidated.00.pth")
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("tiny-llama").path, dtype="auto")
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_loader_is_called_whatever_the_folder_holds(with_config: bool, tmp_path: Path) -> None:
+    source = Path(checkpoint("tiny-llama").path)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    torch.save(load_file(source / "model.safetensors"), folder / "consolidated.00.pth")
+    if with_config:
+        shutil.copy(source / "config.json", folder)
+    files = resolve(str(folder), tmp_path / "cache")
+    target = "test_folders:other_loader"
+    result = quick(files, strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    assert (result.problems, result.faults) == ([], [])
+    assert files.unreadable
+    assert any("were not compared" in note and "consolidated.00.pth" in note for note in result.notes), result.notes
+
+
+LLAMA_GGUF = Path(__file__).parent.parent / "servers"
+
+
+def as_gguf(file: Path) -> Path:
+    """Write tiny-llama as llama.cpp's converter and quantiser would: matrices in Q8_0."""
+    pytest.importorskip("gguf")
+    sys.path.insert(0, str(LLAMA_GGUF))
+    try:
+        import gguf_model
+    finally:
+        sys.path.remove(str(LLAMA_GGUF))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    gguf_model.write(Path(checkpoint("tiny-llama").path), file, "Q8_0")
+    return file
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_gguf_file_loads_dense_and_that_is_said(
+    by_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = as_gguf(tmp_path / "folder" / "tiny.gguf")
+    files = resolve(str(file if by_file else file.parent), tmp_path / "cache")
+    result = quick(files)
+    assert (result.problems, result.faults) == ([], [])
+    (said,) = (note for note in result.notes if "GGUF" in note)
+    assert re.search(
+        r"makes GGUF files dense, whatever its log says: 23 x Q8_0, 7 x F32, .* in the file, .* in memory", said
+    )
+    assert not [note for note in result.notes if "not compared" in note]
+    assert result.metrics["host.weights"] > 3 * files.bytes
+    zero_a_norm(monkeypatch)
+    (problem,) = quick(files).problems
+    assert "layers.1.input_layernorm.weight" in problem.names[0]
+
+
+def gguf_loader(spec: Any) -> Any:
+    import transformers
+
+    (file,) = Path(spec.model).glob("*.gguf")
+    return transformers.AutoModelForCausalLM.from_pretrained(spec.model, gguf_file=file.name)
+
+
+def test_a_loader_of_a_gguf_file(tmp_path: Path) -> None:
+    files = resolve(str(as_gguf(tmp_path / "tiny.gguf")), tmp_path / "cache")
+    target = "test_folders:gguf_loader"
+    result = quick(files, strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    assert (result.problems, result.faults) == ([], [])
+    assert any("makes GGUF files dense" in note for note in result.notes)
+
+
+def test_a_gguf_file_beside_safetensors_is_named_to_be_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(checkpoint("tiny-llama").path, folder)
+    file = as_gguf(folder / "tiny.gguf")
+    assert resolve(str(folder), tmp_path).shape == checkpoint("tiny-llama").shape
+    assert resolve(str(file), tmp_path).weights != resolve(str(folder), tmp_path).weights

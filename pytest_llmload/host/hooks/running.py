@@ -39,9 +39,9 @@ def around_setup(item: pytest.Item) -> Generator[None, None, None]:
     __tracebackhide__ = True
     state_of(item.config).loads.begin_test()
     _forget_failed_load(item)
-    _skip_if_missing(item)
-    _check_recordable(item)
     try:
+        _skip_if_missing(item)
+        _check_recordable(item)
         return (yield)
     except LoadError as error:
         item.stash[_LOAD_ERROR] = error

@@ -147,7 +147,10 @@ class Broker:
 
     def _checkpoint_of(self, spec: LoadSpec) -> Checkpoint:
         if not self.runs_already(spec):
-            return self.checkpoint(spec.model)
+            found = self.checkpoint(spec.model)
+            if found.unreadable and not self._strategies[spec.strategy].own_code:
+                raise LoadFailed(found.unreadable)
+            return found
         # What the endpoint has loaded cannot be seen; a folder that is here may have its tokenizer.
         return Checkpoint(path=spec.model if Path(spec.model).is_absolute() else "", shape="", weights="")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmload.core import results
-from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.errors import MACHINE_ERRORS, LoadFailed, MachineError
 from pytest_llmload.core.job import Adapter, Checkpoint
 from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.results import ErrorInfo
@@ -93,5 +93,6 @@ class Files:
         if reply["kind"] != "error":
             return reply
         info = ErrorInfo(**reply["error"])
-        own = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
+        failed = LoadFailed if reply["outcome"] == results.FAILED and not info.type_name else MachineError
+        own = MACHINE_ERRORS.get(reply["outcome"], failed)
         return own(f"preparing {what!r}: {info}" if info.type_name else info.message)

@@ -34,7 +34,7 @@ def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
         # A path may have a '=' too.
         name, spec = "", text
     if not spec:
-        raise ValueError(f"{quoted(text)} names no model: write a hub id, a directory or random:PRESET")
+        raise ValueError(f"{quoted(text)} names no model: write a hub id, a directory, a GGUF file or random:PRESET")
     scheme, _, rest = spec.partition(":")
     if scheme == "random":
         if not rest:
@@ -51,7 +51,7 @@ def parse_model(text: str, base: Path, layers: int | None = None) -> Model:
     else:
         local = _local(spec, base)
         if local is not None:
-            spec, own = str(local), local.name
+            spec, own = str(local), local.stem if local.suffix == ".gguf" else local.name
         else:
             own = spec.partition("@")[0].replace("/", "--")
             if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", spec) is None or ".." in spec:
@@ -74,5 +74,7 @@ def _local(text: str, base: Path) -> Path | None:
     if path.exists():
         return path.resolve()
     if looks_local:
-        raise ValueError(f"{quoted(text)} is not a directory on this machine (looked at {quoted(str(path))})")
+        raise ValueError(
+            f"{quoted(text)} is not a directory or GGUF file on this machine (looked at {quoted(str(path))})"
+        )
     return None

@@ -30,7 +30,7 @@ def _report_help() -> str:
 OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "model": ("linelist", [], {
         "action": "append", "metavar": "[NAME=]SPEC",
-        "help": "Model to load: hub id, hub-id@revision, directory, random:PRESET or random:PATH. Repeatable.",
+        "help": "Hub id, hub-id@revision, directory, GGUF file, random:PRESET or random:PATH to load. Repeatable.",
     }),
     "adapter": ("string", "", {
         "metavar": "SPEC", "help": "PEFT adapter: directory, hub id, or 'random' for a LoRA with non-zero weights",

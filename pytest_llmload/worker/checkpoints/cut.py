@@ -28,9 +28,9 @@ from pytest_llmload.worker.checkpoints.headers import (
     read_header,
     read_index,
     read_metadata,
-    read_tensors,
 )
 from pytest_llmload.worker.checkpoints.layer_counts import cut_config
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 
 #: Part of a cut folder's name: raise it when what is written into one changes.
 VERSION = 1

@@ -12,7 +12,7 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.system.files import replace_text
 from pytest_llmload.system.json_text import Unreadable, read_json, short
-from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor, weight_files
+from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor
 from pytest_llmload.worker.checkpoints.threads import workers
 
 _LENGTH = 16
@@ -24,14 +24,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return a checkpoint's config.json. Raises LoadFailed, with one sentence, if it is missing or damaged."""
+    """Return a checkpoint's config.json; empty if there is none, as only code of the user's can load it then.
+
+    Raises LoadFailed, with one sentence, if it is damaged.
+    """
     path = directory / "config.json"
     try:
         config = read_json(path)
     except FileNotFoundError:
-        adapter = (directory / ADAPTER_CONFIG).is_file()
-        hint = "it is a PEFT adapter, name it with --llm-adapter" if adapter else "it is not a transformers checkpoint"
-        raise LoadFailed(f"{directory} has no config.json: {hint}") from None
+        return {}
     except Unreadable as error:
         raise LoadFailed(f"{path} cannot be read: it {error}") from None
     if not isinstance(config, dict):
@@ -111,13 +112,12 @@ def random_weights_digest(version: int, tensors: list[Tensor]) -> str:
     return digest(["random", version, sorted([t.name, list(t.shape), t.dtype] for t in tensors)], _LENGTH)
 
 
-def weights_digest(directory: Path, cache_dir: Path) -> str:
-    """Return 16 hexadecimal digits over the content of the weight files.
+def weights_digest(files: list[Path], cache_dir: Path) -> str:
+    """Return 16 hexadecimal digits over the content of weight files.
 
     The SHA-256 of a blob in the hub's cache comes from its name, that of any other file from its content. The latter is
     cached in ``cache_dir`` by path, size and time of change, so that 25 GB are read once.
     """
-    files = weight_files(directory)
     with ThreadPoolExecutor(workers()) as pool:
         hashes = list(pool.map(lambda path: _file_hash(path, cache_dir), files))
     return digest(sorted([path.name, value] for path, value in zip(files, hashes, strict=True)), _LENGTH)

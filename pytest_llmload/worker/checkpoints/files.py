@@ -1,4 +1,4 @@
-"""Read single blocks of a checkpoint's tensors, without reading whole tensors."""
+"""Read single blocks of a checkpoint's tensors; of safetensors and pickled files without reading whole tensors."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from typing import Any
 
 from safetensors import safe_open
 
-from pytest_llmload.worker.checkpoints.headers import read_header, weight_files
+from pytest_llmload.worker.checkpoints import pickled
+from pytest_llmload.worker.checkpoints.gguf_files import Reading
+from pytest_llmload.worker.checkpoints.weights import NoWeights, tensors_in, weight_files
 
 
 class CheckpointFiles:
-    """A checkpoint's safetensors files; one block of one tensor at a time."""
+    """A checkpoint's weight files; one block of one tensor at a time."""
 
     def __init__(self, path: str) -> None:
         self._files: dict[str, Any] = {}
+        #: Why the values of some or all tensors cannot be read from the files; empty if they can.
+        self.unread = ""
         #: Tensor name -> the file that contains it, found as the library does, by the index if there is one.
-        self.where: dict[str, Path] = {
-            stored.tensor.name: file for file in weight_files(Path(path)) for stored in read_header(file)
-        }
+        self.where: dict[str, Path] = {}
+        try:
+            files = weight_files(Path(path))
+        except NoWeights as error:
+            # Only a user's own loader gets here.
+            self.unread = str(error)
+            return
+        self.where = {tensor.name: file for file in files for tensor in tensors_in(file)}
+        if files[0].suffix == ".gguf" and not self._open(files[0]).is_whole:
+            self.unread = f"transformers joins or divides tensors of {files[0].name} while loading"
 
     def _open(self, file: Path) -> Any:
         if str(file) not in self._files:
-            self._files[str(file)] = safe_open(str(file), framework="pt", device="cpu")
+            if file.suffix == ".gguf":
+                self._files[str(file)] = Reading(file)
+            elif file.suffix == ".bin":
+                self._files[str(file)] = pickled.Reading(file)
+            else:
+                self._files[str(file)] = safe_open(str(file), framework="pt", device="cpu")
         return self._files[str(file)]
 
     def find(self, name: str, prefix: str = "") -> str | None:
@@ -34,7 +50,7 @@ class CheckpointFiles:
         return next((candidate for candidate in candidates if candidate in self.where), None)
 
     def slice(self, name: str) -> Any:
-        """Return a lazy tensor with ``get_shape()``, ``get_dtype()`` and slicing, which reads only the slice."""
+        """Return a tensor with ``get_shape()``, ``get_dtype()`` and slicing, which reads only the slice if it can."""
         return self._open(self.where[name]).get_slice(name)
 
     def block(self, name: str, start: int, stop: int, transposed: bool = False) -> Any:

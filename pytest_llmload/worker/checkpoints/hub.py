@@ -18,6 +18,8 @@ from pytest_llmload.worker.checkpoints.headers import (
     WEIGHTS,
     read_index,
 )
+from pytest_llmload.worker.checkpoints.pickled import INDEX as PICKLED_INDEX
+from pytest_llmload.worker.checkpoints.pickled import WEIGHTS as PICKLED
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -47,23 +49,20 @@ def download_model(
     layers: int | None = None,
     tell: Callable[[int, Path], None] = lambda size, folder: None,
 ) -> Path:
-    """Return the snapshot directory of a model, named by its commit: configuration, tokenizer and the safetensors it
-    loads; with ``layers``, only those that hold something of a model with so many layers.
+    """Return the snapshot directory of a model, named by its commit: configuration, tokenizer and the weights it loads,
+    which are pickled files only if it has no safetensors; with ``layers``, only the safetensors that hold something of
+    a model with so many layers.
 
     ``tell`` is called before weights are downloaded, with their bytes and the folder that they go to. Raises ValueError
     where ``spec`` is no hub id, MachineError, in one sentence, where the model cannot be had or the disk is too small.
     """
-    directory = download_outline(spec, trust_remote_code=trust_remote_code)
-    indexed, missing = _wanted(directory, trust_remote_code, layers)
-    if missing:
-        with _one_sentence(spec):
-            size = _sizes(split_id(spec)[0], directory.name, missing)
-        blobs = directory.parent.parent / "blobs"
-        check_space(f"the download of {spec}", size, blobs, "name a different folder with HF_HOME")
-        tell(size, blobs)
-        with _one_sentence(spec):
-            directory = _snapshot(split_id(spec)[0], directory.name, missing)
-        missing = _absent(directory, missing)
+    outline = download_outline(spec, trust_remote_code=trust_remote_code)
+    indexed, absent = _wanted(outline, trust_remote_code, layers)
+    directory, missing = _fetched(spec, outline, absent, tell)
+    if missing and not indexed and layers is None:
+        # It has no safetensors.
+        indexed = _indexed(directory / PICKLED_INDEX)
+        directory, missing = _fetched(spec, directory, _absent(directory, indexed or [PICKLED]), tell)
     if missing and indexed:
         raise MachineError(
             f"{spec} is not wholly in the hub's cache: {len(missing)} of {len(indexed)} files that its index names are "
@@ -72,9 +71,25 @@ def download_model(
         )
     if missing:
         raise MachineError(
-            f"{spec} of the hub has no {WEIGHTS} and no complete {INDEX} in {directory}: safetensors are needed"
+            f"{spec} of the hub has no {WEIGHTS}, no {PICKLED} and no complete index of either in {directory}"
         )
     return directory
+
+
+def _fetched(
+    spec: str, directory: Path, missing: list[str], tell: Callable[[int, Path], None]
+) -> tuple[Path, list[str]]:
+    """Download files of a model; return its snapshot directory and those that are missing still."""
+    if not missing:
+        return directory, []
+    with _one_sentence(spec):
+        size = _sizes(split_id(spec)[0], directory.name, missing)
+    blobs = directory.parent.parent / "blobs"
+    check_space(f"the download of {spec}", size, blobs, "name a different folder with HF_HOME")
+    tell(size, blobs)
+    with _one_sentence(spec):
+        directory = _snapshot(split_id(spec)[0], directory.name, missing)
+    return directory, _absent(directory, missing)
 
 
 def download_size(spec: str, directory: Path, *, trust_remote_code: bool = False, layers: int | None = None) -> int:
@@ -91,7 +106,7 @@ def download_size(spec: str, directory: Path, *, trust_remote_code: bool = False
 
 def _wanted(directory: Path, trust_remote_code: bool, layers: int | None) -> tuple[list[str], list[str]]:
     """Return the files of weights that an index names, and those of a load that are not here."""
-    indexed = _indexed(directory)
+    indexed = _indexed(directory / INDEX)
     if layers is not None:
         indexed = Cut(directory, layers, trust_remote_code=trust_remote_code).indexed_files()
     # Only the files that the index names: a repository may hold others (original, consolidated).
@@ -148,8 +163,7 @@ def _snapshot(name: str, revision: str, patterns: tuple[str, ...] | list[str]) -
     return Path(found)
 
 
-def _indexed(directory: Path) -> list[str]:
-    index = directory / INDEX
+def _indexed(index: Path) -> list[str]:
     return sorted(set(read_index(index).values())) if index.is_file() else []
 
 

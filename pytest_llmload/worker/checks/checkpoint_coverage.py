@@ -34,6 +34,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     is known.
     """
     names = loaded.checkpoint_names
+    if names.files.unread:
+        # ``values`` says so.
+        return
     told = frozenset((loaded.loading_info or {}).get("missing_keys", ()))
     homeless, unclaimed, claimed = _left_over(loaded, names)
     homeless = [held for held in homeless if not told.intersection(_paths(loaded, held))]

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import Problem
@@ -14,6 +15,7 @@ from pytest_llmload.core.units import format_bytes
 from pytest_llmload.quantisation import Method, Request
 from pytest_llmload.quantisation.registry import method_of, methods
 from pytest_llmload.quantisation.stored import stored
+from pytest_llmload.worker.checkpoints.gguf_files import described, only_file
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks import prequantised
 from pytest_llmload.worker.checks.devices import planned_device
@@ -62,6 +64,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         loaded.notes.append(f"the checkpoint is quantised already: {in_file.description}")
     elif in_file is not None:
         yield from prequantised.check(loaded, in_file)
+    elif gguf := only_file(Path(loaded.job.checkpoint.path)):
+        size = sum(held.nbytes for held in loaded.inventory.parameters())
+        loaded.notes.append(
+            f"transformers makes GGUF files dense, whatever its log says: {described(gguf)}, {format_bytes(size)} in "
+            "memory"
+        )
     _note_held_bits(loaded)
 
 

@@ -78,9 +78,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             f"the class writes constants into {len(written)} tensors after every load ({', '.join(written[:3])})"
         )
     if unknown:
+        why = names.files.unread or "the checkpoint has no tensor of their name and shape"
         loaded.notes.append(
-            f"values of {len(unknown)} dense tensors were not compared: the checkpoint has no tensor of their name and "
-            f"shape ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
+            f"values of {len(unknown)} dense tensors were not compared: {why} "
+            f"({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
         )
 
 

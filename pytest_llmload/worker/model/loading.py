@@ -11,6 +11,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.quantisation.registry import keep_offloaded_dense
 from pytest_llmload.system.scratch import LOAD, Scratch
 from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.checkpoints.gguf_files import only_file
 from pytest_llmload.worker.model.loaded import Loaded
 
 
@@ -59,6 +60,8 @@ def from_pretrained(job: Job, kwargs: dict[str, Any]) -> Loaded:
     """Load by the one call of ``from_pretrained`` that all built-in strategies end in."""
     if job.trust_remote_code:
         kwargs = {"trust_remote_code": True, **kwargs}
+    if gguf := only_file(Path(job.checkpoint.path)):
+        kwargs = {"gguf_file": gguf.name, **kwargs}
     model, info = model_class(job).from_pretrained(job.checkpoint.path, output_loading_info=True, **kwargs)
     return Loaded(
         job=job,

@@ -15,9 +15,9 @@ from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import format_ranges
 from pytest_llmload.worker.checkpoints.build import write_json
 from pytest_llmload.worker.checkpoints.cut import cut_outline
-from pytest_llmload.worker.checkpoints.headers import read_tensors
 from pytest_llmload.worker.checkpoints.hub import download_outline
 from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.planning.cache import Cache, cache_of
 from pytest_llmload.worker.planning.placement import Placement
 from pytest_llmload.worker.planning.planner import Plan, load_dtype, plan_load

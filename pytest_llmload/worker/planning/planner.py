@@ -23,7 +23,7 @@ from pytest_llmload.quantisation.registry import keep_offloaded_dense, method_of
 from pytest_llmload.worker.adapters.plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
-from pytest_llmload.worker.checkpoints.headers import read_tensors
+from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.planning.placement import (
     Blocks,
     Placement,
