@@ -19,7 +19,8 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.device import synchronize
-from pytest_llmload.worker.model.generation import can_generate, generate_ids, input_ids, vocabulary, workload_tokens
+from pytest_llmload.worker.model.generation import can_generate, generate_ids, input_ids, workload_tokens
+from pytest_llmload.worker.model.inputs import vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: The most further tokens over which the figures of one token are averaged.

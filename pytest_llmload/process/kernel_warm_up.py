@@ -17,7 +17,8 @@ from pytest_llmload.core.job import MEMORY, Job
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.model import padded_batch
 from pytest_llmload.worker.model.device import create_context
-from pytest_llmload.worker.model.generation import can_generate, check_inputs, first_forward, generate_workload
+from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
+from pytest_llmload.worker.model.inputs import check_inputs
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.planning.planner import load_dtype
 

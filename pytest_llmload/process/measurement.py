@@ -304,7 +304,8 @@ class Measurement:
 
     def _forward(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.checks import AFTER_FORWARD, check_name
-        from pytest_llmload.worker.model.generation import check_inputs, first_forward
+        from pytest_llmload.worker.model.generation import first_forward
+        from pytest_llmload.worker.model.inputs import check_inputs
 
         loaded.forget()
         if refused := check_inputs(loaded):

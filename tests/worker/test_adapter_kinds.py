@@ -49,6 +49,7 @@ LLAMA = {
     "eos_token_id": 2,
 }
 NAMES = ["q_proj", "v_proj"]
+OLORA = {"init_lora_weights": "olora"}
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 #: Bytes that a kind keeps where only a hook of its gradient sees them: CPT's mask of four tokens.
 HOOKS = {"cpt": 4}
@@ -238,6 +239,8 @@ def test_an_adapter_that_lies_beside_the_checkpoint(
         ("tiny-llama", "nf4", Kind("PromptTuningConfig", {"num_virtual_tokens": 4})),
         ("tiny-mixtral", "none", Kind("LoraConfig", {"r": 4, "target_modules": NAMES, "target_parameters": EXPERTS})),
         ("tiny-gpt2", "none", Kind("LoraConfig", {"r": 4, "target_modules": ["c_attn"], "init_lora_weights": "pissa"})),
+        ("tiny-llama", "nf4", Kind("LoraConfig", {"r": 4, "target_modules": NAMES, **OLORA})),
+        ("tiny-gpt-neox", "int8", Kind("LoraConfig", {"r": 4, "target_modules": ["query_key_value"], **OLORA})),
     ],
     ids=lambda value: value.config if isinstance(value, Kind) else value,
 )
@@ -246,6 +249,24 @@ def test_a_clean_load_on_another_base(preset: str, quant: str, kind: Kind, tmp_p
     result = quick(preset, adapter=str(tmp_path), quant=quant)
     assert [problem.message for problem in result.problems] == []
     assert result.metrics["weights.adapter"] > 0
+
+
+def loader_of_olora(spec: LoadSpec) -> Any:
+    """Attach an OLoRA to an nf4 base, and scale one of the weights that it has changed."""
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = adapter_kinds.base(spec.model, quantization_config=config, device_map={"": "cpu"})
+    wrapped = peft.PeftModel.from_pretrained(model, spec.adapter, torch_device="cpu")
+    wrapped.base_model.model.model.layers[1].self_attn.v_proj.base_layer.weight.quant_state.absmax *= 1.1
+    return wrapped
+
+
+def test_a_quantised_base_that_olora_changed_wrongly(tmp_path: Path) -> None:
+    kind = Kind("LoraConfig", {"r": 4, "target_modules": NAMES, **OLORA})
+    adapter_kinds.save(kind, adapter_kinds.base(checkpoint("tiny-llama").path), tmp_path)
+    fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_of_olora"}
+    (problem,) = quick("tiny-llama", adapter=str(tmp_path), quant="nf4", **fields).problems
+    assert problem.check == "quantised"
+    assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.v_proj.weight"]
 
 
 # transformers' own way of attaching

@@ -80,6 +80,25 @@ def test_a_model_of_several_parts_has_a_tokenizer_and_generates(model_type: str)
     assert "generate" in result.phases
 
 
+@pytest.mark.parametrize("fields", [{}, {"quant": "nf4"}, {"adapter": "random"}], ids=["none", "nf4", "lora"])
+def test_a_model_that_hears_is_given_sound(fields: dict[str, Any]) -> None:
+    result = loaded("speech_to_text", **fields)
+    assert result.problems == []
+    assert "generate" in result.phases
+    assert result.numbers.padded
+
+
+def test_a_model_that_hashes_characters_has_no_vocabulary() -> None:
+    assert loaded("canine").problems == []
+
+
+@pytest.mark.parametrize("model_type", ["albert", "distilbert", "layoutlm", "canine", "mamba2", "git"])
+def test_a_random_lora_on_other_models_than_decoders(model_type: str) -> None:
+    result = loaded(model_type, adapter="random")
+    assert result.problems == []
+    assert result.metrics["weights.adapter"] > 0
+
+
 @pytest.mark.parametrize(
     ("model_type", "weight"),
     [

@@ -32,7 +32,8 @@ def is_rewritten(value: Any, original: Any, layer: Any, path: str, config: Any, 
         name: The adapter's name.
     """
     original = original.to(value.device, value.dtype)
-    first, second = (_attached_to(original, layer, path, config, name, seed) for seed in (0, 1))
+    base = layer.get_base_layer()
+    first, second = (_attached_to(original, base, path, config, name, seed) for seed in (0, 1))
     change = float((first.float() - original.float()).norm())
     if not change:
         return False
@@ -41,11 +42,24 @@ def is_rewritten(value: Any, original: Any, layer: Any, path: str, config: Any, 
     return float((first.float() - value.float()).norm()) <= _SAME * change
 
 
-def _attached_to(original: Any, layer: Any, path: str, config: Any, name: str, seed: int) -> Any:
-    """Return the weight below a new adapter in a model that has this layer only."""
+def rewritten(original: Any, path: str, config: Any, name: str) -> Any:
+    """Return the weight that PEFT makes from a quantised one before it quantises it again, dense, in fp32.
+
+    Args:
+        original: The quantised weight of the base, dequantised: outputs x inputs.
+        path: Path of the module in the model without the adapter.
+        config: The adapter's configuration.
+        name: The adapter's name.
+    """
+    base = torch.nn.Linear(original.shape[1], original.shape[0], bias=False, device="meta")
+    return _attached_to(original.float(), base, path, config, name, 0)
+
+
+def _attached_to(original: Any, like: Any, path: str, config: Any, name: str, seed: int) -> Any:
+    """Return the weight below a new adapter in a model that has one layer only, a copy of ``like``."""
     from peft import inject_adapter_in_model
 
-    base = copy.deepcopy(layer.get_base_layer())
+    base = copy.deepcopy(like)
     base.weight = torch.nn.Parameter(original.clone(), requires_grad=False)
     shell = torch.nn.Module()
     parent = shell

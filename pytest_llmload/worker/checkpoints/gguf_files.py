@@ -42,7 +42,7 @@ def adopted(file: Path, cache_dir: Path) -> Path:
     """
     reader = _reader(file)
     status = file.stat()
-    target = cache_dir / "gguf" / digest([str(file), status.st_size, status.st_mtime_ns], 16) / file.stem
+    target = cache_dir / "single-files" / digest([str(file), status.st_size, status.st_mtime_ns], 16) / file.stem
 
     def write(folder: Path) -> None:
         import transformers

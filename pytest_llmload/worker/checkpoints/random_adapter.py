@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WE
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
 RANK, ALPHA = 8, 16
-VERSION = 3
+VERSION = 4
 
 #: Projections of the attention, by the names that architectures use.
 _ATTENTION = re.compile(
@@ -76,7 +76,7 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
             raise ValueError(
                 f"{checkpoint.path} has no linear layer that a LoRA could tune; give an adapter with --llm-adapter"
             )
-        _write(directory, projections, _targets(model, list(projections)))
+        _write(directory, projections, _targets(model, list(projections)), _task(model))
 
     # Module names are transformers', so its version is part of the key.
     key = digest([VERSION, random_values.VERSION, checkpoint.shape, version("transformers")], 12)
@@ -197,7 +197,19 @@ def _targets(model: Any, names: list[str]) -> list[str]:
     return sorted(short if hit == set(names) else names)
 
 
-def _write(directory: Path, projections: dict[str, tuple[int, int, bool]], targets: list[str]) -> None:
+def _task(model: Any) -> str | None:
+    """Return PEFT's task of a model; None unless it is one whose wrapper of PEFT needs what generates from text.
+
+    The wrapper of a task requires methods and inputs that other models lack; without a task PEFT passes all inputs on.
+    """
+    config = getattr(model, "config", None)
+    generates = hasattr(model, "prepare_inputs_for_generation") and model.can_generate()
+    return "CAUSAL_LM" if generates and not getattr(config, "is_encoder_decoder", False) else None
+
+
+def _write(
+    directory: Path, projections: dict[str, tuple[int, int, bool]], targets: list[str], task: str | None
+) -> None:
     tensors = []
     for name, (inputs, outputs, _) in projections.items():
         prefix = f"base_model.model.{name}"
@@ -206,7 +218,7 @@ def _write(directory: Path, projections: dict[str, tuple[int, int, bool]], targe
     write_file(directory / ADAPTER_WEIGHTS, sorted(tensors, key=lambda tensor: tensor.name))
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "base_model_name_or_path": None,
         "inference_mode": True,
         "r": RANK,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from pytest_llmload.core.results import Problem
 from pytest_llmload.quantisation import FileFormat, Stored
 from pytest_llmload.quantisation.registry import methods
+from pytest_llmload.worker.adapters.rewritten import rewritten
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks.problem_names import named, size_of
@@ -78,10 +79,13 @@ def wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
             continue
         if errors is None:
             unnamed += 1
-        elif errors.largest > 1:
-            found["largest"].append((weight, errors))
-        elif errors.spread > _SPREAD or abs(errors.slope - 1) > _SLOPE:
-            found["mean"].append((weight, errors))
+            continue
+        kind = _kind(errors)
+        if kind and (made := _by_adapter(loaded, weight, state)) is not None:
+            errors = _against(weight, state, made)
+            kind = _kind(errors)
+        if kind:
+            found[kind].append((weight, errors))
     if unread:
         loaded.notes.append(f"values of {unread} quantised weights were not read: their order belongs to a kernel")
     if unnamed:
@@ -118,6 +122,44 @@ class _Errors:
     slope: float = 1.0
 
 
+def _kind(errors: _Errors) -> str:
+    """Return which bound some errors exceed; empty if they exceed none."""
+    if errors.largest > 1:
+        return "largest"
+    return "mean" if errors.spread > _SPREAD or abs(errors.slope - 1) > _SLOPE else ""
+
+
+def _by_adapter(loaded: Loaded, weight: Weight, state: Stored) -> Any:
+    """Return the values that the adapter's kind makes of the checkpoint's before they are quantised again.
+
+    None if there is no adapter on the weight, or its kind leaves the base as it is.
+    """
+    name, attached = loaded.checkpoint_names.find(weight.name), loaded.attached
+    if weight.held.module.removesuffix(".base_layer") not in loaded.inventory.wrapping.tuned or name is None:
+        return None
+    original = loaded.checkpoint_names.files.slice(name)[:].float()
+    quantised = state.rounded(original.reshape(-1))
+    if quantised is None or original.shape != state.shape:
+        return None
+    module = weight.name.rpartition(".")[0]
+    made = rewritten(quantised.reshape(original.shape), module, attached.config, attached.name)
+    return None if torch.equal(made, quantised.reshape(original.shape)) else made.reshape(-1)
+
+
+def _against(weight: Weight, state: Stored, expected: Any) -> _Errors:
+    """Return how far some blocks of a weight are from values that were quantised to it, given flat."""
+    return _judged(state, ((start, expected[start : start + unit]) for start, unit in _places(weight.name, state)))
+
+
+def _places(name: str, state: Stored) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last block of a weight, and some between them: where each starts, and its elements."""
+    # A weight may have fewer elements than a block.
+    unit = min(state.block, state.elements)
+    units = state.elements // unit
+    for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):
+        yield place * unit, unit
+
+
 def _errors(
     weight: Weight, state: Stored, names: CheckpointNames, in_file: FileFormat | None, files: FileTensors
 ) -> _Errors | None:
@@ -134,8 +176,14 @@ def _errors(
         return None
     if name is not None and not names.files.slice(name).get_dtype().startswith(("F", "BF")):
         return None
+    return _judged(state, _originals(weight, state, name, names))
+
+
+def _judged(state: Stored, originals: Iterable[tuple[int, Any]]) -> _Errors:
+    """Return how far a weight is from blocks of values, each with the element that it starts at."""
+    assert state.max_error is not None
     largest = actual_error = own_error = product = power = 0.0
-    for start, original in _originals(weight, state, name, names):
+    for start, original in originals:
         scale = float(original.abs().max())
         allowed = (state.max_error + state.scale_error) * scale
         actual = state.dequantised(start, start + original.numel())
@@ -226,13 +274,10 @@ def _originals(weight: Weight, state: Stored, name: str | None, names: Checkpoin
     The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
     each.
     """
-    # A weight may have fewer elements than a block.
     unit = min(state.block, state.elements)
     if name is not None:
-        units = state.elements // unit
-        for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):
+        for start, _ in _places(name, state):
             # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
-            start = place * unit
             yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
         return
     fused = names.fused(weight.name)

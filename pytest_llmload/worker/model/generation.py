@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.model.inputs import forward_inputs, input_device, prompt, vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.prompts import Prompt, token_ids
 
@@ -47,26 +47,6 @@ def input_ids(loaded: Loaded, rows: list[list[int]]) -> Any:
     return torch.tensor(rows, dtype=torch.long, device=input_device(loaded))
 
 
-def input_device(loaded: Loaded) -> Any:
-    embeddings = loaded.model.get_input_embeddings() if hasattr(loaded.model, "get_input_embeddings") else None
-    for part in (embeddings, loaded.model):
-        for param in part.parameters() if part is not None else ():
-            if param.device.type != "meta":
-                return param.device
-    return torch.device("cuda:0" if loaded.job.device.kind == "cuda" else "cpu")
-
-
-def vocabulary(loaded: Loaded) -> int:
-    """Return the rows of the input embedding, as the config says it.
-
-    Raises ValueError where the config says nothing.
-    """
-    size = getattr(loaded.text_config, "vocab_size", None)
-    if not isinstance(size, int):
-        raise ValueError(f"{type(loaded.model).__name__} has no vocab_size in its config: no token ids can be made")
-    return size
-
-
 def check_length(job: Job) -> None:
     """Raise ValueError where the workload is longer than the model's positions; on a GPU that would end the process."""
     workload, config = job.spec.workload, read_config(Path(job.checkpoint.path))
@@ -78,17 +58,6 @@ def check_length(job: Job) -> None:
                 raise ValueError(f"workload {workload} needs {length} positions, the model has {limit}")
 
 
-def check_inputs(loaded: Loaded) -> str:
-    """Return why token ids are not an input for the model; empty where they are."""
-    needed = getattr(loaded.model, "main_input_name", "input_ids")
-    if needed == "input_ids" or "input_ids" in inspect.signature(loaded.model.forward).parameters:
-        return ""
-    return (
-        f"{type(loaded.model).__name__} takes {needed}, not token ids: pytest-llmload runs models that read text; "
-        "measure the language model in it, or take auto_class()"
-    )
-
-
 def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
     """Return the logits of the workload's first row, 1 x position x vocabulary.
 
@@ -98,9 +67,7 @@ def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
     (row,) = workload_tokens(workload, vocabulary(loaded))
     ids = input_ids(loaded, [row[:1] + list(heard) + row[1 + len(heard) :]])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **loaded.attached.arguments(1, ids.device)}
-    if getattr(loaded.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids
+    inputs = {**forward_inputs(loaded, ids), **loaded.attached.arguments(1, ids.device)}
     # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
     # tensors that a test's own code cannot use.
     with torch.no_grad():
@@ -176,7 +143,7 @@ def generate_ids(
     ``on_token`` is called after each. ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which
     those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way.
     """
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = prompt(loaded, ids)
     inputs |= loaded.attached.arguments(len(ids), ids.device)
     if on_token is not None:
 
@@ -218,13 +185,13 @@ def generate_workload(
     return generate_ids(loaded, ids, new_tokens or workload.new_tokens, on_token, on_logits)
 
 
-def generate(loaded: Loaded, prompt: Prompt, max_new_tokens: int = 16) -> dict[str, Any]:
+def generate(loaded: Loaded, given: Prompt, max_new_tokens: int = 16) -> dict[str, Any]:
     """Return exactly ``max_new_tokens`` new ``tokens``, their ``text`` and ``count``, as ``llm.generate`` gives them.
 
     Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
     Raises ValueError for text or a chat where there is no tokenizer; ``text`` is then empty for token ids.
     """
-    rows = [token_ids(loaded.tokenizer, loaded.tokenizer_error, prompt)]
+    rows = [token_ids(loaded.tokenizer, loaded.tokenizer_error, given)]
     tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
     text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
     return {"tokens": tokens, "text": text, "count": len(tokens)}

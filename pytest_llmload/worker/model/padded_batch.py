@@ -22,9 +22,9 @@ from pytest_llmload.worker.model.generation import (
     generation_config_set,
     input_ids,
     settings,
-    vocabulary,
     workload_tokens,
 )
+from pytest_llmload.worker.model.inputs import forward_inputs, prompt, vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import local_part
 
@@ -68,20 +68,17 @@ def repeat(loaded: Loaded) -> None:
 
 
 def _run(loaded: Loaded, found: PaddedRun) -> None:
-    prompt = max(2, min(loaded.job.spec.workload.prompt_tokens, _PROMPT))
-    ids = input_ids(loaded, workload_tokens(Workload(ROWS, prompt, 1), vocabulary(loaded)))
+    length = max(2, min(loaded.job.spec.workload.prompt_tokens, _PROMPT))
+    ids = input_ids(loaded, workload_tokens(Workload(ROWS, length, 1), vocabulary(loaded)))
     mask = torch.ones_like(ids)
-    mask[-1, : prompt // 2] = 0
-    found.tokens = prompt
+    mask[-1, : length // 2] = 0
+    found.tokens = length
     generates = can_generate(loaded) and getattr(loaded.model, "generation_config", None) is not None
     with torch.no_grad():
         if generates:
             _generate(loaded, ids, mask, found)
         else:
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            if getattr(loaded.config, "is_encoder_decoder", False):
-                inputs["decoder_input_ids"] = ids
-            output = loaded.model(**inputs)
+            output = loaded.model(**forward_inputs(loaded, ids, mask))
             logits = getattr(output, "logits", None)
             logits = output[0] if logits is None else logits
             found.logits = [(logits[:, -1] if logits.dim() == 3 else logits).float().cpu()]
@@ -98,9 +95,7 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
         return forced
 
     with generation_config_set(loaded.model, config):
-        output = loaded.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[force]
-        )
+        output = loaded.model.generate(**prompt(loaded, ids, mask), generation_config=config, logits_processor=[force])
     found.generated = True
     found.logits = [step.float().cpu() for step in output.logits]
     found.cache = getattr(output, "past_key_values", None)
