@@ -39,6 +39,7 @@ class FakeCuda:
         self._current = 0
 
     def current_device(self) -> int:
+        """Return the index of the current GPU."""
         return self._current
 
     def index(self, device: Any = None) -> int:
@@ -51,6 +52,7 @@ class FakeCuda:
         return self._current if index is None else index
 
     def set_device(self, device: Any) -> None:
+        """Make a GPU, given as :meth:`index` takes it, the current one."""
         self._current = self.index(device)
 
     def exchange(self, device: int) -> int:
@@ -61,6 +63,7 @@ class FakeCuda:
         return before
 
     def memory_stats(self, device: Any = None) -> dict[str, int]:
+        """Return what the model of a GPU's allocator holds, in bytes, by the names of ``torch.cuda.memory_stats``."""
         model = self.allocators[self.index(device)]
         return {
             "allocated_bytes.all.current": model.allocated,

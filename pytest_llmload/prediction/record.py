@@ -59,11 +59,13 @@ class Record:
         self._operator = func
 
     def allocated(self, index: int, address: int, nbytes: int) -> None:
+        """Note that GPU ``index`` allocated a block, for the line of code that runs now."""
         site = self._site()
         self._live[index, address] = nbytes, site
         self._events[self._phase].append((nbytes, site))
 
     def freed(self, index: int, address: int) -> None:
+        """Note that GPU ``index`` released a block. Raises KeyError if it was not allocated."""
         nbytes, site = self._live.pop((index, address))
         self._events[self._phase].append((-nbytes, site))
 

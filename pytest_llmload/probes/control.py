@@ -58,6 +58,7 @@ class Control:
         return statistics.median(self._once() for _ in range(_REPEATS))
 
     def work(self) -> None:
+        """Do the fixed piece of work once."""
         raise NotImplementedError
 
     def _once(self) -> float:

@@ -129,6 +129,7 @@ class Server:
 
 
 def main(fd: int, parent: int) -> None:
+    """Serve the pytest process ``parent`` over the socket ``fd`` until it closes the socket or ends."""
     server = Server(Channel(socket.socket(fileno=fd)))
     # Ctrl-C goes to the whole foreground group; the pytest process decides when its loads end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -33,6 +33,7 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
 
 @contextlib.contextmanager
 def answering(cuda: dict[str, Any]) -> Iterator[None]:
+    """Answer for ``torch.cuda`` with the values of ``count`` and ``capability`` while the context is open."""
     import torch
 
     answers: dict[str, Any] = {

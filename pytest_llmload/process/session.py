@@ -139,6 +139,7 @@ class Session:
         return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
 
     def do_plan(self, message: Message) -> Message:
+        """Predict a job's memory without reading a weight."""
         from pytest_llmload.process.job_strategies import plan
 
         self._enter("plan")
@@ -163,6 +164,7 @@ class Session:
         return {"kind": "claimed", "descriptors": self._descriptors}
 
     def do_load(self, message: Message) -> Message:
+        """Load and measure a job in the place where its strategy runs; answer with the result."""
         from pytest_llmload.process.job_strategies import runs_in
 
         job = Job.from_json(message["job"])
@@ -222,6 +224,7 @@ class Session:
                 part.close()
 
     def do_generate(self, message: Message) -> Message:
+        """Continue a prompt with the loaded model; answer with tokens and text."""
         from pytest_llmload.worker.model.generation import generate
 
         if self.runner is not None:
@@ -230,6 +233,7 @@ class Session:
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
     def do_run(self, message: Message) -> Message:
+        """Call a test's function with the model and the tokenizer; answer with what it returned and printed."""
         from pytest_llmload.process import calls, run_output
 
         if self.runner is not None:

@@ -95,7 +95,7 @@ class FineGrainedFp8(Method):
         return FineGrainedFP8Config(modules_to_not_convert=list(skips) or None)
 
     def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
-        """The module that transformers puts in has weight and scales in their types already."""
+        """Return the weight's own bytes: transformers' module has weight and scales in their types already."""
         return {"": weight.numel() * weight.element_size()} if replaced else None
 
     def read(self, module: Any) -> Iterable[Stored]:

@@ -81,7 +81,7 @@ class Quanto(Method):
         return QuantoConfig(weights=_WEIGHTS[scheme], modules_to_not_convert=list(skips) or None)
 
     def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
-        """As optimum/quanto/tensor/weights keeps them: one scale a row, or one a group with a shift beside it.
+        """Return the bytes as optimum/quanto/tensor/weights keeps them: a scale a row, or a scale and a shift a group.
 
         They are of the weight's own type; the module, which quanto has made, says which group.
         """

@@ -74,7 +74,7 @@ class TorchAO(Method):
         return TorchAoConfig(kind, modules_to_not_convert=list(skips) or None)
 
     def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
-        """As ``Int8Tensor``, ``Float8Tensor`` and ``Int4Tensor`` of torchao/quantization/quantize_ keep them."""
+        """Return the bytes as ``Int8Tensor``, ``Float8Tensor`` and ``Int4Tensor`` of torchao/quantization keep them."""
         scheme = {name: scheme for scheme, name in _CONFIGS.items()}.get(type(config.quant_type).__name__)
         if not replaced or scheme is None:
             return None

@@ -81,10 +81,12 @@ class Load:
 
     @property
     def status(self) -> str:
+        """Return how the load ended, or that it has not been loaded yet."""
         return "not loaded yet" if self._result is None else self._result.outcome
 
     @property
     def measured(self) -> bool:
+        """Return true if the load has a result; it does not start the load."""
         return self._result is not None
 
     @property

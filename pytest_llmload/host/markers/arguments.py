@@ -28,18 +28,21 @@ def limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
 
 
 def flag(value: object, where: str) -> bool:
+    """Return a boolean argument. Raises UsageError."""
     if not isinstance(value, bool):
         raise pytest.UsageError(f"{where}={quoted(value)} is not a boolean; write True or False")
     return value
 
 
 def names(value: object, where: str) -> tuple[str, ...]:
+    """Return a list of names as a tuple. Raises UsageError, also for a single text."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
         raise pytest.UsageError(f"{where}: {quoted(value)} is not a list of names; write one such as ['lm_head']")
     return tuple(value)
 
 
 def as_json(value: object, where: str) -> str:
+    """Return a value as canonical JSON. Raises UsageError if it is not plain data."""
     try:
         return canonical_json(json.loads(json.dumps(value)))
     except (TypeError, ValueError):

@@ -118,6 +118,7 @@ class State:
 
     @cached_property
     def store(self) -> Store:
+        """Return the baselines of this run. Raises UsageError for a variant that cannot be a folder."""
         from pytest_llmload.baselines.store import Store
 
         try:
@@ -162,9 +163,11 @@ class State:
         return f"{self.device.key}-x{gpus}" if gpus > 1 and self.device.kind == "cuda" else self.device.key
 
     def baseline_path(self, spec: LoadSpec) -> Path:
+        """Return the path of a load's baseline, whether or not it exists."""
         return self.store.path_for(spec.name, self.device_key(spec), spec.slug)
 
     def subject(self, spec: LoadSpec) -> Subject:
+        """Return what messages call a load: its model, variant and device."""
         key = self.device_key(spec)
         return Subject(spec.name, spec.slug, f"{key} (predicted)" if self.settings.predict else key)
 

@@ -22,9 +22,11 @@ class Timeline:
         self._events: list[tuple[int, Held | None]] = []
 
     def allocated(self, address: int, block: Held) -> None:
+        """Note an allocation."""
         self._events.append((address, block))
 
     def released(self, address: int) -> None:
+        """Note the release of the block at an address."""
         self._events.append((address, None))
 
     def at_peak(self) -> dict[int, Held]:

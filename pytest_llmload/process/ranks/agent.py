@@ -42,10 +42,12 @@ class Agent:
         self._thread = threading.Thread(target=self._run, args=arguments, name="ranks", daemon=True)
 
     def start(self) -> None:
+        """Start torch elastic's agent, which forks the ranks."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
+        """Return true until the agent has ended."""
         return self._thread.is_alive()
 
     def join(self, seconds: float) -> bool:

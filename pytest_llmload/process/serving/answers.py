@@ -53,6 +53,7 @@ class Answer:
 
     @property
     def text(self) -> str:
+        """Return the whole text."""
         return "".join(self.pieces)
 
     @property
@@ -76,6 +77,7 @@ class Answer:
         return f"{came}: the server, or a proxy in front of it, buffers them (nginx: set proxy_buffering off)"
 
     def add(self, moment: float, piece: str) -> None:
+        """Add a piece of text that arrived at a moment of the monotonic clock, in seconds."""
         self.stamps.append(moment)
         self.pieces.append(piece)
 

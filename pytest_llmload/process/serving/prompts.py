@@ -30,6 +30,7 @@ class Prompts:
         self._made = 0
 
     def next(self) -> str:
+        """Return a prompt that no earlier call has returned."""
         number = self._salt + self._made
         self._made += 1
         beginning = []

@@ -46,6 +46,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
+        """Return the size of its values."""
         return math.prod(self.shape) * _BITS[self.dtype] // 8
 
 

@@ -77,6 +77,7 @@ def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
 
 
 def can_generate(loaded: Loaded) -> bool:
+    """Return true if the model's class has ``generate``, and does not say that it cannot."""
     model = loaded.model
     return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
 

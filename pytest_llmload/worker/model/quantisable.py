@@ -41,10 +41,12 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes that the weight takes in the model."""
         return self.held.nbytes
 
     @property
     def elements(self) -> int:
+        """Return the number of elements of the dense weight, also if it is stored quantised."""
         if self.quantised is not None:
             return self.quantised.elements
         return math.prod(self.held.shape)

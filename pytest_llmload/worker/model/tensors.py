@@ -79,6 +79,7 @@ class Held:
 
     @property
     def path(self) -> str:
+        """Return the tensor's name in the model: ``model.layers.0.mlp.up_proj.weight``."""
         return f"{self.module}.{self.name}" if self.module else self.name
 
     @property

@@ -132,7 +132,7 @@ def shard(model: Any, devices: list[str]) -> tuple[Any, Shards]:
 
 
 def _with_signature_of(original: Any) -> Any:
-    """generate() looks at a model's forward to see which inputs it takes."""
+    """Return a ``forward`` with the signature of the original: generate() sees there which inputs a model takes."""
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ STORE = "LLMLOAD_RANKS_STORE"
 
 
 def rank() -> int:
+    """Return this process's rank, as torch elastic sets it; 0 in a load of one process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -28,6 +29,7 @@ def answers() -> bool:
 
 
 def backend(job: Job) -> str:
+    """Return the name of torch.distributed's backend for the load's device."""
     return "nccl" if job.device.kind == "cuda" else "gloo"
 
 

@@ -28,6 +28,7 @@ class Blocks:
 
     @property
     def largest(self) -> int:
+        """Return the bytes of the largest block; 0 if there is none."""
         return max(self.sizes.values(), default=0)
 
 
@@ -51,7 +52,7 @@ class Placement:
 
     @property
     def divides(self) -> bool:
-        """True if it may put weights on several devices, or into files."""
+        """Return true if it may put weights on several devices, or into files."""
         return bool(self.inferred) or self.default_map is not None
 
 
