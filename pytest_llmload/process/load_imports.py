@@ -32,10 +32,11 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
     for path in reversed(job.sys_path):
         if path not in sys.path:
             sys.path.insert(0, path)
-    for package in {package: None for strategy in served_by for package in strategy.packages}:
-        if not cold and any(package in strategy.cold_packages for strategy in served_by):
-            continue
-        importlib.import_module(package)
+    packages = {package: None for strategy in served_by for package in strategy.packages}
+    left_out = set() if cold else {package for strategy in served_by for package in strategy.cold_packages}
+    for package in packages:
+        if package not in left_out:
+            importlib.import_module(package)
     if find_spec("transformers") is not None:
         # A user's own loader most likely uses them too, even if it does not say so.
         for name in (*LIBRARY, *PLACEMENT, *_of_method(job)):
@@ -43,12 +44,15 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
                 importlib.import_module(name)
         _import_architecture(job)
         fill_caches()
-    if not cold:
-        return
+    if cold:
+        _import_own(job)
+
+
+def _import_own(job: Job) -> None:
+    """Import the modules that a load alone imports: those of its adapter and those that the user names."""
     if job.adapter is not None:
-        for name in _for_adapters():
-            if is_installed(name):
-                importlib.import_module(name)
+        for name in filter(is_installed, _for_adapters()):
+            importlib.import_module(name)
     for name in job.imports:
         importlib.import_module(name)
     for reference in filter(None, (job.spec.target, job.spec.quant_config)):

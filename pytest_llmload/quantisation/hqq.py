@@ -80,7 +80,7 @@ class Hqq(Method):
         return transformers.HqqConfig(nbits=4, group_size=64, **({"skip_modules": list(skips)} if skips else {}))
 
     def planned(self, module: Any, weight: Any, *, replaced: bool, config: Any) -> dict[str, int] | None:
-        """Return the bytes of ``W_q``, and of a group's scale and zero point in the weight's type (hqq/core/quantize.py)."""
+        """Return the bytes of ``W_q``, and of a scale and a zero point for each group, in the type of the weight."""
         asked = config.quant_config.get("weight_quant_params", {}) if isinstance(config.quant_config, dict) else {}
         bits, group = asked.get("nbits"), asked.get("group_size")
         if not replaced or bits not in _PER_BYTE or not group:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from _pytest._code.code import ReprEntry, ReprFileLocation
+from _pytest._code.code import ReprEntry, ReprFileLocation, TerminalRepr
 
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
@@ -157,47 +157,61 @@ def judge_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.
     """Distinguish failures from errors of the machine, and record the outcome of the load."""
     state = state_of(item.config)
     error = call.excinfo.value if call.excinfo is not None else None
-    infrastructure = isinstance(error, (MachineError, BaselineError))
     if report.failed and call.excinfo is not None and _is_ours(error):
-        # Our failures are texts for people; the frames they went through say nothing more.
-        text = call.excinfo.getrepr(style="value")
-        if text.reprcrash is not None:
-            text.reprcrash.message = f"{_cause(str(error))}\n{error}"
-            if not _is_below(Path(text.reprcrash.path), item.path.parent):
-                # It was raised around the test's body, in a file of this plugin or of pytest.
-                path, line, _ = item.reportinfo()
-                text.reprcrash.path, text.reprcrash.lineno = str(path), (line or 0) + 1
-        if isinstance(error, (LoadError, MachineError, RemoteError)):
-            # It happened in another process: say where the test was meanwhile.
-            text.reprtraceback.reprentries = [*_where(item, call.excinfo), *text.reprtraceback.reprentries]
-        report.longrepr = text
+        report.longrepr = _shown(item, call.excinfo)
     if report.skipped and SKIP_REASON in item.stash:
         # Where the test stands, not where this plugin decided to skip it.
-        path, line, _ = item.reportinfo()
-        report.longrepr = (str(path), (line or 0) + 1, f"Skipped: {item.stash[SKIP_REASON]}")
-    if report.failed and infrastructure and report.when == "call":
-        # FAILED means that the model or the libraries moved; this was the machine or the setup.
+        report.longrepr = (*_place(item), f"Skipped: {item.stash[SKIP_REASON]}")
+    if report.failed and isinstance(error, (MachineError, BaselineError)) and report.when == "call":
+        # FAILED means that the model or the libraries changed; this was the machine or the setup.
         report.when = "setup"
     spec = state.loaded_by(item)
     if not report.passed and "llm_load" in item.fixturenames:  # type: ignore[attr-defined]
         # The loads that it would have requested are unknown.
         state.log.tests_left_out = True
     if report.failed:
-        outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
-        message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
-        asked_for = [load.spec for load in item.stash.get(ASKED_FOR, [])]
-        for failed in dict.fromkeys(asked_for if spec is None else [spec, *asked_for]):
-            state.note(failed, item.nodeid, outcome, message)
+        _note_failure(item, report, error, spec)
     if spec is None:
         return
     if not report.failed and report.when == "call" and "llm" in item.fixturenames:  # type: ignore[attr-defined]
         state.note(spec, item.nodeid)
     if item.path.is_relative_to(item.config.rootpath):
-        _, line, _ = item.reportinfo()
-        state.run(spec).locations[item.nodeid] = f"{state.display(item.path)}:{(line or 0) + 1}"
+        state.run(spec).locations[item.nodeid] = f"{state.display(item.path)}:{_place(item)[1]}"
     if call.when == "call":
         # JUnit reads them off the teardown's report, which takes them from the item.
         item.user_properties += junit.properties(state.run(spec))
+
+
+def _shown(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> TerminalRepr:
+    """Return what pytest shows of an error of this plugin: its text, since the frames it went through say no more."""
+    error = excinfo.value
+    text = excinfo.getrepr(style="value")
+    if text.reprcrash is not None:
+        text.reprcrash.message = f"{_cause(str(error))}\n{error}"
+        if not _is_below(Path(text.reprcrash.path), item.path.parent):
+            # It was raised around the test's body, in a file of this plugin or of pytest.
+            text.reprcrash.path, text.reprcrash.lineno = _place(item)
+    if isinstance(error, (LoadError, MachineError, RemoteError)):
+        # It happened in another process: say where the test was meanwhile.
+        text.reprtraceback.reprentries = [*_where(item, excinfo), *text.reprtraceback.reprentries]
+    return text
+
+
+def _note_failure(
+    item: pytest.Item, report: pytest.TestReport, error: BaseException | None, spec: LoadSpec | None
+) -> None:
+    """Record a failed test in the log of each load that it requested."""
+    outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
+    message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
+    requested = [load.spec for load in item.stash.get(ASKED_FOR, [])]
+    for failed in dict.fromkeys(requested if spec is None else [spec, *requested]):
+        state_of(item.config).note(failed, item.nodeid, outcome, message)
+
+
+def _place(item: pytest.Item) -> tuple[str, int]:
+    """Return the file of a test, and its line, counted from 1."""
+    path, line, _ = item.reportinfo()
+    return str(path), (line or 0) + 1
 
 
 def _is_below(path: Path, folder: Path) -> bool:

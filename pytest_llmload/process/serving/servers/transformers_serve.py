@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from pytest_llmload.process.serving.answers import About, Answer
-from pytest_llmload.process.serving.http import Endpoint
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.openai import CHAT, COMPLETIONS, OpenAi, plain
 
@@ -28,11 +27,6 @@ class TransformersServe(OpenAi):
     version = "not reported by a running server"
     concurrency = "each request in a thread of its own, or `--continuous-batching`"
     fields = (_configured, plain)
-
-    def __init__(self, endpoint: Endpoint, says: SelfDescription, api: str = "") -> None:
-        super().__init__(endpoint, says, api)
-        #: transformers 4 has no ``/v1/completions``.
-        self._has_completions = COMPLETIONS in _paths(says)
 
     @classmethod
     def recognises(cls, says: SelfDescription) -> bool:
