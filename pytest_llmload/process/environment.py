@@ -6,27 +6,26 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pytest_llmload.core.environment_entries import IMPORTED, INSTALLED, libraries
 from pytest_llmload.core.job import Job
 from pytest_llmload.process import job_strategies
-from pytest_llmload.quantisation import registry
 from pytest_llmload.system import allocator
 
 #: Environment variables that configure torch's GPU allocator; the first one that is set counts.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
-def environment(job: Job, quantised_by: Any = None) -> dict[str, str]:
+def environment(job: Job, quantisers: Iterable[str] = ()) -> dict[str, str]:
     """Return this process's values of the entries in ``core/environment_entries.py``; unknown values are left out.
 
-    ``quantised_by`` is the loaded model's ``quantization_config``; None if it has none.
+    ``quantisers`` are the packages that quantised the loaded model's weights.
     """
     import torch
 
-    found = {"python": platform.python_version(), **_versions(job, quantised_by)}
+    found = {"python": platform.python_version(), **_versions(job, quantisers)}
     if torch.version.cuda:
         found["cuda"] = str(torch.version.cuda)
     if torch.version.hip:
@@ -50,14 +49,14 @@ def environment(job: Job, quantised_by: Any = None) -> dict[str, str]:
     return found
 
 
-def _versions(job: Job, quantised_by: Any) -> dict[str, str]:
+def _versions(job: Job, quantisers: Iterable[str]) -> dict[str, str]:
     """Return the versions of the libraries that a load depends on; one that is not installed is left out."""
     imported = libraries(IMPORTED)
     names = [
         *libraries(INSTALLED),
         *imported,
         *(name for strategy in job_strategies.strategies(job) for name in strategy.needs(job.spec)),
-        *(registry.packages_of(quantised_by) if quantised_by is not None else ()),
+        *quantisers,
     ]
     names = [name for name in dict.fromkeys(names) if name not in imported or name in sys.modules]
     found = {}

@@ -19,6 +19,7 @@ from pytest_llmload.process.library_warnings import mismatches, warnings_of_libr
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.phases import Phases
 from pytest_llmload.process.raised import fault, innermost, is_own
+from pytest_llmload.quantisation.registry import packages_of
 from pytest_llmload.strategies import Refused, Strategy
 from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
@@ -254,9 +255,12 @@ class Measurement:
 
     def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.process.environment import environment
+        from pytest_llmload.quantisation.stored import packages_in
 
-        quantised_by = getattr(loaded.config, "quantization_config", None)
-        self.result.environment = {**environment(self.job, quantised_by), "page_cache": self.page_cache}
+        # A user's loader may quantise without a word in the config, and GGUF is dense in memory.
+        config = getattr(loaded.config, "quantization_config", None)
+        quantisers = (*(packages_of(config) if config is not None else ()), *packages_in(loaded.model))
+        self.result.environment = {**environment(self.job, quantisers), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:
             self.result.environment["attn"] = str(attention)

@@ -220,7 +220,7 @@ class Method:
     #: Operators of torch that read a condition on activations, which a prediction does not know -> what is assumed if
     #: the condition does not hold.
     assumptions: ClassVar[Mapping[str, str]] = {}
-    #: Its functions in the phases of a load: module, function names (empty: all), ``convert`` or ``move``.
+    #: Its functions in the phases of a load: module, function names (empty: all), ``read``, ``convert`` or ``move``.
     phases: ClassVar[tuple[tuple[str, tuple[str, ...], str], ...]] = ()
     #: For the documentation: where a load runs quantised, where its bytes are, and which facts about them are verified.
     runs_on: ClassVar[str] = ""

@@ -45,6 +45,7 @@ class CompressedTensors(Method):
     packages = ("compressed_tensors",)
     imports = ("compressed_tensors",)
     file_methods = ("compressed-tensors", "compressed_tensors")
+    phases = (("compressed_tensors.compressors", (), "convert"), ("compressed_tensors.quantization", (), "convert"))
     runs_on = "CPU, GPU: transformers makes the whole model dense in its first forward"
     held_as = "`weight_packed` and `weight_scale` until the first forward"
     proved = "values and scales are the file's; that it still serves packed after the first forward"

@@ -13,6 +13,12 @@ class Gguf(Method):
     packages = ("gguf",)
     imports = ("gguf",)
     file_methods = ("gguf",)
+    phases = (
+        ("gguf.quants", (), "convert"),
+        ("transformers.modeling_gguf_pytorch_utils", ("process",), "convert"),
+        ("gguf.gguf_reader", (), "read"),
+        ("transformers.modeling_gguf_pytorch_utils", ("load_gguf_checkpoint",), "read"),
+    )
     runs_on = "CPU, GPU: dense"
     held_as = "dense, in the dtype of the load"
     proved = "dense values are those that transformers dequantises; types and bytes of the file are told"

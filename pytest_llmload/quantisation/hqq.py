@@ -57,6 +57,7 @@ class Hqq(Method):
     packages = ("hqq",)
     imports = ("hqq.core.quantize",)
     file_methods = ("hqq",)
+    phases = (("hqq.core.quantize", ("quantize",), "convert"), ("hqq.core.optimize", (), "convert"))
     cache_backends = ("hqq",)
     runs_on = "CPU, GPU"
     held_as = "uint8 in W_q; scales and zero points in a dict of the module"
@@ -83,10 +84,13 @@ class Hqq(Method):
         """Return the bytes of ``W_q``, and of a scale and a zero point for each group, in the type of the weight."""
         asked = config.quant_config.get("weight_quant_params", {}) if isinstance(config.quant_config, dict) else {}
         bits, group = asked.get("nbits"), asked.get("group_size")
-        if not replaced or bits not in _PER_BYTE or not group:
+        if not replaced or bits not in (*_PER_BYTE, 3) or not group or asked.get("axis", 1) != 1:
             return None
-        scales = weight.numel() // group * weight.element_size()
-        return {".W_q": weight.numel() // _PER_BYTE[bits], ".scale": scales, ".zero": scales}
+        groups = weight.numel() // group
+        # Ten groups of three bits below each other make one of 32.
+        packed = -(-groups // 10) * group * 4 if bits == 3 else weight.numel() // _PER_BYTE[bits]
+        scales = groups * weight.element_size()
+        return {".W_q": packed, ".scale": scales, ".zero": scales}
 
     def read(self, module: Any) -> Iterable[Stored]:
         packed, meta = module._parameters.get("W_q"), vars(module).get("meta")

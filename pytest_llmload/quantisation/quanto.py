@@ -67,6 +67,7 @@ class Quanto(Method):
         "transformers.integrations.quanto",
     )
     file_methods = ("quanto",)
+    phases = (("optimum.quanto.quantize", ("quantize", "freeze", "requantize"), "convert"),)
     cache_backends = ("quanto", "")
     runs_on = "CPU, GPU"
     held_as = "tensors inside a subclass, which for int4 and int2 is inside a second one"

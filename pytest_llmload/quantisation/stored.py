@@ -13,6 +13,12 @@ def stored_weights(module: Any) -> list[Stored]:
     return next((found for method in methods() if (found := list(method.read(module)))), [])
 
 
+def packages_in(model: Any) -> tuple[str, ...]:
+    """Return the packages of the methods that hold weights of a model, also if its config names none."""
+    own = (next((method for method in methods() if any(method.read(module))), None) for module in model.modules())
+    return tuple(dict.fromkeys(package for method in own if method is not None for package in method.packages))
+
+
 def stored(module: Any, name: str) -> Stored | None:
     """Return the quantised weight that a parameter or buffer of a module belongs to.
 

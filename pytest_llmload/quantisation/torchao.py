@@ -24,10 +24,10 @@ _CONFIGS = {
 _INT8_LARGEST = 127.5
 
 
-#: Bytes beside the values: int8 has a float32 scale and an int8 zero point a row, float8 a scale, int4 both of them in
-#: 16 bit for a group of 128.
+#: Bytes beside the values of a row: int8 has a float32 scale and an int8 zero point, float8 a scale. int4 has both in
+#: the weight's own type for a group of 128.
 _BESIDE_A_ROW = {INT8: 5, INT8_DYNAMIC: 5, FP8: 4}
-_BESIDE_A_GROUP, _INT4_GROUP = 4, 128
+_INT4_GROUP = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ class TorchAO(Method):
         "transformers.integrations.torchao",
     )
     file_methods = ("torchao",)
+    phases = (("torchao.quantization", (), "convert"),)
     runs_on = "CPU, GPU (int4: GPU)"
     held_as = "tensors inside a subclass of Tensor, whose own size is that of the dense weight"
     proved = "type, bytes; blocks of int8, float8 and intx dequantised against the checkpoint's values"
@@ -80,7 +81,7 @@ class TorchAO(Method):
             return None
         if scheme == INT4:
             groups = weight.numel() // int(getattr(config.quant_type, "group_size", _INT4_GROUP))
-            return {".qdata": weight.numel() // 2, ".scales": groups * _BESIDE_A_GROUP}
+            return {".qdata": weight.numel() // 2, ".scales": 2 * groups * weight.element_size()}
         return {".qdata": weight.numel(), ".scale": weight.shape[0] * _BESIDE_A_ROW[scheme]}
 
     def read(self, module: Any) -> Iterable[Stored]:

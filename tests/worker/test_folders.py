@@ -284,6 +284,7 @@ def test_a_gguf_file_loads_dense_and_that_is_said(
         r"makes GGUF files dense, whatever its log says: 23 x Q8_0, 7 x F32, .* in the file, .* in memory", said
     )
     assert not [note for note in result.notes if "not compared" in note]
+    assert "gguf" in result.environment
     assert result.metrics["host.weights"] > 3 * files.bytes
     zero_a_norm(monkeypatch)
     (problem,) = quick(files).problems

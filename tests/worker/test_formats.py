@@ -14,6 +14,7 @@ import torch
 from loads import checkpoint, job, load, quick
 from safetensors import safe_open
 
+from pytest_llmload.core.environment_entries import ENTRIES
 from pytest_llmload.core.job import MEMORY, Checkpoint, Device, Gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.process.job_strategies import plan
@@ -22,8 +23,10 @@ from pytest_llmload.quantisation import Stored
 from pytest_llmload.quantisation.awq import Awq
 from pytest_llmload.quantisation.fp8 import FineGrainedFp8
 from pytest_llmload.quantisation.gptq import Gptq
+from pytest_llmload.quantisation.hqq import Hqq
 from pytest_llmload.quantisation.mxfp4 import Mxfp4
 from pytest_llmload.quantisation.stored import stored_weights
+from pytest_llmload.quantisation.torchao import TorchAO
 
 TINY = "tiny-llama"
 
@@ -114,6 +117,22 @@ def test_a_loader_that_quantises_is_judged_the_same(scheme: str, target: str) ->
     assert messages(result) == []
     assert {text.split()[0] for text in quants(result)} == {scheme}
     assert result.metrics["host.weights"] == storages(loaded.model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, set()),
+        ({"quant": "torchao-int8"}, {"torchao"}),
+        ({"strategy": "loader", "target": "own_quantisers:quanto_int8"}, {"optimum.quanto"}),
+        ({"strategy": "loader", "target": "own_quantisers:torchao_int8"}, {"torchao"}),
+    ],
+    ids=["none", "asked for", "quanto by a loader", "torchao by a loader"],
+)
+def test_a_quantisers_version_is_an_entry_of_its_own_loads(fields: dict[str, Any], names: set[str]) -> None:
+    """A loader leaves no word about it in the model's config."""
+    found = quick(TINY, **fields).environment
+    assert set(found) - set(ENTRIES) == names
 
 
 def test_a_loader_of_another_scheme() -> None:
@@ -312,6 +331,44 @@ def test_hqq_dequantises_as_the_library(dense: Any) -> None:
         assert weight.describe().startswith("hqq scale=" if bits == 4 else f"hqq-int{bits} scale=")
         assert weight.packed_bytes * 8 == weight.elements * bits
         torch.testing.assert_close(rows(weight, 0, 192), module.dequantize().float())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("group", [64, 32])
+def test_hqq_is_planned_in_the_bytes_that_it_takes(bits: int, group: int, dense: Any) -> None:
+    from hqq.core.quantize import HQQLinear
+    from transformers import HqqConfig
+
+    config = HqqConfig(nbits=bits, group_size=group, axis=1)
+    module = HQQLinear(dense, config.quant_config, compute_dtype=torch.bfloat16, device="cpu", del_orig=False)
+    tensors = [module.W_q, *(value for value in module.meta.values() if isinstance(value, torch.Tensor))]
+    held = torch.nn.Module()
+    for index, tensor in enumerate(tensors):
+        held.register_buffer(str(index), tensor.detach())
+    planned = Hqq().planned(dense, dense.weight, replaced=True, config=config)
+    assert planned is not None
+    assert sum(planned.values()) == storages(held)
+
+
+@pytest.mark.parametrize("group", [128, 32])
+def test_torchao_int4_is_planned_in_the_bytes_that_it_takes(group: int, dense: Any) -> None:
+    """Its kernels need a GPU; the tensor is put together by hand, in the shapes that its class documents."""
+    from torchao.quantization import Int4WeightOnlyConfig
+    from torchao.quantization.quantize_.workflows import Int4Tensor
+    from transformers import TorchAoConfig
+
+    outputs, inputs = dense.weight.shape
+    both = [torch.zeros(inputs // group, outputs, dtype=torch.bfloat16) for _ in range(2)]
+    packed = torch.zeros(outputs, inputs // 2, dtype=torch.int8)
+    held = torch.nn.Module()
+    tensor = Int4Tensor(packed, *both, [1, group], dense.weight.shape)
+    held.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    config = TorchAoConfig(Int4WeightOnlyConfig(group_size=group))
+    planned = TorchAO().planned(dense, dense.weight, replaced=True, config=config)
+    assert planned is not None
+    assert sum(planned.values()) == storages(held)
+    (weight,) = TorchAO().read(held)
+    assert (weight.scheme, weight.shape, weight.packed_bytes) == ("torchao-int4", (outputs, inputs), packed.nbytes)
 
 
 def test_quanto_int2_dequantises_as_the_library(dense: Any) -> None:

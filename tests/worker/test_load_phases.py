@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -195,6 +196,26 @@ CONVERTER = ("bitsandbytes.backends.cpu.ops", "_", "lock.acquire()")
 def test_where_the_load_waits_the_threads_that_work_share_its_time() -> None:
     with standing("ours", "load", "event.wait()") as waiting, standing(*READER), standing(*CONVERTER):
         assert until(lambda: sorted(load_phases._phases(waiting)), [CONVERT, READ])
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "phase"),
+    [
+        ("torchao.quantization.quant_api", "quantize_", CONVERT),
+        ("optimum.quanto.quantize", "freeze", CONVERT),
+        ("hqq.core.quantize", "quantize", CONVERT),
+        ("compressed_tensors.compressors.base", "BaseCompressor", CONVERT),
+        ("gguf.quants", "dequantize", CONVERT),
+        ("gguf.gguf_reader", "GGUFReader", READ),
+        ("transformers.modeling_gguf_pytorch_utils", "load_gguf_checkpoint", READ),
+    ],
+)
+def test_the_functions_of_a_method_have_a_phase_and_exist(module: str, function: str, phase: str) -> None:
+    pytest.importorskip(module.partition(".")[0] if module != "optimum.quanto.quantize" else "optimum.quanto")
+    found = getattr(importlib.import_module(module), function, None)
+    assert found is not None or hasattr(importlib.import_module("hqq.core.quantize").Quantizer, function)
+    with standing(module, function, "lock.acquire()") as working:
+        assert until(lambda: load_phases._phases(working), [phase])
 
 
 def test_where_nobody_works_for_a_load_that_waits_it_is_other() -> None:
