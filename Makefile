@@ -85,7 +85,7 @@ lint: venv
 
 # The site, in build/site; a warning is an error.
 docs: venv
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/site
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/site
 
 # The tables of docs/ that are made from the code.
 tables: venv

@@ -41,8 +41,7 @@ class Metric:
     """A declaration of one measured figure: its name, its unit, and what a change of it means.
 
     Args:
-        name: Words in lower case joined by dots: ``gpu.settled``. The figures of each GPU, ``gpu.0.settled`` and so
-            on, belong to the metric without the number.
+        name: Words in lower case joined by dots. ``gpu.settled`` stands for each GPU's ``gpu.0.settled`` too.
         unit: ``B`` (bytes), ``s`` (seconds), ``1`` (a count), or any other unit, such as ``J``.
         kind: The class, one of :data:`KINDS`. It decides in which section of a baseline the figure stands.
         tolerance: How far the figure may move before a test fails, in ``unit`` or relative; or text: ``"1%|8MiB"``.

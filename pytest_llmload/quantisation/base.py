@@ -77,7 +77,7 @@ class FileFormat:
     method: str
     #: Text for people: ``gptq 4 bit group=128``.
     description: str
-    #: The scheme, if one that ``quant(...)`` can ask for made it.
+    #: The scheme that made it, if ``quant(...)`` has one; else empty.
     scheme: str = ""
     double_quant: bool = False
     #: The dtype that products are computed in: ``fp32``, ``fp16``, ``bf16``; empty if the config does not say.
