@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.dtypes import SHORT_NAMES, TORCH_NAMES
@@ -119,7 +120,19 @@ class StoredFourBit(Stored):
         packed = self.data.detach().reshape(-1).view(torch.uint8)[start // 2 : (stop + 1) // 2].cpu()
         nibbles = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[start % 2 :][: stop - start]
         scales = self._block_scales(start, stop)[index // self.blocksize - start // self.blocksize]
-        return self.code.detach().cpu().float()[nibbles.long()] * scales
+        return self._codes[nibbles.long()] * scales
+
+    @cached_property
+    def _codes(self) -> Any:
+        return self.code.detach().cpu().float()
+
+    @cached_property
+    def _nested_codes(self) -> Any:
+        return self.nested.code.detach().cpu().float()
+
+    @cached_property
+    def _mean(self) -> float:
+        return float(self.offset)
 
     def _block_scales(self, start: int, stop: int) -> Any:
         import torch
@@ -131,7 +144,7 @@ class StoredFourBit(Stored):
         size = int(self.nested.blocksize)
         outer = self.nested.absmax.detach()[first // size : -(-last // size)].cpu().float()
         outer = outer[torch.arange(first, last) // size - first // size]
-        return self.nested.code.detach().cpu().float()[scales.long()] * outer + float(self.offset)
+        return self._nested_codes[scales.long()] * outer + self._mean
 
     def rounded(self, values: Any) -> Any:
         """Return each block scaled by its largest value, each element rounded to the nearest code."""

@@ -32,7 +32,7 @@ def _own_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def used_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """GPU -> who else uses it, as the driver says."""
     users: dict[str, list[str]] = {}
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=0: users.get(gpu.uuid, []))
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): users.get(gpu.uuid, []))
     return users
 
 

@@ -9,14 +9,17 @@ import select
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import MEMORY, Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.job import HERE, MEMORY, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import gpu_leases, hardware
+from pytest_llmload.host.loads.broker import Broker
 from pytest_llmload.host.loads.processes import LoadProcess, environment, start_cold
 from pytest_llmload.host.loads.spare import Spare
 from pytest_llmload.worker.checkpoints.resolve import resolve
@@ -105,7 +108,7 @@ def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
 ) -> None:
     gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1, capability=(9, 0))
     device = Device("cuda", "stub", gpus=(gpu,))
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=0: [])
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
     spare = Spare()
     spare.make(job, held.descriptors, forked)
@@ -119,3 +122,42 @@ def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
     assert len(lease.descriptors) == 1
     lease.release()
     gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0).release()
+
+
+@pytest.mark.parametrize(
+    ("ready", "used", "waits"), [(True, 0.5, False), (True, 0.6, True), (False, 0.1, True)], ids=str
+)
+def test_the_end_of_a_load_is_waited_for_unless_the_next_process_is_ready(
+    job: Job,
+    forked: Callable[[], LoadProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    ready: bool,
+    used: float,
+    waits: bool,
+) -> None:
+    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
+    monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: used * gpu.total)
+    nothing: Any = SimpleNamespace(predict=None, endpoint=None, wait_gpu=0, timeout=0)
+    strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE, takes_endpoint=False)}
+    broker = Broker(
+        nothing,
+        strategies,
+        nothing,
+        lambda: job.device,
+        lambda result: None,
+        lambda result: "",
+        tmp_path,
+        lambda: nothing,
+    )
+    if ready:
+        broker._spare.make(job, (), forked)
+    process = forked()
+    held = gpu_leases.lease(Device("cuda", "stub", gpus=(gpu,)), 1, wait_foreign=0, wait_lock=0)
+    broker._end(process, held)
+    assert process.alive is not waits
+    assert not held.descriptors
+    broker._lease(job.spec)
+    assert not process.alive
+    assert not Path(f"/proc/{process.pid}").exists()

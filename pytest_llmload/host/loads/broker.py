@@ -5,6 +5,7 @@ Tests stay ordinary pytest items; only the load leaves pytest's process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 _PLAN_TIMEOUT = 300.0
 #: Largest share of a GPU that the weights of a load may take if a further process is prepared at the same time.
 _BESIDE = 0.25
+#: Largest share of a GPU that a process may take whose end the next load does not wait for.
+_ENDING = 0.5
 #: The first phases of a load in which its context exists: without and with a process prepared for it.
 _WITH_CONTEXT = ("warm_up", "page_cache")
 #: The device, and the folder of the baselines, of a server that runs already: it is on a different machine.
@@ -103,6 +106,10 @@ class Broker:
         self._server: Server | None = None
         self._server_env: dict[str, str] = {}
         self._spare = Spare()
+        #: The driver's library, which takes longer to start than to answer, from the first lease of GPUs to the end.
+        self._driver: contextlib.ExitStack | None = None
+        #: A process that was told to end while the next one is ready; None once it was waited for.
+        self._ending: LoadProcess | None = None
         #: Loads that were measured.
         self._measured: set[LoadSpec] = set()
         #: True once the server was asked to import what this run's own loads need.
@@ -215,10 +222,15 @@ class Broker:
         A load that is used again reopens. Raises MachineError if the GPUs are not free in time.
         """
         self._close_opened()
+        self._await_end()
         if self.predicts:
             return Lease(self.device().gpus[: self.gpus_needed(spec)])
+        device = self._device_of(spec)
+        if device.kind == "cuda" and self._driver is None:
+            self._driver = contextlib.ExitStack()
+            self._driver.enter_context(hardware.nvml())
         return lease(
-            self._device_of(spec),
+            device,
             self.gpus_needed(spec),
             wait_foreign=self._settings.wait_gpu,
             wait_lock=self._settings.timeout,
@@ -260,6 +272,7 @@ class Broker:
         """End every load, then the warm server. A load that is used again reopens."""
         self._spare.discard()
         self._close_opened()
+        self._await_end()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -268,6 +281,32 @@ class Broker:
         for opened in self._opened:
             opened.close()
         self._opened = []
+
+    def _end(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
+        """End the process of a load, and give its GPUs back.
+
+        While the next load's process is ready, it is not waited for: the kernel needs a while to take its memory apart,
+        which is in no figure of the next load. No load that is timed has its process made ready.
+        """
+        later: LoadProcess | None = None
+        try:
+            self._await_end()
+            if self._spare.job is not None and isinstance(process, LoadProcess) and process.alive:
+                fits = all(hardware.used_by(gpu, process.pid) <= _ENDING * gpu.total for gpu in held.gpus)
+                later = process if fits else None
+        finally:
+            if later is not None:
+                later.hang_up()
+            else:
+                process.close()
+            self._ending = later
+            held.release()
+
+    def _await_end(self) -> None:
+        """Wait for the process that was told to end, if there is one."""
+        if self._ending is not None:
+            self._ending.close()
+            self._ending = None
 
     def _warm_up(self, server: Server, spec: LoadSpec) -> None:
         """Have the server import what this run's loads need, including the first load."""
@@ -313,6 +352,9 @@ class Broker:
         if self._folder is not None:
             self._folder.close()
             self._folder = None
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
 
     def measure(
         self, spec: LoadSpec, scope: Scope = EVERYTHING, *, keep: bool = False
@@ -373,13 +415,13 @@ class Broker:
             self._measured.add(spec)
             result = self._request(process, job, partial(self._beside, process, job, scope, held))
             if keep and result.ok and not self.predicts:
-                opened = Opened(process, held)
+                opened = Opened(process, held, partial(self._end, process, held))
                 self._opened.append(opened)
             return result, opened
         finally:
-            if opened is None:
-                if process is not None:
-                    process.close()
+            if opened is None and process is not None:
+                self._end(process, held)
+            elif opened is None:
                 held.release()
 
     def _take_spare(self, spec: LoadSpec, scope: Scope) -> tuple[LoadProcess, Lease] | None:
@@ -389,7 +431,8 @@ class Broker:
             return None
         self._close_opened()
         gpus = expected.device.gpus
-        if any(hardware.holders(gpu, own=self._spare.pid) for gpu in gpus):
+        own = {self._spare.pid, *([self._ending.pid] if self._ending is not None else [])}
+        if any(hardware.holders(gpu, own) for gpu in gpus):
             # A foreign process uses the GPU by now: the lease waits for it, or names it.
             self._spare.discard()
             return None
@@ -408,8 +451,9 @@ class Broker:
             return
         if job.checkpoint.bytes > _BESIDE * min(gpu.total for gpu in held.gpus):
             return
-        if not all(hardware.lists(gpu, process.pid) for gpu in held.gpus):
+        if not all(hardware.used_by(gpu, process.pid) for gpu in held.gpus):
             return
+        self._await_end()
         spec = next((each for each in self.expected if each not in self._measured), job.spec)
         same_place = (
             spec.model == job.spec.model

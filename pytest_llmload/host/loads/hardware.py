@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -156,20 +156,23 @@ def _key(gpu: Gpu) -> str:
     return f"{name}-mig-{gpu.mig_profile}" if gpu.mig_profile else name
 
 
-def lists(gpu: Gpu, pid: int) -> bool:
-    """Return whether the driver lists a process of this machine among those that use a GPU, with its memory."""
+def used_by(gpu: Gpu, pid: int) -> int:
+    """Return the bytes of a GPU that a process of this machine uses; 0 if the driver does not list it with its memory.
+
+    Raises MachineError if the driver does not tell.
+    """
     with nvml() as library:
         if library is None:
-            return False
+            return 0
         processes = library.nvmlDeviceGetComputeRunningProcesses(library.nvmlDeviceGetHandleByUUID(gpu.uuid))
-        return any(process.pid == pid and process.usedGpuMemory for process in processes)
+        return next((process.usedGpuMemory or 0 for process in processes if process.pid == pid), 0)
 
 
-def holders(gpu: Gpu, own: int = 0) -> list[str]:
+def holders(gpu: Gpu, own: Collection[int] = ()) -> list[str]:
     """Return the other users of a GPU: processes by pid and name with their bytes, or the bytes alone without pids.
 
     The driver may hide the pids. The result leaves out this process itself, which has loaded before under inline
-    isolation, and ``own``, a process of this run. Raises MachineError if the driver does not tell.
+    isolation, and ``own``, processes of this run. Raises MachineError if the driver does not tell.
     """
     from pytest_llmload.core.units import format_bytes
 
@@ -180,7 +183,7 @@ def holders(gpu: Gpu, own: int = 0) -> list[str]:
         processes = library.nvmlDeviceGetComputeRunningProcesses(handle)
         found = []
         for process in processes:
-            if process.pid in (os.getpid(), own):
+            if process.pid in (os.getpid(), *own):
                 continue
             used = format_bytes(process.usedGpuMemory) if process.usedGpuMemory else "an unknown amount"
             found.append(f"pid {process.pid} ({_command(process.pid)}) with {used}")

@@ -182,6 +182,10 @@ class LoadProcess:
         parts = [last_lines(log, _LOG_LINES) for log in (self._log, *self.printed)]
         return "\n".join(part for part in parts if part)
 
+    def hang_up(self) -> None:
+        """Have the process end by itself, without waiting for it; :meth:`close` waits."""
+        self._channel.close()
+
     def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""
         if not self.alive:
