@@ -9,8 +9,8 @@ from pytest_llmload.core.environment_entries import ENTRIES, PACKAGES, UNKNOWN, 
 from pytest_llmload.core.portable import scrub
 
 _MINOR = ".minor"
-#: A version of a Python package.
-_RELEASE = re.compile(r"v?\d[\w.!+-]{0,63}")
+#: A version of a Python package; a commit's id, which may begin with a digit, has no dot.
+_RELEASE = re.compile(r"v?\d+\.\w[\w.!+-]{0,63}")
 
 
 def stored(environment: Mapping[str, str]) -> dict[str, str]:

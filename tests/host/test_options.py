@@ -168,7 +168,7 @@ def test_directories_in_the_ini_file_are_seen_from_there(
         ("--llm-model=random:nothing-like-it", "random:nothing-like-it"),
         ("--llm-model=./nowhere", "--llm-model: './nowhere' is not a directory or GGUF file on this machine"),
         ("--llm-model=a b", "--llm-model: 'a b' is neither a directory on this machine nor a hub id"),
-        ("--llm-strategy=int4", "unknown 'int4': one of"),
+        ("--llm-strategy=int4", "unknown 'int4'; use one of"),
         ("--llm-model=~nosuch/x", "--llm-model: '~nosuch/x' begins with a home directory that this machine does not"),
         ("--llm-cache-dir=~nosuch/x", "--llm-cache-dir: '~nosuch/x' begins with a home directory"),
         ("--llm-baselines=~nosuch/x", "--llm-baselines: '~nosuch/x' begins with a home directory"),

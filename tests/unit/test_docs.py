@@ -39,6 +39,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(set(DOCS.rglob("*
 REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
 BASELINES = (DOCS / "baselines.md").read_text(encoding="utf-8")
 
+# The tables list what serves too; an environment of the oldest libraries has no client for it.
+pytest.importorskip("httpcore")
 _spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
 assert _spec is not None
 assert _spec.loader is not None

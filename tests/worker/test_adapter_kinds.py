@@ -151,6 +151,19 @@ def test_one_tensor_that_was_not_loaded(name: str, small: Checkpoint, saved: Cal
     assert held[id(victim)] in problem.names
 
 
+def test_a_cartridge_of_a_different_training(small: Checkpoint, saved: Callable[[str], str]) -> None:
+    """Its parts in the model are changed, of which PEFT puts its state together."""
+    wrapped = attach(small, saved("cartridge"))
+    parts = [param for name, param in wrapped.named_parameters() if name.startswith("prompt_encoder.")]
+    assert parts
+    with torch.no_grad():
+        for param in parts:
+            param += 1
+    (problem, *_) = looked_at(small, saved("cartridge"), wrapped)
+    assert "do not hold the values of the adapter's file" in problem.message
+    assert problem.names[0].startswith("prompt_e")
+
+
 @pytest.mark.parametrize("name", sorted({"lora", "loha", "oft", "vera", "prompt_tuning", "adaption_prompt", "shadow"}))
 def test_an_adapter_that_was_forgotten(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
     (problem,) = looked_at(small, saved(name), adapter_kinds.base(small.path))
@@ -203,7 +216,7 @@ def loader_that_attaches(spec: LoadSpec) -> Any:
     return peft.PeftModel.from_pretrained(adapter_kinds.base(spec.model), os.environ["ATTACHED"], torch_device="cpu")
 
 
-@pytest.mark.parametrize("name", ["lora", "prompt_tuning"])
+@pytest.mark.parametrize("name", ["lora", "prompt_tuning", "cartridge", "ia3", "trainable_tokens"])
 def test_an_adapter_that_was_not_asked_for(
     name: str, small: Checkpoint, saved: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +224,7 @@ def test_an_adapter_that_was_not_asked_for(
     result = quick(small, strategy="loader", target="test_adapter_kinds:loader_that_attaches")
     assert result.outcome == "not_applied"
     assert "a PEFT adapter (" in result.problems[0].message
-    assert "but the test asks for none" in result.problems[0].message
+    assert "but the test requests none" in result.problems[0].message
     assert result.problems[0].bytes > 0
 
 

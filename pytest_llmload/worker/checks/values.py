@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -112,7 +113,10 @@ def _written_by_class(loaded: Loaded, held: Held, path: str) -> bool:
     """Return whether the values are the file's after the constants that the class's ``_init_weights`` writes.
 
     The library calls it after every load, with functions that leave loaded tensors alone; an assignment does not.
+    transformers 4 calls it for modules that were not loaded only.
     """
+    if find_spec("transformers.initialization") is None:
+        return False
     name = loaded.checkpoint_names.find(path)
     initialise = getattr(loaded.model, "_init_weights", None)
     if initialise is None or name is None or held.tensor.numel() > _SMALL:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
@@ -289,6 +290,30 @@ def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
     return Blocks(dict(sizes), frozenset(shared))
 
 
+@contextmanager
+def _numbers_are_gpus() -> Iterator[None]:
+    """Have accelerate take the numbers of GPUs for such on a machine without one.
+
+    Until 1.14 it asks for the type of ``torch.device(0)``, which raises there (``get_balanced_memory``).
+    """
+    import torch
+    from accelerate.utils import modeling
+
+    class Torch(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def device(place: Any, *rest: Any) -> Any:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place, *rest)
+
+    modeling.torch = Torch("torch")
+    try:
+        yield
+    finally:
+        modeling.torch = torch
+
+
 def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: Any, dtype: Any) -> dict[str, int | str]:
     """Return the map that transformers infers for ``auto``, ``balanced`` … under ``limits``."""
     found: dict[str, int | str]
@@ -297,7 +322,8 @@ def _inferred(model: Any, kind: str, limits: dict[int | str, int], quantiser: An
     except ImportError:  # transformers 4
         from transformers.modeling_utils import _get_device_map
 
-        found = _get_device_map(model, kind, dict(limits), quantiser, dtype, None)
+        with _numbers_are_gpus():
+            found = _get_device_map(model, kind, dict(limits), quantiser, dtype, None)
     else:
         found = _get_device_map(model, kind, dict(limits), quantiser)
     return found
