@@ -47,7 +47,7 @@ def project(
         environment = dict(os.environ)
         if not warm_template.starts_alike(environment):
             return start(command, **keywords)
-        environment["PYTHONPATH"] = str(Path.cwd())
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")]))
         output = (keywords["stdout"].fileno(), keywords["stderr"].fileno())
         return warm_template.popen(command[3:], cwd=Path.cwd(), environment=environment, output=output)
 

@@ -295,7 +295,7 @@ def test_a_server_that_may_not_fork_is_replaced_and_said(
         """,
     )
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
-    result = project()
+    result = project(cold=True)
     result.assert_outcomes(passed=2)
     assert "loads started without the warm server: it runs 2 threads, 1 after its imports" in result.stdout.str()
 

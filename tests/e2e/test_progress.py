@@ -5,26 +5,55 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hub_server import Hub, serving
+from warm_template import Template
 
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 Project = Callable[..., pytest.RunResult]
 
+#: A load that lasts until pytest has shown how far it is.
 LOADER = """
-    import time
     from transformers import AutoModelForCausalLM
 
     def load(spec):
         model = AutoModelForCausalLM.from_pretrained(spec.model)
-        time.sleep(2)  # the load is slow: that is what it is about
+        with open("shown", "rb", buffering=0) as shown:
+            shown.read(1)
         return model
+"""
+#: Ends that load. Under -q nothing is to be shown: it ends once it has begun, or once a worker has handed its step on.
+SHOWN = """
+    import os
+    from pytest_llmload.host.loads.progress import Watch
+    from pytest_llmload.host.run.progress import LiveLine, PlainLines
+    from pytest_llmload.integrations.xdist_progress import WorkerDisplay
+
+    def end_load():
+        # Opened for reading too: it waits for no reader, and keeps the byte.
+        os.write(os.open("shown", os.O_RDWR), b".")
+
+    def ends_load(show):
+        def shown(display, step):
+            show(display, step)
+            if step.phase == "load":
+                end_load()
+        return shown
+
+    def entered(watch, message, original=Watch.entered):
+        original(watch, message)
+        if message["phase"] == "load" and not watch.interval:
+            end_load()
+
+    def pytest_configure(config):
+        Watch.entered = entered
+        for display in (LiveLine, PlainLines, *([WorkerDisplay] if config.get_verbosity() < 0 else [])):
+            display.show = ends_load(display.show)
 """
 TEST = """
     import pytest
@@ -43,23 +72,28 @@ OFTEN = """
 def slow(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(slow=LOADER)
     pytester.makepyfile(TEST)
+    pytester.makeconftest(SHOWN)
+    os.mkfifo(pytester.path / "shown")
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
 
 
-def on_a_terminal(folder: Path, cache: Path, *arguments: str, **environ: str) -> str:
+def on_a_terminal(folder: Path, template: Template, cache: Path, *arguments: str, **environ: str) -> str:
     """Run pytest on a terminal of its own; return all that it wrote to it."""
     base = {name: value for name, value in os.environ.items() if name not in ("CI", "COLUMNS", "PYTEST_ADDOPTS")}
     parent, child = pty.openpty()
     options = ["--llm-model=random:tiny-llama", "--llm-device=cpu", "--llm-workload=1x16+4", "-p", "no:randomly"]
-    command = [sys.executable, "-m", "pytest", *options, f"--llm-cache-dir={cache}", *arguments]
-    with subprocess.Popen(command, cwd=folder, stdin=child, stdout=child, stderr=child,
-                          env={**base, "TERM": "xterm", **environ}) as process:  # fmt: skip
-        os.close(child)
-        read = bytearray()
-        while data := _read(parent):
-            read += data
-        assert process.wait() == 0, read.decode()
+    run = template.popen(
+        [*options, f"--llm-cache-dir={cache}", *arguments],
+        cwd=folder,
+        environment={**base, "TERM": "xterm", **environ},
+        output=(child, child),
+    )
+    os.close(child)
+    read = bytearray()
+    while data := _read(parent):
+        read += data
     os.close(parent)
+    assert run.wait() == 0, read.decode()
     return read.decode()
 
 
@@ -75,9 +109,9 @@ LIVE = re.compile(r"\n\r\x1b\[2K(?P<text>[^\x1b]*)\x1b\[A\x1b\[(?P<column>\d+)G"
 
 @pytest.mark.usefixtures("slow")
 def test_a_terminal_has_one_line_that_is_gone_before_pytest_goes_on(
-    pytester: pytest.Pytester, checkpoint_cache: Path
+    pytester: pytest.Pytester, warm_template: Template, checkpoint_cache: Path
 ) -> None:
-    written = on_a_terminal(pytester.path, checkpoint_cache).replace("\r\n", "\n")
+    written = on_a_terminal(pytester.path, warm_template, checkpoint_cache).replace("\r\n", "\n")
     lines = [found["text"] for found in LIVE.finditer(written)]
     during = [text for text in lines if ": load, " in text]
     assert during
@@ -99,17 +133,21 @@ def _file(text: str) -> str:
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(("arguments", "environ"), [(("-q",), {}), ((), {"CI": "true"}), ((), {"TERM": "dumb"})])
 def test_no_line_is_overwritten_where_that_is_not_wanted(
-    pytester: pytest.Pytester, checkpoint_cache: Path, arguments: tuple[str, ...], environ: dict[str, str]
+    pytester: pytest.Pytester,
+    warm_template: Template,
+    checkpoint_cache: Path,
+    arguments: tuple[str, ...],
+    environ: dict[str, str],
 ) -> None:
-    written = on_a_terminal(pytester.path, checkpoint_cache, *arguments, **environ)
+    written = on_a_terminal(pytester.path, warm_template, checkpoint_cache, *arguments, **environ)
     assert not LIVE.search(written)
-    assert ": load, " not in written, "a load of two seconds needs no plain line"
+    assert ": load, " not in written, "a load of a second needs no plain line"
 
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("workers", [(), ("-n2", "-p", "xdist")], ids=["one", "xdist"])
 def test_a_log_has_plain_lines(pytester: pytest.Pytester, project: Project, workers: tuple[str, ...]) -> None:
-    pytester.makeconftest(OFTEN)
+    pytester.makeconftest(textwrap.dedent(OFTEN) + textwrap.dedent(SHOWN))
     result = project(*workers)
     result.assert_outcomes(passed=1)
     lines = [line for line in result.outlines if re.match(r"llmload: tiny-llama-loader\S*: load, .*[\d.]+ m?s$", line)]

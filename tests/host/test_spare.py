@@ -20,7 +20,8 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import gpu_leases, hardware
 from pytest_llmload.host.loads.broker import Broker
-from pytest_llmload.host.loads.processes import LoadProcess, environment, start_cold
+from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
+from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
 from pytest_llmload.host.loads.spare import Spare
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
@@ -38,14 +39,25 @@ def job(checkpoint_cache: Path) -> Job:
     )
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a warm server, as a run has one."""
+    server = Server(tmp_path_factory.mktemp("server") / "server.log", environment(os.environ))
+    server.warm_up([*BASE, *architecture("llama")], None)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def forked(tmp_path: Path) -> Iterator[Callable[[], LoadProcess]]:
+def forked(tmp_path: Path, server: Server) -> Iterator[Callable[[], LoadProcess]]:
     """Start a load's process; whatever is left of it ends with the test."""
     started: list[LoadProcess] = []
 
     def fork() -> LoadProcess:
-        started.append(start_cold(tmp_path / f"{len(started)}.log", environment(os.environ)))
-        return started[-1]
+        process = server.fork(tmp_path / f"{len(started)}.log")
+        assert isinstance(process, LoadProcess), process
+        started.append(process)
+        return process
 
     yield fork
     for process in started:

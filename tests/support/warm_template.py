@@ -2,8 +2,9 @@
 
 Each run in a user's project would import them for seconds, and most tests are not about that. A forked run has the
 command line, environment, folder and output files that it would have been started with, and ends with an exit status.
-Before pytest starts, it forks the process that becomes the run's first warm server: nothing that pytest imports is in
-there. A run whose environment decides how Python, torch or transformers start is started as usual.
+Before pytest starts, it forks the processes that become the run's warm servers and xdist's workers: nothing that pytest
+imports is in there. A run or a server whose environment decides how Python, torch or transformers start is started as
+usual.
 
 The template also writes the bytecode of the package, as Python compiles it and as pytest rewrites it, where it is not
 there: a run would else spend most of its time on that. Runs themselves write none: a test that writes a module twice
@@ -17,6 +18,7 @@ import compileall
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -28,20 +30,29 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import pytest_llmload
 from pytest_llmload.system.process import die_with_parent
 
-#: A change of one of these has to be seen by an interpreter or a library that starts.
+#: A change of one of these has to be seen by an interpreter or a library that starts. PYTHONPATH is added when forked.
 STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
-#: The call that starts a warm server, as the product writes it.
+#: The call that starts a warm server, as the product writes it, and the program of xdist's workers, as execnet does.
 _SERVER = "from pytest_llmload.process.server import main"
+_WORKER = "import sys;exec(eval(sys.stdin.readline()))"
+#: Processes that are forked for a run, or for one of its workers, before pytest starts. Further ones start cold.
+_SERVERS = 4
+_WORKERS = 4
 _MESSAGE = 1 << 20
+#: The parts of the package that pytest imports, and therefore rewrites.
+_IN_PYTEST = (
+    *("core", "system", "baselines", "reports", "quantisation", "strategies", "probes"),
+    *("host", "integrations", "plugin", "suite"),
+)
 
 
 class Template:
@@ -56,10 +67,7 @@ class Template:
 
     def starts_alike(self, environment: dict[str, str]) -> bool:
         """Return whether a run with this environment may be forked from the template."""
-        names = {*environment, *self.environment}
-        return not any(
-            name.startswith(STARTS) and environment.get(name) != self.environment.get(name) for name in names
-        )
+        return _start_alike(environment, self.environment)
 
     def popen(self, arguments: list[str], *, cwd: Path, environment: dict[str, str], output: tuple[int, int]) -> Run:
         """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr."""
@@ -106,25 +114,45 @@ def _answer(template: socket.socket, name: str) -> int:
     return int(json.loads(said)[name])
 
 
+def _start_alike(environment: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    names = {*environment, *other} - {"PYTHONPATH"}
+    return not any(name.startswith(STARTS) and environment.get(name) != other.get(name) for name in names)
+
+
 class _Stem:
-    """The process that becomes a warm server, as the run that forked it has it: waits until it is told to."""
+    """A process that becomes a program of the run that forked it, with the part of ``Popen`` that its users need."""
 
     returncode: int | None = None
+    stdin: IO[bytes] | None = None
+    stdout: IO[bytes] | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, becomes: Callable[[socket.socket], None]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
             die_with_parent(parent, signal.SIGKILL)
-            _as_main(partial(_serve, theirs))
+            _as_main(partial(becomes, theirs))
         theirs.close()
 
-    def start(self, arguments: list[str], keywords: dict[str, Any]) -> None:
+    def start_server(self, arguments: list[str], keywords: dict[str, Any]) -> None:
         """Have it become the server that ``subprocess.Popen`` would start with these arguments."""
-        request = json.dumps({"arguments": arguments[2:], "environment": keywords["env"]}).encode()
-        socket.send_fds(self._socket, [request], [*keywords["pass_fds"], keywords["stdout"].fileno()])
+        self._start(
+            {"arguments": arguments[2:], "environment": keywords["env"]},
+            [*keywords["pass_fds"], keywords["stdout"].fileno()],
+        )
+
+    def start_worker(self) -> None:
+        """Have it become a worker of xdist, which is talked to by its standard input and output."""
+        (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
+        self._start({"cwd": str(Path.cwd()), "environment": dict(os.environ)}, [theirs_in, theirs_out])
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.stdin, self.stdout = os.fdopen(ours_in, "wb"), os.fdopen(ours_out, "rb")
+
+    def _start(self, request: dict[str, Any], files: list[int]) -> None:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         self._socket.close()
 
     def poll(self) -> int | None:
@@ -140,7 +168,7 @@ class _Stem:
             pidfd = os.pidfd_open(self.pid)
             try:
                 if not select.select([pidfd], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired("warm server", timeout or 0.0)
+                    raise subprocess.TimeoutExpired("forked process", timeout or 0.0)
             finally:
                 os.close(pidfd)
         status = self.poll()
@@ -148,7 +176,7 @@ class _Stem:
         return status
 
     def kill(self) -> None:
-        """Kill the server."""
+        """Kill the process."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
@@ -165,29 +193,59 @@ def _serve(run: socket.socket) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.closerange(3, min(channel, log))
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    _add_pythonpath()
+    _enter(request["environment"])
     program, root, _, parent = request["arguments"]
     sys.argv = ["-c", root, str(channel), parent]
     exec(program, {"__name__": "__main__"})
 
 
-def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
-    """Run pytest as ``python -m pytest`` would."""
-    for source, target in ((stdout, 1), (stderr, 2)):
+def _work(run: socket.socket) -> None:
+    """Become the worker that the run asks for; end where the run ends without one."""
+    if not run.recv(1, socket.MSG_PEEK):
+        return
+    # Forked before the worker has its files, whose end shows the run that a worker has died.
+    servers = _stems(_serve, _SERVERS)
+    said, files, *_ = socket.recv_fds(run, _MESSAGE, 2)
+    run.close()
+    for target, source in enumerate(files):
         os.dup2(source, target)
         os.close(source)
+    request = json.loads(said)
     os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    stem = _Stem()
-    _add_pythonpath()
-    _start_servers_from(stem)
+    _start_from(servers, [], request["environment"])
+    _enter(request["environment"])
+    _forget_plugins()
+    sys.argv = ["-c"]
+    sys.path[0] = ""
+    exec(_WORKER, {"__name__": "__main__"})
+
+
+def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Run pytest as ``python -m pytest`` would."""
+    for source, target, stream in ((stdout, 1, sys.stdout), (stderr, 2, sys.stderr)):
+        os.dup2(source, target)
+        os.close(source)
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=os.isatty(target))
+    os.chdir(request["cwd"])
+    in_workers = any(argument.startswith("-n") for argument in request["arguments"])
+    servers, workers = _stems(_serve, _SERVERS), _stems(_work, _WORKERS if in_workers else 0)
+    _start_from(servers, workers, request["environment"])
+    _enter(request["environment"])
     _forget_plugins()
     sys.argv = ["pytest", *request["arguments"]]
     sys.path[0] = request["cwd"]
     runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+
+
+def _stems(becomes: Callable[[socket.socket], None], count: int) -> list[_Stem]:
+    return [_Stem(becomes) for _ in range(count)]
+
+
+def _enter(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _forget_plugins() -> None:
@@ -198,22 +256,30 @@ def _forget_plugins() -> None:
     importlib.invalidate_caches()
 
 
-def _start_servers_from(stem: _Stem) -> None:
-    waiting = [stem]
+def _start_from(servers: list[_Stem], workers: list[_Stem], environment: dict[str, str]) -> None:
+    """Have ``subprocess.Popen`` take these processes for what they are for, where an exec would make no difference.
+
+    The first server's environment is that of the run. A later one may differ from it, for a load with one of its own.
+    """
+    first: list[dict[str, str]] = []
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __new__(cls, args: Any, *rest: Any, **keywords: Any) -> Any:
-            if waiting and isinstance(args, list) and len(args) > 2 and _SERVER in str(args[2]):
-                ours = waiting.pop()
-                ours.start(args, keywords)
-                return ours
+            program = args[-1] if isinstance(args, list) else ""
+            if workers and program == _WORKER and _start_alike(os.environ, environment):
+                worker = workers.pop()
+                worker.start_worker()
+                return worker
+            program = args[2] if isinstance(args, list) and len(args) > 2 else ""
+            if servers and _SERVER in str(program):
+                first.append(keywords["env"])
+                if _start_alike(keywords["env"], first[0]):
+                    server = servers.pop()
+                    server.start_server(args, keywords)
+                    return server
             return super().__new__(cls)
 
     subprocess.Popen = Popen  # type: ignore[misc]
-
-
-def _add_pythonpath() -> None:
-    sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _as_main(main: Callable[[], None]) -> NoReturn:
@@ -235,11 +301,12 @@ def _as_main(main: Callable[[], None]) -> NoReturn:
 
 
 class _Importing:
-    """A plugin of pytest that imports every module of the package."""
+    """A plugin of pytest that imports what runs import of the package in pytest's own process."""
 
     def pytest_sessionstart(self) -> None:
         for module in pkgutil.walk_packages(pytest_llmload.__path__, "pytest_llmload."):
-            importlib.import_module(module.name)
+            if module.name.split(".")[1] in _IN_PYTEST:
+                importlib.import_module(module.name)
 
 
 def _write_bytecode() -> None:
