@@ -3,7 +3,7 @@
 The peers ask the hub by name; here they get the same local files that a hub would give them. Truth is the bytes of the
 distinct storages of the loaded model (four shapes, loaded on the CPU), or what a committed H100 baseline measured.
 
-pip install hf-mem accelerate && python benchmarks/against_peers.py
+pip install 'hf-mem>=0.5.6' accelerate && python benchmarks/against_peers.py
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ def on_cpu(folder: Path) -> Iterator[Case]:
     packed = folder / "packed"
     config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     causal.from_pretrained(dense, quantization_config=config, device_map={"": "cpu"}).save_pretrained(packed)
-    for kind, path, cls, quants in (
-        ("dense", dense, causal, ("none", "int8", "nf4")),
-        ("experts", experts, causal, ("none", "nf4")),
-        ("multimodal", vision, transformers.LlavaForConditionalGeneration, ("none", "nf4")),
-        ("pre-quantised", packed, causal, ("none",)),
+    for kind, name, path, cls, quants in (
+        ("dense", "small Llama", dense, causal, ("none", "int8", "nf4")),
+        ("mixture of experts", "small Mixtral", experts, causal, ("none", "nf4")),
+        ("multimodal", "small LLaVA", vision, transformers.LlavaForConditionalGeneration, ("none", "nf4")),
+        ("pre-quantised", "small Llama, nf4 in its files", packed, causal, ("none",)),
     ):
         for quant in quants:
             truth = measured(path, cls, quant)
-            yield Case(kind, kind, quant, path, read_tensors(path), truth, "weights.logical")
+            yield Case(kind, name, quant, path, read_tensors(path), truth, "weights.logical")
 
 
 def on_h100(folder: Path) -> Iterator[Case]:
@@ -146,23 +146,25 @@ def hf_mem(case: Case) -> float:
 def error(predict: Any, case: Case) -> str:
     """The prediction's error in percent, or why there is none."""
     try:
-        return f"{100 * (predict(case) / case.truth - 1):+.2f} %"
+        text = f"{100 * (predict(case) / case.truth - 1):+.2f} %"
+        return "0.00 %" if text in ("+0.00 %", "-0.00 %") else text
     except Exception as failure:  # noqa: BLE001 - a peer may fail in any way, which is its result
         return f"fails: {type(failure).__name__}"
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table as it stands in docs/commands.md."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print("| kind | model | loaded as | truth | llmload plan | accelerate estimate-memory | hf-mem |")
+    print("| kind | model | loaded as | truth | `llmload plan` | `accelerate estimate-memory` | `hf-mem` |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as base:
         for case in (*on_cpu(Path(base)), *on_h100(Path(base))):
             errors = " | ".join(error(predict, case) for predict in (planned, accelerate, hf_mem))
             where = "H100" if case.metric.startswith("gpu") else "CPU"
-            print(f"| {case.kind} | {case.name} | {case.quant} | {case.truth / 2**20:,.2f} MiB, {where} | {errors} |")
+            asked = "as stored" if case.quant == "none" else case.quant
+            print(f"| {case.kind} | {case.name} | {asked} | {case.truth / 2**20:,.2f} MiB, {where} | {errors} |")
 
 
 if __name__ == "__main__":

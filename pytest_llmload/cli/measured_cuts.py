@@ -39,23 +39,26 @@ def read_cuts(model: str, given: Sequence[str]) -> Cuts:
     return enough
 
 
-def at(cuts: Cuts, layers: int, weights: Mapping[int, int]) -> list[dict[str, Any]]:
+def ways(cuts: Cuts) -> dict[str, dict[str, Any]]:
+    """Return what each measured way of loading sets in a LoadSpec, by its name."""
+    return {slug: next(iter(measured.values())).spec for (_, slug), measured in cuts.items()}
+
+
+def at(cuts: Cuts, layers: int, planned: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
     """Return the metrics of each way of loading at ``layers``.
 
-    ``weights`` are the planned bytes of the model at each number of layers. Raises Refused if those do not lie on a
-    line: then the layers differ, and a line through some of them does not lead to all.
+    ``planned`` are the bytes that each way's weights take at each number of layers, by plan. Raises Refused if no layer
+    adds any.
     """
     rows = []
     for (device, slug), measured in sorted(cuts.items()):
         first, last = min(measured), max(measured)
-        grown = (weights[last] - weights[first]) * (layers - last)
-        if (weights[layers] - weights[last]) * (last - first) != grown:
+        if planned[slug][last] <= planned[slug][first]:
             raise Refused(
-                f"the layers are not alike: by plan, weights take {format_bytes(weights[first])} at {first} layers, "
-                f"{format_bytes(weights[last])} at {last} and {format_bytes(weights[layers])} at {layers}, which no "
-                "line joins; measure cuts that have every kind of layer"
+                f"by plan, the weights take {format_bytes(planned[slug][first])} with {first} layers of each kind and "
+                f"as much with {last}, so these cuts do not tell what a layer adds"
             )
-        found: list[Extrapolated] = extrapolate(measured, layers)
+        found: list[Extrapolated] = extrapolate(measured, planned[slug], layers)
         metrics = {each.metric: {"value": each.value, "exact": each.exact} for each in found}
         rows.append({"device": device, "strategy": slug, "cuts": sorted(measured), "metrics": metrics})
     return rows

@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", metavar="BxP+N", default="1x128+32", help="batch x prompt + new tokens")
     parser.add_argument("--bandwidth", metavar="SIZE", help="bytes per second at which files are read, such as 2GiB")
     parser.add_argument(
-        "--layers", metavar="N", type=_layers, help="plan the first N layers, as --llm-layers loads them"
+        "--layers", metavar="N", type=_layers, help="plan the first N layers of each kind, as --llm-layers loads them"
     )
     parser.add_argument(
         "--measured",
@@ -87,10 +87,11 @@ def run(options: argparse.Namespace) -> int:
         measure=not bandwidth,
         layers=options.layers,
         cuts=sorted({count for measured in cuts.values() for count in measured}),
+        measured=measured_cuts.ways(cuts),
     )
     told["bandwidth"] = bandwidth or told["bandwidth"]
-    weights = {int(count): size for count, size in told["weights"].items()}
-    told["measured"] = measured_cuts.at(cuts, told["layers"], weights)
+    planned = {slug: {int(count): size for count, size in sizes.items()} for slug, sizes in told["weights"].items()}
+    told["measured"] = measured_cuts.at(cuts, told["layers"], planned)
     if options.json:
         print(json.dumps(told, indent=1, sort_keys=True))
     else:
@@ -127,12 +128,14 @@ def ask(
     measure: bool,
     layers: int | None = None,
     cuts: Sequence[int] = (),
+    measured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the planning process's answer. Raises Refused with the process's one sentence."""
     question = {
         "model": _model(model).spec,
         "layers": layers,
         "cuts": list(cuts),
+        "measured": measured or {},
         "gpus": [asdict(gpu) for gpu in gpus],
         "workload": workload,
         "trust_remote_code": trusted,

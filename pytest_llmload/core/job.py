@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,8 @@ class Checkpoint:
     model_type: str = ""
     #: Why only a user's own loader may load it; empty if transformers would.
     unreadable: str = ""
+    #: Of a cut model: module path of a stack of layers -> the numbers of the whole model's layers that it keeps.
+    kept_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Return the overview of a model, with the seconds of planning, and the disk's speed if the weights are local.
 
-    It also has the number of layers, the bytes that a load would download, and the bytes of the weights at each number
-    of layers that ``cuts`` names.
+    It also has the number of layers, the bytes that a load would download, and of each way of loading in ``measured``
+    the bytes of the weights at each number of layers that ``cuts`` names.
 
     Raises ValueError, LoadFailed or MachineError, each with one sentence.
     """
@@ -58,7 +58,10 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         split = parallel_ways(model, directory, gpus, workload, trust_remote_code=trusted)
         found = dataclasses.replace(found, ways=(*found.ways, *split))
         counts = {layers or whole_count, *question["cuts"]} if question["cuts"] else ()
-        weights = {count: weights_in(cut(count), trust_remote_code=trusted) for count in counts}
+        weights = {
+            slug: {count: weights_in(cut(count), fields, trust_remote_code=trusted) for count in counts}
+            for slug, fields in question["measured"].items()
+        }
         seconds = time.perf_counter() - begin
         is_of_hub = not model.startswith(PREFIX) and not Path(model).expanduser().is_dir()
         download = download_size(model, whole, trust_remote_code=trusted, layers=layers) if is_of_hub else 0

@@ -60,6 +60,30 @@ def test_weights_of_two_cuts_tell_those_of_the_whole_to_the_byte(
     assert "none on cpu-x86_64, all 8 layers as cuts to 2, 4 tell:" in capsys.readouterr().out
 
 
+def test_two_cuts_of_a_mixture_of_experts_tell_its_weights_to_the_byte(
+    pytester: pytest.Pytester, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three dense layers, then five of experts: the cuts have one and two of each."""
+    pytester.makepyfile(TEST)
+    config = {
+        **PRESETS["tiny-llama"], "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"],
+        "num_hidden_layers": 8, "first_k_dense_replace": 3, "q_lora_rank": 64, "kv_lora_rank": 64,
+        "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 1, "topk_group": 1,
+        "num_key_value_heads": PRESETS["tiny-llama"]["num_attention_heads"],
+    }  # fmt: skip
+    (pytester.path / "deep.json").write_text(json.dumps(config))
+    record = (*OPTIONS, "--llm-model=deep=random:deep.json", "--llm-record-missing")
+    for layers in ("--llm-layers=1", "--llm-layers=2", "--llm-layers=0"):
+        project(*record, layers, fast=False).assert_outcomes(passed=1)
+    capsys.readouterr()
+    assert main(["plan", "deep=random:deep.json", "--gpu", "8GiB", "--measured", "baselines", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["measured"]
+    assert row["cuts"] == [1, 2]
+    truth = recorded(pytester.path, "deep")["memory"]
+    assert row["metrics"]["host.weights"] == {"value": truth["host.weights"], "exact": True}
+
+
 def test_a_cut_is_gated_apart_from_the_whole(pytester: pytest.Pytester, project: Project, eight: str) -> None:
     cut = (*OPTIONS, eight, "--llm-layers=2")
     missing = project(*cut, fast=False)

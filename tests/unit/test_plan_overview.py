@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def answer(**fields: Any) -> dict[str, Any]:
         "measure": True,
         "layers": None,
         "cuts": [],
+        "measured": {},
         **fields,
     }
     return planning.answer(question)
@@ -229,11 +231,12 @@ def test_a_cut_is_planned_as_it_would_be_loaded(tmp_path: Path) -> None:
     cut = resolve("random:tiny-llama", tmp_path, layers=2)
     whole = resolve("random:tiny-llama", tmp_path)
     for model in ("random:tiny-llama", whole.path):
-        told = answer(model=model, layers=2, cuts=[1])
+        told = answer(model=model, layers=2, cuts=[1], measured={"none": {}, "nf4": {"quant": "nf4"}})
         assert told["layers"] == 2
         assert told["overview"]["cache_kinds"] == {"grouped": 2}
         assert told["overview"]["ways"] == answer(model=cut.path)["overview"]["ways"]
-        assert told["weights"].keys() == {1, 2}
+        assert told["weights"]["none"].keys() == {1, 2}
+        assert told["weights"]["nf4"][2] < told["weights"]["none"][2]
     assert told["stored"] == pytest.approx(cut.bytes, rel=0.01)
 
 
@@ -243,12 +246,25 @@ def baseline_of(**memory: float) -> Baseline:
 
 def test_a_line_through_two_cuts_leads_to_the_whole() -> None:
     cuts = {2: baseline_of(**{"host.weights": 14, "host.peak": 20}), 4: baseline_of(**{"host.weights": 24})}
-    assert extrapolate(cuts, 8) == [Extrapolated("host.weights", 44, exact=True)]
+    alike = {count: 100 + 7 * count for count in (2, 3, 4, 8)}
+    assert extrapolate(cuts, alike, 8) == [Extrapolated("host.weights", 44, exact=True)]
     bent = {**cuts, 3: baseline_of(**{"host.weights": 20})}
-    assert extrapolate(bent, 8) == [Extrapolated("host.weights", 44, exact=False)]
+    assert extrapolate(bent, alike, 8) == [Extrapolated("host.weights", 44, exact=False)]
 
 
-def test_layers_that_are_not_alike_are_refused(tmp_path: Path) -> None:
+def test_layers_that_are_not_alike_are_followed_by_the_plan() -> None:
+    cuts = {2: baseline_of(**{"host.weights": 14.0}), 4: baseline_of(**{"host.weights": 24.0})}
+    # A planned byte is a measured byte, so the plan's step from 4 to 8 layers is the measured one.
+    assert extrapolate(cuts, {2: 10, 4: 20, 8: 60}, 8) == [Extrapolated("host.weights", 64, exact=True)]
+    # A planned byte is half a measured byte: the kinds may differ in that, so the figure is about.
+    assert extrapolate(cuts, {2: 10, 4: 15, 8: 35}, 8) == [Extrapolated("host.weights", 64, exact=False)]
+
+
+def _given(measured: Baseline, _: Baseline | None) -> Baseline:
+    return measured
+
+
+def test_cuts_of_a_mixture_of_experts_tell_the_whole(tmp_path: Path) -> None:
     config = {
         **DEEPSEEK,
         "num_hidden_layers": 8,
@@ -257,15 +273,21 @@ def test_layers_that_are_not_alike_are_refused(tmp_path: Path) -> None:
         "dtype": "bfloat16",
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
+    counts = [1, 2, 3]
+    planned = answer(model=f"random:{tmp_path}", cuts=counts, measured={"none": {}})["weights"]
+    # Four layers are dense and four are experts; a cut to N has N of each, so three cuts lie on a line with the whole.
+    steps = {planned["none"][count + 1] - planned["none"][count] for count in (1, 2)}
+    assert len(steps) == 1
+    assert planned["none"][8] == planned["none"][3] + steps.pop()
     store = Store(tmp_path / "baselines")
-    for layers in (2, 3, 6):
-        path = store.path_for(f"m@{layers}-layers", "cpu-x86_64", "none")
-        store.update(path, lambda _: baseline_of(**{"host.weights": 1.0}))
+    for layers in counts:
+        measured = baseline_of(**{"host.weights": planned["none"][layers] + 64.0})
+        store.update(store.path_for(f"m@{layers}-layers", "cpu-x86_64", "none"), partial(_given, measured))
     cuts = read_cuts("m", [str(tmp_path / "baselines")])
-    weights = answer(model=f"random:{tmp_path}", cuts=[2, 3, 6])["weights"]
-    # The first four are dense, the others are experts.
-    with pytest.raises(Refused, match="the layers are not alike: by plan, weights take"):
-        at(cuts, 8, weights)
+    [row] = at(cuts, 8, planned)
+    assert row["metrics"]["host.weights"] == {"value": planned["none"][8] + 64.0, "exact": True}
+    with pytest.raises(Refused, match="these cuts do not tell what a layer adds"):
+        at(cuts, 8, {"none": dict.fromkeys((1, 2, 3, 8), 5)})
     (tmp_path / "one").mkdir()
     (tmp_path / "baselines" / "m@2-layers").rename(tmp_path / "one" / "m@2-layers")
     with pytest.raises(Refused, match=r"measures only cuts to 2 layers of m: extrapolating needs"):

@@ -144,6 +144,23 @@ def test_modules_that_the_class_pins_stay_in_fp32(cache: Path, tmp_path: Path) -
     assert plan_of(job)["host.weights"] == held(model)
 
 
+def test_buffers_that_the_class_pins_stay_in_fp32(cache: Path, tmp_path: Path) -> None:
+    config = {
+        **PRESETS["tiny-llama"], "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"],
+        "num_hidden_layers": 2, "first_k_dense_replace": 1, "q_lora_rank": 64, "kv_lora_rank": 64,
+        "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 1, "topk_group": 1,
+        "num_key_value_heads": PRESETS["tiny-llama"]["num_attention_heads"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    job = on_cpu(f"random:{tmp_path}", cache)
+    model = load(job)
+    pinned = [name for name, value in model.named_buffers() if "e_score" in name and value.dtype == torch.float32]
+    assert pinned
+    assert model.dtype != torch.float32
+    assert plan_of(job)["host.weights"] == held(model)
+
+
 def test_a_checkpoint_that_is_quantised_already_is_planned_from_its_files(cache: Path, tmp_path: Path) -> None:
     load(on_cpu("random:tiny-llama", cache, quant="nf4")).save_pretrained(tmp_path / "nf4")
     job = on_cpu(str(tmp_path / "nf4"), cache)

@@ -37,7 +37,7 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     }),
     "layers": (_NUMBER, "", {
         "metavar": "N",
-        "help": "Load only the first N layers of every model; their baselines are those of NAME@N-layers "
+        "help": "Load only the first N layers of each kind of every model; their baselines are those of NAME@N-layers "
                 "(default: 0, all layers)",
     }),
     "strategy": ("args", [], {

@@ -98,12 +98,16 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 
 
 def stored_tensors(directory: Path, dtype: str, *, trust_remote_code: bool = False) -> list[Tensor]:
-    """Return the tensors of a checkpoint on disk, with tied weights once, sorted by name.
+    """Return the tensors that files of a config.json's model have, as :func:`tensors_of`."""
+    return tensors_of(meta_model(directory, trust_remote_code=trust_remote_code), dtype)
+
+
+def tensors_of(model: Any, dtype: str) -> list[Tensor]:
+    """Return the tensors of a model's checkpoint on disk, with tied weights once, sorted by name.
 
     transformers 5 uses different names in memory and on disk for some modules (fused experts). Its own reverse
     conversion gives the names on disk, which transformers 4 uses in memory too.
     """
-    model = meta_model(directory, trust_remote_code=trust_remote_code)
     own = dict(model.named_parameters(remove_duplicate=True))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     state = {name: value for name, value in model.state_dict().items() if name in own or name not in parameters}

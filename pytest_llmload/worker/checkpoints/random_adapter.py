@@ -51,7 +51,7 @@ def resolve_adapter(
         return build_adapter(checkpoint, cache_dir, trust_remote_code=trust_remote_code)
     directory = Path(spec).expanduser()
     found = _local_adapter(directory) if directory.is_dir() else download_adapter(spec)
-    return found if layers is None else cut_adapter(found, Path(checkpoint.path), layers, cache_dir)
+    return found if layers is None else cut_adapter(found, dict(checkpoint.kept_layers), layers, cache_dir)
 
 
 def _local_adapter(directory: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.presets import PREFIX, PRESETS, config_of
 from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.build import build
-from pytest_llmload.worker.checkpoints.cut import cut_checkpoint
+from pytest_llmload.worker.checkpoints.cut import cut_checkpoint, cut_config_of
 from pytest_llmload.worker.checkpoints.digests import (
     random_weights_digest,
     read_config,
@@ -22,7 +23,7 @@ from pytest_llmload.worker.checkpoints.digests import (
 from pytest_llmload.worker.checkpoints.gguf_files import adopted, in_folder
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, Tensor
 from pytest_llmload.worker.checkpoints.hub import download_model
-from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
+from pytest_llmload.worker.checkpoints.kept_layers import Stacks
 from pytest_llmload.worker.checkpoints.weights import NoWeights, read_tensors, weight_files
 
 
@@ -36,9 +37,10 @@ def resolve(
     tell: Callable[[int, Path], None] = lambda size, folder: None,
 ) -> Checkpoint:
     """Return the files of a hub id, ``hub-id@revision``, directory, GGUF file, ``random:PRESET`` or ``random:PATH``;
-    with ``layers``, of a model that has only so many of its first layers. ``tell`` is called before weights are
-    downloaded, with their bytes and the folder that they go to. What only code of the user's may load is returned too,
-    with the reason (``unreadable``).
+    with ``layers``, of a model that has only the first so many layers of each kind.
+
+    ``tell`` is called before weights are downloaded, with their bytes and the folder that they go to. What only code of
+    the user's may load is returned too, with the reason (``unreadable``).
 
     Raises ValueError for a spec that can be none of these, MachineError where a download or the disk fails, LoadFailed
     where the files are there and damaged; each in one sentence.
@@ -53,15 +55,17 @@ def resolve(
     else:
         found = download_model(spec, trust_remote_code=trust_remote_code, layers=layers, tell=tell)
         revision = found.name
+    kept: Stacks = {}
     if layers is not None:
-        found = cut_checkpoint(found, layers, cache_dir, trust_remote_code=trust_remote_code)
-    return _directory(found, cache_dir, revision)
+        found, kept = cut_checkpoint(found, layers, cache_dir, trust_remote_code=trust_remote_code)
+    return dataclasses.replace(_directory(found, cache_dir, revision), kept_layers=kept)
 
 
 def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bool, layers: int | None) -> Checkpoint:
     config = config_of(spec)
+    kept: Stacks = {}
     if layers is not None:
-        config = cut_dict(config, layers, trust_remote_code=trust_remote_code)
+        config, kept = cut_config_of(config, layers, trust_remote_code=trust_remote_code)
     what = spec.removeprefix(PREFIX)
     name = what if what in PRESETS else str(config["model_type"])
     path = build(config, name, cache_dir, trust_remote_code=trust_remote_code, with_values=with_values)
@@ -74,7 +78,8 @@ def _random(spec: str, cache_dir: Path, trust_remote_code: bool, with_values: bo
             f"the random checkpoint in {path} has been damaged since it was built; delete that folder, and the next "
             f"run builds it again ({error})"
         ) from None
-    return _checkpoint(path, config, tensors, random_weights_digest(random_values.VERSION, tensors))
+    found = _checkpoint(path, config, tensors, random_weights_digest(random_values.VERSION, tensors))
+    return dataclasses.replace(found, kept_layers=kept)
 
 
 def _directory(path: Path, cache_dir: Path, revision: str = "") -> Checkpoint:

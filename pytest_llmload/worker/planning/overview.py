@@ -14,9 +14,8 @@ from pytest_llmload.core.presets import PREFIX, config_of
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import format_ranges
 from pytest_llmload.worker.checkpoints.build import write_json
-from pytest_llmload.worker.checkpoints.cut import cut_outline
+from pytest_llmload.worker.checkpoints.cut import cut_config_of, cut_outline
 from pytest_llmload.worker.checkpoints.hub import download_outline
-from pytest_llmload.worker.checkpoints.layer_counts import cut_dict
 from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.planning.cache import Cache, cache_of
 from pytest_llmload.worker.planning.placement import Placement
@@ -86,23 +85,41 @@ def outline(model: str, folder: Path, *, trust_remote_code: bool) -> Path:
 
 
 def cut_folder(model: str, directory: Path, layers: int, folder: Path, *, trust_remote_code: bool) -> Path:
-    """Return an empty ``folder``, filled with the outline of a model's first layers; ``directory`` is the model's own.
+    """Return an empty ``folder``, filled with the outline of a model's first layers of each kind; ``directory`` is the
+    model's own.
 
     Raises MachineError, in one sentence, where the model cannot be cut.
     """
     if model.startswith(PREFIX):
-        write_json(folder / "config.json", cut_dict(config_of(model), layers, trust_remote_code=trust_remote_code))
+        config, _ = cut_config_of(config_of(model), layers, trust_remote_code=trust_remote_code)
+        write_json(folder / "config.json", config)
     else:
         cut_outline(directory, layers, folder, trust_remote_code=trust_remote_code)
     return folder
 
 
-def weights_in(directory: Path, *, trust_remote_code: bool) -> int:
-    """Return the bytes of a model's weights as its files say, from its config alone."""
-    job = planned_job(
-        LoadSpec(model="m", name="m"), directory, (Gpu("planned", "planned", 1 << 40, (8, 0)),), trust_remote_code
-    )
-    return sum(piece.bytes for piece in plan_load(job, Placement()).pieces)
+#: What of a LoadSpec decides how many bytes its weights take; the rest decides where they lie.
+_FORMAT = ("quant", "dtype", "double_quant", "compute_dtype", "skip_modules", "quant_config", "auto_class")
+
+
+def weights_in(directory: Path, fields: Mapping[str, Any], *, trust_remote_code: bool) -> int:
+    """Return the bytes of a model's weights as a way of loading keeps them, from its config alone; as its files keep
+    them, where the bytes of that way are not known.
+    """
+    gpus = (Gpu("planned", "planned", 1 << 40, (8, 0)),)
+
+    def planned(way: Mapping[str, Any]) -> Plan:
+        spec = LoadSpec(model="m", name="m", **way)
+        return plan_load(planned_job(spec, directory, gpus, trust_remote_code), Placement())
+
+    wanted = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    try:
+        found = planned({name: value for name, value in wanted.items() if name in _FORMAT})
+    except (ValueError, ImportError):
+        found = planned({})
+    if not found.known:
+        found = planned({})
+    return sum(piece.bytes for piece in found.pieces)
 
 
 def overview(

@@ -163,7 +163,9 @@ def load_dtype(job: Job) -> Any:
 
 
 def _pinned(model: Any, dtype: Any) -> tuple[str, ...]:
-    """Return names of modules whose parameters the class keeps in fp32 (transformers, ``_keep_in_fp32_modules``)."""
+    """Return names of modules, parameters and stored buffers that the class keeps in fp32 (transformers,
+    ``_keep_in_fp32_modules``).
+    """
     import torch
 
     names: list[str] = []
@@ -226,7 +228,8 @@ def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Itera
             seen.add(id(tensor))
             buffer = name in module._buffers
             size = tensor.element_size()
-            if not buffer and tensor.is_floating_point() and (fp32 or name in pinned):
+            stored = not buffer or name not in module._non_persistent_buffers_set
+            if stored and tensor.is_floating_point() and (fp32 or name in pinned):
                 size = _FP32
             made, known = None, True
             if quantiser is not None and not buffer:
