@@ -14,15 +14,17 @@ from pytest_llmload.baselines.model import SCHEMA, Baseline, Timing
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.portable import bounded
 from pytest_llmload.core.quoting import printable
-from pytest_llmload.core.results import ManifestRow, Numbers
+from pytest_llmload.core.results import KEPT, AllocationSite, ManifestRow, Numbers
 from pytest_llmload.system.json_text import Unreadable, check_structure, short
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
 #: Entries that files of older releases lack.
-_LATER = {"suite", "settings"}
+_LATER = {"suite", "settings", "allocations"}
 _NUMBERS = {"buffers", "logits", "logsumexp", "margin"}
 _LATER_NUMBERS = {"padded", "layers", "checksums"}
+_SITE = {"bytes", "moment", "place", "site"}
+_MOMENTS = ("load", "generate", KEPT)
 _TIMING = ("median", "samples", "relative", "control", "parts")
 #: Characters of the longest whole number that is read; a sign counts.
 _DIGITS = 20
@@ -78,6 +80,7 @@ def dumps(baseline: Baseline) -> str:
         ),
         "manifest": _block("[]", (_line(dataclasses.asdict(row)) for row in baseline.manifest)),
         **({"settings": _object(_lines(baseline.settings))} if baseline.settings else {}),
+        **({"allocations": _block("[]", map(_site_line, baseline.allocations))} if baseline.allocations else {}),
         "spec": _object(_lines(baseline.spec)),
         "workload": _line(baseline.workload),
         "environment": _object(_lines(baseline.environment)),
@@ -90,6 +93,11 @@ def _line(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _site_line(each: AllocationSite) -> str:
+    held_by = {"held_by": each.held_by} if each.held_by else {}
+    return _line({name: getattr(each, name) for name in _SITE} | held_by)
 
 
 def _lines(values: Mapping[str, object]) -> dict[str, str]:
@@ -198,6 +206,7 @@ def _baseline(data: object) -> Baseline:
         numbers=_read_numbers(top["numbers"]),
         manifest=_read_manifest(_list(top["manifest"], "manifest")),
         settings=_strings(top.get("settings", {}), "settings"),
+        allocations=tuple(map(_read_site, _list(top.get("allocations", []), "allocations"))),
         environment=_strings(top["environment"], "environment"),
         suite=_true(top.get("suite", False), "suite"),
     )
@@ -207,6 +216,19 @@ def _true(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise _Bad(f"needs true or false in {where}")
     return value
+
+
+def _read_site(value: object) -> AllocationSite:
+    item = _mapping(value, "allocations")
+    if not _SITE <= set(item) <= {*_SITE, "held_by"}:
+        raise _Bad(f"needs exactly {', '.join(sorted(_SITE))} in an entry of 'allocations', and at most 'held_by' more")
+    size = item["bytes"]
+    if type(size) is not int or size < 0:
+        raise _Bad(f"holds {short(size)} where 'allocations' needs a number of bytes")
+    texts = _strings({name: text for name, text in item.items() if name != "bytes"}, "allocations")
+    if texts["moment"] not in _MOMENTS:
+        raise _Bad(f"holds {short(texts['moment'])} where 'allocations' needs one of {', '.join(_MOMENTS)}")
+    return AllocationSite(texts["moment"], texts["place"], texts["site"], size, texts.get("held_by", ""))
 
 
 def _read_timing(value: object, where: str) -> Timing:

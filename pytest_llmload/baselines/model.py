@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llmload.core.results import ManifestRow, Numbers
+from pytest_llmload.core.results import AllocationSite, ManifestRow, Numbers
 
 #: Increased when an older release could misread what a newer one writes.
 SCHEMA = 1
@@ -53,6 +53,9 @@ class Baseline:
     manifest: tuple[ManifestRow, ...] = ()
     #: The model's settings besides its modules; empty in baselines of releases that did not record them.
     settings: dict[str, str] = field(default_factory=dict)
+    #: The lines that allocated the most memory outside the model, if the load was repeated to record them; they explain
+    #: a failure and are not compared.
+    allocations: tuple[AllocationSite, ...] = ()
     #: Environment of the memory, work and numbers; times have their own.
     environment: dict[str, str] = field(default_factory=dict)
     #: True if the installed ready-made suite recorded it: the project's own test files do not show that it is used.

@@ -16,7 +16,7 @@ from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, section_of
 from pytest_llmload.core.portable import portable_spec
-from pytest_llmload.core.results import LoadResult, Numbers
+from pytest_llmload.core.results import AllocationSite, LoadResult, Numbers
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import (
@@ -90,8 +90,10 @@ def record(
     accepted, recorded = tuple(draft.accepted), tuple(draft.recorded)
     if existing is not None and old is None:
         accepted, recorded = (*accepted, *recorded), ()
-    changed = accepted or recorded or draft.dropped
-    return Recording(draft.baseline() if changed else existing, (), accepted, recorded, tuple(draft.dropped))
+    new = draft.baseline()
+    explained = existing is not None and new.allocations != existing.allocations
+    changed = accepted or recorded or draft.dropped or explained
+    return Recording(new if changed else existing, (), accepted, recorded, tuple(draft.dropped))
 
 
 def _of_section(metrics: Sequence[str] | None, section: str, table: Mapping[str, Metric]) -> list[str] | None:
@@ -233,6 +235,13 @@ class _Draft:
             figures.pop(name, None)
         self.dropped.append(f"{name}: recorded in a different environment and not measured now ({why})")
 
+    def _allocations(self) -> tuple[AllocationSite, ...]:
+        """Return the sites of the load that the memory figures are of, as far as they are known."""
+        memory = self._figures["memory"]
+        if self._load.allocations and (not self._old.allocations or any(name in memory for name in self._written)):
+            return tuple(dataclasses.replace(each, baseline=None) for each in self._load.allocations)
+        return () if any(name in memory for name in self.accepted) else self._old.allocations
+
     def baseline(self) -> Baseline:
         return dataclasses.replace(
             self._old,
@@ -243,6 +252,7 @@ class _Draft:
             numbers=self._numbers,
             manifest=self._manifest,
             settings=self._settings,
+            allocations=self._allocations(),
             environment=self._environment,
             suite=self._suite,
         )

@@ -40,7 +40,11 @@ def agree(results: Sequence[LoadResult]) -> tuple[LoadResult, list[str]]:
             metrics[name] = max(values)
     # A setting that differs between loads says nothing about the model.
     repeated = {name: text for name, text in last.settings.items() if _everywhere(name, text, results)}
-    load = dataclasses.replace(last, metrics=metrics, unavailable=unavailable, settings=repeated)
+    # One load of them may have been repeated to record who allocates.
+    sites = next((result.allocations for result in results if result.allocations), [])
+    load = dataclasses.replace(
+        last, metrics=metrics, unavailable=unavailable, settings=repeated, allocations=list(sites)
+    )
     return load, refusals
 
 

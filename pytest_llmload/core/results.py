@@ -91,6 +91,8 @@ class AllocationSite:
     bytes: int
     #: The variable or attribute that keeps it: ``ourapp.serving.COPIES``; empty if none was found.
     held_by: str = ""
+    #: Bytes that the baseline's load held at this site; None if the baseline has no recorded sites.
+    baseline: int | None = None
 
 
 @dataclass

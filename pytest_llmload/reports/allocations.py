@@ -31,21 +31,34 @@ def is_explained(comparison: Comparison) -> bool:
 
 
 def lines(result: LoadResult, comparison: Comparison) -> list[str]:
-    """Return the largest allocations that explain the regressed metrics: bytes, line, moment and holder."""
+    """Return the allocations that explain the regressed metrics, those first that hold the most beyond the baseline's:
+    bytes, line, moment, holder, and what the baseline's load held there.
+    """
     wanted = {
-        (moment or _highest(result), _place(item.name))
+        (each or _highest(result), _place(item.name))
         for item in comparison.having(REGRESSED)
-        for moment in _moments(item.name)
+        for each in _moments(item.name)
     }
     found = [each for each in result.allocations if (each.moment, each.place.partition(".")[0]) in wanted]
-    found.sort(key=lambda each: -each.bytes)
+    found.sort(key=lambda each: (each.baseline or 0) - each.bytes)
     return list(map(_line, found[:_MOST]))
 
 
 def _line(each: AllocationSite) -> str:
     where = "" if each.place == "host" else f" on GPU {each.place.partition('.')[2]}"
     held = f", held by {each.held_by}" if each.held_by else ""
-    return f"{format_bytes(each.bytes)}{where} by {each.site} ({_MOMENTS[each.moment]}{held})"
+    return f"{format_bytes(each.bytes)}{where} by {each.site} ({moment(each)}{held}{_before(each)})"
+
+
+def moment(each: AllocationSite) -> str:
+    """Return the words for the moment at which the memory was held."""
+    return _MOMENTS.get(each.moment, each.moment)
+
+
+def _before(each: AllocationSite) -> str:
+    if each.baseline is None:
+        return ""
+    return f", {format_bytes(each.baseline)} in the baseline" if each.baseline else ", not among the baseline's largest"
 
 
 def _moments(name: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.verdicts import ERROR, FAIL, IMPROVED, Comparison, MetricVerdict, Run
+from pytest_llmload.reports import allocations
 from pytest_llmload.reports.failure import comparison_text, load_failure_text
 
 PHASES = ("load", "forward", "generate")
@@ -75,7 +76,16 @@ def cause(run: Run) -> str:
         if all(part.whole for part in parts):
             # Each section says the same about the file.
             parts = parts[:1]
-        texts = [comparison_text(run.subject, part, command, file=run.baseline) for part in parts]
+        texts = [
+            comparison_text(
+                run.subject,
+                part,
+                command,
+                file=run.baseline,
+                allocated=allocations.lines(run.result, part) if run.result else (),
+            )
+            for part in parts
+        ]
     # The messages of failed comparisons are the first lines of these texts.
     heads = {text.splitlines()[0] for text in texts}
     heads |= {f"{word} baseline {text.partition(' baseline ')[2]}" for text in heads for word in ("work", "latency")}

@@ -18,8 +18,12 @@ from pytest_llmload.baselines.environment import stored
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.results import KEPT, AllocationSite
 
 FILE = "baselines/polyglot-ko-12.8b/nvidia-h100-80gb-hbm3/nf4-dq.json"
+
+
+SITE = {"bytes": 1, "moment": "load", "place": "host", "site": "a.py:1 in f"}
 
 
 @pytest.fixture
@@ -119,6 +123,17 @@ def broken(baseline: Baseline, change: Callable[[dict[str, Any]], object]) -> st
         sys.set_int_max_str_digits(limit)
 
 
+def test_lines_that_allocate_are_optional_and_one_a_line(baseline: Baseline) -> None:
+    assert '"allocations"' not in dumps(baseline)
+    sites = (
+        AllocationSite("load", "host", "a.py:1 in f", 3 << 20),
+        AllocationSite(KEPT, "gpu.0", "b.py:1 in g", 1 << 20, "b.COPIES"),
+    )
+    text = dumps(dataclasses.replace(baseline, allocations=sites))
+    assert '    {"bytes": 3145728, "moment": "load", "place": "host", "site": "a.py:1 in f"},\n' in text
+    assert loads(text, FILE).allocations == sites
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -137,6 +152,16 @@ def broken(baseline: Baseline, change: Callable[[dict[str, Any]], object]) -> st
         (lambda data: data.update(workload=7), "holds 7 where workload needs a text"),
         (lambda data: data.pop("spec"), "has no 'spec'"),
         (lambda data: data.update(memroy={}), "has an unknown entry 'memroy'"),
+        *(
+            (lambda data, row=row: data.update(allocations=[row]), what)
+            for row, what in (
+                (3, "holds 3 where allocations needs an object"),
+                ({"bytes": 1}, "needs exactly bytes, moment, place, site in an entry of 'allocations'"),
+                ({**SITE, "bytes": -1}, "holds -1 where 'allocations' needs a number of bytes"),
+                ({**SITE, "moment": "never"}, "holds 'never' where 'allocations' needs one of load, generate, kept"),
+                ({**SITE, "site": 1}, "holds 1 where allocations, site needs a text"),
+            )
+        ),
         (lambda data: data.update(schema="one"), "has schema 'one' instead of 1"),
         (lambda data: data["memory"].update({"gpu.settled": 1e999}), "holds Infinity"),
         (lambda data: data["memory"].update({"gpu.settled": 10**400}), r"holds a number of 401 digits, 100000000000…"),

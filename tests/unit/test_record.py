@@ -12,7 +12,7 @@ from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
-from pytest_llmload.core.results import CRASHED, Numbers
+from pytest_llmload.core.results import CRASHED, AllocationSite, Numbers
 from pytest_llmload.core.units import Tolerance
 
 PLAIN = "nf4 absmax=float32 block=64 compute=bf16"
@@ -324,3 +324,25 @@ def test_what_the_suite_recorded_stays_its_own(baseline: Baseline) -> None:
     assert moved.suite
     other = load(digests={"shape": "other", "weights": "other"})
     assert baseline_of(suites, [other], update=True).suite
+
+
+def test_lines_that_allocate_belong_to_the_figures_of_their_load(baseline: Baseline) -> None:
+    now, more = load(), load(metrics={"gpu.settled": 9e9})
+    now.allocations = [AllocationSite("load", "host", "a.py:1 in f", 3 << 20, baseline=7)]
+    more.allocations = [AllocationSite("load", "host", "b.py:1 in f", 9 << 20)]
+    # They are added where nothing else is to write, and never replaced where nothing is.
+    added = record(baseline, [now, load()], update=True)
+    assert (added.accepted, added.recorded) == ((), ())
+    assert added.baseline == dataclasses.replace(
+        baseline, allocations=(AllocationSite("load", "host", "a.py:1 in f", 3 << 20),)
+    )
+    again = dataclasses.replace(now, allocations=more.allocations)
+    assert record(added.baseline, [again], update=True).baseline is added.baseline
+    # New figures bring theirs, or remove those of the old ones.
+    replaced = record(added.baseline, [more], update=True).baseline
+    assert replaced is not None
+    assert replaced.allocations == tuple(more.allocations)
+    more.allocations = []
+    removed = record(added.baseline, [more], update=True).baseline
+    assert removed is not None
+    assert removed.allocations == ()

@@ -14,6 +14,7 @@ import torch
 import transformers
 from loads import job
 
+from pytest_llmload.baselines.allocations import beside
 from pytest_llmload.core.job import ALLOCATIONS
 from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
 from pytest_llmload.core.verdicts import REGRESSED, Comparison, MetricVerdict
@@ -167,3 +168,28 @@ def test_a_failure_tells_what_explains_the_metric(name: str, told: list[str]) ->
     ]
     assert allocations.lines(result, regressed(name)) == told
     assert allocations.is_explained(regressed(name)) == bool(told)
+
+
+def test_lines_stand_beside_those_of_the_baseline() -> None:
+    recorded = [
+        AllocationSite("load", "host", "a.py:1 in f", 1 << 20),
+        AllocationSite("load", "host", "a.py:9 in f", 8 << 20),
+        AllocationSite("load", "host", "b.py:5 in g, called from c.py:3 in h", 2 << 20),
+        AllocationSite(KEPT, "host", "d.py:1 in i", 4 << 20),
+    ]
+    now = [
+        AllocationSite("load", "host", "a.py:9 in f", 9 << 20),
+        AllocationSite("load", "host", "b.py:7 in g, called from c.py:4 in h", 6 << 20),
+        AllocationSite("load", "host", "a.py:3 in f", 1 << 20),
+        AllocationSite("load", "host", "d.py:1 in i", 512 << 10),
+    ]
+    result = LoadResult({}, "loaded", phase_peaks={"load": {"host": 9.0}})
+    result.allocations = beside(now, recorded)
+    # The largest growth first; what a line of the same file and function held, where the line itself is new.
+    assert allocations.lines(result, regressed("host.peak")) == [
+        "6.00 MiB by b.py:7 in g, called from c.py:4 in h (at the peak of the load, 2.00 MiB in the baseline)",
+        "9.00 MiB by a.py:9 in f (at the peak of the load, 8.00 MiB in the baseline)",
+        "512.00 KiB by d.py:1 in i (at the peak of the load, not among the baseline's largest)",
+        "1.00 MiB by a.py:3 in f (at the peak of the load, 1.00 MiB in the baseline)",
+    ]
+    assert beside(now, []) == now

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from pytest_llmload.baselines.allocations import beside
 from pytest_llmload.baselines.codec import timing_entry
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline, Timing
@@ -111,7 +112,8 @@ class _Gate(ABC):
             if not metrics:
                 return None
         tolerances = {**settings.tolerances, **given}
-        comparisons = self._compare(load, state.store.read(path), metrics, tolerances)
+        baseline = state.store.read(path)
+        comparisons = self._compare(load, baseline, metrics, tolerances)
         run = state.run(load.spec)
         run.baseline = state.display(path)
         run.command = state.command(self._item, load.spec)
@@ -122,11 +124,11 @@ class _Gate(ABC):
             "update": settings.update_baselines,
             "record_missing": settings.record_missing,
         }
-        if any(item.outcome(**mode).writes for item in comparisons):
+        if any(item.outcome(**mode).writes for item in comparisons) or self._is_to_be_explained(baseline):
             self._write(load, path, metrics, tolerances)
         failed = [part for item in comparisons if (part := item.failing(**mode)) is not None]
         if failed:
-            raise self._failure(load, failed)
+            raise self._failure(load, failed, baseline)
         return comparisons[0]
 
     def _check_names(self, metrics: Sequence[str] | None) -> None:
@@ -165,6 +167,10 @@ class _Gate(ABC):
     @abstractmethod
     def _results(self, load: Load, count: int) -> list[LoadResult]:
         """Return ``count`` results of the load to record. Raises LoadError if a repeat does not end in a model."""
+
+    def _is_to_be_explained(self, baseline: Baseline | None) -> bool:
+        """Return whether a baseline has to be written only since it lacks the lines that allocate."""
+        return False
 
     def _times(self, load: Load) -> Mapping[str, Timing] | None:
         """Return the times to record, or None if they are those of the results."""
@@ -209,10 +215,11 @@ class _Gate(ABC):
         run.recorded += [name for name in recording.recorded if name not in run.recorded]
         run.messages += [text for text in recording.dropped if text not in run.messages]
 
-    def _failure(self, load: Load, failed: Sequence[Comparison]) -> AssertionError:
+    def _failure(self, load: Load, failed: Sequence[Comparison], baseline: Baseline | None) -> AssertionError:
         state, spec = self._state, load.spec
         if not state.settings.predict and any(map(allocations.is_explained, failed)):
             load.record_allocations()
+            load.result.allocations = beside(load.result.allocations, baseline.allocations if baseline else ())
         text = "\n".join(
             failure.comparison_text(
                 state.subject(spec),
@@ -255,7 +262,19 @@ class MemoryBaseline(_Gate):
     recorded = ("memory",)
     regressed = MemoryRegressed
 
+    def _is_to_be_explained(self, baseline: Baseline | None) -> bool:
+        settings = self._state.settings
+        return (
+            settings.recording
+            and settings.record_allocations
+            and baseline is not None
+            and bool(baseline.memory)
+            and not baseline.allocations
+        )
+
     def _results(self, load: Load, count: int) -> list[LoadResult]:
+        if self._state.settings.record_allocations:
+            load.record_allocations()
         repeats = load.repeats(count - 1)
         for result in repeats:
             if not result.ok:

@@ -112,6 +112,11 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "record-repeats": (_NUMBER, "2", {
         "metavar": "N", "help": "Loads per recorded baseline (default: 2)",
     }),
+    "record-allocations": ("bool", False, {
+        "action": argparse.BooleanOptionalAction,
+        "help": "Record the lines that allocate memory with a memory baseline, by one more load; a failure shows them "
+                "beside today's",
+    }),
     "latency-time": (_NUMBER, "3min", {
         "metavar": "TIME", "help": "Time that one latency check may spend on further processes (default: 3min)",
     }),

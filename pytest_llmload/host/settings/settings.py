@@ -64,6 +64,7 @@ class Settings:
     wait_gpu: float
     cache_dir: Path
     record_repeats: int
+    record_allocations: bool
     latency_time: float
     page_cache: str
     trust_remote_code: bool
@@ -111,6 +112,7 @@ def resolve(config: pytest.Config, table: Mapping[str, Metric] = METRICS) -> Set
         wait_gpu=parsed("wait-gpu", _seconds_or_number),
         cache_dir=given.path("cache-dir") if value("cache-dir") else default_cache(),
         record_repeats=parsed("record-repeats", _count),
+        record_allocations=value("record-allocations"),
         latency_time=parsed("latency-time", _seconds_or_number),
         page_cache=given.choice("page-cache"),
         trust_remote_code=value("trust-remote-code"),

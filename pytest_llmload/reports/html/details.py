@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pytest_llmload.core.metrics import find
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
 from pytest_llmload.core.verdicts import ERROR, FAIL, Run
-from pytest_llmload.reports import figures
+from pytest_llmload.reports import allocations, figures
 from pytest_llmload.reports.html.charts import Part, lines, stacked
 from pytest_llmload.reports.html.elements import chip, el, figure, legend, row, table
 from pytest_llmload.reports.html.sections import Numbered, marks
@@ -39,13 +39,30 @@ def _load(number: int, run: Run, rows: int) -> ET.Element:
         series = {place: points for place, points in result.timeline.items() if len(points) > 1}
         if series:
             parts += [el("h4", "Memory while loading"), lines(series)]
-        parts += _phases(run) + _ledger(run) + _modules(run, rows)
+        parts += _phases(run) + _ledger(run) + _allocations(run) + _modules(run, rows)
         parts += _metrics(run) if rows >= _FEW or run.outcome in (FAIL, ERROR) else []
         if result.notes:
             parts += [el("h4", "Notes"), el("ul", *(el("li", text) for text in result.notes))]
         if not result.ok:
             parts += [el("h4", "How it ended"), el("pre", figures.cause(run), tabindex="0")]
     return el("details", head, *parts, class_="load", id=f"load-{number}", data_text=_searched(run), **marks(number))
+
+
+def _allocations(run: Run) -> list[ET.Element]:
+    """Return who allocated, of a load that was repeated to record that; the largest growth first."""
+    assert run.result is not None
+    found = sorted(run.result.allocations, key=lambda each: (each.baseline or 0) - each.bytes)
+    rows = [
+        row(
+            each.site,
+            f"{allocations.moment(each)}{f', held by {each.held_by}' if each.held_by else ''}",
+            each.place,
+            figure(format_bytes(each.bytes)),
+            figure("–" if each.baseline is None else format_bytes(each.baseline)),
+        )
+        for each in found
+    ]
+    return [table("Who allocated it", ("line", "held", "where", "now", "baseline"), rows)] if rows else []
 
 
 def _searched(run: Run) -> str:
