@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import pytest
 
 from pytest_llmload.baselines import codec
 from pytest_llmload.core.errors import BaselineError, LoadFailed
+from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.system.json_text import Unreadable, parse, read_json
 from pytest_llmload.system.protocol import Garbled, read_message
 from pytest_llmload.worker.adapters.files import read_adapter_config
-from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.checkpoints.digests import read_config, shape_digest
 from pytest_llmload.worker.checkpoints.headers import read_header, read_index
 
 ROOT = Path(__file__).parents[2]
@@ -96,12 +100,46 @@ def test_a_header_that_is_none(text: str, tmp_path: Path) -> None:
         ('{"text_config": {"hidden_size": true}}', "hidden_size is true, expected is a whole number"),
         ('{"a": ' + "[" * 90 + "]" * 90 + "}", "is nested too deeply"),
         ('{"a": "\\ud800"}', "half a character"),
+        ('{"a": 123456789012345678901}', "holds a whole number of 21 digits"),
+        (json.dumps([[]] * 100_001), "opens 100002 objects and lists, but at most 100000 are read"),
+        (json.dumps({f"a{number}": 1 for number in range(10_001)}), "has 10001 fields in one object"),
     ],
 )
 def test_a_config_of_wrong_types(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(LoadFailed, match=told):
         read_config(tmp_path)
+
+
+#: The shapes that a large config may have, and what one more entry of it costs in bytes.
+LARGE: dict[str, tuple[Callable[[int], Any], int]] = {
+    "text": (lambda count: "a" * count, 1),
+    "numbers": (lambda count: [1] * count, 3),
+    "fractions": (lambda count: [1.5] * count, 5),
+    "texts": (lambda count: ["a"] * count, 5),
+    "lists": (lambda count: [[]] * count, 4),
+    "objects": (lambda count: [{"a": [1]}] * count, 12),
+    "labels": (lambda count: {str(number): f"LABEL_{number}" for number in range(count)}, 26),
+    "modules": (lambda count: [f"model.layers.{number}.mlp" for number in range(count)], 27),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_config_of_five_megabytes_costs_little(kind: str, tmp_path: Path) -> None:
+    make, each = LARGE[kind]
+    config = {**PRESETS["tiny-llama"], "entry": make(5_000_000 // each)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert (tmp_path / "config.json").stat().st_size > 4_500_000
+    del config
+    # The least of three: other processes make all of them slower, never faster.
+    assert min(_seconds(tmp_path) for _ in range(3)) < 0.3
+
+
+def _seconds(directory: Path) -> float:
+    begin = time.process_time()
+    with contextlib.suppress(LoadFailed):
+        shape_digest(read_config(directory), [])
+    return time.process_time() - begin
 
 
 @pytest.mark.parametrize(

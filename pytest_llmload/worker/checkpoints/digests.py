@@ -16,6 +16,8 @@ from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WE
 from pytest_llmload.worker.checkpoints.threads import workers
 
 _LENGTH = 16
+#: The most objects and lists of a config; one that lists each module of a quantised mixture of experts has a few.
+_BRACKETS = 100_000
 #: Integers of a config that decide on memory or work beside the tensors' shapes, by the names architectures give them.
 _GEOMETRY = re.compile(
     r"(^|_)(heads?|layers?|experts|experts_per_tok(en)?|top_?k|groups?)$|^(head_dim|sliding_window|max_window_layers)$"
@@ -30,7 +32,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     try:
-        config = read_json(path)
+        config = read_json(path, brackets=_BRACKETS)
     except FileNotFoundError:
         return {}
     except Unreadable as error:
@@ -41,6 +43,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+#: The most fields of a config or of a part of it; those of the largest models have some 200.
+_FIELDS = 10_000
 #: The fields of a config that are read, and their types; each may also be None.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("num_attention_heads", "hidden_size", "num_key_value_heads"), (int, list, dict)),
@@ -52,6 +56,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _check_types(path: Path, config: dict[str, Any]) -> None:
     """Raise LoadFailed if an entry has a wrong type, at the top level or in a part of a composite model."""
+    if len(config) > _FIELDS:
+        raise LoadFailed(f"{path} has {len(config)} fields in one object, and no model's config has over {_FIELDS}")
     for name, kinds in _TYPES.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
