@@ -41,9 +41,9 @@ def load_once(
         cache_dir: Folder for built checkpoints; the user's cache by default.
         fields: Fields of :class:`LoadSpec`: ``quant="nf4"``, ``strategy="ours"``.
 
-    Raises LoadFailed if the process answers with an error, and ``pytest_llmload.host.loads.processes.LoadDied`` if it
-    dies or takes more than 600 seconds. A load that does not end in the requested model does not raise: its result
-    has ``outcome``, ``error`` and ``problems``. ::
+    Raises LoadFailed if the process answers with an error, LoadCrashed or LoadOutOfMemory if it dies, and LoadTimeout
+    if it takes more than 600 seconds, each with the last lines that it printed. A load that does not end in the
+    requested model does not raise: its result has ``outcome``, ``error`` and ``problems``. ::
 
         def test_ours():
             result = load_once(strategies={"awq": "ourapp.strategies:Awq"}, strategy="awq")
@@ -51,7 +51,8 @@ def load_once(
     """
     import platform
 
-    from pytest_llmload.host.loads.processes import environment, start_cold
+    from pytest_llmload.host.loads.broker import ERRORS
+    from pytest_llmload.host.loads.processes import LoadDied, environment, start_cold
     from pytest_llmload.host.settings.settings import default_cache
 
     with tempfile.TemporaryDirectory(prefix="pytest-llmload-") as folder:
@@ -72,6 +73,8 @@ def load_once(
             )
             request = {"kind": "load", "job": job.to_json()}
             return LoadResult.from_json(_answer(process.request(request, _TIMEOUT), "result"))
+        except LoadDied as death:
+            raise ERRORS[death.outcome]("\n".join(filter(None, (str(death), death.info.log)))) from None
         finally:
             process.close()
 

@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from pytest_llmload.cli import plan
 from pytest_llmload.cli.refused import Refused
 from pytest_llmload.core.job import Gpu
@@ -30,13 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--model", metavar="MODEL", help="the model to load: hub id, directory or random:PRESET")
     parser.add_argument("--needs", metavar="SIZE", help="bytes that the model's files take, instead of a plan's figure")
-    parser.add_argument("--cache-dir", metavar="DIR", type=Path, default=default_cache(), help="--llm-cache-dir")
+    parser.add_argument("--cache-dir", metavar="DIR", type=Path, help="--llm-cache-dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 1 if there is an error, else 0."""
-    found = examine(Path.cwd(), options.cache_dir, _needs(options))
+    """Print the findings; return 1 if there is an error, else 0. Raises Refused."""
+    try:
+        cache = options.cache_dir or default_cache()
+    except pytest.UsageError as error:
+        raise Refused(str(error)) from None
+    found = examine(Path.cwd(), cache, _needs(options))
     if options.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
     else:

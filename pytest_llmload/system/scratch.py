@@ -34,6 +34,13 @@ class Scratch:
 
     def _make(self, prefix: str) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        try:
+            self._fill()
+        except OSError:
+            shutil.rmtree(self.path)
+            raise
+
+    def _fill(self) -> None:
         # The lock file gets its name only once it is locked: a folder without one is unfinished, and is not removed.
         new = self.path / f"{_LOCK}.new"
         self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TEST = "def test_a(llm): pass"
@@ -98,3 +100,22 @@ def test_the_experts_of_a_mixture_stay_dense_and_the_failure_says_so(
     assert "nf4 was not applied: tiny-mixtral / nf4" in text
     assert "experts" in text
     assert "%" in text
+
+
+def test_building_a_random_model_has_the_time_of_a_load(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile(TEST)
+    # Two gigabytes of embeddings.
+    large = {**PRESETS["tiny-llama"], "vocab_size": 1 << 22}
+    (pytester.path / "large.json").write_text(json.dumps(large))
+    result = project(
+        "--llm-model=random:large.json",
+        "--llm-device=cpu",
+        "--llm-timeout=2s",
+        f"--llmload-cache-dir={pytester.path / 'cache'}",
+        fast=False,
+    )
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["preparing *large.json*: still in phase 'resolve' after 2 s*"])
+    assert not [path for path in (pytester.path / "cache").rglob("*") if not path.name.startswith(".")]

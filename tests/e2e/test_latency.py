@@ -194,3 +194,28 @@ def test_without_pytest_benchmark_its_fixture_skips(
     result = project("-p", "no:benchmark", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*llm_benchmark needs pytest-benchmark: pip install 'pytest-llmload?benchmark?'*"])
+
+
+def test_recording_counts_alone_times_nothing(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    pytester.makepyfile(
+        ours="""
+        import transformers
+        def load(spec):
+            with open("calls.txt", "a") as file:
+                file.write("x")
+            return transformers.AutoModelForCausalLM.from_pretrained(spec.model, dtype="auto")
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.strategy("loader", target="ours:load")
+        def test_work(llm, latency_baseline): latency_baseline.check(llm, metrics=["token.ops"])
+        """,
+    )
+    project(*RECORD).assert_outcomes(passed=1)
+    (file,) = (pytester.path / "baselines").rglob("*.json")
+    baseline = json.loads(file.read_text())
+    assert (list(baseline["work"]), baseline["time"]) == (["token.ops"], {})
+    # One load that is shared by tests, and one whose work is counted.
+    assert (pytester.path / "calls.txt").read_text() == "xx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -358,3 +359,41 @@ def test_without_a_model_tests_are_skipped_with_one_reason_and_the_suite_is_an_e
     result = project("--pyargs", "pytest_llmload.suite", fast=False)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "the ready-made suite needs a model" in result.stderr.str()
+
+
+def _linked(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def _open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def _of_another_user(folder: Path) -> None:
+    folder.mkdir()
+    try:
+        os.chown(folder, 12345, 12345)
+    except PermissionError:
+        pytest.skip("only root can give a folder to another user")
+
+
+@pytest.mark.parametrize("prepare", [_linked, _open_to_all, _of_another_user, Path.touch])
+def test_a_cache_that_another_user_may_have_prepared_is_refused(
+    prepare: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a home, the cache lies in a folder that all users share, by a name that everyone can guess."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert default_cache() == tmp_path / f"pytest-llmload-{os.getuid()}" / "cache"
+    assert default_cache().parent.stat().st_mode & 0o777 == 0o700
+    default_cache().parent.rmdir()
+    prepare(tmp_path / f"pytest-llmload-{os.getuid()}")
+    with pytest.raises(pytest.UsageError, match=r"is not a folder that only this user can write.*--llm-cache-dir"):
+        default_cache()

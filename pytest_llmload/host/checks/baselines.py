@@ -165,14 +165,17 @@ class _Gate(ABC):
         ]
 
     @abstractmethod
-    def _results(self, load: Load, count: int) -> list[LoadResult]:
-        """Return ``count`` results of the load to record. Raises LoadError if a repeat does not end in a model."""
+    def _results(self, load: Load, count: int, metrics: Sequence[str] | None) -> list[LoadResult]:
+        """Return ``count`` results of the load to record ``metrics`` of.
+
+        Raises LoadError if a repeat does not end in a model.
+        """
 
     def _is_to_be_explained(self, baseline: Baseline | None) -> bool:
         """Return whether a baseline has to be written only since it lacks the lines that allocate."""
         return False
 
-    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, Timing] | None:
         """Return the times to record, or None if they are those of the results."""
         return None
 
@@ -183,8 +186,8 @@ class _Gate(ABC):
         settings = self._state.settings
         run = self._state.run(load.spec)
         try:
-            results = self._results(load, settings.record_repeats)
-            times = self._times(load)
+            results = self._results(load, settings.record_repeats, metrics)
+            times = self._times(load, metrics)
         except LoadError as error:
             text = "not recorded, since the load was repeated for it and did not end in a model this time"
             run.messages += [text] if text not in run.messages else []
@@ -272,7 +275,7 @@ class MemoryBaseline(_Gate):
             and not baseline.allocations
         )
 
-    def _results(self, load: Load, count: int) -> list[LoadResult]:
+    def _results(self, load: Load, count: int, metrics: Sequence[str] | None) -> list[LoadResult]:
         if self._state.settings.record_allocations:
             load.record_allocations()
         repeats = load.repeats(count - 1)
@@ -315,15 +318,22 @@ class LatencyBaseline(_Gate):
         self._state.run(load.spec).times = {name: timing_entry(timing) for name, timing in times_now.items()}
         return comparisons
 
-    def _results(self, load: Load, count: int) -> list[LoadResult]:
-        return load.worked(count)
+    def _results(self, load: Load, count: int, metrics: Sequence[str] | None) -> list[LoadResult]:
+        return load.worked(count) if _has(load, metrics, "work") else [load.result]
 
-    def _times(self, load: Load) -> Mapping[str, Timing] | None:
+    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, Timing] | None:
+        if not _has(load, metrics, "time"):
+            return {}
         until = time.monotonic() + self._state.settings.latency_time
         # In turn, so that neither gets all of the time.
         for processes, loads in zip(LOOKS, LOADS, strict=True):
             results = load.timed(processes, loads, until)
         return timings(results)
+
+
+def _has(load: Load, metrics: Sequence[str] | None, section: str) -> bool:
+    """Return whether the chosen metrics, or all of them, include some of a section."""
+    return metrics is None or any(section_of(name, load.result.table) == section for name in metrics)
 
 
 def _other_names(state: State, spec: LoadSpec, digests: Mapping[str, str]) -> list[str]:

@@ -68,7 +68,8 @@ _WITH_CONTEXT = ("warm_up", "page_cache")
 ENDPOINT = "endpoint"
 #: Variables that pytest changes between tests and that loads do not read.
 _VOLATILE = ("PYTEST_CURRENT_TEST",)
-_ERRORS: dict[str, type[LoadError]] = {
+#: Outcome of a load -> the error of its tests.
+ERRORS: dict[str, type[LoadError]] = {
     results.OUT_OF_MEMORY: LoadOutOfMemory,
     results.CRASHED: LoadCrashed,
     results.TIMEOUT: LoadTimeout,
@@ -487,4 +488,4 @@ class Broker:
 
     def error(self, result: LoadResult) -> LoadError:
         """Return the exception of a result that is not a loaded model."""
-        return _ERRORS[result.outcome](self.describe(result), result)
+        return ERRORS[result.outcome](self.describe(result), result)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -252,11 +254,23 @@ def _seconds_or_number(value: object) -> float:
 
 
 def default_cache() -> Path:
-    """Return ``~/.cache/pytest-llmload``, or a folder for temporary files if the user has no home (some containers)."""
+    """Return ``~/.cache/pytest-llmload``, or a folder of this user's own among temporary files without a home.
+
+    Raises UsageError if another user has made, or may write, that folder: what lies there would be loaded.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "pytest-llmload"
     try:
         return Path.home() / ".cache" / "pytest-llmload"
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"pytest-llmload-{os.getuid()}" / "cache"
+        folder = Path(tempfile.gettempdir()) / f"pytest-llmload-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise pytest.UsageError(
+                f"{folder} is not a folder that only this user can write, so its checkpoints are not trusted: name a "
+                "different one with --llm-cache-dir"
+            ) from None
+        return folder / "cache"
