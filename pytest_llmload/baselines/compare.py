@@ -366,6 +366,7 @@ def _causes(
         old, new = baseline.memory.get(name), result.metrics.get(name)
         if old is not None and new is not None and old != new:
             reasons.append(f"{name} {format_change(new - old, lookup(name).unit)}")
+    reasons += _no_longer_mapped(moved, baseline, result)
     settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
     worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
     if settled == OK and any(metric.kind == "loading_work" for metric in worse):
@@ -374,6 +375,22 @@ def _causes(
     if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
         reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
     return reasons
+
+
+def _no_longer_mapped(moved: Sequence[MetricVerdict], baseline: Baseline, result: LoadResult) -> list[str]:
+    """Return a line if the host holds as its own memory what it mapped from files when the baseline was recorded."""
+    grown = max(
+        (
+            item.current - item.baseline
+            for item in moved
+            if item.name in ("host.settled", "host.peak") and item.current is not None and item.baseline is not None
+        ),
+        default=0.0,
+    )
+    old, new = baseline.memory.get("host.file"), result.metrics.get("host.file")
+    if old is None or new is None or grown <= 0 or old - new < grown / 2:
+        return []
+    return [f"host.file {format_change(new - old, 'B')}: what was mapped from files is now read into memory"]
 
 
 def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> list[str]:

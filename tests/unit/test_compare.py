@@ -530,6 +530,14 @@ def test_a_copy_that_no_peak_shows(baseline: Baseline) -> None:
     assert comparison.because == ("the load makes copies that it frees again: gpu.settled is as recorded",)
 
 
+def test_a_memory_map_that_is_switched_off_is_named(baseline: Baseline) -> None:
+    grown, held = {"host.settled": METRICS["host.settled"] + 33 * MIB}, METRICS["host.file"]
+    told = compare(baseline, load(metrics={**grown, "host.file": held - 33 * MIB})).because
+    assert told == ("host.file -33.00 MiB: what was mapped from files is now read into memory",)
+    for file in (held, held - 8 * MIB, held + 33 * MIB):
+        assert "mapped" not in str(compare(baseline, load(metrics={**grown, "host.file": file})).because)
+
+
 def test_what_nothing_explains_is_said(baseline: Baseline) -> None:
     comparison = compare(baseline, load(metrics={"gpu.settled": 8 * GIB}))
     assert comparison.because[0].startswith("nothing recorded explains it")
