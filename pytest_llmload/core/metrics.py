@@ -187,7 +187,8 @@ METRICS: dict[str, Metric] = {
             "gpu.load_peak",
             "B",
             "allocator",
-            Tolerance(relative=0.01),
+            # Threads read ahead of what merges a checkpoint's experts: which tensors are there at the peak is theirs.
+            Tolerance(relative=0.01, absolute=2 * MIB),
             "Highest allocation on the GPUs during the load",
         ),
         Metric(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
+
+from pytest_llmload.core.presets import config_of
 
 pytest.importorskip("deepspeed")
 
@@ -122,6 +125,27 @@ def test_ranks_load_measure_generate_and_gate(
     assert recorded.name == "tp_plan-x2.json"
     assert '"shard.1.logical": 8133888' in recorded.read_text()
     project("-k", "test_gate").assert_outcomes(passed=1, deselected=4)
+
+
+def test_a_tied_head_that_is_split_without_its_embedding(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    """DeepSpeed splits the head by its inputs and keeps the embedding whole: they cannot share their storage."""
+    folder = pytester.path / "tied"
+    folder.mkdir()
+    config = config_of("random:tiny-llama") | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.strategy("deepspeed", "tp_plan")
+        def test_tied(llm): pass
+        """
+    )
+    result = project(f"--llm-model=tied=random:{folder}", "--llm-device=cpu")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*lm_head.weight is split and model.embed_tokens.weight is not, so that*"])
 
 
 def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(

@@ -22,6 +22,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         first, second = held.get(source), held.get(target)
         if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
             continue
+        if first.shape != second.shape:
+            loaded.notes.append(f"{target} is split and {source} is not, so that they are not tied as the config says")
+            continue
         yield Problem(
             CHECK,
             f"the config ties {target} to {source}, but each has its own storage ({format_bytes(second.nbytes)} twice)",
