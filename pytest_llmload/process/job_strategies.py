@@ -56,8 +56,11 @@ def plan(job: Job) -> dict[str, float]:
 def load_kwargs(job: Job, served_by: list[Strategy]) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained``: every strategy's part, the attention, and the user's own options.
 
-    Raises ValueError if two of them set different values of one argument.
+    There are none for the user's own function, which may do what transformers cannot. Raises ValueError if two of them
+    set different values of one argument.
     """
+    if served_by[0].own_code:
+        return {}
     own = {option for strategy in served_by for option in strategy.options} | set(CHECK_OPTIONS)
     options = {name: json.loads(value) for name, value in job.spec.options if name not in own}
     parts = [(f"strategy {strategy.name!r}", strategy.load_kwargs(job)) for strategy in served_by]

@@ -43,7 +43,9 @@ def storages(model: Any) -> int:
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
 
-    for tensor in (*model.parameters(), *model.buffers()):
+    # HQQ keeps scales and zero points in a dict of the module.
+    states = [value for module in model.modules() for value in (vars(module).get("meta") or {}).values()]
+    for tensor in (*model.parameters(), *model.buffers(), *(each for each in states if isinstance(each, torch.Tensor))):
         visit(tensor)
     found.pop(0, None)
     return sum(found.values())
@@ -109,7 +111,12 @@ def test_fine_grained_fp8_is_planned_for_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "target"),
-    [("torchao-int8", "torchao_int8"), ("quanto-int4", "quanto_int4"), ("quanto-int8", "quanto_int8")],
+    [
+        ("torchao-int8", "torchao_int8"),
+        ("quanto-int4", "quanto_int4"),
+        ("quanto-int8", "quanto_int8"),
+        ("hqq", "hqq"),
+    ],
 )
 def test_a_loader_that_quantises_is_judged_the_same(scheme: str, target: str) -> None:
     target = f"own_quantisers:{target}"
