@@ -255,15 +255,19 @@ class Measurement:
 
     def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.process.environment import environment
-        from pytest_llmload.quantisation.stored import packages_in
 
-        # A user's loader may quantise without a word in the config, and GGUF is dense in memory.
         config = getattr(loaded.config, "quantization_config", None)
-        quantisers = (*(packages_of(config) if config is not None else ()), *packages_in(loaded.model))
+        quantisers = (*(packages_of(config) if config is not None else ()), *self._packages(loaded))
         self.result.environment = {**environment(self.job, quantisers), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:
             self.result.environment["attn"] = str(attention)
+
+    def _packages(self, loaded: Loaded) -> tuple[str, ...]:
+        """Return the packages of the methods that hold weights: a user's loader may quantise without a config."""
+        from pytest_llmload.quantisation.stored import packages_in
+
+        return packages_in(loaded.model)
 
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         from pytest_llmload.worker.checks import AFTER_LOAD, check_name

@@ -111,6 +111,10 @@ class _Predicted(Measurement):
         self._tracing.record.moment(moment)
         super()._each(moment, *args)
 
+    def _packages(self, loaded: Loaded) -> tuple[str, ...]:
+        """Return none: quantised weights are recognised by values, which fake tensors do not have."""
+        return ()
+
     def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
         pass
 

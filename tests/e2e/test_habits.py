@@ -89,7 +89,7 @@ def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pyteste
     text = result.stdout.str()
     for sentence in (
         "unknown keyword 'quants'; did you mean 'quant'?; known: model, shared, env, options, strategy,",
-        "test_scheme: llm_load: quant: unknown 'nf5': one of none, int8, nf4, fp4",
+        "test_scheme: llm_load: quant: unknown 'nf5'; use one of none, int8, nf4, fp4",
         "test_place: llm_load: '/nope' is",
         "device_map: 'balnced' is neither a device nor one of auto, balanced, sequential; did you mean 'balanced'?",
         "attn: unknown 'spda'; did you mean 'sdpa'?",
