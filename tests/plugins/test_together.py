@@ -168,8 +168,12 @@ def test_a_time_out_is_that_of_the_test_that_had_it(pytester: pytest.Pytester, p
         from transformers import AutoModelForCausalLM
 
         def wait_too_long():
-            # The alarm that pytest-timeout has set, without the wait for it.
-            os.kill(int(Path("pid").read_text()), signal.SIGALRM)
+            # The alarm that pytest-timeout has set, without the wait for it: once pytest has read which phase this is,
+            # and waits again.
+            pid = Path("pid").read_text()
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+                os.sched_yield()
+            os.kill(int(pid), signal.SIGALRM)
             signal.pause()
 
         def load(spec):

@@ -98,12 +98,14 @@ def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
         assert {"served.ttft.x8", "served.per_token.x8"} <= set(metrics)
         assert 100 << 20 < metrics["server.settled"] <= metrics["server.peak"] < 4 << 30
         assert len(result.samples["ttft"]) == 5
-        assert len(result.samples["served.ttft.x8"]) == 16
+        # On a machine whose cores are busy, an answer may come in lumps; its times are left out, and a note says so.
+        lumps = [note for note in result.notes if "pieces of text came in" in note]
+        assert len(result.samples["served.ttft.x8"]) == 16 or lumps
         # Of all metrics it is said what they are or why they are not.
         assert set(METRICS) <= set(metrics) | set(result.unavailable)
         assert "cannot be inspected" in result.unavailable["host.weights"]
         assert result.environment["server"] == "transformers serve"
-        assert result.notes == []
+        assert result.notes == lumps
         # What it generates is what the model generates.
         said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
         _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
