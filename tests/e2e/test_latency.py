@@ -147,7 +147,9 @@ def test_the_page_cache_is_as_asked(pytester: pytest.Pytester, project: Callable
             assert llm.environment["page_cache"] in ("cold", "uncontrolled")
         """
     )
-    project("--llm-page-cache=cold").assert_outcomes(passed=1)
+    # A checkpoint of its own: pages that another process has mapped cannot be dropped.
+    own = f"--llmload-cache-dir={pytester.path / 'own'}"
+    project("--llm-page-cache=cold", own, cached=False).assert_outcomes(passed=1)
     assert project("--llm-page-cache=hot").ret == pytest.ExitCode.USAGE_ERROR
 
 
