@@ -8,7 +8,8 @@ this project does not know.
 from __future__ import annotations
 
 import traceback
-from importlib.util import find_spec
+
+from pytest_llmload.core.libraries import is_installed
 
 #: Where transformers looks for packages: folders and modules in front of its file's path.
 _LOOKS = ("/transformers/quantizers/", "/transformers/integrations/", "/transformers/utils/quantization_config.py")
@@ -32,12 +33,5 @@ def missing_requirement(error: BaseException) -> str:
 def _is_absent(error: ImportError) -> bool:
     """Return true if a package is not installed, or if the library itself says so; an installed one may be broken."""
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        return not _is_installed(error.name)
+        return not is_installed(error.name)
     return error.name is None
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False

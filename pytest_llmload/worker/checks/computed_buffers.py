@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -40,15 +41,15 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     unknown: list[Held] = []
     for path, buffers in owned.items():
         # As a constructor runs under from_pretrained for what it computes: rotary frequencies are in 32 bit.
-        fresh = _constructed(loaded.inventory.modules[path], torch.float32)
+        constructed = cache(partial(_constructed, loaded.inventory.modules[path]))
         for held in buffers:
-            expected = getattr(fresh, held.name, None)
+            expected = getattr(constructed(torch.float32), held.name, None)
             if not isinstance(expected, torch.Tensor) or expected.device.type == "meta":
                 unknown.append(held)
                 continue
             if expected.dtype != held.tensor.dtype:
                 # A constructor that names no dtype computes in the one that the model is loaded in.
-                again = getattr(_constructed(loaded.inventory.modules[path], held.tensor.dtype), held.name)
+                again = getattr(constructed(held.tensor.dtype), held.name)
                 expected = again if again.dtype == held.tensor.dtype else expected
             if difference := _difference(expected, held):
                 wrong.setdefault(difference, []).append(held)
