@@ -21,7 +21,8 @@ from clean_gates import TIMEOUT, job_of
 from pytest_llmload.core.job import EVERYTHING
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
-from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
+from pytest_llmload.host.loads.processes import LoadProcess, fork
+from pytest_llmload.host.loads.warm_server import WarmServer, environment
 from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.system.proc import status
 from pytest_llmload.system.process_tree import descendants
@@ -52,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = f"{folder}/tmp"
         Path(tempfile.tempdir).mkdir()
-        server = Server(Path(folder) / "server.log", environment(os.environ))
+        server = WarmServer(Path(folder) / "server.log", environment(os.environ))
         try:
             server.warm_up([*BASE, *architecture(checkpoint.model_type)], None)
             server.wait()
@@ -60,7 +61,7 @@ def main() -> int:
             first = max(2, options.loads // 10)
             before: dict[str, dict[str, int]] = {}
             for number in range(options.loads):
-                process = server.fork(Path(folder) / "load.log")
+                process = fork(server, Path(folder) / "load.log")
                 assert isinstance(process, LoadProcess), process
                 reply = process.request({"kind": "load", "job": job.to_json()}, TIMEOUT)
                 assert reply["kind"] == "result", reply

@@ -22,6 +22,7 @@ import pytest_llmload
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.host.loads.broker import Broker
 from pytest_llmload.host.loads.model_files import Files
+from pytest_llmload.host.loads.process_factory import ProcessFactory
 from pytest_llmload.host.loads.processes import LoadProcess
 
 #: What the pytest process does by itself: hooks, tests, verdicts, reports.
@@ -33,7 +34,7 @@ _WAITS: tuple[tuple[type, str, str], ...] = (
     (Broker, "_take_spare", "prepared process"),
     (Broker, "_beside", "preparing the next process"),
     (Broker, "_lease", "lease of the GPU"),
-    (Broker, "start", "start of a process"),
+    (ProcessFactory, "start", "start of a process"),
     (Broker, "close", "end of the run's processes"),
     (LoadProcess, "close", "end of a process"),
 )

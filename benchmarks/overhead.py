@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.host.loads.preloaded_modules import BASE
-from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
+from pytest_llmload.host.loads.processes import LoadProcess, fork
+from pytest_llmload.host.loads.warm_server import WarmServer, environment
 from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.checkpoints.resolve import resolve
@@ -131,14 +132,14 @@ Path("package.txt").write_text(pytest_llmload.__file__)
 def start_times() -> list[float]:
     """Return the seconds from asking for a load process to its first answer, from a warm server."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder) / "server.log", environment(os.environ))
+        server = WarmServer(Path(folder) / "server.log", environment(os.environ))
         try:
             server.warm_up(BASE, None)
             server.wait()
             seconds = []
             for number in range(LOADS):
                 begin = time.perf_counter()
-                process = server.fork(Path(folder) / f"{number}.log")
+                process = fork(server, Path(folder) / f"{number}.log")
                 assert isinstance(process, LoadProcess), process
                 # Any request is answered; this one by an error that says which kind is unknown.
                 reply: Message = process.request({"kind": "hello", "pid": 0, "rank": 0}, 60)

@@ -12,7 +12,8 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
-from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, Server, environment
+from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, fork
+from pytest_llmload.host.loads.warm_server import WarmServer, environment
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 600.0
@@ -47,7 +48,7 @@ class Workers:
             page_cache=page_cache,
         )
         self.architecture = architecture(self.job.checkpoint.model_type)
-        self._server = Server(logs / "server.log", env)
+        self._server = WarmServer(logs / "server.log", env)
         self._server.warm_up(
             [*BASE, *self.architecture],
             {"count": 1, "capability": found.gpus[0].capability} if found.gpus else None,
@@ -63,7 +64,7 @@ class Workers:
         """One load; the benchmark ends where it fails."""
         given = {name: value for name, value in vars(scope).items() if value is not None}
         self._count += 1
-        process = self._server.fork(self._logs / f"{self._count}.log")
+        process = fork(self._server, self._logs / f"{self._count}.log")
         if not isinstance(process, LoadProcess):
             raise SystemExit(f"the server cannot fork: {process}")
         try:

@@ -52,7 +52,8 @@ def load_once(
     import platform
 
     from pytest_llmload.host.loads.broker import ERRORS
-    from pytest_llmload.host.loads.processes import LoadDied, environment, start_cold
+    from pytest_llmload.host.loads.processes import LoadDied, start_cold
+    from pytest_llmload.host.loads.warm_server import environment
     from pytest_llmload.host.settings.settings import default_cache
 
     with tempfile.TemporaryDirectory(prefix="pytest-llmload-") as folder:

@@ -15,8 +15,9 @@ import pytest
 from family import assert_nothing_outlives
 
 from pytest_llmload import MachineError
-from pytest_llmload.host.loads import processes
-from pytest_llmload.host.loads.processes import LoadProcess, Server
+from pytest_llmload.host.loads import warm_server
+from pytest_llmload.host.loads.processes import LoadProcess, fork
+from pytest_llmload.host.loads.warm_server import WarmServer
 from pytest_llmload.system.scratch import LOGS, Scratch
 
 
@@ -303,7 +304,7 @@ def test_a_server_that_may_not_fork_is_replaced_and_said(
 def test_a_server_in_which_cuda_was_touched_does_not_fork(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("class cuda:\n    is_initialized = staticmethod(lambda: True)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    server = Server(tmp_path / "server.log", environment)
+    server = WarmServer(tmp_path / "server.log", environment)
     try:
         server.warm_up(["torch"], None)
         assert server.fork(tmp_path / "load.log") == "CUDA is initialised in it"
@@ -338,10 +339,10 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path: Path, own_sessi
             """
         )
     )
-    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    server = WarmServer(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     try:
         server.warm_up(["leaver"], None)
-        load = server.fork(tmp_path / "load.log")
+        load = fork(server, tmp_path / "load.log")
         assert isinstance(load, LoadProcess)
         pids = load.request({"kind": "run", "own": own_session}, 60.0)["pids"]
         load.close()
@@ -352,7 +353,7 @@ def test_a_load_has_ended_when_all_that_it_started_has(tmp_path: Path, own_sessi
 
 def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
-    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    server = WarmServer(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     server.warm_up(["torch"], None)
     server.warm_up(["json"], None)
     try:
@@ -365,14 +366,14 @@ def test_a_server_that_cannot_import_is_an_error_of_the_machine(tmp_path: Path) 
 def test_a_server_that_is_closed_while_it_imports_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_GRACE", 10.0)
+    monkeypatch.setattr(warm_server, "_GRACE", 10.0)
     (tmp_path / "slow.py").write_text(
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nprint('here')\nsignal.pause()\n"
     )
     log = tmp_path / "server.log"
     os.mkfifo(log)
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
-    server = Server(log, {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"})
+    server = WarmServer(log, {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"})
     server.warm_up(["slow"], None)
     assert select.select([reader], [], [], 60)[0]
     begin = time.monotonic()
@@ -394,10 +395,10 @@ def test_a_server_that_was_killed_is_an_error_of_the_machine_for_its_load_and_fo
             """
         )
     )
-    server = Server(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
+    server = WarmServer(tmp_path / "server.log", {**os.environ, "PYTHONPATH": str(tmp_path)})
     try:
         server.warm_up(["killer"], None)
-        load, idle = (server.fork(tmp_path / f"{name}.log") for name in ("load", "idle"))
+        load, idle = (fork(server, tmp_path / f"{name}.log") for name in ("load", "idle"))
         assert isinstance(load, LoadProcess)
         assert isinstance(idle, LoadProcess)
         with pytest.raises(MachineError, match=r"died \(killed by SIGKILL\), and the load with it in phase"):

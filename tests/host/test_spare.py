@@ -21,8 +21,10 @@ from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import gpu_leases, hardware
 from pytest_llmload.host.loads.broker import Broker
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
-from pytest_llmload.host.loads.processes import LoadProcess, Server, environment
+from pytest_llmload.host.loads.processes import LoadProcess
+from pytest_llmload.host.loads.processes import fork as forked_by
 from pytest_llmload.host.loads.spare import Spare
+from pytest_llmload.host.loads.warm_server import WarmServer, environment
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 240
@@ -40,21 +42,21 @@ def job(checkpoint_cache: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
     """Return a warm server, as a run has one."""
-    server = Server(tmp_path_factory.mktemp("server") / "server.log", environment(os.environ))
+    server = WarmServer(tmp_path_factory.mktemp("server") / "server.log", environment(os.environ))
     server.warm_up([*BASE, *architecture("llama")], None)
     yield server
     server.close()
 
 
 @pytest.fixture
-def forked(tmp_path: Path, server: Server) -> Iterator[Callable[[], LoadProcess]]:
+def forked(tmp_path: Path, server: WarmServer) -> Iterator[Callable[[], LoadProcess]]:
     """Start a load's process; whatever is left of it ends with the test."""
     started: list[LoadProcess] = []
 
     def fork() -> LoadProcess:
-        process = server.fork(tmp_path / f"{len(started)}.log")
+        process = forked_by(server, tmp_path / f"{len(started)}.log")
         assert isinstance(process, LoadProcess), process
         started.append(process)
         return process
@@ -151,7 +153,7 @@ def test_the_end_of_a_load_is_waited_for_unless_the_next_process_is_ready(
     gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
     monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: used * gpu.total)
-    nothing: Any = SimpleNamespace(predict=None, endpoint=None, wait_gpu=0, timeout=0)
+    nothing: Any = SimpleNamespace(inline=False, predict=None, endpoint=None, wait_gpu=0, timeout=0)
     strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE, takes_endpoint=False)}
     broker = Broker(
         nothing,

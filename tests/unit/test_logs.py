@@ -14,7 +14,8 @@ import pytest
 from sample_loads import load
 
 from pytest_llmload.core.results import FAILED, ErrorInfo
-from pytest_llmload.host.loads.processes import LoadProcess, Server
+from pytest_llmload.host.loads.processes import LoadProcess
+from pytest_llmload.host.loads.warm_server import WarmServer
 from pytest_llmload.process.ranks.failures import tail
 from pytest_llmload.process.session import describe
 from pytest_llmload.system.logs import last_lines
@@ -28,7 +29,7 @@ def answered(reply: Message) -> Message:
     ours, theirs = socket.socketpair()
     with theirs, ThreadPoolExecutor(1) as sender:
         sender.submit(Channel(theirs).send, reply)
-        process = LoadProcess(Channel(ours), 0, Path("log"), cast(Server, None), owned=False)
+        process = LoadProcess(Channel(ours), 0, Path("log"), cast(WarmServer, None), owned=False)
         return process.request({"kind": "load"}, 10.0)
 
 

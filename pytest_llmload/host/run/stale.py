@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmload.core.errors import BaselineError, MachineError
-from pytest_llmload.host.loads.broker import ENDPOINT
+from pytest_llmload.host.loads.jobs import ENDPOINT
 from pytest_llmload.host.run import partial_runs
 
 if TYPE_CHECKING:

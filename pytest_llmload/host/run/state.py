@@ -16,7 +16,8 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device
 from pytest_llmload.core.verdicts import Run, Subject
 from pytest_llmload.host.loads import hardware
-from pytest_llmload.host.loads.broker import ENDPOINT, Broker
+from pytest_llmload.host.loads.broker import Broker
+from pytest_llmload.host.loads.jobs import ENDPOINT
 from pytest_llmload.host.loads.shared_loads import SharedLoads
 from pytest_llmload.host.loads.strategies import Strategies
 from pytest_llmload.host.markers.variants import Marks
