@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pytest_llmload.prediction import reductions
 from pytest_llmload.prediction.fake_tensors import CPU
+from pytest_llmload.prediction.tracing import Tracing
 from pytest_llmload.quantisation.registry import methods
-
-if TYPE_CHECKING:
-    from pytest_llmload.prediction.tracing import Tracing
 
 aten = torch.ops.aten
 

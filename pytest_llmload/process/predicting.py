@@ -34,7 +34,7 @@ def predict(job: Job, phase: Callable[[str], None]) -> LoadResult:
     # Without a group of figures kernels are not warmed up, which would leave nothing in the allocator anyway.
     job = dataclasses.replace(job, figures=())
     model = MODELS[job.device.key]
-    tracing = Tracing(model, len(job.device.gpus), _CUDA)
+    tracing = Tracing(model, len(job.device.gpus))
     result = new_result(job)
     with contextlib.ExitStack() as entered:
         session = _Predicted(job, phase, result, tracing, entered)
@@ -98,12 +98,13 @@ class _Predicted(Measurement):
         self._entered = entered
 
     def _import_own(self) -> None:
+        from pytest_llmload.prediction.predicted_process import predicted_process
         from pytest_llmload.probes.gpu_memory import GpuMemory
         from pytest_llmload.probes.weights import Weights
         from pytest_llmload.worker.model import generation
 
         # The libraries were imported as on this machine; from here on the predicted GPUs exist.
-        self._entered.enter_context(self._tracing.active())
+        self._entered.enter_context(predicted_process(self._tracing, _CUDA))
         self.probes = [GpuMemory(self.job), Weights(self.job)]
         generation.check_length(self.job)
 

@@ -13,9 +13,9 @@ from sample_loads import NF4, load
 
 from pytest_llmload.core.job import Device
 from pytest_llmload.core.verdicts import ERROR, FAIL, PASS, SKIP, Run
+from pytest_llmload.host.hooks.suite_loads import suite_loads
 from pytest_llmload.host.run import partial_runs, stale
 from pytest_llmload.host.run.log import RunLog, note
-from pytest_llmload.host.run.suite import suite_loads
 from pytest_llmload.strategies.builtin import BUILTIN
 
 INT8 = dataclasses.replace(NF4, quant="int8", double_quant=False)

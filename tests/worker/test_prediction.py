@@ -20,6 +20,7 @@ from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.prediction import devices
 from pytest_llmload.prediction.devices import PREDICTED
+from pytest_llmload.prediction.predicted_process import predicted_process
 from pytest_llmload.prediction.tracing import Tracing
 from pytest_llmload.process.predicting import predict
 from pytest_llmload.worker.model import loading
@@ -129,8 +130,8 @@ def test_a_device_that_is_too_small_runs_out_of_memory(cache: Path, monkeypatch:
 
 
 def test_tensors_of_the_device_say_so_and_take_its_memory() -> None:
-    tracing = Tracing(devices.MODELS[H100], 2, "13.0")
-    with tracing.active():
+    tracing = Tracing(devices.MODELS[H100], 2)
+    with predicted_process(tracing, "13.0"):
         first = torch.arange(6, device="cuda").view(2, 3)
         assert (first.device, first.is_cuda, first.is_meta) == (torch.device("cuda", 0), True, False)
         assert first[1, 2].item() == 5

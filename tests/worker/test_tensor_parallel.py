@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel import package_config, reference, sharded_model
 from pytest_llmload.worker.parallel.planned import rank_sizes
-from pytest_llmload.worker.parallel.shards import Plan, divided_axis, rows
+from pytest_llmload.worker.parallel.shard_plan import Plan, divided_axis, rows
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 128,

@@ -12,11 +12,12 @@ import pytest
 
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.host.checks import limits
+from pytest_llmload.host.hooks.suite_loads import SuiteLoads, suite_loads
 from pytest_llmload.host.markers import nearest
 from pytest_llmload.host.markers.table import LIMIT_MARKERS, LOAD_MARKERS, markers
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.host.run.state import State
-from pytest_llmload.host.run.suite import SUITE, SuiteLoads, suite_loads
+from pytest_llmload.host.run.suite import SUITE
 from pytest_llmload.host.settings import options
 
 

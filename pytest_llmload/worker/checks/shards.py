@@ -15,8 +15,9 @@ from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.checks.values import equal
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.shards import Piece, Shards
 from pytest_llmload.worker.model.tensors import Held
-from pytest_llmload.worker.parallel.shards import Piece, Shards, divided_axis, rows
+from pytest_llmload.worker.parallel.shard_plan import divided_axis, rows
 
 CHECK = "shards"
 

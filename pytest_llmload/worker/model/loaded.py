@@ -17,8 +17,8 @@ from pytest_llmload.worker.model.tensors import Inventory
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
-    from pytest_llmload.worker.model.padded_batch import PaddedRun
-    from pytest_llmload.worker.parallel.shards import Shards
+    from pytest_llmload.worker.model.padded_run import PaddedRun
+    from pytest_llmload.worker.model.shards import Shards
 
 #: One of these is there where a checkpoint has a tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -26,32 +25,14 @@ from pytest_llmload.worker.model.generation import (
 )
 from pytest_llmload.worker.model.inputs import forward_inputs, prompt, vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.padded_run import ROWS, PaddedRun
 from pytest_llmload.worker.model.tensors import local_part
 
-#: Rows; the last one has half of its prompt padded.
-ROWS = 2
 #: Tokens of the prompt at most.
 _PROMPT = 32
 #: The step that is decoded after the prefill.
 _STEPS = 2
 _LAYER = re.compile(r"^(?:[^\d.]+\.)*\d+$")
-
-
-@dataclass
-class PaddedRun:
-    """What the generation gave."""
-
-    #: Logits of each step, rows x vocabulary, fp32 on the host.
-    logits: list[Any] = field(default_factory=list)
-    #: What the model kept between the steps; None where it keeps nothing.
-    cache: Any = None
-    #: Tokens that the cache was filled with.
-    tokens: int = 0
-    rows: int = ROWS
-    #: Each layer's output at the last position of the first row: L2 norm, and its product with fixed signs.
-    layers: dict[str, list[float]] = field(default_factory=dict)
-    #: Whether the caller requested a cache at all: only a generation keeps one.
-    generated: bool = False
 
 
 def run(loaded: Loaded) -> PaddedRun:

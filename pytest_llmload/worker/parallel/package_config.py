@@ -14,7 +14,7 @@ import transformers
 from tensor_parallel.config import Config
 from tensor_parallel.state_actions import Scale, Split, SplitInGroupedChunks
 
-from pytest_llmload.worker.parallel.shards import Plan, regex
+from pytest_llmload.worker.parallel.shard_plan import Plan, regex
 
 _GATHERED = ("colwise_gather_output", "colwise_rep")
 #: The input is whole on each rank: transformers 4's name, and 5's.

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llmload.core.job import Gpu, Job
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.worker.checkpoints.architecture import meta_model
-from pytest_llmload.worker.parallel.shards import Plan
+from pytest_llmload.worker.parallel.shard_plan import Plan
 from pytest_llmload.worker.planning.overview import Way, planned_job, way_of
 from pytest_llmload.worker.planning.planner import ROUNDING, load_dtype
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.worker.model.shards import Piece, Shards
 from pytest_llmload.worker.parallel import world
-from pytest_llmload.worker.parallel.shards import Piece, Plan, Shards
+from pytest_llmload.worker.parallel.shard_plan import Plan
 
 
 def rank_shards(job: Job, model: Any) -> Shards:

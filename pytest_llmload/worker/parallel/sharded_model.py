@@ -10,9 +10,9 @@ import torch
 from tensor_parallel import TensorParallel
 from transformers import DynamicCache
 
+from pytest_llmload.worker.model.shards import Piece, Shards
 from pytest_llmload.worker.model.tensors import Inventory
 from pytest_llmload.worker.parallel.package_config import package_config
-from pytest_llmload.worker.parallel.shards import Piece, Shards
 
 #: What the package puts around a module whose inputs or outputs pass through a collective operation.
 _WRAPPER = "tp_wrapped_module."

@@ -1,10 +1,9 @@
-"""Which part of the whole model each tensor of a sharded one is."""
+"""How a plan splits the tensors of a model over ranks."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 #: Styles of transformers' plans that give each rank a part of a module's weight (transformers 5:
 #: distributed/tensor_parallel.py; 4: integrations/tensor_parallel.py). All others leave it whole.
@@ -27,34 +26,6 @@ SHARDING = frozenset(
 )
 #: Of these the bias is added after the sum over the ranks, so that each keeps it whole.
 ROWWISE = frozenset({"rowwise", "rowwise_rep", "rowwise_split_input", "local_rowwise"})
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tensor of a shard."""
-
-    #: Its name in the whole model.
-    name: str
-    rank: int
-    #: Its shape in the whole model.
-    whole: tuple[int, ...]
-    #: Whether the plan gives each rank a part of it; None where the library decides by itself.
-    planned: bool | None = None
-    #: Whether its values are the whole model's divided by the number of ranks: a bias that every rank adds.
-    divided: bool = False
-
-
-@dataclass(frozen=True)
-class Shards:
-    """What a load that is split over ``world_size`` ranks holds in this process."""
-
-    world_size: int
-    #: The ranks whose shards live here: all of them, or this process's one.
-    ranks: tuple[int, ...]
-    #: Path of a tensor in the loaded model -> what it is.
-    pieces: Mapping[str, Piece] = field(default_factory=dict)
-    #: Bytes by elements of the model if it were not sharded; 0: the tensors say it themselves.
-    whole_bytes: int = 0
 
 
 class Plan:
