@@ -7,21 +7,21 @@ take the interpreter's lock from the load; a small process that reads ``/proc/<p
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
 
+from pytest_llmload.probes import series
+
 #: Milliseconds between two samples. A peak shorter than that can be missed.
 PERIOD_MS = 5
-
-#: The most points of a series. When it is full, the higher of each two points is kept, and the resolution halves.
-POINTS = 256
 
 #: Samples resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). It answers each ``?`` with the
 #: peak and the series since the previous one. It is not a child of the load, since a loader may wait for all its
 #: children. It ends on request or when the load has ended, and not only when its input closes: a child that the loader
 #: forked may hold that open.
-_PROGRAM = f"""
+_PROGRAM = f"""{inspect.getsource(series)}
 import os, select, sys, time
 if os.fork():
     os._exit(0)
@@ -29,30 +29,20 @@ page = os.sysconf("SC_PAGESIZE")
 statm = os.open(f"/proc/{{sys.argv[1]}}/statm", os.O_RDONLY)
 poll = select.poll()
 poll.register(0, select.POLLIN)
-peak, points, every, looks = 0, [], 1, 0
+series = Series()
 while True:
     try:
         fields = os.pread(statm, 256, 0).split()
     except ProcessLookupError:
         break
-    size = (int(fields[1]) - int(fields[2])) * page
-    peak = max(peak, size)
-    if looks % every:
-        points[-1] = (points[-1][0], max(points[-1][1], size))
-    else:
-        points.append((time.monotonic(), size))
-    looks += 1
-    if len(points) == {POINTS} and looks % every == 0:
-        points = [max(points[i:i + 2], key=lambda point: point[1]) for i in range(0, {POINTS}, 2)]
-        every *= 2
-        looks = 0
+    series.add(time.monotonic(), (int(fields[1]) - int(fields[2])) * page)
     if poll.poll({PERIOD_MS}):
         order = os.read(0, 1)
         if order != b"?":
             break
-        told = " ".join(f"{{moment:.4f}},{{size}}" for moment, size in points)
-        os.write(1, f"{{peak}} {{told}}\\n".encode())
-        peak, points, every, looks = 0, [], 1, 0
+        told = " ".join(f"{{moment:.4f}},{{size}}" for moment, size in series.points)
+        os.write(1, f"{{series.peak}} {{told}}\\n".encode())
+        series = Series()
 """
 
 

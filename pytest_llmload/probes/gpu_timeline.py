@@ -12,8 +12,8 @@ import torch
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.probes.anon_sampler import POINTS
 from pytest_llmload.probes.load_sampler import LoadSampler
+from pytest_llmload.probes.series import POINTS, Series
 
 #: Seconds between two samples.
 INTERVAL = 0.02
@@ -30,7 +30,7 @@ class GpuTimeline(LoadSampler):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._began = 0.0
-        self.timeline: dict[str, list[list[float]]] = {}
+        self._series: dict[str, Series] = {}
 
     def start(self) -> None:
         if self.job.device.kind == "cuda":
@@ -38,7 +38,7 @@ class GpuTimeline(LoadSampler):
 
     def mark(self) -> None:
         if self.thread is not None:
-            self.timeline = {f"gpu.{gpu}": [] for gpu in range(torch.cuda.device_count())}
+            self._series = {f"gpu.{gpu}": Series(POINTS) for gpu in range(torch.cuda.device_count())}
 
     def loading(self) -> None:
         self._began = perf_counter()
@@ -46,19 +46,16 @@ class GpuTimeline(LoadSampler):
 
     def fill(self, result: LoadResult) -> None:
         self.close()
-        result.timeline.update({place: points for place, points in self.timeline.items() if points})
+        for place, series in self._series.items():
+            if series.points:
+                result.timeline[place] = [[moment, size] for moment, size in series.points]
 
     def sample(self) -> None:
         self.begun.wait()
-        interval = INTERVAL
         # One more sample once the load is over, so that the line ends where the load did.
         is_last = not self._began
         while not is_last:
-            is_last = self.ended.wait(interval)
+            is_last = self.ended.wait(INTERVAL)
             now = perf_counter() - self._began
-            for gpu, points in enumerate(self.timeline.values()):
-                allocated = torch.cuda.memory_stats_as_nested_dict(gpu)["allocated_bytes"]["all"]["current"]
-                points.append([now, allocated])
-                if len(points) == POINTS:
-                    points[:] = [max(points[at : at + 2], key=lambda point: point[1]) for at in range(0, POINTS, 2)]
-                    interval *= 2 if gpu == 0 else 1
+            for gpu, series in enumerate(self._series.values()):
+                series.add(now, torch.cuda.memory_stats_as_nested_dict(gpu)["allocated_bytes"]["all"]["current"])

@@ -56,7 +56,7 @@ def assert_nothing_outlives(
         process.send_signal(number)
         process.wait(60)
         for descriptor in watched:
-            readable, _, _ = select.select([descriptor], [], [], 10)
+            readable, _, _ = select.select([descriptor], [], [], 60)
             assert readable, "a process outlives the session"
             os.close(descriptor)
     except EndedEarly:

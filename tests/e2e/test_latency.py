@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmload.system.page_cache import set_page_cache
+
 BASELINE = Path(f"baselines/tiny-llama/cpu-{platform.machine()}/none.json")
 #: Three processes are always timed; more where the test is about the verdict of a time.
 RECORD = ("--llm-update-baselines", "--llm-record-repeats=1")
@@ -140,13 +142,10 @@ def test_a_wrong_budget_is_a_usage_error(pytester: pytest.Pytester, project: Cal
 
 
 def test_the_page_cache_is_as_asked(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -> None:
-    pytester.makepyfile(
-        """
-        def test_a(llm):
-            # Not every file system evicts, or tells.
-            assert llm.environment["page_cache"] in ("cold", "uncontrolled")
-        """
-    )
+    (pytester.path / "any.safetensors").write_bytes(bytes(1 << 20))
+    if set_page_cache(str(pytester.path), "cold") != "cold":
+        pytest.skip("this file system does not drop pages")
+    pytester.makepyfile("def test_a(llm): assert llm.environment['page_cache'] == 'cold'")
     # A checkpoint of its own: pages that another process has mapped cannot be dropped.
     own = f"--llmload-cache-dir={pytester.path / 'own'}"
     project("--llm-page-cache=cold", own, cached=False).assert_outcomes(passed=1)
@@ -159,9 +158,11 @@ BENCHMARK = """
     import time
     import pytest
     def busy(model, tokenizer, seconds):
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + seconds:
             pass
+        with open("took.txt", "a") as took:
+            print(time.perf_counter() - begin, file=took)
         return type(model).__name__
     @pytest.mark.benchmark(group="calls")
     def test_busy(llm, llm_benchmark):
@@ -180,8 +181,11 @@ def test_benchmarks_are_timed_where_the_model_lives(
     assert entry["group"] == "calls"
     assert entry["params"] == {"llm_spec": "tiny-llama-none"}
     assert entry["stats"]["rounds"] == 3
-    # The way to the load's process and back is in no figure.
-    assert 0.05 <= entry["stats"]["min"] < 0.06
+    # The way to the load's process and back is in no figure: each is what the function itself took.
+    _, *took = [float(line) for line in Path("took.txt").read_text().split()]
+    beyond = [figure - own for figure, own in zip(entry["stats"]["data"], took, strict=True)]
+    assert 0 < min(beyond) < 0.005
+    assert min(entry["stats"]["data"]) >= 0.05
     compared = project("--benchmark-compare=0001", "--benchmark-compare-fail=min:50%", "--benchmark-only")
     compared.assert_outcomes(passed=1)
     text = compared.stdout.str()

@@ -99,10 +99,10 @@ def test_how_a_server_failed_is_the_first_line(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     pytester.makepyfile(
-        **{f"test_{mode.replace('+', '_')}": started(mode) for mode in ("crash", "openai+dies", "deaf", "openai+other")}
+        **{f"test_{mode.replace('+', '_')}": started(mode) for mode in ("crash", "openai+dies", "openai+other")}
     )
-    result = project("--llm-timeout=3s")
-    result.assert_outcomes(failed=4)
+    result = project()
+    result.assert_outcomes(failed=3)
     text = result.stdout.str()
     for piece in (
         "the load's process died: tiny-llama / served",
@@ -110,9 +110,6 @@ def test_how_a_server_failed_is_the_first_line(
         "ValueError: no such architecture",
         "the server exited with status 3 in the middle of an answer",
         "CUDA error: device-side assert triggered",
-        "the load timed out: tiny-llama / served",
-        "the server was not healthy after 2.7 s: Connection refused; no process listens on its port",
-        "still compiling kernels",
         "was not applied: tiny-llama / served",
         "model  the endpoint serves 'org/other', not ",
     ):
@@ -149,7 +146,7 @@ def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: 
     pytester.makepyfile(
         started("openai").replace(
             "memory_baseline.check(llm)",
-            "llm.generate('x', max_new_tokens=1); open('started', 'w').close(); __import__('time').sleep(60)",
+            "llm.generate('x', max_new_tokens=1); open('started', 'w').close(); __import__('signal').pause()",
         )
     )
 

@@ -141,7 +141,7 @@ def in_child(function: Callable[..., str], *args: Any) -> str:
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(function(*args)))
     child.start()
-    child.join(20)
+    child.join(600)
     assert child.exitcode == 0
     return str(queue.get())
 
@@ -238,7 +238,7 @@ def test_two_processes_that_write_at_once_lose_nothing(store: Store, path: Path,
     for run in runs:
         run.start()
     for run in runs:
-        run.join(30)
+        run.join(600)
     assert [run.exitcode for run in runs] == [0, 0]
     assert set(present(store, path).time) == {f"{host}-{number}" for host in "ab" for number in range(ROUNDS)}
 
@@ -288,7 +288,7 @@ def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
         runs.append(context.Process(target=record_apart, args=(store, path, host, start, str(tmp_path / host))))
         runs[-1].start()
     for run in runs:
-        run.join(120)
+        run.join(600)
     return [run.exitcode for run in runs]
 
 

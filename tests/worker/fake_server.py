@@ -39,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
     prefix = ""
     #: Answers that run now; one number, shared by all requests.
     running: list[int]
+    #: Set once an answer has stopped in the middle.
+    hung = threading.Event()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -154,7 +156,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             raise ConnectionAbortedError
         if self.has("hangs"):
-            threading.Event().wait(30)
+            self.hung.set()
+            PACE.wait(30)
         if self.has("garbage"):
             self.event("<<< not json >>>")
         if self.has("error"):

@@ -294,7 +294,7 @@ def test_memory_over_time_is_taken_while_the_load_runs(monkeypatch: pytest.Monke
     probe.loading()
     allocator.allocate(1, 7 * MIB)
     for _ in range(40):
-        assert looks.acquire(timeout=10)
+        assert looks.acquire(timeout=60)
     allocator.allocate(0, 5 * MIB)
     probe.loaded(None)  # type: ignore[arg-type]
     assert threading.active_count() == 1 or probe.thread is None
@@ -303,7 +303,7 @@ def test_memory_over_time_is_taken_while_the_load_runs(monkeypatch: pytest.Monke
     one, two = result.timeline["gpu.0"], result.timeline["gpu.1"]
     assert one[-1][1] == 5 * MIB
     assert max(size for _, size in two) == 7 * MIB
-    assert 2 <= len(one) < 8
+    assert 2 <= len(one) <= 8
     assert [moment for moment, _ in one] == sorted(moment for moment, _ in one)
 
 

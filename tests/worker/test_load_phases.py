@@ -179,7 +179,7 @@ def standing(module: str, function: str, body: str) -> Iterator[int]:
     lock.acquire()
     thread = threading.Thread(target=place[function], daemon=True)
     thread.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     assert thread.ident is not None
     try:
         yield thread.ident
@@ -243,7 +243,7 @@ def test_a_look_keeps_nothing_alive() -> None:
 
 def until(call: Callable[[], Any], expected: Any) -> bool:
     """Whether it comes to that: a thread takes a moment from its word that it has begun to where it stands."""
-    for _ in range(100):
+    for _ in range(6000):
         if call() == expected:
             return True
         threading.Event().wait(0.01)

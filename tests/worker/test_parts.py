@@ -25,11 +25,12 @@ from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes import host_memory
-from pytest_llmload.probes.anon_sampler import PERIOD_MS, POINTS, AnonSampler
+from pytest_llmload.probes.anon_sampler import AnonSampler
 from pytest_llmload.probes.builtin import probes_for
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.manifest import starred
 from pytest_llmload.probes.numbers import spread
+from pytest_llmload.probes.series import Series
 from pytest_llmload.process.environment import environment
 from pytest_llmload.process.library_warnings import warnings_of_libraries
 from pytest_llmload.quantisation.bitsandbytes import StoredFourBit, scheme_of
@@ -254,33 +255,29 @@ def test_a_transient_allocation_is_sampled() -> None:
     held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)
     for page in range(0, 64 * MIB, mmap.PAGESIZE):
         held[page] = 1
+    begun = time.monotonic()
     sampler.take()
     seen = sampler.take()
     held.close()
+    series = sampler.series
     assert sampler.close() == ""
     assert resting is not None
     assert seen is not None
     assert seen - resting > 60 * MIB
+    assert max(size for _, size in series) == seen
+    moments = [begun, *(moment for moment, _ in series), time.monotonic()]
+    assert moments == sorted(moments)
 
 
 def test_samples_over_time_are_bounded_and_keep_the_highest() -> None:
-    sampler = AnonSampler()
-    sampler.take()
-    begun = time.monotonic()
-    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)
-    held.write(bytes(64 * MIB))
-    time.sleep(0.05)
-    held.close()
-    # Long enough for more looks than there are points.
-    time.sleep(2 * POINTS * PERIOD_MS / 1000)
-    peak = sampler.take()
-    series = sampler.series
-    assert sampler.close() == ""
-    assert POINTS / 4 < len(series) <= POINTS
-    assert [moment for moment, _ in series] == sorted(moment for moment, _ in series)
-    assert series[-1][0] - begun > POINTS * PERIOD_MS / 1000
-    assert max(size for _, size in series) == peak
-    assert max(size for _, size in series) - series[-1][1] > 60 * MIB
+    series = Series(8)
+    for moment in range(100):
+        series.add(moment / 2, 900 if moment == 41 else moment)
+        assert len(series.points) <= 8
+    assert series.peak == 900
+    # Each point stands for sixteen samples, the last one for those since the point before it.
+    assert [moment for moment, _ in series.points] == [7.5, 15.5, 23.5, 31.5, 39.5, 47.5, 49.5]
+    assert [size for _, size in series.points] == [15, 31, 900, 63, 79, 95, 99]
 
 
 def test_resident_libraries_are_those_that_the_kernel_lists() -> None:
