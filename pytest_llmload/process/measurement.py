@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,22 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import MEMORY, Job
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
-from pytest_llmload.probes.own import declared_by, fill, own_probes
+from pytest_llmload.probes.own import declared_by, own_probes
 from pytest_llmload.process import job_strategies
+from pytest_llmload.process.check_calls import CheckCalls
+from pytest_llmload.process.given_model import as_loaded
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.phases import Phases
-from pytest_llmload.process.raised import fault, innermost, is_own
+from pytest_llmload.process.probe_calls import ProbeCalls
 from pytest_llmload.quantisation.registry import packages_of
 from pytest_llmload.strategies import Refused, Strategy
 from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
-from pytest_llmload.worker.model.device import create_context, is_out_of_memory, synchronize
+from pytest_llmload.worker.model.device import create_context, synchronize
 from pytest_llmload.worker.parallel import world
 
-#: If one of these checks fails, the model is not run again.
-_BROKEN = ("forward", "generate")
-
 if TYPE_CHECKING:
-    from pytest_llmload.probes import Probe
     from pytest_llmload.worker.model.loaded import Loaded
 
 
@@ -62,11 +59,10 @@ class Measurement:
         self.job = job
         self.result = into or new_result(job)
         self.phases = Phases(phase, self.result.phases)
-        self.probes: list[Probe] = []
+        self.probes = ProbeCalls((), self.result)
         self.is_ready = False
         #: True once the loading call has returned, so that all probes have something to write.
-        self.is_loaded = False
-        self.is_filled = False
+        self._is_loaded = False
 
     def measure(self) -> tuple[LoadResult, Loaded | None]:
         """Load and measure; see :func:`measure`."""
@@ -78,8 +74,7 @@ class Measurement:
             self.fill()
             raise
         finally:
-            for probe in self.probes:
-                probe.close()
+            self.probes.close()
 
     def ready(self) -> None:
         """Do everything before the load that is not part of a figure: imports, the context, first kernels.
@@ -88,6 +83,7 @@ class Measurement:
         """
         self.phases.enter("import")
         served_by = self._served_by = job_strategies.strategies(self.job)
+        self._checks = self._new_checks(served_by)
         for strategy in served_by:
             strategy.prepare(self.job)
         import_all(self.job, served_by)
@@ -101,10 +97,10 @@ class Measurement:
         if self.contradicted:
             self.is_ready = True
             return
-        self._each("start")
+        self._at("start")
         self.phases.enter("context")
         create_context(self.job)
-        self._each("device_ready")
+        self._at("device_ready")
         for strategy in served_by:
             strategy.context(self.job)
         self.phases.enter("warm_up")
@@ -125,7 +121,7 @@ class Measurement:
         if self.job.measure:
             if self.job.checks:
                 self.phases.enter("applied")
-                self._applied(served_by, loaded)
+                self._checks.after_load(loaded)
                 self._forward(loaded)
             if self.job.generates:
                 self._generate(loaded)
@@ -134,9 +130,11 @@ class Measurement:
             self.fill()
             if self.job.checks:
                 self.phases.enter("exercised")
-                self._exercised(served_by, loaded)
+                self._checks.after_figures(loaded)
             if self._keep_output:
-                self._same_output(loaded)
+                self.phases.enter("reference")
+                self._checks.same_output(loaded)
+                loaded.kept_logits = None
         self.phases.leave()
         loaded.forget()
         self.result.notes = list(dict.fromkeys([*self.result.notes, *loaded.notes, *loaded.log]))
@@ -145,30 +143,14 @@ class Measurement:
         return self.result, loaded
 
     def fill(self) -> None:
-        """Make the probes write their figures, once; after a load that raised, only probes that are ``partial`` do."""
-        if self.is_filled:
-            return
-        self.is_filled = True
-        for probe in list(self.probes):
-            if self.is_loaded or probe.partial:
-                self._probed(probe, partial(fill, probe, self.result))
+        """Make the probes write their figures; see :meth:`ProbeCalls.fill`."""
+        self.probes.fill(is_loaded=self._is_loaded)
 
-    def _each(self, moment: str, *args: Any) -> None:
-        for probe in list(self.probes):
-            self._probed(probe, partial(getattr(probe, moment), *args))
+    def _at(self, moment: str, *args: Any) -> None:
+        self.probes.at(moment, *args)
 
-    def _probed(self, probe: Probe, call: Callable[[], None]) -> None:
-        """Call one method of a probe; if it raises, record a fault of the probe and do not call it again."""
-        try:
-            call()
-        except Exception as error:
-            own = is_own(error) or type(probe).__module__.partition(".")[0] != "pytest_llmload"
-            if is_out_of_memory(error) or not own:
-                # The model's own code raised while the probe ran it.
-                raise
-            self.result.faults.append(fault(f"probe {type(probe).__name__!r}", error))
-            self.probes.remove(probe)
-            probe.close()
+    def _new_checks(self, served_by: list[Strategy]) -> CheckCalls:
+        return CheckCalls(self.job, self.result, served_by)
 
     def _import_own(self) -> None:
         """Import the measuring code itself, which needs torch and is therefore imported after the libraries."""
@@ -177,7 +159,8 @@ class Measurement:
         if self.job.measure:
             users = own_probes(self.job)
             self.result.declared = declared_by(users)
-            self.probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *users)]
+            probes = [probe(self.job) for probe in (*probes_for(self.job.figures), *users)]
+            self.probes = ProbeCalls(probes, self.result)
             # Checked before a load that may take minutes.
             generation.check_length(self.job)
 
@@ -199,7 +182,7 @@ class Measurement:
         kwargs = job_strategies.load_kwargs(self.job, served_by)
         modules = set(sys.modules)
         gc.collect()
-        self._each("mark")
+        self._at("mark")
         # Existing objects are hidden from the collector until the load is over: a full collection of all that the
         # libraries keep takes as long as a small load, and would fall into some loads and not into others.
         gc.freeze()
@@ -207,20 +190,20 @@ class Measurement:
         try:
             with warnings_of_libraries() as log:
                 synchronize(self.job)
-                self._each("loading")
+                self._at("loading")
                 begin = perf_counter()
-                loaded = _as_loaded(self.job, self._called(served_by[0], kwargs, log))
+                loaded = as_loaded(self.job, self._called(served_by[0], kwargs, log))
                 loaded.own_code = served_by[0].own_code
                 synchronize(self.job)
-                self._each("returned")
+                self._at("returned")
                 loaded = self._wrap(served_by, loaded)
                 seconds = perf_counter() - begin
             self.phases.enter("settle")
             # Afterwards only the model keeps memory in use, not garbage in reference cycles.
             del kwargs
             gc.collect()
-            self._each("loaded", loaded)
-            self.is_loaded = True
+            self._at("loaded", loaded)
+            self._is_loaded = True
         finally:
             gc.unfreeze()
         # Paths of this machine mean nothing where reports are read.
@@ -269,49 +252,7 @@ class Measurement:
 
         return packages_in(loaded.model)
 
-    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_LOAD, check_name
-
-        for check in AFTER_LOAD:
-            self._checked(check_name(check), partial(check, loaded))
-        for strategy in served_by:
-            self._checked(strategy.name, partial(strategy.applied, self.job, loaded))
-
-    def _checked(self, name: str, check: Callable[[], Iterable[Problem]]) -> None:
-        """Add a check's problems to the result; if the check raises, record a fault of this package instead."""
-        try:
-            for problem in check():
-                self.result.problems.append(problem)
-        except Exception as error:  # noqa: BLE001 - a check may raise anything; the other checks and probes continue
-            self.result.faults.append(fault(f"check {name!r} of pytest-llmload", error))
-
-    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_FIGURES, check_name
-
-        if any(problem.check in _BROKEN for problem in self.result.problems):
-            return
-        for check in AFTER_FIGURES:
-            self._checked(check_name(check), partial(check, loaded))
-            loaded.forget()
-        for strategy in served_by:
-            self._rerun(strategy, loaded)
-            loaded.forget()
-
-    def _rerun(self, strategy: Strategy, loaded: Loaded) -> None:
-        """Add the problems of a check that runs the model again; tell exceptions of the check from the model's."""
-        try:
-            for problem in strategy.exercised(self.job, loaded):
-                self.result.problems.append(problem)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            if is_own(error):
-                self.result.faults.append(fault(f"check {strategy.name!r} of pytest-llmload", error))
-            else:
-                self.result.problems.append(self._does_not_run("forward", loaded, error))
-
     def _forward(self, loaded: Loaded) -> None:
-        from pytest_llmload.worker.checks import AFTER_FORWARD, check_name
         from pytest_llmload.worker.model.generation import first_forward
         from pytest_llmload.worker.model.inputs import check_inputs
 
@@ -319,14 +260,13 @@ class Measurement:
         if refused := check_inputs(loaded):
             self.result.problems.append(Problem("forward", refused))
             return
-        self._each("forwarding")
+        self._at("forwarding")
         self.phases.enter("forward")
-        loaded.logits = self._attempt("forward", loaded, lambda: first_forward(loaded))
+        loaded.logits = self._checks.attempt("forward", loaded, lambda: first_forward(loaded))
         synchronize(self.job)
         self.phases.enter("logits")
-        self._each("forwarded", loaded)
-        for check in AFTER_FORWARD:
-            self._checked(check_name(check), partial(check, loaded))
+        self._at("forwarded", loaded)
+        self._checks.after_forward(loaded)
         if self._keep_output and loaded.logits is not None:
             loaded.kept_logits = loaded.logits.detach().float().cpu()
         loaded.logits = None
@@ -334,23 +274,23 @@ class Measurement:
     def _generate(self, loaded: Loaded) -> None:
         from pytest_llmload.worker.model.generation import can_generate, generate_workload
 
-        if any(problem.check in _BROKEN for problem in self.result.problems):
+        if self._checks.is_broken:
             return
         if not can_generate(loaded):
             names = [name for name, metric in self.result.table.items() if metric.section == "work"]
             self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
             return
         on_logits = self._looking(loaded)
-        self._each("generating")
+        self._at("generating")
         self.phases.enter("generate")
-        tokens = self._attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
+        tokens = self._checks.attempt("generate", loaded, lambda: generate_workload(loaded, on_logits=on_logits))
         synchronize(self.job)
         self.phases.enter("timing")
         if tokens is not None:
             if self._keep_output:
                 loaded.kept_tokens = tokens.tolist()
             del tokens
-            self._each("generated", loaded)
+            self._at("generated", loaded)
 
     def _finished(self, loaded: Loaded) -> None:
         """Call the probes' ``finished``, for what must not be part of a figure of memory or time."""
@@ -358,7 +298,7 @@ class Measurement:
 
         if MEMORY not in self.job.figures or not self.job.checks:
             return
-        if any(problem.check in _BROKEN for problem in self.result.problems):
+        if self._checks.is_broken:
             return
         self.phases.enter("settings")
         loaded.forget()
@@ -367,7 +307,7 @@ class Measurement:
         except Exception as error:  # noqa: BLE001 - the workload ran; the test does not require a padded batch
             text = " ".join(str(error).split())[:200]
             loaded.notes.append(f"the model does not run a padded batch ({type(error).__name__}: {text})")
-        self._each("finished", loaded)
+        self._at("finished", loaded)
         loaded.forget()
 
     def _looking(self, loaded: Loaded) -> Callable[[Any], None] | None:
@@ -375,61 +315,13 @@ class Measurement:
         from pytest_llmload.worker.checks.finite import CHECK
         from pytest_llmload.worker.model.logits_monitor import LogitsMonitor
 
-        if not self.job.checks or any(problem.check == CHECK for problem in self.result.problems):
+        if not self.job.checks or self._checks.found(CHECK):
             return None
         loaded.logits_monitor = LogitsMonitor(loaded.model)
         return loaded.logits_monitor.look
-
-    def _same_output(self, loaded: Loaded) -> None:
-        from pytest_llmload.worker.parallel import reference
-
-        self.phases.enter("reference")
-        self._checked("same output", partial(reference.check, loaded))
-        loaded.kept_logits = None
-
-    def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
-        """Return the call's result; None if it raised, which is a problem of the load. Out of memory propagates."""
-        try:
-            return call()
-        except Exception as error:
-            # Any other exception of foreign code is the finding itself.
-            if is_out_of_memory(error):
-                raise
-            self.result.problems.append(self._does_not_run(check, loaded, error))
-            return None
-
-    def _does_not_run(self, check: str, loaded: Loaded, error: Exception) -> Problem:
-        """Return the problem of a model whose own code raised."""
-        from pytest_llmload.worker.checks.quantised import library_hint
-
-        text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        place = innermost(error)
-        return Problem(check, f"{text} ({place})", hint=library_hint(loaded, place))
 
 
 def _weights_digest(job: Job) -> str:
     """Return the digest of the files that the numbers depend on: the checkpoint's, and the adapter's."""
     weights = job.checkpoint.weights
     return weights if job.adapter is None else digest([weights, job.adapter.weights], len(weights) or 16)
-
-
-def _as_loaded(job: Job, given: Any) -> Loaded:
-    """Return as a Loaded what a strategy or a user's loader returned. Raises TypeError if it has no ``forward``."""
-    from pytest_llmload.worker.model.loaded import Loaded
-
-    if isinstance(given, Loaded):
-        _evaluated(given)
-        return given
-    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if not hasattr(model, "named_modules"):
-        raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
-    _evaluated(loaded)
-    return loaded
-
-
-def _evaluated(loaded: Loaded) -> None:
-    """Record which modules are in training mode, and set the model to evaluation mode for the measurement."""
-    loaded.trained = tuple(name or "the model" for name, module in loaded.model.named_modules() if module.training)
-    if loaded.trained:
-        loaded.model.eval()

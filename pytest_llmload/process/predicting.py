@@ -11,7 +11,9 @@ from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.prediction.devices import MODELS, PREDICTED
+from pytest_llmload.process.check_calls import CheckCalls
 from pytest_llmload.process.measurement import Measurement, new_result
+from pytest_llmload.process.probe_calls import ProbeCalls
 from pytest_llmload.worker.model.device import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def _line(error: Exception) -> str:
 
 
 class _Predicted(Measurement):
-    """Loads, runs the first forward and generates the workload; it skips checks, since they need real values."""
+    """Loads, runs the first forward and generates the workload."""
 
     def __init__(
         self,
@@ -97,6 +99,9 @@ class _Predicted(Measurement):
         self._tracing = tracing
         self._entered = entered
 
+    def _new_checks(self, served_by: list[Strategy]) -> CheckCalls:
+        return _NoChecks(self.job, self.result, served_by)
+
     def _import_own(self) -> None:
         from pytest_llmload.prediction.predicted_process import predicted_process
         from pytest_llmload.probes.gpu_memory import GpuMemory
@@ -105,27 +110,18 @@ class _Predicted(Measurement):
 
         # The libraries were imported as on this machine; from here on the predicted GPUs exist.
         self._entered.enter_context(predicted_process(self._tracing, _CUDA))
-        self.probes = [GpuMemory(self.job), Weights(self.job)]
+        self.probes = ProbeCalls([GpuMemory(self.job), Weights(self.job)], self.result)
         generation.check_length(self.job)
 
-    def _each(self, moment: str, *args: Any) -> None:
+    def _at(self, moment: str, *args: Any) -> None:
         self._tracing.record.moment(moment)
-        super()._each(moment, *args)
+        super()._at(moment, *args)
 
     def _packages(self, loaded: Loaded) -> tuple[str, ...]:
         """Return none: quantised weights are recognised by values, which fake tensors do not have."""
         return ()
 
-    def _applied(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        pass
-
     def _finished(self, loaded: Loaded) -> None:
-        pass
-
-    def _exercised(self, served_by: list[Strategy], loaded: Loaded) -> None:
-        pass
-
-    def _checked(self, name: str, check: Callable[[], Any]) -> None:
         pass
 
     def _looking(self, loaded: Loaded) -> Callable[[Any], None]:
@@ -140,6 +136,22 @@ class _Predicted(Measurement):
 
         return look
 
-    def _attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
+
+class _NoChecks(CheckCalls):
+    """Skips every check, since checks need real values."""
+
+    def after_load(self, loaded: Loaded) -> None:
+        pass
+
+    def after_forward(self, loaded: Loaded) -> None:
+        pass
+
+    def after_figures(self, loaded: Loaded) -> None:
+        pass
+
+    def same_output(self, loaded: Loaded) -> None:
+        pass
+
+    def attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
         """Return the call's result; an exception ends the prediction, and is its reason."""
         return call()
