@@ -1,22 +1,30 @@
-"""Time to first token and per token of a running server, by our client and by an independent one, in turn.
+"""Time to first token and per token of a running server, by our client and by independent ones, in turn.
 
-    python benchmarks/served_client.py URL MODEL [--rounds 20] [--tokens 64] [--prompt 128]
+    python benchmarks/served_client.py URL MODEL --tokenizer DIR [--aiperf PROGRAM] [--rounds 5] [--turn 10]
 
-The independent client is ``openai``'s; it asks for the same prompts and as many tokens. Both take turns, and who is
-first changes from round to round, so that what the machine does beside it is in both. The table has medians and their
-ratios; the last line says whether both are within 5 %. The key is read from LLM_ENDPOINT_KEY.
+The independent clients are the ``openai`` package and, from an environment of its own, aiperf. In a round each client
+sends ``--turn`` requests one after another, after one that warms it up; the order changes from round to round, so that
+what the machine does beside it is in all of them. All ask for as many new tokens, and no prompt is sent twice.
+The table has medians and ranges over all rounds, and our median over that of each other client, also by round; the last
+line says whether all are within 5 %. The key is read from LLM_ENDPOINT_KEY.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import openai
+from transformers import AutoTokenizer
 
 from pytest_llmload.process.serving.counting import count, per_token
 from pytest_llmload.process.serving.finding import KEY, look
@@ -25,11 +33,13 @@ from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.servers.base import ServerKind
 
 LIMIT = 0.05
+OURS = "ours"
+#: Seconds to the first token, and of each further one.
 Times = tuple[float, float]
 
 
 def ours(kind: ServerKind, prompts: Prompts, text: str, tokens: int) -> Times:
-    """Return seconds to the first token and of each further one, as a load measures them."""
+    """Return the times of one request, as a load measures them."""
     answer = kind.answer(text, tokens)
     counted = count(kind, prompts, answer, tokens)
     assert counted is not None, "the server does not count its tokens"
@@ -39,7 +49,7 @@ def ours(kind: ServerKind, prompts: Prompts, text: str, tokens: int) -> Times:
     return answer.stamps[0] - answer.sent, pace
 
 
-def theirs(client: openai.OpenAI, model: str, text: str, tokens: int) -> Times:
+def by_openai(client: openai.OpenAI, model: str, text: str, tokens: int) -> Times:
     """Return the same by the openai package: first chunk with text, last chunk, the tokens of ``usage``."""
     sent = time.perf_counter()
     first = last = 0.0
@@ -65,11 +75,42 @@ def theirs(client: openai.OpenAI, model: str, text: str, tokens: int) -> Times:
     return first - sent, (last - first) / (generated - 1)
 
 
+def by_aiperf(program: str, options: argparse.Namespace, key: str, texts: list[str]) -> list[Times]:
+    """Return the times of several requests by aiperf; the first text warms it up."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.jsonl")
+        prompts.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), encoding="utf-8")
+        fields = {"max_tokens": options.tokens, "min_tokens": options.tokens, "ignore_eos": "true", "temperature": 0}
+        command = [program, "profile", "--model", options.model, "--url", options.url, "--endpoint-type", "completions"]
+        command += ["--streaming", "--tokenizer", options.tokenizer, "--use-server-token-count"]
+        command += ["--input-file", str(prompts), "--custom-dataset-type", "single_turn"]
+        command += ["--warmup-request-count", "1", "--request-count", str(len(texts) - 1), "--concurrency", "1"]
+        command += [word for name, value in fields.items() for word in ("--extra-inputs", f"{name}:{value}")]
+        command += ["--workers-max", "1", "--record-processors", "1", "--no-server-metrics", "--no-gpu-telemetry"]
+        command += ["--artifact-dir", folder, "--ui", "none", *(["--api-key", key] if key else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        records = Path(folder, "profile_export.jsonl")
+        if done.returncode != 0 or not records.exists():
+            raise SystemExit(f"aiperf ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    times = []
+    for row in rows:
+        if row["metadata"]["benchmark_phase"] != "profiling" or row.get("error"):
+            continue
+        found = {name: figure["value"] for name, figure in row["metrics"].items()}
+        assert found["output_sequence_length"] == options.tokens, found["output_sequence_length"]
+        times.append((found["time_to_first_token"] / 1e3, found["inter_token_latency"] / 1e3))
+    return times
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("model")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokenizer", required=True, help="folder of the model's tokenizer")
+    parser.add_argument("--aiperf", help="program of aiperf")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=128)
     options = parser.parse_args()
@@ -79,29 +120,40 @@ def main() -> int:
     kind, complaint = look(endpoint, "completions", ours=False, key=key)
     assert not complaint, complaint
     kind.model = options.model
-    # Words, each a token or more: both clients send the same text in a round, and no text twice to one cache.
-    prompts = Prompts(options.prompt, None, salted=True)
-    client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=key or "none")
-    clients: dict[str, Callable[[], Times]] = {
-        "ours": lambda: ours(kind, prompts, prompts.next(), options.tokens),
-        "openai": lambda: theirs(client, options.model, prompts.next(), options.tokens),
+    prompts = Prompts(options.prompt, AutoTokenizer.from_pretrained(options.tokenizer), salted=True)
+    openai_client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=key or "none")
+    clients: dict[str, Callable[[list[str]], list[Times]]] = {
+        OURS: lambda texts: [ours(kind, prompts, text, options.tokens) for text in texts][1:],
+        f"openai {version('openai')}": lambda texts: [
+            by_openai(openai_client, options.model, text, options.tokens) for text in texts
+        ][1:],
     }
-    taken: dict[str, list[Times]] = {name: [] for name in clients}
-    for number in range(options.rounds + 1):
-        for name in sorted(clients, reverse=bool(number % 2)):
-            times = clients[name]()
-            # The first round warms both up.
-            if number:
-                taken[name].append(times)
-    print(f"{kind.about().server or kind.name}: medians of {options.rounds} requests, {options.tokens} tokens each")
+    if options.aiperf:
+        told = subprocess.run([options.aiperf, "--version"], capture_output=True, text=True, check=True).stdout
+        clients[f"aiperf {told.split()[-1]}"] = lambda texts: by_aiperf(options.aiperf, options, key, texts)
+    rounds: dict[str, list[list[Times]]] = {name: [] for name in clients}
+    names = list(clients)
+    for number in range(options.rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            rounds[name].append(clients[name]([prompts.next() for _ in range(options.turn + 1)]))
+    print(f"{kind.about().server or kind.name}: prompts of {options.prompt} tokens, {options.tokens} new tokens")
     held = True
     for place, what in enumerate(("ttft", "per_token")):
-        medians = {name: statistics.median(times[place] for times in taken[name]) for name in clients}
-        ratios = [mine[place] / other[place] for mine, other in zip(taken["ours"], taken["openai"], strict=True)]
-        ratio = medians["ours"] / medians["openai"]
-        held &= abs(ratio - 1) <= LIMIT
-        shown = "  ".join(f"{name} {value * 1e3:9.3f} ms" for name, value in medians.items())
-        print(f"{what:<10}{shown}  ratio {ratio:.3f}  (of pairs, median {statistics.median(ratios):.3f})")
+        own = [[times[place] for times in turn] for turn in rounds[OURS]]
+        for name, turns in rounds.items():
+            theirs = [[times[place] for times in turn] for turn in turns]
+            every = [value for turn in theirs for value in turn]
+            text = f"{what:<10}{name:<14}{len(every):>4} requests, median {1e3 * statistics.median(every):9.3f} ms"
+            text += f" ({1e3 * min(every):.3f} to {1e3 * max(every):.3f})"
+            if name != OURS:
+                ratio = statistics.median(value for turn in own for value in turn) / statistics.median(every)
+                by_round = sorted(
+                    statistics.median(mine) / statistics.median(other) for mine, other in zip(own, theirs, strict=True)
+                )
+                held &= abs(ratio - 1) <= LIMIT
+                text += f", ours over it {ratio:.3f} (rounds {by_round[0]:.3f} to {by_round[-1]:.3f})"
+            print(text)
     print("within 5 %" if held else "not within 5 %")
     return 0 if held else 1
 

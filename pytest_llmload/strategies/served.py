@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SERVED_SCHEMES = {name: scheme.served for name, (scheme, _) in Methods().schemes.items() if scheme.served is not None}
 #: Packages that ``transformers serve`` needs besides transformers.
 _SERVER = ("fastapi", "uvicorn", "openai", "pydantic")
-#: Packages that the client of any server needs.
-_CLIENT = ("httpx",)
+#: Packages that the client of any server needs: httpx, and the connections below it, whose reads are timed.
+_CLIENT = ("httpx", "httpcore")
 #: The protocols that ``api=`` names; the last two are OpenAI's, restricted to one path.
 _APIS = ("openai", "tgi", "chat", "completions")
 #: Fields of a spec that cannot be passed to a server that the load starts -> their names in markers.

@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from real_servers import Real, Servers
 
 sys.path.append(str(Path(__file__).parents[1] / "worker"))
 sys.path.append(str(Path(__file__).parent))
@@ -17,11 +21,18 @@ collect_ignore_glob = [] if os.environ.get("LLMLOAD_SERVERS") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory, checkpoint_cache: Path) -> Iterator[Callable[[str], object]]:
-    """Give a server of a kind, started when it is first asked for and shared by all tests."""
-    from real_servers import Real, Servers
+def servers(tmp_path_factory: pytest.TempPathFactory, checkpoint_cache: Path) -> Servers:
+    """Start servers that a test ends itself."""
+    from real_servers import Servers
 
-    servers = Servers(tmp_path_factory.mktemp("servers"), checkpoint_cache)
+    from pytest_llmload.worker.checkpoints.resolve import resolve
+
+    return Servers(tmp_path_factory.mktemp("servers"), Path(resolve("random:tiny-llama", checkpoint_cache).path))
+
+
+@pytest.fixture(scope="session")
+def running(servers: Servers) -> Iterator[Callable[[str], Real]]:
+    """Give a server of a kind, started when it is first asked for and shared by all tests."""
     started: dict[str, Real] = {}
 
     def get(name: str) -> Real:
@@ -32,11 +43,3 @@ def running(tmp_path_factory: pytest.TempPathFactory, checkpoint_cache: Path) ->
     yield get
     for server in reversed(started.values()):
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory, checkpoint_cache: Path) -> object:
-    """Start servers that a test ends itself."""
-    from real_servers import Servers
-
-    return Servers(tmp_path_factory.mktemp("own"), checkpoint_cache)

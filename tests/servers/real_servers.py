@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import os
+import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pytest_llmload.core.job import Checkpoint, Device, Job
+from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process.serving import finding
+from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.http import Endpoint, Unreachable
+from pytest_llmload.process.serving.served_model import Served
 from pytest_llmload.process.serving.server_process import HOST, ServerProcess, free_port
-from pytest_llmload.worker.checkpoints.resolve import resolve
 
 HERE = Path(__file__).parent
+WORKLOAD = Workload(1, 32, 16)
 #: Of the LiteLLM proxy, which does not start without one.
 MASTER_KEY = "sk-0123456789abcdef0123456789abcdef"
 #: Seconds for a server to become healthy on a busy machine.
 _PATIENCE = 300
 KINDS = ("llama-server", "litellm", "transformers-5", "transformers-4", "llama-cpp-python", "vllm")
 #: Small matrices gain nothing from threads, and nothing is to be fetched.
-_ENVIRONMENT = ("OMP_NUM_THREADS=1", "HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_NO_USAGE_STATS=1")
+ENVIRONMENT = (
+    "OMP_NUM_THREADS=1",
+    "HF_HUB_OFFLINE=1",
+    "VLLM_CPU_KVCACHE_SPACE=1",
+    "VLLM_NO_USAGE_STATS=1",
+    "LITELLM_LOCAL_MODEL_COST_MAP=True",
+)
 
 
 @dataclass
@@ -49,53 +67,118 @@ class Real:
             server.stop()
 
 
+@contextlib.contextmanager
+def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Iterator[Served]:
+    """The client of a running server, in this process."""
+    model_id = fields.pop("model_id", server.model)
+    job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id}={server.url}/v1")
+    with _client(job, folder) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def owner(name: str, servers: Servers, folder: Path, **fields: Any) -> Iterator[Served]:
+    """The owner and client of a server that its load starts, in this process."""
+    command = json.dumps(servers.command(name, "{port}"))
+    options = (("command", command), ("model_id", json.dumps(servers.id(name))))
+    with _client(_job(servers, {"options": options, **fields}), folder) as served:
+        yield served
+
+
+def _job(servers: Servers, fields: dict[str, Any]) -> Job:
+    path = str(servers.checkpoint)
+    spec = LoadSpec(model=path, name="tiny-llama", strategy="served", **{"workload": WORKLOAD, **fields})
+    return Job(spec=spec, device=Device("cpu", "cpu-x86_64"), checkpoint=Checkpoint(path, "", ""), timeout=240.0)
+
+
+@contextlib.contextmanager
+def _client(job: Job, folder: Path) -> Iterator[Served]:
+    # A load's process has this signal to itself.
+    before = signal.getsignal(signal.SIGUSR1)
+    served = Served(job, lambda phase: None, folder / "load.log")
+    try:
+        yield served
+    finally:
+        served.close()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def said(result: LoadResult) -> str:
+    """Return the messages and the notes of a load."""
+    return "\n".join([*(problem.message for problem in result.problems), *result.notes])
+
+
+def at_the_third_piece(patch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """Have something done in the middle of an answer."""
+    add = Answer.add
+
+    def adding(answer: Answer, moment: float, piece: str) -> None:
+        add(answer, moment, piece)
+        if len(answer.pieces) == 3:
+            do()
+
+    patch.setattr(Answer, "add", adding)
+
+
+@dataclass
 class Servers:
     """Knows how each server is started."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self._folder = folder
-        self._environments = Path(os.environ["LLMLOAD_SERVERS"])
-        self.checkpoint = Path(resolve("random:tiny-llama", cache).path)
-        self._number = 0
+    #: Of logs, configurations and files for llama.cpp.
+    folder: Path
+    #: The model.
+    checkpoint: Path
+    _number: int = 0
 
     def python(self, environment: str) -> str:
         """Return the interpreter of an environment."""
-        path = self._environments / environment / "bin" / "python"
+        path = Path(os.environ["LLMLOAD_SERVERS"]) / environment / "bin" / "python"
         assert path.exists(), f"{path} is missing: make test-servers builds it"
         return str(path)
 
     def gguf(self) -> Path:
         """Return the model as a file of llama.cpp's."""
-        file = self._folder / "tiny-llama.gguf"
+        file = self.folder / "tiny-llama.gguf"
         if not file.exists():
             maker = [self.python("llama-server"), str(HERE / "gguf_model.py"), str(self.checkpoint), str(file)]
             subprocess.run(maker, check=True)
         return file
 
     def command(
-        self, name: str, port: str, *, context: int = 4096, slots: int = 8, key: str = "", prefix: str = ""
+        self,
+        name: str,
+        port: str,
+        *,
+        context: int = 4096,
+        slots: int = 8,
+        key: str = "",
+        prefix: str = "",
+        arguments: Sequence[str] = (),
     ) -> list[str]:
-        """Return the command line that starts a server of the model; ``port`` may be ``{port}``."""
+        """Return the command line that starts a server of the model; ``port`` may be ``{port}``.
+
+        ``arguments`` are further ones, for servers that take the usual ones.
+        """
         model = str(self.checkpoint)
         if name == "llama-server":
             own = [str(HERE / "llama_server.py"), str(self.gguf()), port, str(context * slots), str(slots), key, prefix]
-            return ["env", *_ENVIRONMENT, self.python(name), *own]
+            return ["env", *ENVIRONMENT, self.python(name), *own]
         if name == "llama-cpp-python":
             own = ["llama_cpp.server", "--model", str(self.gguf()), "--model_alias", "tiny-llama", "--n_threads", "1"]
-            own += ["--host", HOST, "--port", port, "--n_ctx", str(context)]
-            return ["env", *_ENVIRONMENT, self.python("llama-cpp"), "-m", *own]
+            own += ["--host", HOST, "--port", port, "--n_ctx", str(context), *arguments]
+            return ["env", *ENVIRONMENT, self.python("llama-cpp"), "-m", *own]
         if name == "vllm":
             own = ["vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny-llama"]
             own += ["--host", HOST, "--port", port, "--max-model-len", str(context), "--enforce-eager"]
-            own += ["--api-key", key] if key else []
-            return ["env", *_ENVIRONMENT, self.python(name), "-m", *own]
-        device = ["--host", HOST, "--port", port, "--device", "cpu"]
+            own += [*(["--api-key", key] if key else []), *arguments]
+            return ["env", *ENVIRONMENT, self.python(name), "-m", *own]
+        device = ["--host", HOST, "--port", port, "--device", "cpu", *arguments]
         if name == "transformers-5":
             program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
-            return ["env", *_ENVIRONMENT, self.python(name), "-c", program, "serve", model, *device]
+            return ["env", *ENVIRONMENT, self.python(name), "-c", program, "serve", model, *device]
         assert name == "transformers-4"
         program = "import sys; from transformers.commands.transformers_cli import main; sys.exit(main())"
-        return ["env", *_ENVIRONMENT, self.python(name), "-c", program, "serve", "--force_model", model, *device]
+        return ["env", *ENVIRONMENT, self.python(name), "-c", program, "serve", "--force_model", model, *device]
 
     def start(self, name: str, **options: Any) -> Real:
         """Start a server and wait until it is healthy; ``options`` are those of :meth:`command`."""
@@ -105,35 +188,39 @@ class Servers:
             return self._proxy(port, self.start("llama-server", **options), tls)
         command = self.command(name, str(port), **options)
         url = f"http://{HOST}:{port}{options.get('prefix', '')}"
-        return self._started(name, command, url, self._id(name), options.get("key", ""))
+        return self.started(name, command, url, self.id(name), options.get("key", ""))
 
-    def _id(self, name: str) -> str:
-        return str(self.checkpoint) if name.startswith("transformers") else self.alias(name)
-
-    def alias(self, name: str) -> str:
-        """Return the id of a server that can be given one, or lists the path of its file."""
+    def id(self, name: str) -> str:
+        """Return the id that a server has the model under: the path that it was given, if it was given no name."""
+        if name.startswith("transformers"):
+            return str(self.checkpoint)
         return str(self.gguf()) if name == "llama-server" else "tiny-llama"
 
-    def _proxy(self, port: int, behind: Real, tls: tuple[Path, Path] | None) -> Real:
-        config = self._folder / f"litellm-{port}.yaml"
+    def proxy_config(self, behind: Real, name: str = "tiny-llama") -> Path:
+        """Return a configuration of LiteLLM that puts it in front of a server; ``name`` is what it calls the model."""
+        config = self.folder / f"litellm-{behind.pid}-{name}.yaml"
         config.write_text(
-            "model_list:\n  - model_name: tiny-llama\n    litellm_params:\n"
+            f"model_list:\n  - model_name: {name}\n    litellm_params:\n"
             f"      {{model: openai/{behind.model}, api_base: '{behind.url}/v1', api_key: none, max_retries: 0}}\n"
             f"general_settings: {{master_key: {MASTER_KEY}}}\n"
         )
+        return config
+
+    def _proxy(self, port: int, behind: Real, tls: tuple[Path, Path] | None) -> Real:
         program = "import sys; from litellm import run_server; sys.exit(run_server())"
-        own = ["-c", program, "--config", str(config), "--host", HOST, "--port", str(port)]
+        own = ["-c", program, "--config", str(self.proxy_config(behind)), "--host", HOST, "--port", str(port)]
         if tls is not None:
             own += ["--ssl_certfile_path", str(tls[0]), "--ssl_keyfile_path", str(tls[1])]
-        command = ["env", *_ENVIRONMENT, "LITELLM_LOCAL_MODEL_COST_MAP=True", self.python("litellm"), *own]
+        command = ["env", *ENVIRONMENT, self.python("litellm"), *own]
         url = f"http{'s' if tls is not None else ''}://{HOST}:{port}"
-        real = self._started("litellm", command, url, "tiny-llama", MASTER_KEY)
+        real = self.started("litellm", command, url, "tiny-llama", MASTER_KEY)
         real.behind.append(behind)
         return real
 
-    def _started(self, name: str, command: list[str], url: str, model: str, key: str) -> Real:
+    def started(self, name: str, command: Sequence[str], url: str, model: str, key: str) -> Real:
+        """Start a command line, and wait until its server is healthy."""
         self._number += 1
-        process = ServerProcess(command, self._folder / f"{self._number}-{name}.log")
+        process = ServerProcess(command, self.folder / f"{self._number}-{name}.log")
         endpoint = Endpoint(url, key)
 
         def complaint() -> str:

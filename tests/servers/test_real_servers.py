@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import loads
 import pytest
 from certificates import certificate
-from real_servers import KINDS, Real, Servers
+from real_servers import KINDS, Real, Servers, at_the_third_piece, client, said
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import Checkpoint, Job
-from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult
-from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.process.serving.answers import Answer
+from pytest_llmload.core.results import LOADED, NOT_APPLIED
+from pytest_llmload.core.spec import Workload
 from pytest_llmload.process.serving.finding import KEY
-from pytest_llmload.process.serving.served_model import Served
+from pytest_llmload.process.serving.http import Endpoint
 
 Running = Callable[[str], Real]
 #: What each says of itself.
@@ -38,27 +37,8 @@ NAMES = {
 #: Those that serve one request after another only, or end one for another.
 ONE_AT_A_TIME = ("llama-cpp-python",)
 WITH_CACHE = ("vllm", "llama-server")
-WORKLOAD = Workload(1, 32, 16)
-
-
-@contextlib.contextmanager
-def client(server: Real, servers: Servers, tmp_path: Path, **fields: Any) -> Iterator[Served]:
-    """The client of a running server, in this process."""
-    before = signal.getsignal(signal.SIGUSR1)
-    folder = str(servers.checkpoint)
-    model_id = fields.pop("model_id", server.model)
-    spec = LoadSpec(model=folder, name="tiny-llama", strategy="served", **{"workload": WORKLOAD, **fields})
-    job = Job(spec=spec, device=loads.CPU, checkpoint=Checkpoint(folder, "", ""))
-    served = Served(
-        dataclasses.replace(job, endpoint=f"{model_id}={server.url}/v1", timeout=240.0),
-        lambda phase: None,
-        tmp_path / "load.log",
-    )
-    try:
-        yield served
-    finally:
-        served.close()
-        signal.signal(signal.SIGUSR1, before)
+#: A context that is full before an answer has all of its tokens.
+FULL = Workload(1, 200, 128)
 
 
 @pytest.fixture(params=KINDS)
@@ -68,8 +48,12 @@ def server(request: pytest.FixtureRequest, running: Running, monkeypatch: pytest
     return real
 
 
-def said(result: LoadResult) -> str:
-    return "\n".join([*(problem.message for problem in result.problems), *result.notes])
+def capacity(server: Real) -> int | None:
+    """Return what a server's cache holds, by what it was started with or what its log says."""
+    if server.name == "llama-server":
+        return 4096 * 8
+    found = re.search(r"KV cache size: ([\d,]+) tokens", server.process.output)
+    return int(found[1].replace(",", "")) if found is not None else None
 
 
 def test_measured(server: Real, servers: Servers, tmp_path: Path) -> None:
@@ -80,7 +64,7 @@ def test_measured(server: Real, servers: Servers, tmp_path: Path) -> None:
         metrics = result.metrics
         assert metrics["ttft"] > 0
         assert 0 < metrics["per_token"] < 5
-        assert ("kv_cache.tokens" in metrics) == (server.name in WITH_CACHE)
+        assert metrics.get("kv_cache.tokens") == capacity(server)
         many = {"served.ttft.x8", "served.per_token.x8", "served.total.x8"}
         if server.name in ONE_AT_A_TIME:
             assert "--interrupt_requests False" in result.unavailable["served.total.x8"]
@@ -172,19 +156,124 @@ def test_tls(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         server.stop()
 
 
-@pytest.mark.parametrize("name", ["llama-server", "litellm"])
+#: Where an answer that does not fit into the context ends, and what is said of it.
+EARLY = {
+    "llama-server": "5 answers stopped after 56 of 128 tokens: a slot's context is full: .* --ctx-size divided by",
+    "litellm": "5 answers stopped after 56 of 128 tokens: .* or its context is full",
+    "llama-cpp-python": "5 answers stopped after 56 of 128 tokens: its context is full: .* must fit into --n_ctx",
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
 def test_a_full_context_stops_early_and_is_said(
     name: str, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = servers.start(name, context=64, slots=1)
+    server = servers.start(name, context=256, slots=1)
     monkeypatch.setenv(KEY, server.key)
     try:
-        with client(server, servers, tmp_path, workload=Workload(1, 200, 128)) as served:
+        with client(server, servers, tmp_path, workload=FULL) as served:
             result = served.load()
     finally:
         server.stop()
-    assert "ttft" not in result.metrics
-    assert "context" in said(result) or "context" in " ".join(result.unavailable.values())
+    assert not {"ttft", "per_token", "served.total.x8"} & set(result.metrics)
+    assert re.search(EARLY[name], said(result))
+    assert re.search(EARLY[name], result.unavailable["per_token"])
+
+
+def test_vllm_refuses_what_does_not_fit_into_its_context_and_the_setting_is_named(
+    running: Running, servers: Servers, tmp_path: Path
+) -> None:
+    """It lowers the request's limit, and then says that min_tokens is above it."""
+    server = running("vllm")
+    with client(server, servers, tmp_path, workload=Workload(1, 32, 5000)) as served:
+        result = served.load()
+    assert result.outcome == NOT_APPLIED
+    (problem,) = result.problems
+    assert problem.check == "answers"
+    assert "POST /v1/completions answered 400: " in problem.message
+    assert problem.hint == "it has answered shorter requests: prompt and new tokens must fit into --max-model-len"
+
+
+@pytest.mark.parametrize("name", ["transformers-5", "transformers-4"])
+def test_an_answer_goes_on_past_the_end_of_the_sequence(name: str, servers: Servers, tmp_path: Path) -> None:
+    """Half of all tokens end a sequence; transformers' servers have no limit that stops them before the request's."""
+    checkpoint = tmp_path / servers.checkpoint.name
+    shutil.copytree(servers.checkpoint, checkpoint)
+    size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    settings = {**json.loads((checkpoint / "generation_config.json").read_text()), "eos_token_id": [*range(0, size, 2)]}
+    (checkpoint / "generation_config.json").write_text(json.dumps(settings))
+    own = dataclasses.replace(servers, folder=tmp_path, checkpoint=checkpoint)
+    server = own.start(name)
+    try:
+        with client(server, own, tmp_path) as served:
+            result = served.load()
+        question = [{"role": "user", "content": "the of and"}]
+        ask = {"model": server.model, "messages": question, "max_tokens": 64, "stream": True}
+        events = [str(event) for event in Endpoint(server.url).events("/v1/chat/completions", ask)]
+    finally:
+        server.stop()
+    assert (result.outcome, result.problems) == (LOADED, [])
+    assert not any("stopped after" in note for note in result.notes)
+    # Only eight whole answers make a total.
+    assert result.metrics["served.total.x8"] > 0
+    # The plant: who does not ask for more gets less.
+    assert any('"finish_reason":"stop"' in event.replace(" ", "") for event in events)
+
+
+def test_a_server_that_serves_one_after_another_is_measured_by_eight_at_once(servers: Servers, tmp_path: Path) -> None:
+    server = servers.start("llama-cpp-python", arguments=["--interrupt_requests", "False"])
+    try:
+        with client(server, servers, tmp_path) as served:
+            result = served.load()
+    finally:
+        server.stop()
+    assert (result.outcome, result.problems) == (LOADED, [])
+    assert len(result.samples["served.total.x8"]) == 2
+    assert result.metrics["served.ttft.x8"] > result.metrics["ttft"]
+
+
+def test_a_proxy_without_its_server_is_said_at_once(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteLLM's /health would hang."""
+    server = servers.start("litellm")
+    monkeypatch.setenv(KEY, server.key)
+    server.behind[0].stop()
+    begin = time.monotonic()
+    try:
+        with client(server, servers, tmp_path) as served:
+            result = served.load()
+    finally:
+        server.process.stop()
+    assert time.monotonic() - begin < 30
+    assert result.outcome == NOT_APPLIED
+    assert "POST /v1/completions answered 5" in result.problems[0].message
+    assert "Connection error" in result.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "less"), [("vllm", {"arguments": ["--dtype", "float32"]}), ("llama-server", {"slots": 4})]
+)
+def test_a_lower_capacity_under_the_same_limit_is_red(
+    name: str, less: Any, running: Running, servers: Servers, pytester: pytest.Pytester, project: Any
+) -> None:
+    """vLLM gets 1 GiB for its cache both times; in fp32 each token takes twice as much of it."""
+    pytester.makepyfile("def test_memory(llm, memory_baseline): memory_baseline.check(llm)")
+    options = (f"--llm-model=tiny-llama={servers.checkpoint}", "--llm-workload=1x16+4", "--llm-record-repeats=1")
+    whole = running(name)
+    address = f"--llm-endpoint={whole.model}={whole.url}"
+    project(*options, address, "--llm-update-baselines", fast=False).assert_outcomes(passed=1)
+    server = servers.start(name, **less)
+    try:
+        result = project(*options, f"--llm-endpoint={server.model}={server.url}", fast=False)
+        half = capacity(server) if name == "vllm" else 4096 * 4
+    finally:
+        server.stop()
+    result.assert_outcomes(failed=1)
+    before = capacity(whole)
+    assert before is not None
+    assert half == pytest.approx(before / 2, rel=0.01)
+    result.stdout.fnmatch_lines([f"*kv_cache.tokens  {before:,} -> {half:,}*"])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -193,14 +282,7 @@ def test_killed_in_the_middle_of_an_answer(
 ) -> None:
     server = servers.start(name)
     monkeypatch.setenv(KEY, server.key)
-    add = Answer.add
-
-    def kill_at_the_third(answer: Answer, moment: float, piece: str) -> None:
-        add(answer, moment, piece)
-        if len(answer.pieces) == 3:
-            os.kill(server.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(Answer, "add", kill_at_the_third)
+    at_the_third_piece(monkeypatch, lambda: os.kill(server.pid, signal.SIGKILL))
     try:
         with client(server, servers, tmp_path, workload=Workload(1, 32, 2000)) as served:
             result = served.load()
@@ -244,28 +326,3 @@ def test_recorded_and_green_five_times(
         baseline = json.loads(file.read_text())
         assert set(baseline["memory"]) == {"kv_cache.tokens"}
         assert "127.0.0.1" not in file.read_text()
-
-
-@pytest.mark.parametrize("name", ["llama-server", "transformers-4"])
-def test_a_started_server_has_its_own_versions(
-    name: str, servers: Servers, pytester: pytest.Pytester, project: Any
-) -> None:
-    command = servers.command(name, "{port}")
-    pytester.makepyfile(
-        f"""
-        import pytest
-        @pytest.mark.strategy("served", command={command!r}, model_id={servers.alias(name)!r})
-        def test_memory(llm, memory_baseline):
-            memory_baseline.check(llm)
-        """.replace("model_id='tiny-llama'", f"model_id={str(servers.checkpoint)!r}")
-    )
-    result = project("--llm-update-baselines", "--llm-record-repeats=1", "--llm-report=run.json", "--llm-timeout=280s")
-    result.assert_outcomes(passed=1)
-    (file,) = (pytester.path / "baselines").rglob("*.json")
-    environment = json.loads(file.read_text())["environment"]
-    assert re.fullmatch(NAMES[name], environment["server"])
-    assert ("torch" in environment) == (name == "transformers-4")
-    assert environment.get("transformers", "4.57.6") == "4.57.6"
-    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
-    assert {"start", "first_answer"} <= set(run["phases"])
-    assert run["metrics"]["server.peak"] >= run["metrics"]["server.settled"] > 0

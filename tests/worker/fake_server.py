@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(401, {"error": "who are you?"})
         if self.has("500"):
             return self.send(500, "Internal Server Error", "text/plain")
+        if self.has("llama_cpp") and self.path == "/extras/tokenize/count":
+            return self.send(200, {"count": len(body["input"].split())})
         known = (
             "/generate_stream" if self.has("tgi") else "/v1/chat/completions" if self.has("chat") else "/v1/completions"
         )
@@ -103,8 +105,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(422, {"detail": "Unexpected fields in the request: {'ignore_eos'}"})
         if self.has("page"):
             return self.send(200, "<html>Welcome to nginx!</html>", "text/html")
-        if not body.get("stream", True):
-            return self.send(200, {"model": body["model"], "choices": [{"text": "a"}]})
+        if self.has("full") and body["max_tokens"] > 1:
+            return self.send(400, {"error": {"message": "min_tokens must be less than or equal to max_tokens=1"}})
+        if not (self.has("tgi") or body.get("stream")):
+            usage = {"prompt_tokens": 16, "completion_tokens": self.wanted(body)}
+            return self.send(200, {"model": body["model"], "choices": [{"text": "a"}], "usage": usage})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -119,9 +124,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"data:{'' if self.has('tgi') else ' '}{text}\n\n".encode())
         self.wfile.flush()
 
+    def wanted(self, body: dict[str, Any]) -> int:
+        tokens = (body.get("parameters") or {}).get("max_new_tokens") or body["max_tokens"]
+        return min(tokens, 2) if self.has("short") else int(tokens)
+
     def stream(self, body: dict[str, Any]) -> None:
-        wanted = (body.get("parameters") or {}).get("max_new_tokens") or body["max_tokens"]
-        wanted = 2 if self.has("short") and wanted > 2 else wanted
+        wanted = self.wanted(body)
         pieces = [f" w{index}" for index in range(wanted)]
         for index, piece in enumerate([] if self.has("silent") else pieces):
             # A token takes its time; what is written at once is read at once.

@@ -31,8 +31,11 @@ from pytest_llmload.process.serving import launch, served_model, server_process,
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
+from pytest_llmload.process.serving.http import Endpoint
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.served_model import Served
+from pytest_llmload.process.serving.servers.base import SelfDescription
+from pytest_llmload.process.serving.servers.llama_server import LlamaServer
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.process_tree import tree
 
@@ -229,6 +232,25 @@ def test_answers_that_stop_early_are_in_no_figure(tmp_path: Path) -> None:
     assert {"ttft", "per_token", "served.total.x8"} <= set(result.unavailable)
     assert "stopped after 2 of 4 tokens: it ignores ignore_eos" in result.unavailable["per_token"]
     assert any("5 answers stopped after 2 of 4 tokens" in note for note in result.notes)
+
+
+def test_a_limit_that_a_server_lowers_without_a_word_is_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full context ends an answer with ``length`` too; only half of it may be there."""
+    monkeypatch.setattr(Served, "_load_tokenizer", lambda self: setattr(self, "_tokenizer", split))
+    result = asked("openai+uncounted+llama_cpp+short", tmp_path)
+    assert not {"ttft", "per_token", "served.total.x8"} & set(result.metrics)
+    assert "stopped after 2 of 4 tokens: its context is full" in result.unavailable["per_token"]
+    result = asked("openai+uncounted+llama_cpp", tmp_path)
+    assert {"ttft", "per_token", "served.total.x8"} <= set(result.metrics)
+    assert any("counted by the usage of answers that are not streams" in note for note in result.notes)
+
+
+def test_a_refusal_of_a_longer_request_names_the_context(tmp_path: Path) -> None:
+    (problem,) = asked("openai+vllm+full", tmp_path).problems
+    assert "answered 400: " in problem.message
+    assert problem.hint == "it has answered shorter requests: prompt and new tokens must fit into --max-model-len"
 
 
 def test_an_id_that_proves_nothing_is_a_note(tmp_path: Path) -> None:
@@ -529,6 +551,17 @@ def test_prompts_have_the_workloads_length(length: int) -> None:
         assert [prompts.count(text) for text in texts] == [length] * 4
         assert len(set(texts)) == 4
     assert len(Prompts(length, None, salted=True).next().split()) == length
+
+
+@pytest.mark.parametrize("where", ["srv          init", "main"])
+def test_the_start_of_llama_server_in_its_log(where: str) -> None:
+    endpoint = Endpoint("http://127.0.0.1:9")
+    kind = LlamaServer(endpoint, SelfDescription(endpoint))
+    log = (
+        f"0.00.009.999 I {where}: loading model\n1.02.345.678 I {where}: model loaded\n1.02.346.000 I {where}: ready\n"
+    )
+    assert kind.phases_of(log) == {"start.model": 62.345}
+    assert kind.phases_of("loading\n") == {}
 
 
 def test_the_command_line_of_a_server() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.worker.model.prompts import Prompt
 
 #: If pieces come in fewer reads than this share of their number, they came in lumps, and their times are the lumps'.
 _LUMPED = 0.5
@@ -40,6 +41,8 @@ class Answer:
     ended: float = 0.0
     #: Why the answer ended (``length``, ``stop`` …), as the endpoint reports it; empty if it does not.
     finish: str = ""
+    #: What was asked.
+    prompt: Prompt = ""
     #: The model that the answer names; empty if it names none.
     model: str = ""
     #: The number of tokens as the endpoint counts them; None if it does not.

@@ -28,10 +28,12 @@ def count(kind: ServerKind, prompts: Prompts, answer: Answer, new_tokens: int) -
         return Count(answer.tokens)
     if answer.ids:
         return Count(len(answer.ids))
+    told = kind.told_tokens(answer, new_tokens)
+    if told is not None and kind.told_by:
+        return Count(told, kind.told_by)
     ids = prompts.ids(answer.text)
     if ids is None:
         return None
-    told = kind.told_tokens(answer, new_tokens)
     if told is not None and told <= _MOST * len(ids) and len(ids) <= _MOST * told:
         return Count(told, "by the request, whose limit was reached, and compared with the text tokenised here")
     return Count(len(ids), "by tokenising the text here")

@@ -44,8 +44,6 @@ _ENDING = 3.0
 _LOOK = 0.2
 _INSIDE = "the model is in a server, whose processes cannot be inspected"
 _FOREIGN = "this run did not start the endpoint, so that its load and its hardware are unknown"
-#: Entries of the environment that a server started by a command shares with this process.
-_OF_THE_MACHINE = ("malloc", *(entry.name for entry in ENTRIES.values() if entry.kind == MACHINE))
 _NO_CACHE = "the server does not report the capacity of a cache"
 
 

@@ -66,6 +66,8 @@ class ServerKind(ABC):
     exact_tokens: ClassVar[str]
     #: Where it reports how many tokens an answer has.
     token_count: ClassVar[str]
+    #: How the server counts the tokens of :meth:`told_tokens`, for a note; empty if they are the requested ones.
+    told_by: ClassVar[str] = ""
     #: Where it reports token ids; empty if it does not.
     token_ids: ClassVar[str] = ""
     #: The path that answers 200 once it can serve, without generating anything.
@@ -140,7 +142,10 @@ class ServerKind(ABC):
         return False
 
     def told_tokens(self, answer: Answer, new_tokens: int) -> int | None:
-        """Return the token count of an answer that has none, if the reason of its end determines it; else None."""
+        """Return the token count of an answer that has none, if something else determines it; else None.
+
+        This may send requests, and must therefore not be called while others are measured.
+        """
         return None
 
     def phases_of(self, log: str) -> dict[str, float]:

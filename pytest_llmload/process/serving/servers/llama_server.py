@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
 
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.openai import OpenAi
+
+_LOADED = re.compile(r"^(\d+)\.(\d{2})\.(\d{3})\.\d{3} I .*\bmodel loaded$", re.MULTILINE)
 
 
 class LlamaServer(OpenAi):
@@ -18,9 +20,6 @@ class LlamaServer(OpenAi):
     concurrency = "`--parallel` slots; further requests wait"
     lists_what_it_serves = True
     stops_early = "a slot's context is full: prompt and new tokens must fit into --ctx-size divided by --parallel"
-    log_phases: ClassVar[dict[str, str]] = {
-        "start.model": r"(?m)^(?:\d+\.)?(\d+\.\d+)\.\d+\.\d+ I srv +init: model loaded"
-    }
 
     @classmethod
     def recognises(cls, says: SelfDescription) -> bool:
@@ -28,6 +27,14 @@ class LlamaServer(OpenAi):
 
     def server(self) -> str:
         return f"llama-server {self.says.object('/props').get('build_info', '')}".strip()
+
+    def phases_of(self, log: str) -> dict[str, float]:
+        # Its lines begin with the time since its start: minutes, seconds, milliseconds, microseconds.
+        found = _LOADED.search(log)
+        if found is None:
+            return {}
+        minutes, seconds, milliseconds = map(int, found.groups())
+        return {"start.model": 60 * minutes + seconds + milliseconds / 1e3}
 
     def cache_tokens(self) -> int | None:
         props = self.says.object("/props")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pytest_llmload.process.serving import streams
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
-from pytest_llmload.process.serving.http import Endpoint
+from pytest_llmload.process.serving.http import Endpoint, Reply
 from pytest_llmload.process.serving.servers.base import REFUSED_KEY, SelfDescription, ServerKind
 from pytest_llmload.worker.model.prompts import Prompt
 
@@ -24,8 +24,8 @@ Fields = Callable[[int], dict[str, Any]]
 class RequestRefused(BadAnswer):
     """The endpoint refused every form of the request that was tried."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__("answers", message)
+    def __init__(self, message: str, status: int, hint: str = "") -> None:
+        super().__init__("answers", message, hint)
         self.status = status
 
     @property
@@ -60,6 +60,7 @@ class OpenAi(ServerKind):
     def __init__(self, endpoint: Endpoint, says: SelfDescription, api: str = "") -> None:
         super().__init__(endpoint, says, api)
         self._is_named = api in _PATHS
+        self._has_answered = False
         self._ways = [(path, way) for path in _PATHS.get(api, self.paths) for way in type(self).fields]
 
     @classmethod
@@ -99,15 +100,25 @@ class OpenAi(ServerKind):
                     status = refusal.status
                     break
                 continue
+            self._has_answered = True
             self._settle(path, fields)
-            answer.check(f"POST {path}", self.told_tokens(answer, new_tokens))
+            answer.prompt = prompt
+            # Only an answer without a count and without text is asked about: that may take requests of its own.
+            unknown = answer.tokens is None and not answer.stamps
+            answer.check(f"POST {path}", self.told_tokens(answer, new_tokens) if unknown else None)
             return answer
-        raise RequestRefused("; ".join(refusals), status)
+        is_long = self._has_answered and status == 400
+        hint = f"it has answered shorter requests: {self.stops_early}" if is_long else ""
+        raise RequestRefused("; ".join(refusals), status, hint)
 
     def answers_to(self, model: str) -> bool:
+        return self._unstreamed(model, "a", 1).status == 200
+
+    def _unstreamed(self, model: str, prompt: Prompt, new_tokens: int) -> Reply:
+        """Return the answer to a request as :meth:`answer` sends it, but not as a stream."""
         path, fields = self._ways[0]
-        rest = {name: value for name, value in fields(1).items() if name != "stream_options"}
-        return self.endpoint.post(path, {"model": model, **_what(path, "a"), **rest}).status == 200
+        rest = {name: value for name, value in fields(new_tokens).items() if name != "stream_options"}
+        return self.endpoint.post(path, {"model": model, **_what(path, prompt), **rest})
 
     def _settle(self, path: str, fields: Fields) -> None:
         if len(self._ways) == 1:
