@@ -165,7 +165,8 @@ class Servers:
             return ["env", *ENVIRONMENT, self.python(name), *own]
         if name == "llama-cpp-python":
             own = ["llama_cpp.server", "--model", str(self.gguf()), "--model_alias", "tiny-llama", "--n_threads", "1"]
-            own += ["--host", HOST, "--port", port, "--n_ctx", str(context), *arguments]
+            own += ["--host", HOST, "--port", port, "--n_ctx", str(context)]
+            own += [*(["--api_key", key] if key else []), *arguments]
             return ["env", *ENVIRONMENT, self.python("llama-cpp"), "-m", *own]
         if name == "vllm":
             own = ["vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny-llama"]

@@ -98,7 +98,7 @@ def test_a_wrong_id_is_said(server: Real, servers: Servers, tmp_path: Path) -> N
 
 
 #: The statuses of requests without a key and with a wrong one.
-REFUSALS = {"llama-server": (401, 401), "vllm": (401, 401), "litellm": (500, 400)}
+REFUSALS = {"llama-server": (401, 401), "llama-cpp-python": (401, 401), "vllm": (401, 401), "litellm": (500, 400)}
 
 
 @pytest.mark.parametrize("name", REFUSALS)
