@@ -35,7 +35,7 @@ from pytest_llmload.core.units import format_value
 from pytest_llmload.core.verdicts import OK, UNAVAILABLE
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess, fork
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
@@ -92,7 +92,7 @@ def fresh_loads(job: Job, per_server: int) -> Iterator[LoadResult]:
     """Yield the results of loads in fresh processes without end."""
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            server = WarmServer(Path(folder) / "server.log", environment(os.environ))
+            server = WarmServer(Path(folder) / "server.log", variables(os.environ))
             try:
                 server.warm_up([*BASE, "peft", "bitsandbytes", *architecture(job.checkpoint.model_type)], None)
                 for number in range(per_server):

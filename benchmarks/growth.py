@@ -22,7 +22,7 @@ from pytest_llmload.core.job import EVERYTHING
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess, fork
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.system.proc import status
 from pytest_llmload.system.process_tree import descendants
@@ -53,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = f"{folder}/tmp"
         Path(tempfile.tempdir).mkdir()
-        server = WarmServer(Path(folder) / "server.log", environment(os.environ))
+        server = WarmServer(Path(folder) / "server.log", variables(os.environ))
         try:
             server.warm_up([*BASE, *architecture(checkpoint.model_type)], None)
             server.wait()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llmload.baselines.model import Timing
+from pytest_llmload.baselines.model import RecordedTime
 from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, moved, timings, undecided
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
@@ -117,13 +117,13 @@ class _Gate:
 RULES: tuple[_Usual | _Gate, ...] = (_Usual("mean", 1), _Usual("median", 1), _Usual("median", 5), _Gate())
 
 
-def _slower(timing: Timing, factor: float) -> Timing:
+def _slower(timing: RecordedTime, factor: float) -> RecordedTime:
     """The model takes longer, the control does not."""
     scaled = (
         [[sample * factor for sample in process] for process in part] for part in (timing.samples, timing.relative)
     )
     samples, relative = (tuple(map(tuple, part)) for part in scaled)
-    return Timing(timing.median * factor, samples, timing.conditions, relative, timing.control)
+    return RecordedTime(timing.median * factor, samples, timing.conditions, relative, timing.control)
 
 
 def _drawing(sessions: list[list[LoadResult]], seed: str) -> Callable[[], tuple[Draw, Draw]]:

@@ -33,7 +33,7 @@ from typing import Any
 
 from pytest_llmload.host.loads.preloaded_modules import BASE
 from pytest_llmload.host.loads.processes import LoadProcess, fork
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.host.settings.settings import default_cache
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.checkpoints.resolve import resolve
@@ -132,7 +132,7 @@ Path("package.txt").write_text(pytest_llmload.__file__)
 def start_times() -> list[float]:
     """Return the seconds from asking for a load process to its first answer, from a warm server."""
     with tempfile.TemporaryDirectory() as folder:
-        server = WarmServer(Path(folder) / "server.log", environment(os.environ))
+        server = WarmServer(Path(folder) / "server.log", variables(os.environ))
         try:
             server.warm_up(BASE, None)
             server.wait()

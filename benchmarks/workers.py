@@ -13,7 +13,7 @@ from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess, fork
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 600.0
@@ -35,7 +35,7 @@ class Workers:
     ) -> None:
         self._logs = logs
         self._count = 0
-        env = environment(os.environ)
+        env = variables(os.environ)
         found = hardware.detect(device)
         found = dataclasses.replace(found, gpus=found.gpus[:1])
         name = model.removeprefix("random:")

@@ -53,11 +53,11 @@ def load_once(
 
     from pytest_llmload.host.loads.broker import ERRORS
     from pytest_llmload.host.loads.processes import LoadDied, start_cold
-    from pytest_llmload.host.loads.warm_server import environment
+    from pytest_llmload.host.loads.warm_server import variables
     from pytest_llmload.host.settings.settings import default_cache
 
     with tempfile.TemporaryDirectory(prefix="pytest-llmload-") as folder:
-        process = start_cold(Path(folder) / "load.log", environment(os.environ))
+        process = start_cold(Path(folder) / "load.log", variables(os.environ))
         try:
             where = str(cache_dir or default_cache())
             request = {"kind": "resolve", "spec": model, "cache_dir": where, "trust_remote_code": False}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pytest_llmload.baselines.model import SCHEMA, Baseline, Timing
+from pytest_llmload.baselines.model import SCHEMA, Baseline, RecordedTime
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.portable import bounded
 from pytest_llmload.core.quoting import printable
@@ -114,7 +114,7 @@ def _block(brackets: str, items: Iterable[str], depth: int = 1) -> str:
     return f"{brackets[0]}\n{body}\n{'  ' * depth}{brackets[1]}" if body else brackets
 
 
-def timing_entry(timing: Timing) -> dict[str, Any]:
+def timing_entry(timing: RecordedTime) -> dict[str, Any]:
     """Return a time as its entry in a file: ``median``, ``samples`` and the conditions; empty values are omitted."""
     own: dict[str, Any] = {name: getattr(timing, name) for name in _TIMING}
     # A load does not have a control, and only a load has parts.
@@ -173,7 +173,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def read_timing(value: object, where: str) -> Timing:
+def read_timing(value: object, where: str) -> RecordedTime:
     """Return the time that an entry describes; ``where`` names its place in messages. Raises BaselineError."""
     try:
         return _read_timing(value, where)
@@ -231,7 +231,7 @@ def _read_site(value: object) -> AllocationSite:
     return AllocationSite(texts["moment"], texts["place"], texts["site"], size, texts.get("held_by", ""))
 
 
-def _read_timing(value: object, where: str) -> Timing:
+def _read_timing(value: object, where: str) -> RecordedTime:
     item = _mapping(value, where)
     if not {"median", "samples"} <= set(item):
         raise _Bad(f"needs 'median' and 'samples' in {where}")
@@ -240,7 +240,7 @@ def _read_timing(value: object, where: str) -> Timing:
     def processes(name: str) -> tuple[tuple[float, ...], ...]:
         return tuple(_times(samples, where) for samples in _list(item.get(name, []), where))
 
-    timing = Timing(
+    timing = RecordedTime(
         _time(item["median"], f"{where}, median"),
         processes("samples"),
         _strings(conditions, where),

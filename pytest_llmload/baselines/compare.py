@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pytest_llmload.baselines import manifest, numbers, settings
 from pytest_llmload.baselines.environment import changes, differing, entry
-from pytest_llmload.baselines.model import Baseline, Timing, has_numbers
+from pytest_llmload.baselines.model import Baseline, RecordedTime, has_numbers
 from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
 from pytest_llmload.core.canonical import canonical_json
 from pytest_llmload.core.environment_entries import HOST
@@ -46,7 +46,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
     section: str = "memory",
-    times: Mapping[str, Timing] | None = None,
+    times: Mapping[str, RecordedTime] | None = None,
 ) -> Comparison:
     """Compare a load that worked with its baseline, for one section: ``memory``, ``work`` or ``time``.
 
@@ -188,7 +188,7 @@ def stored_names(metrics: Mapping[str, float], section: str, table: Mapping[str,
     return [name for name, metric in declared if metric is not None and metric.section == section]
 
 
-def measured(result: LoadResult, section: str, times: Mapping[str, Timing]) -> list[str]:
+def measured(result: LoadResult, section: str, times: Mapping[str, RecordedTime]) -> list[str]:
     """Return the names of all entries that a load has for a section; ``times`` are its times."""
     if section == "time":
         return list(times)
@@ -234,7 +234,7 @@ def _judge(
 
 
 def _time(
-    name: str, baseline: Baseline, result: LoadResult, now: Timing | None, allowed: _Tolerances
+    name: str, baseline: Baseline, result: LoadResult, now: RecordedTime | None, allowed: _Tolerances
 ) -> MetricVerdict | None:
     declared = lookup(name, result.table)
     tolerance = allowed.of(name, declared.tolerance)
@@ -316,7 +316,7 @@ def _because(
     baseline: Baseline,
     result: LoadResult,
     changed: Sequence[str],
-    times: Mapping[str, Timing],
+    times: Mapping[str, RecordedTime],
 ) -> list[str]:
     """Return what explains the metrics that changed: parts of the load that take longer, modules, then counted work.
 
@@ -329,7 +329,7 @@ def _because(
     return [*place, *_causes(section, verdicts, moved, baseline, result, changed)]
 
 
-def _parts(baseline: Baseline, result: LoadResult, now: Timing) -> list[str]:
+def _parts(baseline: Baseline, result: LoadResult, now: RecordedTime) -> list[str]:
     """Return the parts of the load whose times changed with it, the largest changes first.
 
     There are none if the baseline does not have parts.

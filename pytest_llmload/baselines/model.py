@@ -16,7 +16,7 @@ DIGITS, NUMBER_DIGITS = 6, 9
 
 
 @dataclass(frozen=True)
-class Timing:
+class RecordedTime:
     """A time metric on one kind of host."""
 
     #: Seconds: the median of the processes' medians.
@@ -48,7 +48,7 @@ class Baseline:
     memory: dict[str, float] = field(default_factory=dict)
     work: dict[str, float] = field(default_factory=dict)
     #: Host class -> metric -> timing.
-    time: dict[str, dict[str, Timing]] = field(default_factory=dict)
+    time: dict[str, dict[str, RecordedTime]] = field(default_factory=dict)
     numbers: Numbers = field(default_factory=Numbers)
     manifest: tuple[ManifestRow, ...] = ()
     #: The model's settings besides its modules; empty in baselines of releases that did not record them.

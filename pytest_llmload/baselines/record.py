@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pytest_llmload.baselines import numbers
 from pytest_llmload.baselines.compare import compare, measured, selection
 from pytest_llmload.baselines.environment import concerning, differing, entry, stored
-from pytest_llmload.baselines.model import Baseline, Timing, compact, has_numbers, significant
+from pytest_llmload.baselines.model import Baseline, RecordedTime, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree
 from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.baselines.timings import timings
@@ -56,7 +56,7 @@ def record(
     sections: Sequence[str] = SECTIONS,
     metrics: Sequence[str] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
-    times: Mapping[str, Timing] | None = None,
+    times: Mapping[str, RecordedTime] | None = None,
     suite: bool = False,
 ) -> Recording:
     """Return the baseline after ``--llm-update-baselines`` (``update``) or ``--llm-record-missing``.
@@ -130,7 +130,9 @@ def _wanted(item: MetricVerdict, draft: _Draft, section: str, update: bool) -> b
 class _Draft:
     """A baseline that is being recorded."""
 
-    def __init__(self, old: Baseline | None, load: LoadResult, times: Mapping[str, Timing], *, suite: bool) -> None:
+    def __init__(
+        self, old: Baseline | None, load: LoadResult, times: Mapping[str, RecordedTime], *, suite: bool
+    ) -> None:
         spec = LoadSpec.from_json(load.spec)
         self._load = load
         self.table = load.table

@@ -33,7 +33,7 @@ _LARGEST = 16 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class BaselineFile:
     """One baseline file that exists."""
 
     model: str
@@ -106,13 +106,13 @@ class Store:
                 f"cannot record {path}: {error.strerror or error} in {folder}; nothing was loaded for it"
             ) from None
 
-    def entries(self, device: str | None = None) -> Iterator[Entry]:
+    def entries(self, device: str | None = None) -> Iterator[BaselineFile]:
         """Yield every baseline file of this variant's level, sorted; only those of ``device`` if it is given."""
         for folder in sorted(self.root.glob("*/*")):
             if device is not None and folder.name != device:
                 continue
             for path in sorted(self._level(folder).glob(f"*{SUFFIX}")):
-                yield Entry(folder.parent.name, folder.name, path.name.removesuffix(SUFFIX), path)
+                yield BaselineFile(folder.parent.name, folder.name, path.name.removesuffix(SUFFIX), path)
 
     def devices(self, model: str, slug: str) -> list[str]:
         """Return the devices for which this load has a baseline; messages name them if the run's device has none."""

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from pytest_llmload.baselines.environment import differing, entry
-from pytest_llmload.baselines.model import Baseline, Timing, significant
+from pytest_llmload.baselines.model import Baseline, RecordedTime, significant
 from pytest_llmload.baselines.statistics import Judgement, judge
 from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import Metric, lookup
@@ -35,7 +35,7 @@ def conditions(metric: Metric) -> tuple[str, ...]:
     return tuple(name for name in metric.depends if name != HOST)
 
 
-def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
+def timings(results: Sequence[LoadResult]) -> dict[str, RecordedTime]:
     """Return every time metric of loads of one spec, as a baseline keeps it; each result stands for one process.
 
     Processes that ran under different conditions from the last one (the first may have found a cold page cache) are
@@ -52,7 +52,7 @@ def timings(results: Sequence[LoadResult]) -> dict[str, Timing]:
         control = _CONTROLS.get(name, "")
         relative = [samples for result in alike if (samples := result.samples.get(f"{name}.relative"))]
         complete = bool(control) and len(relative) == len(alike)
-        found[name] = Timing(
+        found[name] = RecordedTime(
             significant(statistics.median(statistics.median(_samples(result, name)) for result in alike)),
             tuple(_quantiles(_samples(result, name)) for result in alike),
             {condition: entry(last.environment, condition) for condition in conditions(metric)},
@@ -90,7 +90,7 @@ def _quantiles(samples: Sequence[float]) -> tuple[float, ...]:
     return tuple(significant(ordered[place], _DIGITS) for place in places)
 
 
-def moved(baseline: Timing, current: Timing, tolerance: float) -> tuple[Judgement, str]:
+def moved(baseline: RecordedTime, current: RecordedTime, tolerance: float) -> tuple[Judgement, str]:
     """Judge whether a time has changed by ``tolerance`` (a share), and describe in words what the verdict is based on.
 
     Both the ratios to the control that alternated with the model and the times themselves are judged. The ratios
@@ -131,7 +131,9 @@ def _words(judgement: Judgement, of: str = "") -> str:
     return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
-def recorded_timing(baseline: Baseline, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
+def recorded_timing(
+    baseline: Baseline, result: LoadResult, name: str, now: RecordedTime
+) -> tuple[RecordedTime | None, str]:
     """Return the baseline's time on this kind of host; or None, and why there is no time to compare with."""
     host = entry(result.environment, HOST)
     recorded = baseline.time.get(host, {}).get(name)

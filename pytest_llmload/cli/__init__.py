@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from pytest_llmload.cli.refused import Refused
+from pytest_llmload.cli.refused import CommandRefused
 
 #: Command -> description, in the order of the help. Each command is the module of its name, imported when it is used.
 COMMANDS: dict[str, str] = {
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = import_module(f"pytest_llmload.cli.{options.command}").run(options)
         sys.stdout.flush()
-    except Refused as error:
+    except CommandRefused as error:
         print(f"llmload: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

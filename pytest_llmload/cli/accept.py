@@ -16,7 +16,7 @@ from pytest_llmload.baselines.codec import read_timing
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import Recording, record
 from pytest_llmload.baselines.store import Store
-from pytest_llmload.cli.refused import Refused, add_baselines, columns, read_report
+from pytest_llmload.cli.refused import CommandRefused, add_baselines, columns, read_report
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.verdicts import INCOMPARABLE, MISSING, Run
 from pytest_llmload.reports.layout import change, movement
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = [each for each in report.runs if not options.load or each.spec.id in options.load]
     if unknown := set(options.load) - {each.spec.id for each in report.runs}:
         known = ", ".join(each.spec.id for each in report.runs) or "none"
-        raise Refused(f"{options.report} does not have the load {min(unknown)!r}; it has {known}")
+        raise CommandRefused(f"{options.report} does not have the load {min(unknown)!r}; it has {known}")
     # Decide about every load before the first file is touched.
     decisions = [_decide(each, options) for each in chosen if each.comparisons or each.result is None or _failed(each)]
     rows = []
@@ -72,12 +72,12 @@ def _failed(run: Run) -> bool:
 
 
 def _decide(run: Run, options: argparse.Namespace) -> _Decision:
-    """Return what would be written. Raises Refused for a report whose names lead out of the folder."""
+    """Return what would be written. Raises CommandRefused for a report whose names lead out of the folder."""
     try:
         store = Store(options.baselines, _variant_level(run))
         path = store.path_for(run.spec.name, run.device_key, run.spec.slug)
     except ValueError as error:
-        raise Refused(f"{options.report}: {error}; nothing was written") from None
+        raise CommandRefused(f"{options.report}: {error}; nothing was written") from None
     decision = _Decision(run, path)
     if run.result is None:
         decision.refusal = f"nothing was loaded ({run.messages[0] if run.messages else run.verdict})"
@@ -138,7 +138,7 @@ def _write(decision: _Decision, options: argparse.Namespace) -> None:
     try:
         Store(options.baselines).update(decision.path, change_)
     except BaselineError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
 
 
 def _rows(decision: _Decision, is_dry: bool) -> list[tuple[str, str, str, str, str]]:

@@ -26,7 +26,7 @@ EQUAL, MOVED, ONE_SIDE = "equal", "moved", "one side"
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureChange:
     """One figure of one load on two sides."""
 
     name: str
@@ -38,13 +38,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LoadChange:
     """One load on two sides."""
 
     place: Place
     #: Why the sides cannot be compared: only one has the load, or their models differ.
     whole: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[FigureChange, ...] = ()
     modules: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
 
@@ -77,15 +77,15 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(item.differs for item in found) else 0
 
 
-def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Iterator[Difference]:
+def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Iterator[LoadChange]:
     """Yield each load of either side."""
     for place in sorted({*old, *new}):
         before, after = old.get(place), new.get(place)
         if before is None or after is None:
-            yield Difference(place, "only in NEW" if before is None else "only in OLD")
+            yield LoadChange(place, "only in NEW" if before is None else "only in OLD")
             continue
         whole = "the models have different shapes" if before.shape != after.shape else ""
-        yield Difference(
+        yield LoadChange(
             place,
             whole,
             tuple(_rows(before, after)),
@@ -94,7 +94,7 @@ def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Itera
         )
 
 
-def _rows(old: Baseline, new: Baseline) -> Iterator[Row]:
+def _rows(old: Baseline, new: Baseline) -> Iterator[FigureChange]:
     sides = [{**side.memory, **side.work} for side in (old, new)]
     for side, baseline in zip(sides, (old, new), strict=True):
         for host, times in baseline.time.items():
@@ -105,14 +105,16 @@ def _rows(old: Baseline, new: Baseline) -> Iterator[Row]:
         unit = metric.unit if metric else "1"
         if before is None or after is None:
             text = f"only in {'NEW' if before is None else 'OLD'}"
-            yield Row(name, ONE_SIDE, before, after, unit, text)
+            yield FigureChange(name, ONE_SIDE, before, after, unit, text)
             continue
         item = MetricVerdict(name, "", before, after, unit, metric.tolerance if metric else EXACT)
         kind = EQUAL if item.tolerance.allows(before, after) or (metric and metric.informative) else MOVED
-        yield Row(name, kind, before, after, unit, f"{movement(item)}  ({change(item) or '+0'}, {allowance(item)})")
+        yield FigureChange(
+            name, kind, before, after, unit, f"{movement(item)}  ({change(item) or '+0'}, {allowance(item)})"
+        )
 
 
-def _lines(item: Difference, *, is_all: bool) -> Iterator[str]:
+def _lines(item: LoadChange, *, is_all: bool) -> Iterator[str]:
     yield f"{item.place}" + (f": {item.whole}" if item.whole else "")
     rows = [row for row in item.rows if is_all or row.kind != EQUAL]
     pairs = [(row.name, row.text) for row in rows]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.cli import plan
-from pytest_llmload.cli.refused import Refused
+from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.spec import NONE
@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 1 if there is an error, else 0. Raises Refused."""
+    """Print the findings; return 1 if there is an error, else 0. Raises CommandRefused."""
     try:
         cache = options.cache_dir or default_cache()
     except pytest.UsageError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
     found = examine(Path.cwd(), cache, _needs(options))
     if options.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1, ensure_ascii=False))
@@ -59,12 +59,12 @@ def _lines(finding: Finding) -> list[str]:
 
 
 def _needs(options: argparse.Namespace) -> dict[str, int]:
-    """Return the bytes that loading the model writes, by place. Raises Refused."""
+    """Return the bytes that loading the model writes, by place. Raises CommandRefused."""
     if options.needs:
         try:
             size = parse_bytes(options.needs)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise CommandRefused(str(error)) from None
         return {BUILT if (options.model or "").startswith(PREFIX) else HUB: size}
     if not options.model:
         return {}

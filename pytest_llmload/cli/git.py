@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llmload.cli.refused import Refused
+from pytest_llmload.cli.refused import CommandRefused
 
 _SEPARATOR = "\x1e"
 
@@ -23,10 +23,10 @@ class Commit:
 
 
 def commit_of(revision: str) -> str:
-    """Return the commit that a revision names. Raises Refused."""
+    """Return the commit that a revision names. Raises CommandRefused."""
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", may_fail=True)
     if not found:
-        raise Refused(f"{revision!r} is not a file, a folder or a git revision here")
+        raise CommandRefused(f"{revision!r} is not a file, a folder or a git revision here")
     return found.strip()
 
 
@@ -80,24 +80,24 @@ def _contents(blobs: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _in_repository(folder: Path) -> str:
-    """Return a folder relative to the top of its git repository. Raises Refused if it is not in one."""
+    """Return a folder relative to the top of its git repository. Raises CommandRefused if it is not in one."""
     top = _git("rev-parse", "--show-toplevel", may_fail=True)
     if not top:
-        raise Refused("this is not a git repository")
+        raise CommandRefused("this is not a git repository")
     root, path = Path(top.strip()).resolve(), folder.resolve()
     if not path.is_relative_to(root):
-        raise Refused(f"{folder} is outside the git repository {root}")
+        raise CommandRefused(f"{folder} is outside the git repository {root}")
     return path.relative_to(root).as_posix()
 
 
 def _git(*arguments: str, may_fail: bool = False) -> str:
-    """Return what a git command prints; empty if it fails and may fail. Raises Refused otherwise."""
+    """Return what a git command prints; empty if it fails and may fail. Raises CommandRefused otherwise."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except FileNotFoundError:
-        raise Refused("git is not installed") from None
+        raise CommandRefused("git is not installed") from None
     if done.returncode == 0:
         return done.stdout.decode("utf-8", errors="replace")
     if may_fail:
         return ""
-    raise Refused(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip() or done.returncode}")
+    raise CommandRefused(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip() or done.returncode}")

@@ -10,7 +10,7 @@ from pytest_llmload.baselines.codec import loads
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.cli import git
 from pytest_llmload.cli.plot import Point, sparkline, svg
-from pytest_llmload.cli.refused import Refused, add_baselines, columns
+from pytest_llmload.cli.refused import CommandRefused, add_baselines, columns
 from pytest_llmload.cli.sources import place_of
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.metrics import lookup
@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every series of the metric; return 0. Raises Refused if there is none."""
+    """Print every series of the metric; return 0. Raises CommandRefused if there is none."""
     try:
         unit = lookup(options.metric).unit
     except KeyError as error:
-        raise Refused(str(error.args[0])) from None
+        raise CommandRefused(str(error.args[0])) from None
     found = [series for series in _series(options.metric, options.baselines) if _wanted(series.path, options.only)]
     if not found:
-        raise Refused(f"no commit has a baseline with {options.metric} below {options.baselines}")
+        raise CommandRefused(f"no commit has a baseline with {options.metric} below {options.baselines}")
     for series in found:
         print(f"{_title(series.path)}  {sparkline([point.value for point in series.points])}")
         rows, before = [], None
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             replace_text(options.svg, svg(options.metric, unit, drawn))
         except OSError as error:
-            raise Refused(f"cannot write {options.svg}: {error.strerror or error}") from None
+            raise CommandRefused(f"cannot write {options.svg}: {error.strerror or error}") from None
         print(f"wrote {options.svg}")
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_llmload.baselines.extrapolation import Extrapolated, extrapolate
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.cli import sources
-from pytest_llmload.cli.refused import Refused
+from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.cut_names import cut_name, split_name
 from pytest_llmload.core.units import format_bytes
 
@@ -20,7 +20,7 @@ Cuts = dict[tuple[str, str], dict[int, Baseline]]
 def read_cuts(model: str, given: Sequence[str]) -> Cuts:
     """Return the cuts of a model in reports, baseline folders or git revisions, at least two sizes per strategy.
 
-    Raises Refused if there are none.
+    Raises CommandRefused if there are none.
     """
     found: Cuts = {}
     for source in given:
@@ -32,7 +32,7 @@ def read_cuts(model: str, given: Sequence[str]) -> Cuts:
     if not enough:
         seen = sorted({layers for cuts in found.values() for layers in cuts})
         has = f"measures only cuts to {seen[0]} layers" if seen else "has no cut"
-        raise Refused(
+        raise CommandRefused(
             f"{', '.join(given)} {has} of {model}: extrapolating needs one strategy at two numbers of layers, as "
             f"--llm-layers=2 and --llm-layers=4 record them in {cut_name(model, 2)} and {cut_name(model, 4)}"
         )
@@ -47,14 +47,14 @@ def ways(cuts: Cuts) -> dict[str, dict[str, Any]]:
 def at(cuts: Cuts, layers: int, planned: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
     """Return the metrics of each way of loading at ``layers``.
 
-    ``planned`` are the bytes that each way's weights take at each number of layers, by plan. Raises Refused if no layer
-    adds any.
+    ``planned`` are the bytes that each way's weights take at each number of layers, by plan. Raises CommandRefused if
+    no layer adds any.
     """
     rows = []
     for (device, slug), measured in sorted(cuts.items()):
         first, last = min(measured), max(measured)
         if planned[slug][last] <= planned[slug][first]:
-            raise Refused(
+            raise CommandRefused(
                 f"by plan, the weights take {format_bytes(planned[slug][first])} with {first} layers of each kind and "
                 f"as much with {last}, so these cuts do not tell what a layer adds"
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 from pytest_llmload.cli import measured_cuts
 from pytest_llmload.cli.measured_cuts import read_cuts
-from pytest_llmload.cli.refused import Refused, columns
+from pytest_llmload.cli.refused import CommandRefused, columns
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.spec import Workload
@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
         bandwidth = parse_bytes(options.bandwidth) if options.bandwidth else 0
         gpus = [_gpu(text, index) for index, text in enumerate(options.gpu)] or list(visible_gpus()[0])
     except (ValueError, MachineError) as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
     if not gpus:
-        raise Refused("this machine does not have a GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
+        raise CommandRefused("this machine does not have a GPU: name one to plan for, as in --gpu 24GiB or --gpu h100")
     cuts = read_cuts(_model(options.model).name, options.measured) if options.measured else {}
     told = ask(
         options.model,
@@ -107,11 +107,11 @@ def _layers(text: str) -> int:
 
 
 def _model(text: str) -> Model:
-    """Return the model that an argument names. Raises Refused."""
+    """Return the model that an argument names. Raises CommandRefused."""
     try:
         return parse_model(text, Path.cwd())
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
 
 
 def _gpu(text: str, index: int) -> Gpu:
@@ -130,7 +130,7 @@ def ask(
     cuts: Sequence[int] = (),
     measured: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return the planning process's answer. Raises Refused with the process's one sentence."""
+    """Return the planning process's answer. Raises CommandRefused with the process's one sentence."""
     question = {
         "model": _model(model).spec,
         "layers": layers,
@@ -147,14 +147,14 @@ def ask(
             command, input=json.dumps(question), capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise Refused(f"planning {model} took more than {_TIMEOUT:g} s") from None
+        raise CommandRefused(f"planning {model} took more than {_TIMEOUT:g} s") from None
     if done.returncode or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise Refused(f"the planning process ended with status {done.returncode}: {last}")
+        raise CommandRefused(f"the planning process ended with status {done.returncode}: {last}")
     # Libraries may print before the answer, which is the last line.
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "error" in told:
-        raise Refused(told["error"])
+        raise CommandRefused(told["error"])
     return told
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llmload.cli.refused import Refused, add_baselines, read_report
+from pytest_llmload.cli.refused import CommandRefused, add_baselines, read_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 path.unlink()
             except OSError as error:
-                raise Refused(f"cannot delete {name}: {error.strerror or error}") from None
+                raise CommandRefused(f"cannot delete {name}: {error.strerror or error}") from None
         print(f"{'would delete' if options.dry_run else 'deleted'} {name}")
     if not stale:
         print("nothing is stale")
@@ -37,26 +37,26 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _baseline(name: str, folder: Path) -> Path:
-    """Return the file of a baseline below the folder. Raises Refused for any other."""
+    """Return the file of a baseline below the folder. Raises CommandRefused for any other."""
     from pytest_llmload.baselines.store import SUFFIX, Store
     from pytest_llmload.core.errors import BaselineError
 
     try:
         root, path = folder.resolve(), Path(name).resolve()
     except (OSError, ValueError, RuntimeError):
-        raise Refused(f"{name!r} is not a path; nothing was deleted") from None
+        raise CommandRefused(f"{name!r} is not a path; nothing was deleted") from None
     # <model>/<device>/<variant>.json, with --llm-baseline-variant one level more.
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) not in (3, 4) or path.suffix != SUFFIX:
-        raise Refused(
+        raise CommandRefused(
             f"{name!r} is not a baseline below {folder}: run this in the directory that pytest calls rootdir, "
             "and give --baselines DIR if the run had --llm-baselines; nothing was deleted"
         )
     try:
         found = Store(root).read(path)
     except BaselineError as error:
-        raise Refused(f"{error}; nothing was deleted") from None
+        raise CommandRefused(f"{error}; nothing was deleted") from None
     if found is None:
-        raise Refused(
+        raise CommandRefused(
             f"{name} does not exist: run this in the directory that pytest calls rootdir; nothing was deleted"
         )
     return path

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pytest_llmload.reports.reading import Report
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """A command cannot do what it should; the message says in one sentence what the user must change."""
 
 
@@ -27,14 +27,14 @@ def add_baselines(parser: argparse.ArgumentParser) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Return the report in a file. Raises Refused."""
+    """Return the report in a file. Raises CommandRefused."""
     from pytest_llmload.core.errors import ReportError
     from pytest_llmload.reports.reading import read
 
     try:
         return read(path)
     except ReportError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from pytest_llmload.baselines.store import SUFFIX, component
-from pytest_llmload.cli.refused import Refused, add_baselines
+from pytest_llmload.cli.refused import CommandRefused, add_baselines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Move every file, or none; return 0. Raises Refused if one of them cannot be moved."""
+    """Move every file, or none; return 0. Raises CommandRefused if one of them cannot be moved."""
     try:
         old, new = (options.baselines / component(name, "model name") for name in (options.old, options.new))
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
     if not old.is_dir():
-        raise Refused(f"{old} does not exist: run this in the directory that pytest calls rootdir")
+        raise CommandRefused(f"{old} does not exist: run this in the directory that pytest calls rootdir")
     files = sorted(path.relative_to(old) for path in old.rglob(f"*{SUFFIX}"))
     if not files:
-        raise Refused(f"{old} does not hold a baseline: give the model's folder below the baselines")
+        raise CommandRefused(f"{old} does not hold a baseline: give the model's folder below the baselines")
     if taken := [str(new / file) for file in files if (new / file).exists()]:
-        raise Refused(f"{taken[0]} exists already ({len(taken)} of {len(files)} files): nothing was moved")
+        raise CommandRefused(f"{taken[0]} exists already ({len(taken)} of {len(files)} files): nothing was moved")
     moved = []
     try:
         for file in files:
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         for file in moved:
             (new / file).rename(old / file)
-        raise Refused(f"cannot move {old / file}: {error.strerror or error}; nothing was moved") from None
+        raise CommandRefused(f"cannot move {old / file}: {error.strerror or error}; nothing was moved") from None
     for folder, _, _ in os.walk(old, topdown=False):
         # A folder that holds other files stays.
         with contextlib.suppress(OSError):

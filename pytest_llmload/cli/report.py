@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llmload.cli.refused import Refused, read_report
+from pytest_llmload.cli.refused import CommandRefused, read_report
 from pytest_llmload.reports.document import document
 from pytest_llmload.reports.formats import known_suffixes, suffix_of, write
 
@@ -24,15 +24,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_all(outputs: list[str], made: dict[str, object]) -> None:
-    """Write a report document to files. Raises Refused, before anything is written, for an unknown suffix."""
+    """Write a report document to files. Raises CommandRefused, before anything is written, for an unknown suffix."""
     for output in outputs:
         try:
             suffix_of(output)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise CommandRefused(str(error)) from None
     for output in outputs:
         try:
             write(Path(output), made)
         except OSError as error:
-            raise Refused(f"cannot write {output}: {error.strerror or error}") from None
+            raise CommandRefused(f"cannot write {output}: {error.strerror or error}") from None
         print(f"wrote {output}")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from pytest_llmload.baselines.store import Store
-from pytest_llmload.cli.refused import Refused, columns
+from pytest_llmload.cli.refused import CommandRefused, columns
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.metrics import find
 from pytest_llmload.core.units import format_seconds, format_value
@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the baseline; return 0. Raises Refused if the file does not exist."""
+    """Print the baseline; return 0. Raises CommandRefused if the file does not exist."""
     path: Path = options.baseline
     try:
         baseline = Store(path.parent).read(path)
     except BaselineError as error:
-        raise Refused(str(error)) from None
+        raise CommandRefused(str(error)) from None
     if baseline is None:
-        raise Refused(f"{path} does not exist: give a baseline file")
+        raise CommandRefused(f"{path} does not exist: give a baseline file")
     rows = [("spec", json.dumps(baseline.spec)), ("workload", baseline.workload)]
     for name, value in {**baseline.memory, **baseline.work}.items():
         metric = find(name)

@@ -11,7 +11,7 @@ from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.store import SUFFIX
 from pytest_llmload.cli import git
-from pytest_llmload.cli.refused import Refused, read_report
+from pytest_llmload.cli.refused import CommandRefused, read_report
 from pytest_llmload.core.errors import BaselineError
 
 
@@ -41,7 +41,7 @@ def place_of(path: str) -> Place | None:
 def read(source: str, folder: Path) -> dict[Place, Baseline]:
     """Return the baselines of a report, of a folder, or of a git revision (those below ``folder``).
 
-    Raises Refused for any other source, and for a baseline that cannot be read.
+    Raises CommandRefused for any other source, and for a baseline that cannot be read.
     """
     path = Path(source)
     if path.is_file():
@@ -53,7 +53,7 @@ def read(source: str, folder: Path) -> dict[Place, Baseline]:
 
 
 def decoded(texts: Mapping[str, str], source: str) -> dict[Place, Baseline]:
-    """Return the baselines among some files. Raises Refused for a baseline that cannot be read."""
+    """Return the baselines among some files. Raises CommandRefused for a baseline that cannot be read."""
     found = {}
     for path, text in texts.items():
         place = place_of(path)
@@ -62,7 +62,7 @@ def decoded(texts: Mapping[str, str], source: str) -> dict[Place, Baseline]:
         try:
             found[place] = loads(text, f"{source}: {path}")
         except BaselineError as error:
-            raise Refused(str(error)) from None
+            raise CommandRefused(str(error)) from None
     return found
 
 

@@ -32,7 +32,7 @@ QUANTISERS = ("bitsandbytes", PACKAGES)
 
 
 @dataclass(frozen=True)
-class Entry:
+class EnvironmentEntry:
     """One entry of an environment."""
 
     name: str
@@ -45,46 +45,46 @@ class Entry:
     absent: str = UNKNOWN
 
 
-ENTRIES: dict[str, Entry] = {
+ENTRIES: dict[str, EnvironmentEntry] = {
     entry.name: entry
     for entry in (
         *(
-            Entry(name, VERSION, INSTALLED, absent="not installed")
+            EnvironmentEntry(name, VERSION, INSTALLED, absent="not installed")
             for name in ("accelerate", "bitsandbytes", "peft", "safetensors", "torch", "transformers")
         ),
-        *(Entry(name, VERSION, IMPORTED) for name in ("deepspeed", "flash_attn", "kernels")),
-        Entry("tensor_parallel", VERSION, NEEDED),
-        Entry("cuda", VERSION),
-        Entry("python", VERSION),
-        Entry("rocm", VERSION),
+        *(EnvironmentEntry(name, VERSION, IMPORTED) for name in ("deepspeed", "flash_attn", "kernels")),
+        EnvironmentEntry("tensor_parallel", VERSION, NEEDED),
+        EnvironmentEntry("cuda", VERSION),
+        EnvironmentEntry("python", VERSION),
+        EnvironmentEntry("rocm", VERSION),
         # For an endpoint: what its server reports about itself.
-        Entry("server", VERSION),
-        Entry("cpu", MACHINE),
-        Entry("cpu_isa", MACHINE),
-        Entry("driver", MACHINE),
-        Entry("gpu", MACHINE),
-        Entry("libc", MACHINE),
-        Entry(HOST, MACHINE, stored=False),
+        EnvironmentEntry("server", VERSION),
+        EnvironmentEntry("cpu", MACHINE),
+        EnvironmentEntry("cpu_isa", MACHINE),
+        EnvironmentEntry("driver", MACHINE),
+        EnvironmentEntry("gpu", MACHINE),
+        EnvironmentEntry("libc", MACHINE),
+        EnvironmentEntry(HOST, MACHINE, stored=False),
         # torch's caching allocator for GPU memory.
-        Entry("allocator", SETTING, absent="default"),
-        Entry("attn", SETTING),
+        EnvironmentEntry("allocator", SETTING, absent="default"),
+        EnvironmentEntry("attn", SETTING),
         # Threads that transformers reads a checkpoint with.
-        Entry("loader_threads", SETTING),
+        EnvironmentEntry("loader_threads", SETTING),
         # The C library's allocator.
-        Entry("malloc", SETTING),
-        Entry("revision", SETTING),
-        Entry("threads", SETTING),
+        EnvironmentEntry("malloc", SETTING),
+        EnvironmentEntry("revision", SETTING),
+        EnvironmentEntry("threads", SETTING),
         # Stored with each time instead.
-        Entry("page_cache", SETTING, stored=False),
+        EnvironmentEntry("page_cache", SETTING, stored=False),
         # Belongs to the spec; shown in reports.
-        Entry("ranks", SETTING, stored=False),
+        EnvironmentEntry("ranks", SETTING, stored=False),
     )
 }
 
 
-def entry_of(name: str) -> Entry:
+def entry_of(name: str) -> EnvironmentEntry:
     """Return the declaration of an entry; a name that is not declared is a package that the load needs."""
-    return ENTRIES.get(name) or Entry(name, VERSION, NEEDED)
+    return ENTRIES.get(name) or EnvironmentEntry(name, VERSION, NEEDED)
 
 
 def libraries(present: str) -> list[str]:

@@ -27,7 +27,7 @@ class _DeviceType(type):
         return _REAL(*args, **kwargs)
 
 
-class Device(metaclass=_DeviceType):
+class NumberedDevice(metaclass=_DeviceType):
     """Stands in for ``torch.device``: makes real devices, also from a number."""
 
 

@@ -25,7 +25,7 @@ COUNT = 8
 
 
 @dataclass(frozen=True)
-class Model:
+class GpuModel:
     """A GPU model, as its driver describes it."""
 
     name: str
@@ -39,8 +39,8 @@ class Model:
 
 #: Device key of the baselines -> GPU. Traces were compared with measurements on each of them (docs/prediction.md).
 MODELS = {
-    "nvidia-h100-80gb-hbm3": Model("NVIDIA H100 80GB HBM3", 81559 * MIB, (9, 0), 132, 543162368),
-    "nvidia-h200": Model("NVIDIA H200", 143771 * MIB, (9, 0), 132, 543162368),
+    "nvidia-h100-80gb-hbm3": GpuModel("NVIDIA H100 80GB HBM3", 81559 * MIB, (9, 0), 132, 543162368),
+    "nvidia-h200": GpuModel("NVIDIA H200", 143771 * MIB, (9, 0), 132, 543162368),
 }
 
 

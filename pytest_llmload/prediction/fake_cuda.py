@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.prediction.allocator import CachingAllocator
-from pytest_llmload.prediction.devices import Model
+from pytest_llmload.prediction.devices import GpuModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Properties:
 class FakeCuda:
     """The functions of ``torch.cuda`` that libraries call, for GPUs whose properties only are known."""
 
-    def __init__(self, model: Model, count: int) -> None:
+    def __init__(self, model: GpuModel, count: int) -> None:
         self.gpus = [Properties(model.name, model.total, *model.capability, model.processors)] * count
         self.allocators = [CachingAllocator(model.total - model.context) for _ in range(count)]
         self._current = 0

@@ -41,7 +41,7 @@ def predicted_process(tracing: Tracing, version: str) -> Iterator[None]:
         if hasattr(torch, "accelerator"):
             enter(replaced(torch.accelerator, tracing.cuda.accelerator_functions()))
         enter(replaced(torch.version, {"cuda": version}))
-        enter(replaced(torch, {"device": device_numbers.Device, **device_numbers.constructors()}))
+        enter(replaced(torch, {"device": device_numbers.NumberedDevice, **device_numbers.constructors()}))
         enter(replaced(torch._C._nn, {"_parse_to": device_numbers.parse_to}))
         enter(replaced(torch.Tensor, tensor_methods(mode) | device_numbers.methods()))
         enter(replaced(torch.UntypedStorage, storage_methods(tracing.registry)))

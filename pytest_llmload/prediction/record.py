@@ -26,7 +26,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Row:
+class SiteMemory:
     """The memory that one site requested in a phase."""
 
     site: Site
@@ -75,12 +75,12 @@ class Record:
         events = [event for phase in self._events.values() for event in phase if event[0] > 0]
         return self._sites[events[-1][1]].line if events else "the first line"
 
-    def tables(self) -> dict[str, list[Row]]:
+    def tables(self) -> dict[str, list[SiteMemory]]:
         """Return, by phase, the sites that requested the most bytes and those that held the most at its peak."""
         live: dict[int, int] = defaultdict(int)
         return {phase: self._table(events, live) for phase, events in self._events.items()}
 
-    def _table(self, events: list[tuple[int, int]], live: dict[int, int]) -> list[Row]:
+    def _table(self, events: list[tuple[int, int]], live: dict[int, int]) -> list[SiteMemory]:
         asked: dict[int, int] = defaultdict(int)
         count: dict[int, int] = defaultdict(int)
         level = peak = sum(live.values())
@@ -101,7 +101,7 @@ class Record:
             *sorted(asked, key=lambda site: -asked[site])[:_ROWS],
             *sorted(at_peak, key=lambda site: -at_peak[site])[:_ROWS],
         }
-        rows = [Row(self._sites[site], asked[site], count[site], at_peak.get(site, 0)) for site in chosen]
+        rows = [SiteMemory(self._sites[site], asked[site], count[site], at_peak.get(site, 0)) for site in chosen]
         return sorted(rows, key=lambda row: (-row.at_peak, -row.nbytes))
 
     def _site(self) -> int:

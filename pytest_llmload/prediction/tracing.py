@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.prediction.devices import Model
+from pytest_llmload.prediction.devices import GpuModel
 from pytest_llmload.prediction.fake_cuda import FakeCuda
 from pytest_llmload.prediction.fake_tensors import Registry, Untraceable
 from pytest_llmload.prediction.record import Record
@@ -15,7 +15,7 @@ from pytest_llmload.prediction.record import Record
 class Tracing:
     """The predicted GPUs of one prediction, and what its trace assumed."""
 
-    def __init__(self, model: Model, count: int) -> None:
+    def __init__(self, model: GpuModel, count: int) -> None:
         self.cuda = FakeCuda(model, count)
         self.record = Record()
         #: Why the trace is incomplete; empty as long as it is complete.

@@ -22,7 +22,7 @@ from pytest_llmload.probes.model_settings import ModelSettings
 from pytest_llmload.probes.numbers import Fingerprint
 from pytest_llmload.probes.other_tensors import OtherTensors
 from pytest_llmload.probes.rounds import Rounds
-from pytest_llmload.probes.timing import Timing
+from pytest_llmload.probes.timing import GenerationTimes
 from pytest_llmload.probes.weights import Weights
 from pytest_llmload.probes.work import Work
 
@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[type[Probe], ...]] = {
         *(GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),
         *(ModelSettings, Growth),
     ),
-    TIMING: (Timing,),
+    TIMING: (GenerationTimes,),
     LOAD_TIME: (LoadPhases, LoadControl),
     GENERATION_TIME: (Rounds,),
     WORK: (Work,),

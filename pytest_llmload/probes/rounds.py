@@ -7,14 +7,14 @@ from typing import ClassVar
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.control import Steps
-from pytest_llmload.probes.timing import Timing
+from pytest_llmload.probes.timing import GenerationTimes
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: Generations of one token after each whole one: only one of a round's 33 samples is a time to first token.
 _PREFILLS = 3
 
 
-class Rounds(Timing):
+class Rounds(GenerationTimes):
     """Measures ``ttft`` and ``per_token`` in seconds, and their ratios to a control that runs around each generation.
 
     ``control`` is the control's seconds around each generation; ``ttft.relative`` and ``per_token.relative`` are the

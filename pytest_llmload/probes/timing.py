@@ -20,7 +20,7 @@ from pytest_llmload.worker.parallel.world import agreed
 BUDGET = 30.0
 
 
-class Timing(Probe):
+class GenerationTimes(Probe):
     """Measures ``ttft`` and ``per_token``: medians in seconds, each sample taken after the device has finished.
 
     It runs a few rounds, for the report and for absolute budgets; :class:`Rounds` decides whether a time has changed.

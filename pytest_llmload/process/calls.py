@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import pickle
 import sys
 from pathlib import PurePath
 from time import perf_counter
 from typing import Any
 
+from pytest_llmload.core.references import resolve
 from pytest_llmload.system.protocol import Message
 from pytest_llmload.worker.model.device import synchronize
 
@@ -25,8 +25,7 @@ def call(message: Message, loaded: Any) -> Message:
     than plain data, since the pytest process must not import torch to unpickle it.
     """
     if "target" in message:
-        module, _, name = message["target"].partition(":")
-        function = getattr(importlib.import_module(module), name)
+        function = resolve(message["target"])
         args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
     else:
         function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))

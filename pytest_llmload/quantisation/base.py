@@ -22,7 +22,7 @@ SKIP_MODULES, DENSE_OK, DOUBLE_QUANT, COMPUTE_DTYPE = "skip_modules", "dense_ok"
 
 
 @dataclass(frozen=True)
-class Served:
+class ServeFlag:
     """The request for a scheme to ``transformers serve``."""
 
     #: The value of its option ``--quantization``.
@@ -51,7 +51,7 @@ class Scheme:
     #: Variants that the ready-made suite loads too, as fields of a LoadSpec.
     also: tuple[dict[str, Any], ...] = ()
     #: The request for it to ``transformers serve``; None if the server has no option for it.
-    served: Served | None = None
+    served: ServeFlag | None = None
 
 
 @dataclass(frozen=True)

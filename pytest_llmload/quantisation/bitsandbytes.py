@@ -22,7 +22,7 @@ from pytest_llmload.quantisation.base import (
     Method,
     Request,
     Scheme,
-    Served,
+    ServeFlag,
     Stored,
     dtype_name,
     named_skips,
@@ -224,7 +224,7 @@ class BitsAndBytes(Method):
             "LLM.int8(): weights in 8 bit, outlier activations in 16 bit.",
             8,
             by_default=True,
-            served=Served("bnb-8bit"),
+            served=ServeFlag("bnb-8bit"),
         ),
         Scheme(
             NF4,
@@ -233,7 +233,7 @@ class BitsAndBytes(Method):
             options=_FOUR_BIT_OPTIONS,
             by_default=True,
             also=({"quant": NF4, "double_quant": True},),
-            served=Served(
+            served=ServeFlag(
                 "bnb-4bit",
                 {"double_quant": True},
                 "transformers serve has one 4-bit setting, nf4 with double quantisation",

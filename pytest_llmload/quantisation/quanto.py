@@ -19,7 +19,7 @@ _NAMES = {"qint8": "int8", "qint4": "int4", "qint2": "int2", "qfloat8_e4m3fn": "
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPacked(StackedGroups):
+class StoredQBits(StackedGroups):
     """WeightQBitsTensor: groups of a row below each other, two or four to a byte, ``code * scale - shift``.
 
     ``pack_weights`` of optimum/quanto/tensor/packed.py: byte i of a column has the groups i, i + n/2 (int4) or i,
@@ -116,7 +116,7 @@ def _stored(name: str, tensor: Any) -> Stored:
         scales = tensor._scale_shift[..., 0]
         return StoredTinyGemm(scheme, data=packed, scales=scales, group_size=tensor._group_size, **common)
     if hasattr(tensor, "_shift"):
-        return StoredPacked(
+        return StoredQBits(
             scheme,
             data=tensor._data._data,
             scales=tensor._scale,

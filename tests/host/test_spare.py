@@ -24,7 +24,7 @@ from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess
 from pytest_llmload.host.loads.processes import fork as forked_by
 from pytest_llmload.host.loads.spare import Spare
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 TIMEOUT = 240
@@ -44,7 +44,7 @@ def job(checkpoint_cache: Path) -> Job:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
     """Return a warm server, as a run has one."""
-    server = WarmServer(tmp_path_factory.mktemp("server") / "server.log", environment(os.environ))
+    server = WarmServer(tmp_path_factory.mktemp("server") / "server.log", variables(os.environ))
     server.warm_up([*BASE, *architecture("llama")], None)
     yield server
     server.close()

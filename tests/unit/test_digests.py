@@ -18,7 +18,7 @@ from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.worker.checkpoints import digests, headers
 from pytest_llmload.worker.checkpoints.build import build, write_weights
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
-from pytest_llmload.worker.checkpoints.headers import Stored, Tensor, read_header
+from pytest_llmload.worker.checkpoints.headers import StoredTensor, Tensor, read_header
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checkpoints.weights import read_tensors, weight_files
 
@@ -169,7 +169,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 def test_an_offset_is_counted_from_the_start_of_the_file(tmp_path: Path) -> None:
     write(tmp_path / "x", {"a": ENTRY}, b"01234567")
     (stored,) = read_header(tmp_path / "x")
-    assert stored == Stored(Tensor("a", (2,), "F32"), (tmp_path / "x").stat().st_size - 8)
+    assert stored == StoredTensor(Tensor("a", (2,), "F32"), (tmp_path / "x").stat().st_size - 8)
 
 
 @pytest.mark.parametrize(

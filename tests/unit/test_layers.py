@@ -28,7 +28,6 @@ BY_STRING = {
     "__init__.py": "the public names, each when it is first used",
     "cli/__init__.py": "the module of the command that runs",
     "core/references.py": "what users name",
-    "process/calls.py": "what users name",
     "process/load_imports.py": "libraries, and what users name",
     "process/server_imports.py": "what the pytest process names, before the server forks",
     "quantisation/bitsandbytes_predicted.py": "the library",

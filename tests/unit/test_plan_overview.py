@@ -19,7 +19,7 @@ from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.store import Store
 from pytest_llmload.cli import main, plan
 from pytest_llmload.cli.measured_cuts import at, read_cuts
-from pytest_llmload.cli.refused import Refused
+from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.job import Adapter, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec, Workload
@@ -286,11 +286,11 @@ def test_cuts_of_a_mixture_of_experts_tell_the_whole(tmp_path: Path) -> None:
     cuts = read_cuts("m", [str(tmp_path / "baselines")])
     [row] = at(cuts, 8, planned)
     assert row["metrics"]["host.weights"] == {"value": planned["none"][8] + 64.0, "exact": True}
-    with pytest.raises(Refused, match="these cuts do not tell what a layer adds"):
+    with pytest.raises(CommandRefused, match="these cuts do not tell what a layer adds"):
         at(cuts, 8, {"none": dict.fromkeys((1, 2, 3, 8), 5)})
     (tmp_path / "one").mkdir()
     (tmp_path / "baselines" / "m@2-layers").rename(tmp_path / "one" / "m@2-layers")
-    with pytest.raises(Refused, match=r"measures only cuts to 2 layers of m: extrapolating needs"):
+    with pytest.raises(CommandRefused, match=r"measures only cuts to 2 layers of m: extrapolating needs"):
         read_cuts("m", [str(tmp_path / "one")])
 
 

@@ -60,7 +60,7 @@ def settings(spec: LoadSpec) -> dict[str, Any]:
     return {"quantization_config": transformers.BitsAndBytesConfig(**wanted)}
 
 
-def plan_load(job: Job) -> planner.Plan:
+def plan_load(job: Job) -> planner.LoadPlan:
     placement = BUILTIN[job.spec.strategy].placement
     assert placement is not None
     return planner.plan_load(job, placement)

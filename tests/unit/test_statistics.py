@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.baselines.model import Timing
+from pytest_llmload.baselines.model import RecordedTime
 from pytest_llmload.baselines.statistics import judge, student
 from pytest_llmload.baselines.timings import moved, timings, undecided
 from pytest_llmload.core.results import LOADED, LoadResult
@@ -133,14 +133,16 @@ def test_a_verdict_takes_no_time() -> None:
 # --- with the control ------------------------------------------------------------------------------------------------
 
 
-def timing(seed: str, *, model: float = 1.0, host: Callable[[], float] | None = None, processes: int = 20) -> Timing:
+def timing(
+    seed: str, *, model: float = 1.0, host: Callable[[], float] | None = None, processes: int = 20
+) -> RecordedTime:
     """Processes on a host that is ``host(process)`` times slower than at its best, for model and control alike."""
     draw = random.Random(seed)
     speeds = [(host or (lambda: draw.uniform(1.0, 2.0)))() for _ in range(processes)]
     noise = [[math.exp(draw.gauss(0.0, 0.02)) for _ in range(11)] for _ in speeds]
     samples = [[0.01 * model * speed * part for part in parts] for speed, parts in zip(speeds, noise, strict=True)]
     relative = [[5.0 * model * part for part in parts] for parts in noise]
-    return Timing(
+    return RecordedTime(
         0.01, tuple(map(tuple, samples)), {}, tuple(map(tuple, relative)), tuple(0.002 * speed for speed in speeds)
     )
 
@@ -175,7 +177,7 @@ def test_a_control_that_scatters_hides_no_time_that_stayed_and_finds_none_that_m
     draw = random.Random(1)
     before, after, slow = timing("a", host=lambda: 1.0), timing("b", host=lambda: 1.0), timing("c", host=lambda: 1.3)
 
-    def scattered(found: Timing) -> Timing:
+    def scattered(found: RecordedTime) -> RecordedTime:
         factors = [draw.uniform(0.2, 2.0) for _ in found.relative]
         relative = [tuple(part * by for part in parts) for parts, by in zip(found.relative, factors, strict=True)]
         return dataclasses.replace(found, relative=tuple(relative))
@@ -188,7 +190,7 @@ def test_a_control_that_scatters_hides_no_time_that_stayed_and_finds_none_that_m
 
 def test_without_a_control_the_times_are_judged() -> None:
     before, after = (
-        Timing(1.0, tuple(map(tuple, side(seed, factor=factor)))) for seed, factor in (("a", 1.0), ("b", 1.3))
+        RecordedTime(1.0, tuple(map(tuple, side(seed, factor=factor)))) for seed, factor in (("a", 1.0), ("b", 1.3))
     )
     judgement, words = moved(before, after, 0.1)
     assert judgement.verdict == "regressed"

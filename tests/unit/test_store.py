@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from sample_loads import baseline_of, load
 
-from pytest_llmload.baselines.model import Baseline, Timing
-from pytest_llmload.baselines.store import Entry, Store
+from pytest_llmload.baselines.model import Baseline, RecordedTime
+from pytest_llmload.baselines.store import BaselineFile, Store
 from pytest_llmload.core.errors import BaselineError
 
 DEVICE = "nvidia-h100-80gb-hbm3"
@@ -212,7 +212,7 @@ def present(store: Store, path: Path) -> Baseline:
     return baseline
 
 
-def add_times(store: Store, path: Path, entry: dict[str, dict[str, Timing]]) -> None:
+def add_times(store: Store, path: Path, entry: dict[str, dict[str, RecordedTime]]) -> None:
     """Add times to those that are in the file when it is written."""
 
     def change(old: Baseline | None) -> Baseline:
@@ -225,7 +225,7 @@ def add_times(store: Store, path: Path, entry: dict[str, dict[str, Timing]]) -> 
 def record_times(store: Store, path: Path, host: str, start: Any) -> None:
     """One run of many on one kind of host: each adds an entry of its own to the same file."""
     start.wait()
-    timing = {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}
+    timing = {"load": RecordedTime(1.0, ((1.0,),), {"page_cache": "warm"})}
     for number in range(ROUNDS):
         add_times(store, path, {f"{host}-{number}": timing})
 
@@ -275,7 +275,7 @@ def record_apart(store: Store, path: Path, host: str, start: Any, folder: str) -
     for number in range(60):
         if not number:
             start.wait()
-        add_times(store, path, {f"{host}-{number}": {"load": Timing(1.0, ((1.0,),), {"page_cache": "warm"})}})
+        add_times(store, path, {f"{host}-{number}": {"load": RecordedTime(1.0, ((1.0,),), {"page_cache": "warm"})}})
 
 
 def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
@@ -362,8 +362,8 @@ def test_entries_of_a_device_and_of_a_variant(tmp_path: Path, baseline: Baseline
     (tmp_path / "a" / DEVICE / ".nf4.json.77.tmp").touch()
     (tmp_path / "README.md").touch()
     assert list(plain.entries(DEVICE)) == [
-        Entry("a", DEVICE, "nf4", tmp_path / "a" / DEVICE / "nf4.json"),
-        Entry("b", DEVICE, "int8", tmp_path / "b" / DEVICE / "int8.json"),
+        BaselineFile("a", DEVICE, "nf4", tmp_path / "a" / DEVICE / "nf4.json"),
+        BaselineFile("b", DEVICE, "int8", tmp_path / "b" / DEVICE / "int8.json"),
     ]
     assert [(entry.model, entry.device) for entry in plain.entries()] == [
         ("a", "cpu-x86_64"),

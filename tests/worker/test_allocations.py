@@ -20,7 +20,7 @@ from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
 from pytest_llmload.core.verdicts import REGRESSED, Comparison, MetricVerdict
 from pytest_llmload.probes.allocations.gpu import _timeline
 from pytest_llmload.probes.allocations.sites import Frame, site
-from pytest_llmload.probes.allocations.timeline import Held, Timeline, by_site
+from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline, by_site
 from pytest_llmload.process.measurement import measure
 from pytest_llmload.reports import allocations
 
@@ -102,14 +102,14 @@ def test_what_a_thread_of_the_loader_allocates_is_seen(monkeypatch: pytest.Monke
 
 def test_only_what_is_held_at_the_peak_counts() -> None:
     timeline = Timeline()
-    timeline.allocated(1, Held(10, "a"))
-    timeline.allocated(2, Held(20, "b"))
+    timeline.allocated(1, HeldBlock(10, "a"))
+    timeline.allocated(2, HeldBlock(20, "b"))
     timeline.released(2)
-    timeline.allocated(2, Held(5, "c"))
+    timeline.allocated(2, HeldBlock(5, "c"))
     timeline.released(9)
-    assert timeline.at_peak() == {1: Held(10, "a"), 2: Held(20, "b")}
-    assert timeline.at_end() == {1: Held(10, "a"), 2: Held(5, "c")}
-    assert by_site([Held(1, "x"), Held(4, "y"), Held(2, "x")], 2, 2) == {"y": 4, "x": 3}
+    assert timeline.at_peak() == {1: HeldBlock(10, "a"), 2: HeldBlock(20, "b")}
+    assert timeline.at_end() == {1: HeldBlock(10, "a"), 2: HeldBlock(5, "c")}
+    assert by_site([HeldBlock(1, "x"), HeldBlock(4, "y"), HeldBlock(2, "x")], 2, 2) == {"y": 4, "x": 3}
 
 
 def test_the_users_line_stands_beside_a_librarys() -> None:
@@ -134,7 +134,7 @@ def test_the_allocators_own_history_is_read() -> None:
         {"action": "free_completed", "addr": 513, "size": 1024},
     ]
     timeline = _timeline(events)
-    assert timeline.at_end() == {1: Held(512, "ourapp/serving.py:3 in load")}
+    assert timeline.at_end() == {1: HeldBlock(512, "ourapp/serving.py:3 in load")}
     assert sum(block.bytes for block in timeline.at_peak().values()) == 1536
 
 

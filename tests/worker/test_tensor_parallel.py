@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel import package_config, reference, sharded_model
 from pytest_llmload.worker.parallel.planned import rank_sizes
-from pytest_llmload.worker.parallel.shard_plan import Plan, divided_axis, rows
+from pytest_llmload.worker.parallel.shard_plan import ShardPlan, divided_axis, rows
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 128,
@@ -151,7 +151,7 @@ def test_what_cannot_be_sharded_is_one_clear_sentence(name: str, fields: dict[st
 
 def test_a_style_without_a_counterpart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        package_config, "model_plan", lambda model: Plan({"model.layers.*.self_attn.q_proj": "mla_kv_a_proj"})
+        package_config, "model_plan", lambda model: ShardPlan({"model.layers.*.self_attn.q_proj": "mla_kv_a_proj"})
     )
     with pytest.raises(ValueError, match="no counterpart of style 'mla_kv_a_proj', planned for model"):
         parallel("tiny-llama")
@@ -345,7 +345,7 @@ def test_the_axis_along_which_a_tensor_is_divided() -> None:
 
 
 def test_a_plan_names_modules_and_parameters() -> None:
-    plan = Plan(
+    plan = ShardPlan(
         {"model.layers.*.mlp.down": "rowwise", "model.layers.*.experts.up": "packed_colwise", "norm": "replicate"}
     )
     assert plan.style("model.layers.12.mlp.down.weight") == "rowwise"

@@ -13,7 +13,7 @@ import pytest
 from pytest_llmload.baselines.allocations import beside
 from pytest_llmload.baselines.codec import timing_entry
 from pytest_llmload.baselines.compare import compare
-from pytest_llmload.baselines.model import Baseline, Timing
+from pytest_llmload.baselines.model import Baseline, RecordedTime
 from pytest_llmload.baselines.record import Recording, record
 from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings
 from pytest_llmload.core import verdicts
@@ -148,7 +148,7 @@ class _Gate(ABC):
         baseline: Baseline | None,
         metrics: Sequence[str] | None,
         tolerances: Mapping[str, Tolerance],
-        times: Mapping[str, Timing] | None = None,
+        times: Mapping[str, RecordedTime] | None = None,
     ) -> list[Comparison]:
         """Compare every section of the gate, or those that ``metrics`` belong to."""
         chosen: dict[str, list[str] | None] = dict.fromkeys(self.sections)
@@ -175,7 +175,7 @@ class _Gate(ABC):
         """Return whether a baseline has to be written only since it lacks the lines that allocate."""
         return False
 
-    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, Timing] | None:
+    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, RecordedTime] | None:
         """Return the times to record, or None if they are those of the results."""
         return None
 
@@ -302,14 +302,14 @@ class LatencyBaseline(_Gate):
         baseline: Baseline | None,
         metrics: Sequence[str] | None,
         tolerances: Mapping[str, Tolerance],
-        times: Mapping[str, Timing] | None = None,
+        times: Mapping[str, RecordedTime] | None = None,
     ) -> list[Comparison]:
         if metrics is None or set(metrics) - {LOAD}:
             # The work also explains a changed time; the load's own work is counted with the memory.
             load.worked()
         comparisons: list[Comparison] = []
 
-        def judge(times: Mapping[str, Timing] | None) -> dict[str, str]:
+        def judge(times: Mapping[str, RecordedTime] | None) -> dict[str, str]:
             comparisons[:] = super(LatencyBaseline, self)._compare(load, baseline, metrics, tolerances, times)
             return _verdicts(comparisons)
 
@@ -321,7 +321,7 @@ class LatencyBaseline(_Gate):
     def _results(self, load: Load, count: int, metrics: Sequence[str] | None) -> list[LoadResult]:
         return load.worked(count) if _has(load, metrics, "work") else [load.result]
 
-    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, Timing] | None:
+    def _times(self, load: Load, metrics: Sequence[str] | None) -> Mapping[str, RecordedTime] | None:
         if not _has(load, metrics, "time"):
             return {}
         until = time.monotonic() + self._state.settings.latency_time

@@ -12,13 +12,13 @@ from pytest_llmload.baselines.timings import moved, recorded_timing, timings
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 from pytest_llmload.host.loads.timing_rounds import until_clear
-from pytest_llmload.host.markers.limits import Budget, LatencyBudget, MemoryCeiling
+from pytest_llmload.host.markers.limits import Budget, LatencyBudgetMarker, MemoryCeilingMarker
 from pytest_llmload.host.markers.nearest import limit_marks
 from pytest_llmload.host.markers.table import LIMIT_MARKERS
 from pytest_llmload.reports import failure
 
 if TYPE_CHECKING:
-    from pytest_llmload.baselines.model import Baseline, Timing
+    from pytest_llmload.baselines.model import Baseline, RecordedTime
     from pytest_llmload.core.results import LoadResult
     from pytest_llmload.core.verdicts import Subject
     from pytest_llmload.host.loads.load import Load
@@ -44,8 +44,8 @@ def claims(mark: pytest.Mark) -> bool:
 def over_ceilings(item: pytest.Item, result: LoadResult, subject: Subject) -> tuple[list[str], list[str]]:
     """Return sentences for each value over its ceiling, and for ceilings on values that this run did not measure."""
     over, unmeasured = [], []
-    for mark in limit_marks(item, MemoryCeiling.name):
-        sizes, phases = MemoryCeiling.read(mark, item.nodeid)
+    for mark in limit_marks(item, MemoryCeilingMarker.name):
+        sizes, phases = MemoryCeilingMarker.read(mark, item.nodeid)
         for side, limit in sizes.items():
             seen = {
                 (where, phase): peak
@@ -71,9 +71,9 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
     """
     over, unmeasured = [], []
     now = timings(load.timed_results)
-    suspects: dict[str, tuple[Budget, Timing]] = {}
-    for mark in limit_marks(item, LatencyBudget.name):
-        for name, budget in LatencyBudget.read(mark, item.nodeid).items():
+    suspects: dict[str, tuple[Budget, RecordedTime]] = {}
+    for mark in limit_marks(item, LatencyBudgetMarker.name):
+        for name, budget in LatencyBudgetMarker.read(mark, item.nodeid).items():
             if name not in now:
                 unmeasured.append(f"latency_budget({name}={budget.text}): {name} was not measured")
             elif budget.seconds is not None:
@@ -94,16 +94,16 @@ def over_budgets(item: pytest.Item, load: Load, state: State) -> tuple[list[str]
 
 
 def _over_recorded(
-    state: State, load: Load, suspects: Mapping[str, tuple[Budget, Timing]]
+    state: State, load: Load, suspects: Mapping[str, tuple[Budget, RecordedTime]]
 ) -> tuple[list[str], list[str]]:
     """Return sentences for times that exceed the recorded ones by more than their budget, and for undecided ones.
 
     The times of one process are only a suspicion: the load is timed in further ones, as for the baselines of times.
     """
     judgements: dict[str, tuple[str, str]] = {}
-    seen: dict[str, Timing] = {}
+    seen: dict[str, RecordedTime] = {}
 
-    def judge(times: Mapping[str, Timing] | None) -> dict[str, str]:
+    def judge(times: Mapping[str, RecordedTime] | None) -> dict[str, str]:
         for name, (budget, recorded) in suspects.items():
             if times is None or name not in times:
                 judgements[name] = INCONCLUSIVE, "too few processes to tell"
@@ -128,7 +128,7 @@ def _over_recorded(
     return over, undecided
 
 
-def _over(state: State, load: Load, name: str, now: Timing, limit: float, recorded: float | None = None) -> str:
+def _over(state: State, load: Load, name: str, now: RecordedTime, limit: float, recorded: float | None = None) -> str:
     return failure.budget_text(
         state.subject(load.spec),
         name,
@@ -140,7 +140,9 @@ def _over(state: State, load: Load, name: str, now: Timing, limit: float, record
     )
 
 
-def _recorded(baseline: Baseline | None, result: LoadResult, name: str, now: Timing) -> tuple[Timing | None, str]:
+def _recorded(
+    baseline: Baseline | None, result: LoadResult, name: str, now: RecordedTime
+) -> tuple[RecordedTime | None, str]:
     """Return the recorded time; or None, and why there is no time that the budget can be relative to."""
     if baseline is None:
         return None, "nothing is recorded for this load"

@@ -18,7 +18,7 @@ from pytest_llmload.core.errors import LoadFailed, MachineError
 from pytest_llmload.core.units import format_bytes, format_seconds
 from pytest_llmload.host.doctor import disk
 from pytest_llmload.host.loads import hardware
-from pytest_llmload.host.markers.limits import GpuMemory
+from pytest_llmload.host.markers.limits import GpuMemoryMarker
 from pytest_llmload.host.markers.nearest import limit_marks, nearest
 from pytest_llmload.host.settings import options
 
@@ -54,8 +54,8 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
             wanted = max(wanted, needed)
     if wanted > len(gpus):
         return f"needs {wanted} GPU{'s' * (wanted > 1)}, this run sees {len(gpus)} ({state.device.key})"
-    for mark in limit_marks(item, GpuMemory.name):
-        size = GpuMemory.read(mark, item.nodeid)
+    for mark in limit_marks(item, GpuMemoryMarker.name):
+        size = GpuMemoryMarker.read(mark, item.nodeid)
         smallest = min((gpu.total for gpu in gpus[: max(wanted, 1)]), default=0)
         if smallest < size:
             return f"needs GPUs of {format_bytes(size)}, this run's have {format_bytes(smallest)} ({state.device.key})"

@@ -31,8 +31,8 @@ class BaseRevision:
         real = Path(path)
         return str(self.files / real.relative_to(self.top)) if real.is_relative_to(self.top) else path
 
-    def environment(self, paths: tuple[str, ...]) -> dict[str, str]:
-        """Return variables that put the revision's folders before those that an installation names."""
+    def variables(self, paths: tuple[str, ...]) -> dict[str, str]:
+        """Return environment variables that put the revision's folders before those that an installation names."""
         own = [self.path(path) for path in paths if self.path(path) != path]
         return {"PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH", "")])])}
 

@@ -251,7 +251,7 @@ class Broker:
         there = dataclasses.replace(
             job, sys_path=tuple(base.path(path) for path in job.sys_path), cwd=base.path(job.cwd)
         )
-        process = self._factory.start_elsewhere(spec, base.environment(job.sys_path))
+        process = self._factory.start_elsewhere(spec, base.variables(job.sys_path))
         try:
             return self._request(process, there)
         finally:

@@ -16,6 +16,7 @@ import pytest
 
 from pytest_llmload.core.errors import RemoteError
 from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.references import is_reference
 from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.system.protocol import Message
 
@@ -39,7 +40,7 @@ def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: di
     import cloudpickle
 
     if isinstance(function, str):
-        if function.count(":") != 1:
+        if not is_reference(function):
             raise TypeError(f"{function!r} is neither a function nor 'module:function'")
         return {"kind": "run", "target": function, "arguments": _text(cloudpickle.dumps((args, kwargs)))}
     module = sys.modules.get(getattr(function, "__module__", ""))

@@ -11,7 +11,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.host.loads.inline import InlineProcess
 from pytest_llmload.host.loads.preloaded_modules import BASE
 from pytest_llmload.host.loads.processes import LoadProcess, fork, start_cold
-from pytest_llmload.host.loads.warm_server import WarmServer, environment
+from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.system.scratch import LOGS, Scratch
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ProcessFactory:
         """Return a process for a load: forked from the warm server, or with exec if its environment differs."""
         if self._inline:
             return InlineProcess()
-        env = self.environment(spec)
+        env = self._variables(spec)
         log = self._log(spec.slug)
         self._start_server()
         if self._server is not None and env == self._server_env:
@@ -75,27 +75,20 @@ class ProcessFactory:
     def start_for_files(self) -> LoadProcess:
         """Return a process that examines, builds or downloads; the server imports libraries meanwhile."""
         self._start_server()
-        return start_cold(self._log("resolve"), self.environment(None))
+        return start_cold(self._log("resolve"), self._variables(None))
 
-    def start_elsewhere(self, spec: LoadSpec, variables: dict[str, str]) -> LoadProcess:
+    def start_elsewhere(self, spec: LoadSpec, further: dict[str, str]) -> LoadProcess:
         """Return a process with further environment variables, such as those of a different revision's code."""
-        return start_cold(self._log("base"), {**self.environment(spec), **variables})
+        return start_cold(self._log("base"), {**self._variables(spec), **further})
 
     def forks(self, spec: LoadSpec) -> bool:
         """Return whether a load's process can be forked from the server, which runs."""
-        return self._server is not None and self.environment(spec) == self._server_env
+        return self._server is not None and self._variables(spec) == self._server_env
 
     def fork_spare(self) -> LoadProcess | str:
         """Return a process that the running server has forked; or, as text, why it may not fork any more."""
         assert self._server is not None
         return fork(self._server, self._log("spare"))
-
-    def environment(self, spec: LoadSpec | None) -> dict[str, str]:
-        """Return the environment of a load's process; without a spec, that of the server and the downloads."""
-        env = environment({name: value for name, value in os.environ.items() if name not in _VOLATILE})
-        if spec is not None:
-            env.update(dict(spec.env))
-        return env
 
     def end_server(self) -> None:
         """End every load, then the warm server. A load that is used again reopens."""
@@ -111,6 +104,13 @@ class ProcessFactory:
             self._folder.close()
             self._folder = None
 
+    def _variables(self, spec: LoadSpec | None) -> dict[str, str]:
+        """Return the environment variables of a load's process; without a spec, of the server and the downloads."""
+        env = variables({name: value for name, value in os.environ.items() if name not in _VOLATILE})
+        if spec is not None:
+            env.update(dict(spec.env))
+        return env
+
     def _start_server(self) -> None:
         """Start the warm server, which imports what every load needs, unless it runs or loads cannot be forked."""
         if self._server is not None and self._server.exit_status is not None:
@@ -118,7 +118,7 @@ class ProcessFactory:
             self.end_server()
         if self._server is not None or self.cold_reason is not None or self._inline:
             return
-        self._server_env = self.environment(None)
+        self._server_env = self._variables(None)
         self._server, self._is_warm = WarmServer(self._log("server"), self._server_env), False
         self._server.warm_up(BASE, self._gpu_answers())
 

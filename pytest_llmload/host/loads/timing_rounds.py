@@ -11,11 +11,13 @@ from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, timings, undeci
 from pytest_llmload.core.verdicts import INCONCLUSIVE
 
 if TYPE_CHECKING:
-    from pytest_llmload.baselines.model import Timing
+    from pytest_llmload.baselines.model import RecordedTime
     from pytest_llmload.host.loads.load import Load
 
 
-def until_clear(load: Load, seconds: float, judge: Callable[[Mapping[str, Timing] | None], Mapping[str, str]]) -> None:
+def until_clear(
+    load: Load, seconds: float, judge: Callable[[Mapping[str, RecordedTime] | None], Mapping[str, str]]
+) -> None:
     """Judge the times of a load, again after further processes, until each verdict is clear or ``seconds`` are spent.
 
     ``judge`` returns a verdict for each time; it is called with None first, before any further process, to return the

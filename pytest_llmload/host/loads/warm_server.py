@@ -31,8 +31,8 @@ _BOOT = (
 )
 
 
-def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a server and its loads: the user's, with settings that keep it forkable."""
+def variables(base: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables of a server and its loads: the user's, with settings that keep it forkable."""
     return {
         # OpenBLAS starts its threads when numpy is imported; a server with threads must not fork.
         "OPENBLAS_NUM_THREADS": "1",

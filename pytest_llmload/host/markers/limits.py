@@ -13,7 +13,7 @@ PHASES = ("load", "forward", "generate")
 TIMES = ("load", "ttft", "per_token")
 
 
-class GpuMemory(LimitMarker):
+class GpuMemoryMarker(LimitMarker):
     """Skip where a GPU has less memory in total, as in '40GiB'."""
 
     name = "gpu_memory"
@@ -34,7 +34,7 @@ class GpuMemory(LimitMarker):
             raise pytest.UsageError(f"{where}: gpu_memory: write one size, as in gpu_memory('40GiB')") from None
 
 
-class MemoryCeiling(LimitMarker):
+class MemoryCeilingMarker(LimitMarker):
     """Fail if a GPU or the host needs more, in any phase or the named one (load, forward, generate)."""
 
     name = "memory_ceiling"
@@ -84,7 +84,7 @@ class Budget(NamedTuple):
         return cls(str(text), parse_seconds(text))
 
 
-class LatencyBudget(LimitMarker):
+class LatencyBudgetMarker(LimitMarker):
     """Fail if the median load time, time to first token or time per token is longer."""
 
     name = "latency_budget"

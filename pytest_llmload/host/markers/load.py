@@ -19,7 +19,7 @@ _DEVICE = r"(cpu|cuda|disk|meta|mps|xpu|npu|hpu)(:\d+)?|\d+"
 _ADAPTER_OPTIONS = ("adapter", "via", "merged")
 
 
-class Strategy(LoadMarker):
+class StrategyMarker(LoadMarker):
     """Load under these strategies; unknown options go to from_pretrained."""
 
     name = "strategy"
@@ -84,7 +84,7 @@ class Strategy(LoadMarker):
         return (keywords.pop("strategy", default),), options
 
 
-class Quant(LoadMarker):
+class QuantMarker(LoadMarker):
     """Load quantised: none (as the checkpoint says), int8, nf4, fp4, or a scheme of a different method."""
 
     name = "quant"
@@ -145,7 +145,7 @@ class Quant(LoadMarker):
         return (keywords.pop("quant", default),), options
 
 
-class Dtype(LoadMarker):
+class DtypeMarker(LoadMarker):
     """Load in fp32, fp16 or bf16."""
 
     name = "dtype"
@@ -160,7 +160,7 @@ class Dtype(LoadMarker):
         return self.choices(args, DTYPES, lambda name: {"dtype": name}, where)
 
 
-class Lora(LoadMarker):
+class LoraMarker(LoadMarker):
     """Load with a PEFT adapter."""
 
     name = "lora"
@@ -185,7 +185,7 @@ class Lora(LoadMarker):
         return (), {"adapter": None if adapter is True else adapter, **options}
 
 
-class DeviceMap(LoadMarker):
+class DeviceMapMarker(LoadMarker):
     """Load with this device map, perhaps under limits such as {0: '10GiB', 'cpu': '30GiB'}."""
 
     name = "device_map"
@@ -226,7 +226,7 @@ class DeviceMap(LoadMarker):
         return (keywords.pop("device_map", "auto"),), given
 
 
-class GpuCount(LoadMarker):
+class GpuCountMarker(LoadMarker):
     """Give the load n GPUs; skip where fewer are visible."""
 
     name = "gpu_count"
@@ -242,7 +242,7 @@ class GpuCount(LoadMarker):
         return [Value({"gpu_count": count})]
 
 
-class Attn(LoadMarker):
+class AttnMarker(LoadMarker):
     """Load with this attention implementation, and check that it is the one in use."""
 
     name = "attn"
@@ -259,7 +259,7 @@ class Attn(LoadMarker):
         return [Value({"attn": name})]
 
 
-class AutoClass(LoadMarker):
+class AutoClassMarker(LoadMarker):
     """Load with this Auto class instead of the one the config's architecture names."""
 
     name = "auto_class"
@@ -272,7 +272,7 @@ class AutoClass(LoadMarker):
         return [Value({"auto_class": _text(self.one(args, kwargs), f"{where}: auto_class")})]
 
 
-class Workload(LoadMarker):
+class WorkloadMarker(LoadMarker):
     """Take the figures on this workload: BATCHxPROMPT+NEW, as in '4x2048+64'."""
 
     name = "workload"

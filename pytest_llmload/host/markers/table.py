@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from pytest_llmload.host.markers.base import LimitMarker, LoadMarker, Marker
-from pytest_llmload.host.markers.limits import GpuMemory, LatencyBudget, MemoryCeiling
+from pytest_llmload.host.markers.limits import GpuMemoryMarker, LatencyBudgetMarker, MemoryCeilingMarker
 from pytest_llmload.host.markers.load import (
-    Attn,
-    AutoClass,
-    DeviceMap,
-    Dtype,
-    GpuCount,
-    Lora,
-    Quant,
-    Strategy,
-    Workload,
+    AttnMarker,
+    AutoClassMarker,
+    DeviceMapMarker,
+    DtypeMarker,
+    GpuCountMarker,
+    LoraMarker,
+    QuantMarker,
+    StrategyMarker,
+    WorkloadMarker,
 )
 
 #: Markers that say what to load, in the order in which their values make a test's id.
 LOAD_MARKERS: dict[str, type[LoadMarker]] = {
-    marker.name: marker for marker in (Strategy, Quant, Dtype, Lora, DeviceMap, GpuCount, Attn, AutoClass, Workload)
+    marker.name: marker
+    for marker in (
+        StrategyMarker,
+        QuantMarker,
+        DtypeMarker,
+        LoraMarker,
+        DeviceMapMarker,
+        GpuCountMarker,
+        AttnMarker,
+        AutoClassMarker,
+        WorkloadMarker,
+    )
 }
 #: Markers that bound what a load may need.
 LIMIT_MARKERS: dict[str, type[LimitMarker]] = {
-    marker.name: marker for marker in (GpuMemory, MemoryCeiling, LatencyBudget)
+    marker.name: marker for marker in (GpuMemoryMarker, MemoryCeilingMarker, LatencyBudgetMarker)
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.probes.allocations.sites import Frame, site
-from pytest_llmload.probes.allocations.timeline import Held, Timeline
+from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline
 
 #: The most events that are kept; a load has some hundred thousand, each of some hundred bytes.
 _EVENTS = 1_000_000
@@ -33,7 +33,7 @@ def _timeline(events: list[dict[str, Any]]) -> Timeline:
     for event in events:
         if event["action"] == "alloc":
             frames = (Frame(each["filename"], each["line"], each["name"]) for each in event.get("frames", ()))
-            found.allocated(event["addr"], Held(event["size"], site(frames)))
+            found.allocated(event["addr"], HeldBlock(event["size"], site(frames)))
         elif event["action"] == "free_completed":
             found.released(event["addr"])
     return found

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytest_llmload.probes.allocations.sites import Frame, site, stack
-from pytest_llmload.probes.allocations.timeline import Held, Timeline
+from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline
 from pytest_llmload.probes.other_tensors import holder
 
 #: Bytes of the smallest block that is recorded; a load has very many smaller ones.
@@ -77,7 +77,7 @@ class TorchRecorder:
             if size < LEAST or address in self._known:
                 continue
             self._known[address] = weakref.ref(storage, partial(self._released, address))
-            self.timeline.allocated(address, Held(size, site(stack(sys._getframe(2)))))
+            self.timeline.allocated(address, HeldBlock(size, site(stack(sys._getframe(2)))))
 
     def _released(self, address: int, _: object) -> None:
         del self._known[address]
@@ -99,8 +99,8 @@ class PythonRecorder:
     """Records what Python and numpy hold at their peak and at the end, by tracemalloc; a thread finds the peak."""
 
     def __init__(self) -> None:
-        self.peak: list[Held] = []
-        self.kept: list[Held] = []
+        self.peak: list[HeldBlock] = []
+        self.kept: list[HeldBlock] = []
         #: Line that allocated arrays that are still alive -> what holds one of them.
         self.holders: dict[str, str] = {}
         self._highest = _STEP
@@ -139,10 +139,12 @@ class PythonRecorder:
         self.peak = [block for block in _large(self._peak) if block.site not in kept] if self._peak else []
 
 
-def _large(snapshot: tracemalloc.Snapshot) -> list[Held]:
+def _large(snapshot: tracemalloc.Snapshot) -> list[HeldBlock]:
     """Return the blocks of a snapshot whose line holds at least ``_WORTH`` bytes."""
     own = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, tracemalloc.__file__)))
-    return [Held(found.size, _line(found.traceback)) for found in own.statistics("traceback") if found.size >= _WORTH]
+    return [
+        HeldBlock(found.size, _line(found.traceback)) for found in own.statistics("traceback") if found.size >= _WORTH
+    ]
 
 
 def _line(traceback: tracemalloc.Traceback) -> str:

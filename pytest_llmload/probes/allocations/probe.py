@@ -10,7 +10,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
 from pytest_llmload.probes.allocations import gpu
 from pytest_llmload.probes.allocations.host import PythonRecorder, TorchRecorder
-from pytest_llmload.probes.allocations.timeline import Held, Timeline, by_site
+from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline, by_site
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
 from pytest_llmload.worker.model.loaded import Loaded
@@ -80,14 +80,14 @@ class Allocations(Probe):
         gpus = {f"gpu.{index}": found for index, found in gpu.timelines().items()} if self._is_gpu else {}
         return {"host": self._torch.timeline, **gpus}
 
-    def _add(self, moment: str, place: str, blocks: list[Held], held_by: Mapping[str, str]) -> None:
+    def _add(self, moment: str, place: str, blocks: list[HeldBlock], held_by: Mapping[str, str]) -> None:
         self._found += [
             AllocationSite(moment, place, site, size, held_by.get(site, ""))
             for site, size in by_site(blocks, _MOST, _LEAST).items()
         ]
 
 
-def _holders(device: str, blocks: Mapping[int, Held]) -> dict[str, str]:
+def _holders(device: str, blocks: Mapping[int, HeldBlock]) -> dict[str, str]:
     """Return, by site, what holds the tensors that it allocated, as far as Python knows them."""
     found: dict[str, str] = {}
     for tensor in live_tensors():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
-class Held(NamedTuple):
+class HeldBlock(NamedTuple):
     """A block of memory, and the line that allocated it."""
 
     bytes: int
@@ -19,9 +19,9 @@ class Timeline:
 
     def __init__(self) -> None:
         #: Address and block of an allocation; address and None of a release.
-        self._events: list[tuple[int, Held | None]] = []
+        self._events: list[tuple[int, HeldBlock | None]] = []
 
-    def allocated(self, address: int, block: Held) -> None:
+    def allocated(self, address: int, block: HeldBlock) -> None:
         """Note an allocation."""
         self._events.append((address, block))
 
@@ -29,18 +29,18 @@ class Timeline:
         """Note the release of the block at an address."""
         self._events.append((address, None))
 
-    def at_peak(self) -> dict[int, Held]:
+    def at_peak(self) -> dict[int, HeldBlock]:
         """Return the blocks that were held when their sum was highest, by address."""
         peak = self._played()[1]
         return self._played(peak)[0]
 
-    def at_end(self) -> dict[int, Held]:
+    def at_end(self) -> dict[int, HeldBlock]:
         """Return the blocks that were never released, by address."""
         return self._played()[0]
 
-    def _played(self, until: int | None = None) -> tuple[dict[int, Held], int]:
+    def _played(self, until: int | None = None) -> tuple[dict[int, HeldBlock], int]:
         """Return the blocks held after the first ``until`` events, and the number of events at the peak."""
-        held: dict[int, Held] = {}
+        held: dict[int, HeldBlock] = {}
         total = highest = peak = 0
         for number, (address, block) in enumerate(list(self._events)[:until], start=1):
             before = held.pop(address, None)
@@ -53,7 +53,7 @@ class Timeline:
         return held, peak
 
 
-def by_site(blocks: Iterable[Held], most: int, least: int) -> Mapping[str, int]:
+def by_site(blocks: Iterable[HeldBlock], most: int, least: int) -> Mapping[str, int]:
     """Return the ``most`` sites with the most bytes, largest first; those under ``least`` bytes are left out."""
     sums: dict[str, int] = defaultdict(int)
     for block in blocks:

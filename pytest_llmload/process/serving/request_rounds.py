@@ -42,7 +42,7 @@ class Round:
 
 
 @dataclass
-class Figures:
+class RoundTimes:
     """The times of some rounds, taken from answers with all requested tokens only."""
 
     kind: ServerKind
@@ -121,11 +121,11 @@ def run(kind: ServerKind, prompts: Prompts, workload: Workload, result: LoadResu
     """
     new_tokens = workload.new_tokens
     rounds, many_rounds = (FEWER_ROUNDS, 1) if fewer else (ROUNDS, MANY_ROUNDS)
-    single = Figures(kind, prompts, new_tokens)
+    single = RoundTimes(kind, prompts, new_tokens)
     for part in _rounds(kind, prompts, new_tokens, workload.batch, rounds, BUDGET):
         single.add(part)
     single.fill(result)
-    many = Figures(kind, prompts, new_tokens)
+    many = RoundTimes(kind, prompts, new_tokens)
     for part in _rounds(kind, prompts, new_tokens, MANY, many_rounds, BUDGET / 2):
         many.add(part)
     many.fill(result, f".x{MANY}")

@@ -16,7 +16,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors, text_part
-from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Stored, Tensor, layout
+from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, StoredTensor, Tensor, layout
 from pytest_llmload.worker.checkpoints.threads import workers
 from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
 
@@ -177,7 +177,7 @@ def _elements(tensor: Tensor) -> int:
     return tensor.bytes // random_values.FLOATING[tensor.dtype] if tensor.dtype in random_values.FLOATING else 0
 
 
-def _write_range(file: int, item: Stored, start: int) -> None:
+def _write_range(file: int, item: StoredTensor, start: int) -> None:
     tensor = item.tensor
     stop = min(start + _CHUNK, _elements(tensor))
     data = random_values.bits(tensor.name, tensor.shape, tensor.dtype, start, stop).data.cast("B")

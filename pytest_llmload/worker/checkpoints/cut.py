@@ -24,7 +24,7 @@ from pytest_llmload.worker.checkpoints.headers import (
     ADAPTER_WEIGHTS,
     INDEX,
     WEIGHTS,
-    Stored,
+    StoredTensor,
     Tensor,
     layout,
     read_header,
@@ -130,7 +130,7 @@ class Cut:
         """Return whether a tensor of the checkpoint's files belongs to what stays."""
         return self.layers.placed(name) is not None
 
-    def kept(self, header: Iterable[Stored]) -> list[tuple[Stored, Tensor]]:
+    def kept(self, header: Iterable[StoredTensor]) -> list[tuple[StoredTensor, Tensor]]:
         """Return the tensors of a file that stay, each with its name in the cut."""
         names = ((stored, self.layers.placed(stored.tensor.name)) for stored in header)
         return [(stored, replace(stored.tensor, name=name)) for stored, name in names if name is not None]
@@ -198,11 +198,11 @@ def _target(cache_dir: Path, source: Path, layers: int, files: Iterable[Path], m
     return cache_dir / "cut" / f"{source.name}-{layers}-layers-{digest([VERSION, layers, stats, *more], 12)}"
 
 
-def _bytes(kept: Iterable[tuple[Stored, Tensor]]) -> int:
+def _bytes(kept: Iterable[tuple[StoredTensor, Tensor]]) -> int:
     return sum(tensor.bytes for _, tensor in kept)
 
 
-def copy_tensors(source: Path, target: Path, kept: list[tuple[Stored, Tensor]]) -> None:
+def copy_tensors(source: Path, target: Path, kept: list[tuple[StoredTensor, Tensor]]) -> None:
     """Write a safetensors file with some tensors of another one, each by its new name, and read no byte of the rest."""
     head, placed = layout([tensor for _, tensor in kept], read_metadata(source))
     read, write = os.open(source, os.O_RDONLY), os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

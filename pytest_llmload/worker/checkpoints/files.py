@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from pytest_llmload.worker.checkpoints import pickled
-from pytest_llmload.worker.checkpoints.gguf_files import Reading
+from pytest_llmload.worker.checkpoints.gguf_files import GgufTensors
 from pytest_llmload.worker.checkpoints.weights import NoWeights, tensors_in, weight_files
 
 
@@ -34,9 +34,9 @@ class CheckpointFiles:
     def _open(self, file: Path) -> Any:
         if str(file) not in self._files:
             if file.suffix == ".gguf":
-                self._files[str(file)] = Reading(file)
+                self._files[str(file)] = GgufTensors(file)
             elif file.suffix == ".bin":
-                self._files[str(file)] = pickled.Reading(file)
+                self._files[str(file)] = pickled.PickledFile(file)
             else:
                 self._files[str(file)] = safe_open(str(file), framework="pt", device="cpu")
         return self._files[str(file)]

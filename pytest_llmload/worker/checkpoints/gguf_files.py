@@ -75,10 +75,10 @@ def described(file: Path) -> str:
 
 def tensors_in(file: Path) -> list[Tensor]:
     """Return the tensors that transformers makes of a file in a folder of :func:`adopted`, by its names, in fp32."""
-    return [Tensor(name, each.shape, "F32") for name, each in Reading(file).tensors.items()]
+    return [Tensor(name, each.shape, "F32") for name, each in GgufTensors(file).tensors.items()]
 
 
-class Reading:
+class GgufTensors:
     """A GGUF file's tensors by transformers' names; of kinds of experts that it joins, none."""
 
     def __init__(self, file: Path) -> None:

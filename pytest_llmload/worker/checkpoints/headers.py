@@ -51,14 +51,14 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor, and the offset of its bytes in its file."""
 
     tensor: Tensor
     offset: int
 
 
-def layout(tensors: Iterable[Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, list[Stored]]:
+def layout(tensors: Iterable[Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, list[StoredTensor]]:
     """Return the first bytes of a file that holds ``tensors`` in this order, and the place of each."""
     header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
     relative, end = [], 0
@@ -73,7 +73,7 @@ def layout(tensors: Iterable[Tensor], metadata: dict[str, str] | None = None) ->
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
     head = struct.pack("<Q", len(text)) + text
-    return head, [Stored(tensor, len(head) + begin) for tensor, begin in relative]
+    return head, [StoredTensor(tensor, len(head) + begin) for tensor, begin in relative]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
-def read_header(path: Path) -> list[Stored]:
+def read_header(path: Path) -> list[StoredTensor]:
     """Return the tensors of a safetensors file, in the header's order, without reading a weight.
 
     Raises LoadFailed, with one sentence, if the file is truncated or is not a safetensors file.
@@ -102,7 +102,7 @@ def read_header(path: Path) -> list[Stored]:
     needed = 8 + length + max((end for _, _, end in stored), default=0)
     if needed != size:
         raise LoadFailed(f"{path} is damaged: its header describes {needed} bytes, the file has {size}")
-    return [Stored(tensor, 8 + length + begin) for tensor, begin, _ in stored]
+    return [StoredTensor(tensor, 8 + length + begin) for tensor, begin, _ in stored]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -76,7 +76,7 @@ class Slice:
         return self._tensor[index]
 
 
-class Reading:
+class PickledFile:
     """A pickled file that is open, with the method of safetensors' open files."""
 
     def __init__(self, path: Path) -> None:

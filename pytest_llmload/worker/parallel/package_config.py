@@ -14,7 +14,7 @@ import transformers
 from tensor_parallel.config import Config
 from tensor_parallel.state_actions import Scale, Split, SplitInGroupedChunks
 
-from pytest_llmload.worker.parallel.shard_plan import Plan, regex
+from pytest_llmload.worker.parallel.shard_plan import ShardPlan, regex
 
 _GATHERED = ("colwise_gather_output", "colwise_rep")
 #: The input is whole on each rank: transformers 4's name, and 5's.
@@ -25,7 +25,7 @@ _SUMMED = ("moe_tp_experts", "all_reduce", "gather")
 _WHOLE = ("replicate", "replicated_with_grad_allreduce")
 
 
-def model_plan(model: Any) -> Plan:
+def model_plan(model: Any) -> ShardPlan:
     """Return the plan of a model that is not sharded yet.
 
     Raises ValueError, in one sentence, where transformers keeps none.
@@ -36,10 +36,10 @@ def model_plan(model: Any) -> Plan:
             f"transformers {transformers.__version__} keeps no tensor-parallel plan (tp_plan) for "
             f"{type(model).__name__} (model type {model.config.model_type!r}): nothing says how to shard it"
         )
-    return Plan(styles)
+    return ShardPlan(styles)
 
 
-def package_config(model: Any, world_size: int) -> tuple[Config, Plan]:
+def package_config(model: Any, world_size: int) -> tuple[Config, ShardPlan]:
     """Return the Config, and the plan that it carries out.
 
     The input embedding is split too where the plan does not name it; embeddings are split along the hidden dimension,
@@ -59,7 +59,7 @@ def package_config(model: Any, world_size: int) -> tuple[Config, Plan]:
     rules = _Rules(world_size, {name for name, _ in model.named_parameters()})
     for name, style in styles.items():
         rules.add(name, style)
-    return Config(rules.state, rules.inputs, rules.outputs, {}), Plan(styles)
+    return Config(rules.state, rules.inputs, rules.outputs, {}), ShardPlan(styles)
 
 
 def _check_heads(model: Any, world_size: int) -> None:

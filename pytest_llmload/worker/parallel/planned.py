@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llmload.core.job import Gpu, Job
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.worker.checkpoints.architecture import meta_model
-from pytest_llmload.worker.parallel.shard_plan import Plan
+from pytest_llmload.worker.parallel.shard_plan import ShardPlan
 from pytest_llmload.worker.planning.overview import Way, planned_job, way_of
 from pytest_llmload.worker.planning.planner import ROUNDING, load_dtype
 
@@ -34,7 +34,7 @@ def parallel_ways(
     model: str, directory: Path, gpus: tuple[Gpu, ...], workload: Workload, *, trust_remote_code: bool = False
 ) -> tuple[Way, ...]:
     """Return what each rank takes under ``tensor_parallel`` and ``tp_plan`` over all GPUs, or why that is not known."""
-    makers: dict[str, Callable[[Any, int], Plan]] = {"tensor_parallel": _package_plan, "tp_plan": _own_plan}
+    makers: dict[str, Callable[[Any, int], ShardPlan]] = {"tensor_parallel": _package_plan, "tp_plan": _own_plan}
     found = []
     for strategy, plan_of in makers.items():
         count = max(len(gpus), 2)
@@ -50,7 +50,7 @@ def parallel_ways(
     return (*found, *(Way(strategy, problem=reason) for strategy, reason in _UNPLANNED.items()))
 
 
-def _package_plan(model: Any, world_size: int) -> Plan:
+def _package_plan(model: Any, world_size: int) -> ShardPlan:
     try:
         from pytest_llmload.worker.parallel.package_config import package_config
     except ImportError as error:
@@ -58,14 +58,14 @@ def _package_plan(model: Any, world_size: int) -> Plan:
     return package_config(model, world_size)[1]
 
 
-def _own_plan(model: Any, world_size: int) -> Plan:
+def _own_plan(model: Any, world_size: int) -> ShardPlan:
     styles = getattr(model, "_tp_plan", None)
     if not styles:
         raise ValueError(f"transformers keeps no tensor-parallel plan (tp_plan) for {type(model).__name__}")
-    return Plan(styles)
+    return ShardPlan(styles)
 
 
-def _way(job: Job, plan_of: Callable[[Any, int], Plan]) -> Way:
+def _way(job: Job, plan_of: Callable[[Any, int], ShardPlan]) -> Way:
     model = meta_model(Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, dtype=load_dtype(job))
     count = job.spec.world_size
     sizes = rank_sizes(model, plan_of(model, count), count)
@@ -79,7 +79,7 @@ def _way(job: Job, plan_of: Callable[[Any, int], Plan]) -> Way:
     return way_of(job, model.config, figures, {})
 
 
-def rank_sizes(model: Any, plan: Plan, world_size: int) -> list[int]:
+def rank_sizes(model: Any, plan: ShardPlan, world_size: int) -> list[int]:
     """Return the bytes of each tensor that the fullest rank holds of a model on the meta device."""
     # A rank has every buffer whole.
     sizes = [buffer.nbytes for buffer in model.buffers()]

@@ -7,7 +7,7 @@ from typing import Any
 from pytest_llmload.core.job import Job
 from pytest_llmload.worker.model.shards import Piece, Shards
 from pytest_llmload.worker.parallel import world
-from pytest_llmload.worker.parallel.shard_plan import Plan
+from pytest_llmload.worker.parallel.shard_plan import ShardPlan
 
 
 def rank_shards(job: Job, model: Any) -> Shards:
@@ -15,7 +15,7 @@ def rank_shards(job: Job, model: Any) -> Shards:
 
     The model's tensors know the whole that they are part of (DTensors).
     """
-    plan = Plan(getattr(model, "_tp_plan", None) or {})
+    plan = ShardPlan(getattr(model, "_tp_plan", None) or {})
     rank = world.rank()
     pieces = {
         name: Piece(name, rank, tuple(tensor.shape), planned=plan.shards(name))

@@ -28,7 +28,7 @@ SHARDING = frozenset(
 ROWWISE = frozenset({"rowwise", "rowwise_rep", "rowwise_split_input", "local_rowwise"})
 
 
-class Plan:
+class ShardPlan:
     """transformers' plan of a model: patterns of modules and parameters, and the style of each."""
 
     def __init__(self, styles: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from pytest_llmload.worker.checkpoints.hub import download_outline
 from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.planning.cache import Cache, cache_of
 from pytest_llmload.worker.planning.placement import Placement
-from pytest_llmload.worker.planning.planner import Plan, load_dtype, plan_load
+from pytest_llmload.worker.planning.planner import LoadPlan, load_dtype, plan_load
 
 #: Memory of a GPU that no tensor gets: CUDA's context and the kernels it loads.
 CONTEXT = 600 << 20
@@ -108,7 +108,7 @@ def weights_in(directory: Path, fields: Mapping[str, Any], *, trust_remote_code:
     """
     gpus = (Gpu("planned", "planned", 1 << 40, (8, 0)),)
 
-    def planned(way: Mapping[str, Any]) -> Plan:
+    def planned(way: Mapping[str, Any]) -> LoadPlan:
         spec = LoadSpec(model="m", name="m", **way)
         return plan_load(planned_job(spec, directory, gpus, trust_remote_code), Placement())
 
@@ -228,7 +228,7 @@ def _largest(fits: Any, most: int) -> int:
     return low
 
 
-def _places(planned: Plan) -> Iterator[tuple[str, str]]:
+def _places(planned: LoadPlan) -> Iterator[tuple[str, str]]:
     """Yield where each block goes: ``GPU 0: model.embed_tokens, layers 0-20``."""
     found: dict[str, dict[str, list[int]]] = {}
     for module, device in planned.device_map.items():

@@ -38,7 +38,7 @@ _FP32 = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class PlannedStorage:
     """One storage that the loaded model will hold."""
 
     module: str
@@ -51,10 +51,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """A load before it happens."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PlannedStorage, ...]
     #: Module -> GPU number, ``cpu`` or ``disk``; ``""`` is the whole model.
     device_map: dict[str, int | str]
     #: Limits in bytes that the map was inferred under; empty where there are none.
@@ -102,12 +102,12 @@ def plan(job: Job, placement: Placement) -> dict[str, float]:
     if not planned.known:
         return {}
     size = load_dtype(job).itemsize
-    adapter = tuple(Piece(module, name, count) for module, name, count in adapter_tensors(job, size))
+    adapter = tuple(PlannedStorage(module, name, count) for module, name, count in adapter_tensors(job, size))
     found = dataclasses.replace(planned, pieces=planned.pieces + adapter).metrics(job)
     return found if job.adapter is None else {**found, "weights.adapter": sum(piece.bytes for piece in adapter)}
 
 
-def plan_load(job: Job, placement: Placement) -> Plan:
+def plan_load(job: Job, placement: Placement) -> LoadPlan:
     """Return the pieces, the device map and the limits of a load; a load whose map is not given uses the same ones.
 
     Raises ValueError if the installed transformers does not know the architecture or refuses the map, ImportError if a
@@ -129,12 +129,12 @@ def plan_load(job: Job, placement: Placement) -> Plan:
     pieces = tuple(_stored_pieces(directory) if _prequantised(directory) else _pieces(model, pinned, quantiser))
     known = all(piece.known for piece in pieces)
     if device_map is not None:
-        return Plan(pieces, device_map, {}, known)
+        return LoadPlan(pieces, device_map, {}, known)
     limits = device_limits(job)
     if placement.default_limits is not None and not spec.max_memory:
         limits = placement.default_limits(job, sum(piece.bytes for piece in pieces), blocks(model, pieces).largest)
     kind = given or placement.inferred
-    return Plan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits, known)
+    return LoadPlan(pieces, _inferred(model, kind, limits, quantiser, dtype), limits, known)
 
 
 def _device(value: int | str) -> int | str:
@@ -217,7 +217,7 @@ def _config(job: Job, skips: tuple[str, ...]) -> Any:
     return method_of(job.spec.quant).config(job, job.spec.quant, skips)
 
 
-def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[Piece]:
+def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[PlannedStorage]:
     """Yield the storages of a model on the meta device, as its quantiser will leave them."""
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -237,7 +237,7 @@ def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Itera
                 made = _made(module, tensor, replaced, quantiser.quantization_config)
                 known = made is not None or not replaced
             for suffix, count in (made or {"": tensor.numel() * size}).items():
-                yield Piece(path, name + suffix, count, buffer, known)
+                yield PlannedStorage(path, name + suffix, count, buffer, known)
 
 
 def _made(module: Any, weight: Any, replaced: bool, config: Any) -> dict[str, int] | None:
@@ -253,14 +253,14 @@ def _prequantised(directory: Path) -> bool:
     return bool(read_config(directory).get("quantization_config"))
 
 
-def _stored_pieces(directory: Path) -> Iterator[Piece]:
+def _stored_pieces(directory: Path) -> Iterator[PlannedStorage]:
     """Yield the tensors of the files of a checkpoint that is quantised already, each as it is."""
     for tensor in read_tensors(directory):
         module, _, name = tensor.name.rpartition(".")
-        yield Piece(module, name, tensor.bytes)
+        yield PlannedStorage(module, name, tensor.bytes)
 
 
-def blocks(model: Any, pieces: Iterable[Piece]) -> Blocks:
+def blocks(model: Any, pieces: Iterable[PlannedStorage]) -> Blocks:
     """Return what a device map places as a whole, in the order of the forward pass, with its bytes.
 
     Those are modules, and the tensors that stand directly on a module which is divided: an entry for that module itself
