@@ -9,6 +9,8 @@ calls rootdir.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +18,18 @@ from pytest_llmload.baselines.codec import read_timing
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import Recording, record
 from pytest_llmload.baselines.store import Store
-from pytest_llmload.cli.refused import CommandRefused, add_baselines, columns, read_report
+from pytest_llmload.cli.refused import CommandRefused, add_baselines, read_report
 from pytest_llmload.core.errors import BaselineError
-from pytest_llmload.core.verdicts import INCOMPARABLE, MISSING, Run
-from pytest_llmload.reports.layout import change, movement
+from pytest_llmload.core.metrics import find
+from pytest_llmload.core.results import FAILED, LoadResult
+from pytest_llmload.core.units import format_value
+from pytest_llmload.core.verdicts import ACCEPTED, INCOMPARABLE, MISSING, MetricVerdict, Run
+from pytest_llmload.reports.layout import change, joined, labelled, movement, shortened
+
+#: Figures of a new baseline that are shown; the file has all.
+_NAMES = 4
+#: Characters of the reason why a load failed.
+_WHY = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,15 +65,15 @@ def run(options: argparse.Namespace) -> int:
         raise CommandRefused(f"{options.report} does not have the load {min(unknown)!r}; it has {known}")
     # Decide about every load before the first file is touched.
     decisions = [_decide(each, options) for each in chosen if each.comparisons or each.result is None or _failed(each)]
-    rows = []
+    if not decisions:
+        print(f"{options.report} does not have a load whose tests compare a baseline: nothing to accept")
+        return 0
     for decision in decisions:
         if not decision.refusal and not options.dry_run:
             _write(decision, options)
-        rows += _rows(decision, options.dry_run)
-    if not rows:
-        print(f"{options.report} does not have a load whose tests compare a baseline: nothing to accept")
-        return 0
-    print("\n".join(columns([("load", "entry", "baseline -> now", "", "file"), *rows])))
+    # A refusal stands where it is seen: above the last line.
+    shown = sorted(decisions, key=lambda decision: bool(decision.refusal))
+    print("\n".join([*(line for decision in shown for line in _lines(decision)), _total(decisions, options)]))
     return 1 if any(decision.refusal for decision in decisions) else 0
 
 
@@ -82,7 +92,7 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
     if run.result is None:
         decision.refusal = f"nothing was loaded ({run.messages[0] if run.messages else run.verdict})"
     elif not run.result.ok:
-        decision.refusal = f"the load failed: {run.result.outcome.replace('_', ' ')}"
+        decision.refusal = _ending(run.result)
     elif missing := {"shape", "weights"} - run.result.digests.keys():
         decision.refusal = f"the report does not identify the model: it lacks a digest of its {min(missing)}"
     else:
@@ -93,6 +103,13 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
             return decision
         decision.refusal = "; ".join(decision.recordings[-1].refusals) or _other_model(run, store.read(path), options)
     return decision
+
+
+def _ending(result: LoadResult) -> str:
+    """Return how a load ended that did not end in the requested model, and why."""
+    why = str(result.error) if result.error else "; ".join(problem.message for problem in result.problems)
+    ended = result.outcome.replace("_", " ")
+    return ": ".join(filter(None, ("the load failed", ended if ended != FAILED else "", shortened(why, _WHY))))
 
 
 def _variant_level(run: Run) -> str | None:
@@ -141,21 +158,47 @@ def _write(decision: _Decision, options: argparse.Namespace) -> None:
         raise CommandRefused(str(error)) from None
 
 
-def _rows(decision: _Decision, is_dry: bool) -> list[tuple[str, str, str, str, str]]:
-    load, path = decision.run.spec.id, str(decision.path)
+def _lines(decision: _Decision) -> list[str]:
+    """Return what is written of one load, or why nothing is; nothing for a baseline that stays as it is."""
     if decision.refusal:
-        return [(load, "refused", decision.refusal, "", path)]
+        return [f"{decision.run.spec.id}: refused, {decision.refusal}"]
     recording = decision.recordings[-1]
     items = {item.name: item for comparison in decision.run.comparisons for item in comparison.metrics}
-    rows = []
-    words = {"accepted": "would be accepted" if is_dry else "accepted", "new": "would be new" if is_dry else "new"}
-    for name in (*recording.accepted, *recording.recorded):
-        item = items.get(name)
-        word = words["accepted" if name in recording.accepted else "new"]
-        has_figures = item is not None and item.verdict not in (MISSING, INCOMPARABLE) and item.change is not None
-        moved = f"{movement(item)} ({change(item)})" if item is not None and has_figures else ""
-        rows.append((load, name, moved or "-", word, path))
-    for text in recording.dropped:
-        name, _, why = text.partition(": ")
-        rows.append((load, name, why, "dropped", path))
-    return rows or [(load, "-", "as recorded", "unchanged", path)]
+    width = max(map(len, recording.accepted), default=0)
+    rows = [(ACCEPTED, f"{name:<{width}}  {_moved(items.get(name))}".rstrip()) for name in recording.accepted]
+    if recording.recorded:
+        rows.append(("new", joined(_measured(recording.recorded, decision.run), _NAMES)))
+    rows += [("dropped", text) for text in recording.dropped]
+    return [str(decision.path), *labelled(rows)] if rows else []
+
+
+def _moved(item: MetricVerdict | None) -> str:
+    if item is None or item.verdict in (MISSING, INCOMPARABLE):
+        return ""
+    return item.reason if item.change is None else f"{movement(item)}  ({change(item)})"
+
+
+def _measured(names: Sequence[str], run: Run) -> list[str]:
+    """Return names with their figures, in the order of the metrics' table; zeros and names without one come last."""
+    assert run.result is not None
+    metrics, table = run.result.metrics, list(run.result.table)
+    found = {name: find(name, run.result.table) for name in names if name in metrics}
+    known = {name: metric for name, metric in found.items() if metric is not None}
+    ordered = sorted(known, key=lambda name: (not metrics[name], table.index(known[name].name)))
+    texts = [f"{name} {format_value(metrics[name], known[name].unit)}" for name in ordered]
+    return [*texts, *(name for name in names if name not in known)]
+
+
+def _total(decisions: Sequence[_Decision], options: argparse.Namespace) -> str:
+    counts = Counter(map(_fate, decisions))
+    total = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return f"{total} (--dry-run: nothing is written)" if options.dry_run else total
+
+
+def _fate(decision: _Decision) -> str:
+    if decision.refusal:
+        return "refused"
+    recording = decision.recordings[-1]
+    if recording.accepted or recording.dropped:
+        return ACCEPTED
+    return "new" if recording.recorded else "as recorded already"

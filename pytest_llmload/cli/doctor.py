@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         for finding in found:
             print("\n".join(_lines(finding)))
         counts = Counter(finding.level for finding in found)
-        print(", ".join(f"{count} {level}" for level, count in counts.items()))
+        print(", ".join(f"{count} {level}{'s' * (count > 1 and level != FINE)}" for level, count in counts.items()))
     return 1 if any(finding.level == ERROR for finding in found) else 0
 
 

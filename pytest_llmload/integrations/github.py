@@ -37,6 +37,15 @@ def _has_loads(config: pytest.Config) -> bool:
     return state is not None and bool(state.log.runs or state.session_errors)
 
 
+def _message(report: pytest.TestReport) -> str:
+    """Return what an error says: the whole text of this plugin's, and the message of any other."""
+    shown: Any = report.longrepr
+    if (crash := getattr(shown, "reprcrash", None)) is None:
+        return report.longreprtext
+    last = shown.reprtraceback.reprentries[-1]
+    return "\n".join(last.lines) if last.style == "value" else str(crash.message)
+
+
 class _Silence:
     """A time in which the runner obeys no line of the log: what a model, a log or an exception says is only text."""
 
@@ -110,10 +119,8 @@ class _Collector:
         failed.setdefault(report.nodeid, self._annotation(report, word))
 
     def _annotation(self, report: pytest.TestReport, word: str) -> Annotation:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        message = crash.message if crash is not None else report.longreprtext
         file, line, _ = report.location
-        return Annotation(f"{word} {report.nodeid}", message, self._in_repository(file), (line or 0) + 1)
+        return Annotation(f"{word} {report.nodeid}", _message(report), self._in_repository(file), (line or 0) + 1)
 
     def _in_repository(self, file: str) -> str:
         """Return a file's path relative to the checkout; empty for a file outside of it, such as the suite's."""

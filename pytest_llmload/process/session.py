@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pytest_llmload.process.measurement import Measurement
 
 
-#: The part of this package that calls the user's code; tracebacks begin below it.
-_CALLERS = f"{Path(__file__).parent}/"
+#: The parts of this package that call the user's code and the libraries; tracebacks begin below them.
+_CALLERS = tuple(f"{Path(__file__).parents[1] / part}/" for part in ("process", "strategies"))
 
 
 class Runner(Protocol):
@@ -333,7 +333,7 @@ def _text(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str:
     """Return an exception's traceback as text; without its causes if those cannot be shown.
 
-    It begins at the first frame that is not of a load's process itself.
+    It begins at the first frame that is not of a load's process itself, nor of a strategy.
     """
     begin = error.__traceback__
     while begin is not None and begin.tb_frame.f_code.co_filename.startswith(_CALLERS):

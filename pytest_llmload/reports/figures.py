@@ -86,10 +86,7 @@ def cause(run: Run) -> str:
             )
             for part in parts
         ]
-    # The messages of failed comparisons are the first lines of these texts.
-    heads = {text.splitlines()[0] for text in texts}
-    heads |= {f"{word} baseline {text.partition(' baseline ')[2]}" for text in heads for word in ("work", "latency")}
-    return "\n".join([*texts, *(message for message in run.messages if message not in heads)])
+    return "\n".join([*texts, *run.messages])
 
 
 def verdict_of(run: Run, metric: str) -> MetricVerdict | None:

@@ -41,9 +41,9 @@ def _text(report: Report, failures: int, rows: int, entries: int) -> str:
         parts.append(f"… and {len(failed) - failures} more that failed.")
     accept = list(dict.fromkeys(run.command for run in failed if run.command and figures.failing_parts(run)))
     if accept and failures:
-        parts += ["To accept the changes, run where the baselines are recorded, and commit the result:"]
-        parts += [_block("\n".join(limited(accept, 6)))]
-        parts += ["Or, on any machine, from this run's JSON report: `llmload accept run.json`"]
+        parts += ["To accept the changes, on any machine with this run's JSON report (`--llm-report=run.json`):"]
+        parts += [_block("llmload accept run.json\ngit diff baselines/")]
+        parts += ["Or measure again where the baselines are recorded:", _block("\n".join(limited(accept, 6)))]
     if report.runs and rows:
         parts.append(_table(report.runs, rows))
     slack = [
@@ -104,7 +104,7 @@ def code(text: str) -> str:
 
 def plain(text: str) -> str:
     """Return a text with every character escaped that is special in Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~@&])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>#!|~@&])", r"\\\1", text)
 
 
 def _block(text: str) -> str:

@@ -188,7 +188,7 @@ def test_githubs_steps_in_order(runner: Runner) -> None:
     assert not [step for step in accepted if step[1]], accepted
     assert "gh pr create --title Accept the baselines of run 4711" in runner.calls.read_text()
     body = (runner.folder / "body.md").read_text()
-    assert re.search(r"host\.weights +.*MiB -> .*MiB \(\+.*accepted", body)
+    assert re.search(r"accepted  host\.weights +.*MiB -> .*MiB  \(\+", body)
     branches = runner.step("git ls-remote --heads origin").stdout
     assert "refs/heads/baselines-4711" in branches
 

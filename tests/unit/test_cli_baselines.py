@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -75,22 +76,23 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
 def test_what_ci_measured_is_accepted_without_its_machine(capsys: pytest.CaptureFixture[str]) -> None:
     name = write(gated())
     before = PATH.read_bytes()
-    assert "would be accepted" in said(capsys, "accept", name, "--dry-run")
+    assert "1 accepted (--dry-run: nothing is written)" in said(capsys, "accept", name, "--dry-run")
     assert PATH.read_bytes() == before
     out = said(capsys, "accept", name)
-    assert "gpu.settled" in out
-    assert "6.64 GiB -> 7.17 GiB (+8.0 %)" in out
+    assert f"{PATH}\n  accepted  gpu.settled  6.64 GiB -> 7.17 GiB  (+8.0 %)\n" in out
+    assert out.endswith("\n1 accepted\n")
     now = loads(PATH.read_text(), "")
     assert now.memory["gpu.settled"] == round(7.17 * GIB)
     assert now.memory["gpu.load_peak"] == OLD.metrics["gpu.load_peak"], "what did not move keeps its value"
     assert gated().verdict in ("ok", "inconclusive")
-    assert "unchanged" in said(capsys, "accept", name)
+    assert said(capsys, "accept", name) == "1 as recorded already\n"
 
 
 def test_a_new_load_is_written_as_the_plugin_would(capsys: pytest.CaptureFixture[str]) -> None:
     PATH.unlink()
     out = said(capsys, "accept", write(judged(NF4, None, OLD)))
-    assert "new" in out
+    assert f"{PATH}\n  new  gpu.weights 6.64 GiB, weights.logical 6.64 GiB, " in out
+    assert re.search(r" and \d+ more\n1 new\n$", out)
     assert PATH.read_text() == dumps(baseline_of(OLD))
 
 
@@ -128,7 +130,7 @@ def test_one_refusal_does_not_stop_the_others_and_is_seen(capsys: pytest.Capture
     broken = dataclasses.replace(NF4, quant="fp4")
     failed = Run(broken, DEVICE, dataclasses.replace(measured(broken), outcome=NOT_APPLIED), outcome="fail")
     out = said(capsys, "accept", write(gated(), failed), status=1)
-    assert "refused" in out
+    assert out.splitlines()[-2:] == [f"{broken.id}: refused, the load failed: not applied", "1 accepted, 1 refused"]
     assert loads(PATH.read_text(), "").memory["gpu.settled"] == round(7.17 * GIB)
     assert not (PATH.parent / "fp4-dq.json").exists()
 

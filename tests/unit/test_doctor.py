@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections import namedtuple
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,6 +140,42 @@ def test_another_interpreters_pip_is_named_first(
     assert mend == f"mend it: {sys.executable} -m pip install PACKAGE"
 
 
+def test_full_disk_foreign_pip_and_missing_binary_stand_first_together(
+    healthy: Path, tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's start: the command in a process of its own, with a copy of bitsandbytes that lacks its binary."""
+    copy = healthy / "copy" / "bitsandbytes"
+    copy.mkdir(parents=True)
+    (copy / "__init__.py").touch()
+    for build in ("118", "124", "126", "128", "130"):
+        (copy / f"libbitsandbytes_cuda{build}.so").touch()
+    pip_that_says(healthy, "pip 24.0 from /usr/lib/python3/dist-packages/pip (python 3.9)")
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmpfs),
+        "PATH": f"{healthy}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(copy.parent),
+    }
+    command = [sys.executable, "-m", "pytest_llmload.cli", "doctor"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1, ended.stderr
+    lines = ended.stdout.splitlines()
+    told = [line.split(":")[0] for line in lines[:6:2]]
+    assert told == ["ERROR    disk", "ERROR    pip", "ERROR    bitsandbytes"]
+    assert all(line.startswith("         mend it: ") for line in lines[1:6:2])
+    assert "cuda126.so, libbitsandbytes_cuda128.so and 1 more" in lines[4]
+    assert not [line for line in lines[6:-1] if line.startswith("ERROR")]
+    assert lines[-1].startswith("3 errors, ")
+
+
+def test_what_mends_it_is_an_installer_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert python.installs("torch") == f"{sys.executable} -m ensurepip && {sys.executable} -m pip install torch"
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/uv")
+    assert python.installs("torch") == f"uv pip install --python {sys.executable} torch"
+
+
 @pytest.mark.parametrize("text", ["", "pyenv: pip: command not found", "pip from nowhere"])
 def test_a_pip_that_does_not_say_is_an_error(healthy: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     pip_that_says(healthy, text)
@@ -196,6 +233,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, build: str, gpus: tuple[Gpu, ...], 
     [
         ("cuda 13.0", (H100,), (12, 4), ERROR, "runs CUDA 12.4 at most", "cu124"),
         ("cpu", (H100,), (12, 8), ERROR, "is a CPU build", "cu128"),
+        ("cpu", (H100,), (12, 5), ERROR, "is a CPU build", "cu124"),
         ("missing", (), None, ERROR, "is not installed", "pip install torch"),
         ("cuda 12.8", (), None, WARNING, "no GPU is visible", "nvidia-smi"),
         ("cuda 12.8", (H100,), (12, 4), FINE, "79.19 GiB", ""),
@@ -229,7 +267,7 @@ def test_a_missing_binary_of_bitsandbytes_is_named_first(
     line, mend = first(capsys)
     assert f"{package}/libbitsandbytes_cpu.so is missing" in line
     assert "it has libbitsandbytes_cuda124.so" in line
-    assert "install --force-reinstall --no-deps bitsandbytes" in mend
+    assert f"install --force-reinstall --no-deps bitsandbytes=={version('bitsandbytes')}" in mend
     monkeypatch.setattr(hardware, "torch_build", lambda: "cuda 13.0")
     (found,) = gpu.binaries()
     assert "libbitsandbytes_cuda130.so is missing" in found.message

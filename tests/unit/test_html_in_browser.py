@@ -150,6 +150,20 @@ def test_it_fits_the_screen_and_its_text_stands_out(
     assert bright == (scheme == "light")
 
 
+def test_no_figure_has_to_be_looked_for_on_a_phone(browser: Any, pages: dict[str, str]) -> None:
+    show(browser, pages["plain"], width=390)
+    browser.execute_script("for (const each of document.querySelectorAll('details')) each.open = true")
+    wider = "return [...document.querySelectorAll(arguments[0])].filter((each) => each.scrollWidth > each.clientWidth)"
+    tables = ".scroll:has(> .bars), .scroll:has(> .loads), .scroll:has(> .moved)"
+    assert len(visible(browser, tables)) > 10
+    assert browser.execute_script(wider, tables) == []
+    told = browser.execute_script(
+        "return [...arguments[0].cells].map((cell) => getComputedStyle(cell, '::before').content)",
+        visible(browser, "#memory .bars tbody tr")[0],
+    )
+    assert told == ["none", *(f'"{title} "' for title in ("phase", "memory", "peak", "baseline", "change"))]
+
+
 def test_200_loads_open_in_under_a_second(browser: Any, pages: dict[str, str]) -> None:
     times = []
     for _ in range(5):

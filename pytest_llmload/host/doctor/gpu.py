@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +10,17 @@ from pathlib import Path
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
+from pytest_llmload.host.doctor.python import installed_version, installs
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.quantisation.base import Method
 from pytest_llmload.quantisation.builtin import BUILTIN
+from pytest_llmload.reports.layout import joined
 
 _WHEELS = "https://download.pytorch.org/whl"
+#: Versions of CUDA that torch's releases are built for, the newest first.
+_BUILDS = ((13, 0), (12, 8), (12, 6), (12, 4), (12, 1), (11, 8))
+#: Binaries of other builds that a finding names.
+_OTHERS = 4
 
 
 def driver_cuda() -> tuple[int, int] | None:
@@ -30,9 +35,8 @@ def driver_cuda() -> tuple[int, int] | None:
 def torch_build() -> Iterator[Finding]:
     """Yield whether the installed torch can use the GPUs that are here."""
     build = hardware.torch_build()
-    install = f"{sys.executable} -m pip install torch"
     if build == "missing":
-        yield Finding("torch", ERROR, "torch is not installed", f"{install} --index-url {_WHEELS}/cpu")
+        yield Finding("torch", ERROR, "torch is not installed", installs(f"torch --index-url {_WHEELS}/cpu"))
         return
     try:
         gpus, driver = hardware.visible_gpus()
@@ -42,18 +46,22 @@ def torch_build() -> Iterator[Finding]:
         return
     kind, _, number = build.partition(" ")
     if gpus and kind == "cpu":
-        wheel = f"cu{newest[0]}{newest[1]}" if newest else "cu126"
         text = f"{gpus[0].name} is visible, and the installed torch is a CPU build"
-        yield Finding("torch", ERROR, text, f"{install} --force-reinstall --index-url {_WHEELS}/{wheel}")
+        yield Finding("torch", ERROR, text, _reinstall(newest))
     elif kind == "cuda" and newest is not None and int(number.split(".")[0]) > newest[0]:
         text = f"torch is built for CUDA {number}, and the driver {driver} runs CUDA {newest[0]}.{newest[1]} at most"
-        wheel = f"cu{newest[0]}{newest[1]}"
-        yield Finding("torch", ERROR, text, f"{install} --force-reinstall --index-url {_WHEELS}/{wheel}")
+        yield Finding("torch", ERROR, text, _reinstall(newest))
     elif kind == "cuda" and not gpus:
         yield Finding("torch", WARNING, f"torch is built for CUDA {number}, and no GPU is visible", "nvidia-smi")
     else:
         seen = ", ".join(f"{gpu.name} ({format_bytes(gpu.total)})" for gpu in gpus) or "no GPU"
         yield Finding("torch", FINE, f"a {build} build; {seen}" + (f", driver {driver}" if driver else ""))
+
+
+def _reinstall(newest: tuple[int, int] | None) -> str:
+    """Return the command that installs the newest build of torch that the driver runs."""
+    major, minor = next((build for build in _BUILDS if newest is None or build <= newest), _BUILDS[-1])
+    return installs(f"torch --force-reinstall --index-url {_WHEELS}/cu{major}{minor}")
 
 
 def binaries() -> Iterator[Finding]:
@@ -75,11 +83,12 @@ def _binary(method: type[Method]) -> Finding:
     wanted = folder / method.binary.format(build=build)
     if wanted.is_file():
         return Finding(name, FINE, f"{wanted.name} is there")
-    mend = f"{sys.executable} -m pip install --force-reinstall --no-deps {name}"
+    have = installed_version(name)
+    mend = installs(f"--force-reinstall --no-deps {name}{f'=={have}' if have else ''}")
     others = sorted(path.name for path in folder.glob(method.binary.format(build="*")))
     digits = re.findall(method.binary.format(build=rf"{kind}(\d+)"), " ".join(others))
     text = f"{wanted} is missing, which {name} loads beside a {kind} {number}".rstrip() + " build of torch"
-    text += f"; it has {', '.join(others)}" if others else "; it has no binary at all"
+    text += f"; it has {joined(others, _OTHERS)}" if others else "; it has no binary at all"
     if digits and method.binary_variable:
         mend += f"   # or: export {method.binary_variable}={digits[-1]}"
     return Finding(name, ERROR, text, mend)

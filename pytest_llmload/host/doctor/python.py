@@ -13,6 +13,7 @@ import sysconfig
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -27,6 +28,14 @@ LIBRARIES = (
     *(canonicalize_name(package) for method in BUILTIN for package in method.packages),
 )
 _WHERE = re.compile(r"^pip (\S+) from (.+?)[/\\]pip \(python (\S+)\)")
+
+
+def installs(arguments: str) -> str:
+    """Return the command that installs into this environment, with an installer that is there."""
+    if find_spec("pip") is None and shutil.which("uv"):
+        return f"uv pip install --python {sys.executable} {arguments}"
+    pip_ = f"{sys.executable} -m pip install {arguments}"
+    return pip_ if find_spec("pip") is not None else f"{sys.executable} -m ensurepip && {pip_}"
 
 
 def interpreter() -> Iterator[Finding]:
@@ -44,26 +53,26 @@ def interpreter() -> Iterator[Finding]:
 
 def pip() -> Iterator[Finding]:
     """Yield whether the pip that a user types installs into this environment."""
-    own = f"{sys.executable} -m pip"
+    own = installs("PACKAGE")
     command = shutil.which("pip")
     if command is None:
-        yield Finding("pip", WARNING, "there is no pip on the PATH", f"{own} install PACKAGE")
+        yield Finding("pip", WARNING, "there is no pip on the PATH", own)
         return
     try:
         told = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield Finding("pip", ERROR, f"{command} --version: {error}", f"{own} install PACKAGE")
+        yield Finding("pip", ERROR, f"{command} --version: {error}", own)
         return
     found = _WHERE.match(told.strip())
     if found is None:
         text = f"{command} does not say where it installs to: {told.strip() or 'it prints nothing'}"
-        yield Finding("pip", ERROR, text, f"{own} install PACKAGE")
+        yield Finding("pip", ERROR, text, own)
         return
     where = Path(found[2])
     ours = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     if where.resolve() not in ours and not _is_own_user_site(where, found[3]):
         text = f"{command} installs for Python {found[3]} into {where}, and not into {sysconfig.get_path('purelib')}"
-        yield Finding("pip", ERROR, text, f"{own} install PACKAGE")
+        yield Finding("pip", ERROR, text, own)
     elif not os.access(sysconfig.get_path("purelib"), os.W_OK):
         text = f"{sysconfig.get_path('purelib')} cannot be written, so that pip installs for this user only (--user)"
         yield Finding("pip", WARNING, text, f"{sys.executable} -m venv .venv && . .venv/bin/activate")
@@ -119,16 +128,15 @@ def conflicts() -> Iterator[Finding]:
             if not requirement.specifier.contains(have, prereleases=True):
                 found = True
                 message = f"{name} {version(name)} needs {requirement.name}{requirement.specifier}, {have} is installed"
-                command = (
-                    f"{sys.executable} -m pip install {shlex.quote(str(requirement.name) + str(requirement.specifier))}"
-                )
+                command = installs(shlex.quote(str(requirement.name) + str(requirement.specifier)))
                 yield Finding("versions", ERROR, message, command)
     if not found:
-        known = ", ".join(f"{name} {have}" for name in LIBRARIES if (have := _version(name)))
+        known = ", ".join(f"{name} {have}" for name in LIBRARIES if (have := installed_version(name)))
         yield Finding("versions", FINE, known or "torch and transformers are not installed")
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Return an installed package's version; empty if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

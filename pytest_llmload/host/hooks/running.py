@@ -11,13 +11,17 @@ from _pytest._code.code import ReprEntry, ReprFileLocation, TerminalRepr
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import (
     BaselineError,
+    BaselineIncomparable,
+    BaselineMissing,
     BudgetExceeded,
     CeilingExceeded,
     CheckRaised,
+    LatencyRegressed,
     LLMLoadError,
     LoadError,
     LoadTimeout,
     MachineError,
+    MemoryRegressed,
     RemoteError,
     RequirementMissing,
 )
@@ -32,6 +36,8 @@ from pytest_llmload.reports import junit
 
 #: The exception of a fixture whose load is not a model: a test failure, so it waits for the call phase.
 _LOAD_ERROR = pytest.StashKey[LoadError]()
+#: The exceptions of comparisons with a baseline.
+_COMPARISONS = (MemoryRegressed, LatencyRegressed, BaselineMissing, BaselineIncomparable)
 
 
 def around_setup(item: pytest.Item) -> Generator[None, None, None]:
@@ -187,7 +193,8 @@ def _shown(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> T
     error = excinfo.value
     text = excinfo.getrepr(style="value")
     if text.reprcrash is not None:
-        text.reprcrash.message = f"{_cause(str(error))}\n{error}"
+        # pytest's short summary repeats all of it in CI, right below the whole text.
+        text.reprcrash.message = _cause(str(error))
         if not _is_below(Path(text.reprcrash.path), item.path.parent):
             # It was raised around the test's body, in a file of this plugin or of pytest.
             text.reprcrash.path, text.reprcrash.lineno = _place(item)
@@ -202,7 +209,9 @@ def _note_failure(
 ) -> None:
     """Record a failed test in the log of each load that it requested."""
     outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
-    message = "" if isinstance(error, LoadError) or not _is_ours(error) else str(error).splitlines()[0]
+    # What failed loads and comparisons say is rebuilt from their figures.
+    is_rebuilt = isinstance(error, (LoadError, *_COMPARISONS)) or not _is_ours(error)
+    message = "" if is_rebuilt else str(error).splitlines()[0]
     requested = [load.spec for load in item.stash.get(ASKED_FOR, [])]
     for failed in dict.fromkeys(requested if spec is None else [spec, *requested]):
         state_of(item.config).note(failed, item.nodeid, outcome, message)
@@ -219,9 +228,10 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _cause(text: str) -> str:
-    """Return the line of a failure that pytest's short summary shows: the cause first, then what it is about."""
-    head, *rows = text.splitlines() or [""]
-    return f"{' '.join(rows[0].split())} ({head})" if rows else head
+    """Return the line of a failure that pytest's short summary shows: what changed and why, then what it is about."""
+    head, *rows = (" ".join(line.split()) for line in text.splitlines() or [""])
+    because = next((row for row in rows[1:] if row.startswith("because ")), "")
+    return f"{', '.join(filter(None, (rows[0], because)))} ({head})" if rows else head
 
 
 def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:

@@ -9,7 +9,7 @@ from pytest_llmload.core.units import format_bytes, format_seconds, format_value
 from pytest_llmload.core.verdicts import ERROR, FAIL, Run
 from pytest_llmload.reports import allocations, figures
 from pytest_llmload.reports.html.charts import Part, lines, stacked
-from pytest_llmload.reports.html.elements import chip, el, figure, legend, row, table
+from pytest_llmload.reports.html.elements import NONE, chip, el, figure, legend, row, table
 from pytest_llmload.reports.html.sections import Numbered, marks
 
 #: With fewer rows than this, the figures of passed loads are only in the JSON report.
@@ -58,7 +58,7 @@ def _allocations(run: Run) -> list[ET.Element]:
             f"{allocations.moment(each)}{f', held by {each.held_by}' if each.held_by else ''}",
             each.place,
             figure(format_bytes(each.bytes)),
-            figure("–" if each.baseline is None else format_bytes(each.baseline)),
+            figure(NONE if each.baseline is None else format_bytes(each.baseline)),
         )
         for each in found
     ]
@@ -128,7 +128,7 @@ def _modules(run: Run, most: int) -> list[ET.Element]:
     rows = [
         row(
             kind.cls,
-            kind.dtype or "–",
+            kind.dtype or NONE,
             kind.device,
             kind.quant or "dense",
             figure(f"{kind.count:,}"),
@@ -173,12 +173,12 @@ def _metrics(run: Run) -> list[ET.Element]:
             row(
                 name,
                 figure(format_value(value, unit)),
-                figure("–" if baseline is None else format_value(baseline, unit)),
-                el("td", chip(judged.verdict) if judged else "–"),
+                figure(NONE if baseline is None else format_value(baseline, unit)),
+                el("td", chip(judged.verdict) if judged else NONE),
                 judged.reason if judged else "",
             )
         )
-    rows += [row(name, "–", "–", "unavailable", why) for name, why in sorted(run.result.unavailable.items())]
+    rows += [row(name, NONE, NONE, "unavailable", why) for name, why in sorted(run.result.unavailable.items())]
     if not rows:
         return []
     whole = table("Everything measured", ("figure", "now", "baseline", "verdict", "why"), rows)

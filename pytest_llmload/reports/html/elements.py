@@ -6,6 +6,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
 Child = ET.Element | str | None
+#: The text of a cell that has nothing to say.
+NONE = "–"
+#: Classes of tables whose rows become paragraphs on a narrow screen, where each cell needs the title of its column.
+_STACKED = ("bars", "loads", "moved")
 
 
 def el(tag: str, *children: Child, **attributes: object) -> ET.Element:
@@ -42,8 +46,20 @@ def table(caption: str, head: Sequence[str], rows: Iterable[ET.Element], **attri
     cells = list(bodies[0][0]) if bodies else []
     sides = [cell.get("class") if cell.get("class") == "num" else None for cell in cells]
     titles = [el("th", title, scope="col", class_=side) for title, side in zip(head, sides, strict=False)]
+    if attributes.get("class_") in _STACKED:
+        _label(bodies, head)
     whole = el("table", el("caption", caption), el("thead", el("tr", *titles)), *bodies, **attributes)
     return el("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _label(bodies: Iterable[ET.Element], head: Sequence[str]) -> None:
+    """Give every cell the title of its column; rows of a group lack the first column's."""
+    for cell_row in (each for body in bodies for each in body):
+        for cell, title in zip(reversed(cell_row), reversed(head), strict=False):
+            if cell.tag == "td" and "".join(cell.itertext()) in ("", NONE) and cell.get("class") != "wide":
+                cell.set("class", f"{cell.get('class', '')} none".strip())
+            elif cell.tag == "td" and title:
+                cell.set("data-label", title)
 
 
 def group(heading: Child, rows: Sequence[ET.Element], **attributes: object) -> ET.Element:

@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from pytest_llmload.core.units import format_bytes, format_seconds
-from pytest_llmload.core.verdicts import Run
+from pytest_llmload.core.verdicts import CHANGED, MISSING, UNAVAILABLE, MetricVerdict, Run
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.html.charts import Part, stacked, strip
-from pytest_llmload.reports.html.elements import cells, chip, el, figure, group, legend, row, table, tone
+from pytest_llmload.reports.html.elements import NONE, cells, chip, el, figure, group, legend, row, table, tone
 from pytest_llmload.reports.layout import allowance, change, movement
 from pytest_llmload.reports.terminal import tokens_per_second
 
@@ -46,7 +46,9 @@ def attention(runs: Numbered) -> ET.Element:
 def _card(number: int, run: Run) -> ET.Element:
     head = el("h3", chip(run.verdict), " ", link(number, run), el("small", f" on {run.device_key or 'no device'}"))
     parts: list[ET.Element] = []
-    for comparison in figures.failing_parts(run):
+    failing = figures.failing_parts(run)
+    # If nothing could be compared, each section says the same about the file.
+    for comparison in failing[:1] if all(part.whole for part in failing) else failing:
         moved = [item for item in comparison.metrics if item.change is not None and item.verdict != "ok"]
         if moved:
             rows = [
@@ -59,18 +61,30 @@ def _card(number: int, run: Run) -> ET.Element:
                 )
                 for item in moved
             ]
-            parts.append(table("Figures that changed", ("figure", "baseline → now", "change", "allowed", ""), rows))
-        parts += _texts("because", comparison.because or tuple(item.text for item in comparison.manifest))
+            head_ = ("figure", "baseline → now", "change", "allowed", "")
+            parts.append(table("Figures that changed", head_, rows, class_="moved"))
+        parts += _texts("also", [f"{item.name}: {item.reason}" for item in comparison.metrics if _is_aside(item)])
+        reasons = [comparison.reason] if comparison.whole else []
+        parts += _texts("because", [*reasons, *(comparison.because or (item.text for item in comparison.manifest))])
         parts += _texts("changed in its environment", comparison.changed)
     whole = el("details", el("summary", "The test's message"), el("pre", figures.cause(run), tabindex="0"))
     if not parts:
         parts, whole = [el("pre", figures.cause(run), tabindex="0")], None  # type: ignore[assignment]
     accept = None
-    if run.command and run.result is not None and run.result.ok and figures.failing_parts(run):
+    if run.command and run.result is not None and run.result.ok and failing:
         accept = el(
-            "p", "Accept it: ", el("code", run.command), " or, on any machine, ", el("code", "llmload accept run.json")
+            "p",
+            "Accept it on any machine, with this run's JSON report: ",
+            el("code", "llmload accept run.json"),
+            " or measure it again: ",
+            el("code", run.command),
         )
     return el("article", head, *parts, accept, whole, class_=f"card {tone(run.verdict)}", **marks(number))
+
+
+def _is_aside(item: MetricVerdict) -> bool:
+    """Return whether a metric fails without a difference in its unit; the manifest's differences are the reasons."""
+    return item.verdict in (CHANGED, MISSING, UNAVAILABLE) and item.name != "manifest" and bool(item.reason)
 
 
 def _texts(title: str, texts: Sequence[str]) -> list[ET.Element]:
@@ -83,7 +97,7 @@ def loads(runs: Numbered) -> ET.Element:
     for number, run in runs:
         sizes = [figure(_first(run, names, form)) for _, names, form in _COLUMNS]
         speed = tokens_per_second(run)
-        sizes.append(figure("–" if speed is None else f"{speed:.1f}"))
+        sizes.append(figure(NONE if speed is None else f"{speed:.1f}"))
         rows.append(row(link(number, run), el("td", chip(run.verdict)), run.device_key, *sizes, **marks(number)))
     titles = [title for title, *_ in _COLUMNS]
     return el(
@@ -97,7 +111,7 @@ def loads(runs: Numbered) -> ET.Element:
 def _first(run: Run, names: Sequence[str], form: object) -> str:
     metrics = run.result.metrics if run.result else {}
     value = next((metrics[name] for name in names if metrics.get(name) is not None), None)
-    return "–" if value is None or not callable(form) else str(form(value))
+    return NONE if value is None or not callable(form) else str(form(value))
 
 
 def memory(runs: Numbered) -> ET.Element | None:
@@ -118,7 +132,7 @@ def memory(runs: Numbered) -> ET.Element | None:
                     Part("settled", "held in addition to the weights", phase.settled),
                     Part("transient", "held temporarily", phase.transient),
                 ]
-                moved = "–"
+                moved = NONE
                 if phase.baseline:
                     moved = f"{100 * (phase.peak / phase.baseline - 1):+.1f} %"
                 own.append(
@@ -126,7 +140,7 @@ def memory(runs: Numbered) -> ET.Element | None:
                         _PHASE_NAMES.get(phase.phase, phase.phase),
                         el("td", stacked(parts, most, format_bytes, baseline=phase.baseline), class_="wide"),
                         figure(format_bytes(phase.peak)),
-                        figure("–" if phase.baseline is None else format_bytes(phase.baseline)),
+                        figure(NONE if phase.baseline is None else format_bytes(phase.baseline)),
                         figure(moved),
                     )
                 )
@@ -164,9 +178,9 @@ def latency(runs: Numbered) -> ET.Element | None:
                     link(number, run),
                     el("td", strip(samples, low - room, high + room, baseline=baseline), class_="wide"),
                     figure(format_seconds(ordered[len(ordered) // 2])),
-                    figure("–" if baseline is None else format_seconds(baseline)),
+                    figure(NONE if baseline is None else format_seconds(baseline)),
                     figure(str(len(samples))),
-                    el("td", chip(verdict.verdict) if verdict else "–"),
+                    el("td", chip(verdict.verdict) if verdict else NONE),
                     **marks(number),
                 )
             )
@@ -186,7 +200,7 @@ def work(runs: Numbered) -> ET.Element | None:
             cells(
                 item.name,
                 figure(movement(item) if item.baseline is not None else movement(item).partition(" -> ")[2]),
-                figure(change(item) or "–"),
+                figure(change(item) or NONE),
                 el("td", chip(item.verdict)),
             )
             for item in figures.work(run)
