@@ -31,11 +31,12 @@ from pytest_llmload.process.serving import launch, served_model, server_process,
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
-from pytest_llmload.process.serving.http import Endpoint
+from pytest_llmload.process.serving.http import Endpoint, Event
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.served_model import Served
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.llama_server import LlamaServer
+from pytest_llmload.process.serving.servers.vllm import Vllm
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.process_tree import tree
 
@@ -426,6 +427,9 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic() + (1e6 if self.is_late else 0)
 
+    def perf_counter(self) -> float:
+        return time.perf_counter()
+
     def sleep(self, seconds: float) -> None:
         self.is_late = True
 
@@ -553,6 +557,28 @@ def test_prompts_have_the_workloads_length(length: int) -> None:
     assert len(Prompts(length, None, salted=True).next().split()) == length
 
 
+def test_the_time_to_the_first_token_begins_when_the_request_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other clients keep their connection; making one is no part of a token's time."""
+    moments = []
+    connect = httpcore.SyncBackend.connect_tcp
+
+    def connecting(*arguments: Any, **named: Any) -> Any:
+        made = connect(*arguments, **named)
+        moments.append(time.perf_counter())
+        return made
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connecting)
+    with serving("openai") as (url, _):
+        events = list(Endpoint(url).events("/v1/completions", {"model": MODEL, "max_tokens": 2, "stream": True}))
+    (made,) = moments
+    first, *_ = events
+    assert isinstance(first, Event)
+    assert made < first.sent < first.read
+    assert {event.sent for event in events if isinstance(event, Event)} == {first.sent}
+
+
 @pytest.mark.parametrize("where", ["srv          init", "main"])
 def test_the_start_of_llama_server_in_its_log(where: str) -> None:
     endpoint = Endpoint("http://127.0.0.1:9")
@@ -562,6 +588,18 @@ def test_the_start_of_llama_server_in_its_log(where: str) -> None:
     )
     assert kind.phases_of(log) == {"start.model": 62.345}
     assert kind.phases_of("loading\n") == {}
+
+
+def test_the_start_of_vllm_in_its_log() -> None:
+    endpoint = Endpoint("http://127.0.0.1:9")
+    kind = Vllm(endpoint, SelfDescription(endpoint))
+    log = (
+        "(Worker pid=7) INFO 11-29 20:20:09 [default_loader.py:501] Loading weights took 0.04 seconds\n"
+        "(Worker pid=7) INFO 11-29 20:20:09 [gpu_model_runner.py:2653] Model loading took 2.30 GiB and 1.25 seconds\n"
+        "(EngineCore pid=6) INFO 11-29 20:20:12 [core.py:402] init engine (profile, create kv cache, warmup model) "
+        "took 2.67 s\n"
+    )
+    assert kind.phases_of(log) == {"start.weights": 0.04, "start.model": 1.25, "start.engine": 2.67}
 
 
 def test_the_command_line_of_a_server() -> None:

@@ -32,6 +32,7 @@ class CutOff(BadAnswer):
 class Answer:
     """One streamed answer. Times are those of ``time.perf_counter``, in seconds."""
 
+    #: When the request was sent, after the connection was made.
     sent: float
     #: When the bytes of each piece of text were read. A piece may be several tokens, and a token may have no text.
     stamps: list[float] = field(default_factory=list)

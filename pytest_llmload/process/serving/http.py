@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpcore
 import httpx
@@ -55,6 +55,16 @@ class Reply:
         """Return the body as one line, cut to a length that a message can quote."""
         text = " ".join(self.body.split())
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]} …"
+
+
+class Event(NamedTuple):
+    """One event of a stream. Times are those of ``time.perf_counter``."""
+
+    #: When the request was sent, after the connection was made.
+    sent: float
+    #: When the event's bytes were read.
+    read: float
+    data: str
 
 
 class Endpoint:
@@ -112,8 +122,8 @@ class Endpoint:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         return socket.create_connection((parts.host, port), timeout=1)
 
-    def events(self, path: str, body: object) -> Iterator[tuple[float, str] | Reply]:
-        """Yield the data of each event of a stream, with the time when its bytes were read (``time.perf_counter``).
+    def events(self, path: str, body: object) -> Iterator[Event | Reply]:
+        """Yield each event of a stream.
 
         Events of one read have the same time, so that it shows which events arrived together; httpx-sse gives lines
         without times. Yield a single Reply if the answer is not a stream. Raises Unreachable, HungUp and Late. The
@@ -132,7 +142,7 @@ class Endpoint:
                 for line in lines:
                     name, _, value = line.rstrip("\r").partition(":")
                     if name == "data":
-                        yield exchange.moment, value.removeprefix(" ")
+                        yield Event(exchange.sent, exchange.moment, value.removeprefix(" "))
 
     def hide(self, text: str) -> str:
         """Return a text with the key removed."""

@@ -38,8 +38,9 @@ from pytest_llmload.worker.model.prompts import Prompt, chat_text, is_chat, with
 
 #: Share of ``--llm-timeout`` after which the load ends itself, so that it can report what it waited for.
 _PART = 0.9
-#: Seconds to wait for a server's end after it closed the connection in the middle of an answer.
-_ENDING = 3.0
+#: Seconds to wait for a server's end after it closed the connection in the middle of an answer, and after it answered
+#: an error: vLLM's API server does so when its engine has died, and then ends in its own time.
+_ENDING, _ENDING_AFTER_ERROR = 3.0, 10.0
 #: Seconds between two health checks of a running endpoint.
 _LOOK = 0.2
 _INSIDE = "the model is in a server, whose processes cannot be inspected"
@@ -326,6 +327,10 @@ class Served:
         try:
             yield
         except BadAnswer as error:
+            if error.problem.check == "answers" and self._server is not None:
+                # What it printed at the error; its end may be long and say nothing.
+                when = f"(phase '{self._phase}') after this answer: {error}"
+                self._server.check(when, _ENDING_AFTER_ERROR, with_its_end=False)
             self._look("while it answered")
             self._result.problems.append(error.problem)
         except (HungUp, Unreachable) as error:

@@ -70,13 +70,18 @@ class ServerProcess:
                 raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), outcome=results.TIMEOUT)
             self.check("before it was healthy", _LOOK)
 
-    def check(self, when: str, seconds: float = 0.0) -> None:
-        """Raise Died if the server has ended, or ends within ``seconds``."""
+    def check(self, when: str, seconds: float = 0.0, *, with_its_end: bool = True) -> None:
+        """Raise Died if the server has ended, or ends within ``seconds``.
+
+        The error has the last lines of the server's log, or those of this moment if ``with_its_end`` is false.
+        """
+        now = "" if with_its_end else self.tail
         select.select([self._descriptor], [], [], seconds)
         status = self._process.poll()
         if status is not None:
             message = f"the server {how(status)} {when}"
-            raise Died(ErrorInfo(message=message, log=self.tail, phase="start"), max(0, -status))
+            log = self.tail if with_its_end else now
+            raise Died(ErrorInfo(message=message, log=log, phase="start"), max(0, -status))
 
     def stop(self) -> None:
         """End the server; its own child processes end with the session that this process leads."""

@@ -36,12 +36,12 @@ def read(endpoint: Endpoint, path: str, body: object, take: Callable[[Answer, fl
         for event in endpoint.events(path, body):
             if isinstance(event, Reply):
                 raise _no_stream(path, event)
-            moment, data = event
-            if data == _DONE:
+            answer.sent = event.sent
+            if event.data == _DONE:
                 is_done = True
                 continue
-            take(answer, moment, _object(path, data))
-            answer.finished = answer.finished or (moment if answer.finish else 0.0)
+            take(answer, event.read, _object(path, event.data))
+            answer.finished = answer.finished or (event.read if answer.finish else 0.0)
     except HungUp as error:
         # llama-cpp-python sends the last event of an answer that it cut off, and then breaks the connection.
         if not (answer.finish or is_done):

@@ -1,4 +1,4 @@
-"""One HTTP exchange whose reads share one deadline, and which records the time of its last read.
+"""One HTTP exchange whose reads share one deadline, and which records the times of its request and its last read.
 
 httpx limits the time of each read, not of all together, and does not show which bytes came together. httpcore's network
 backend is the public interface for both.
@@ -16,7 +16,7 @@ import httpx
 
 
 class Wire(httpcore.NetworkStream):
-    """A connection that times out at the deadline, and records when it was last read."""
+    """A connection that times out at the deadline, and records when it was first written and last read."""
 
     def __init__(self, stream: httpcore.NetworkStream, exchange: Exchange) -> None:
         self._stream = stream
@@ -28,6 +28,7 @@ class Wire(httpcore.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._exchange.sent = self._exchange.sent or time.perf_counter()
         self._stream.write(buffer, self._exchange.left())
 
     def close(self) -> None:
@@ -48,6 +49,8 @@ class Exchange(httpcore.NetworkBackend):
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self._backend = httpcore.SyncBackend()
+        #: When the request was sent, after the connection was made: other clients keep theirs for the next request.
+        self.sent = 0.0
         #: When the last bytes were read (``time.perf_counter``).
         self.moment = 0.0
 
