@@ -19,10 +19,10 @@ from pytest_llmload.system.json_text import Unreadable, check_structure, short
 
 _REMEDY = "restore it from version control, or delete it and record it again with --llm-update-baselines"
 _TOP = {"schema", "digests", "memory", "work", "time", "numbers", "manifest", "spec", "workload", "environment"}
-#: Entries that files of older releases lack.
-_LATER = {"suite", "settings", "allocations"}
+#: Entries that a file need not have: not every load has settings or keeps its allocations.
+_OPTIONAL = {"suite", "settings", "allocations"}
 _NUMBERS = {"buffers", "logits", "logsumexp", "margin"}
-_LATER_NUMBERS = {"padded", "layers", "checksums"}
+_OPTIONAL_NUMBERS = {"padded", "layers", "checksums"}
 _SITE = {"bytes", "moment", "place", "site"}
 _MOMENTS = ("load", "generate", KEPT)
 _TIMING = ("median", "samples", "relative", "control", "parts")
@@ -183,7 +183,7 @@ def read_timing(value: object, where: str) -> RecordedTime:
 
 def _baseline(data: object) -> Baseline:
     top = _mapping(data, "the file")
-    if unknown := sorted(set(top) - _TOP - _LATER):
+    if unknown := sorted(set(top) - _TOP - _OPTIONAL):
         raise _Bad(f"has an unknown entry {short(unknown[0])}")
     if missing := sorted(_TOP - set(top)):
         raise _Bad(f"has no {missing[0]!r}")
@@ -266,7 +266,7 @@ def _time(value: object, where: str) -> float:
 
 def _read_numbers(value: object) -> Numbers:
     item = _mapping(value, "numbers")
-    if set(item) - _LATER_NUMBERS != _NUMBERS:
+    if set(item) - _OPTIONAL_NUMBERS != _NUMBERS:
         raise _Bad("needs exactly 'buffers', 'logits', 'logsumexp' and 'margin' in 'numbers'")
     vectors = {name: _vector(item.get(name, []), name) for name in ("logits", "logsumexp", "margin", "padded")}
     buffers, layers = (

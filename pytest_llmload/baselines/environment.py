@@ -32,7 +32,7 @@ def entry(environment: Mapping[str, str], name: str) -> str:
 def differing(old: Mapping[str, str], new: Mapping[str, str], names: tuple[str, ...]) -> str:
     """Return the differences among ``names``, as in ``driver 550.54 -> 560.28``, joined by commas; empty if equal.
 
-    A package that only one of the sides names makes no difference: a baseline of an older release may lack it.
+    A package that only one of the sides names makes no difference: a file need not name every package.
     """
     pairs = ((name.removesuffix(_MINOR), entry(old, name), entry(new, name)) for name in _each(names, old, new))
     return ", ".join(

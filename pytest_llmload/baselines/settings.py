@@ -24,7 +24,7 @@ def diff(
     old_environment: Mapping[str, str],
     new_environment: Mapping[str, str],
 ) -> tuple[ManifestChange, ...]:
-    """Return every field that differs; none if one side lacks settings, as a baseline of an older release does.
+    """Return every field that differs; none if one side lacks settings, as a served model does.
 
     A field that only one side has counts only if the libraries are the same: their releases add and remove fields.
     """
