@@ -39,7 +39,7 @@ def _runner(place: str) -> Callable[[Job, Callable[[str], None], Path], Runner]:
 
         return Ranks
     if place == SERVER:
-        from pytest_llmload.process.serving.served_model import Served
+        from pytest_llmload.process.serving.served_model import ServedModel
 
-        return Served
+        return ServedModel
     raise ValueError(f"a strategy declares runs_in={place!r}; use {HERE!r}, {RANKS!r} or {SERVER!r}")

@@ -190,9 +190,9 @@ class Session:
 
     def _repeated(self, job: Job) -> Message:
         """Measure again what this process has already found: a running endpoint, which a load does not change."""
-        from pytest_llmload.process.serving.served_model import Served
+        from pytest_llmload.process.serving.served_model import ServedModel
 
-        assert isinstance(self.runner, Served), "other loads are repeated in processes of their own"
+        assert isinstance(self.runner, ServedModel), "other loads are repeated in processes of their own"
         return {"kind": "result", "result": self.runner.repeat(job).to_json()}
 
     def measured(self, job: Job) -> Message:

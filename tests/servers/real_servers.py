@@ -22,7 +22,7 @@ from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process.serving import finding
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.http import Endpoint, Unreachable
-from pytest_llmload.process.serving.served_model import Served
+from pytest_llmload.process.serving.served_model import ServedModel
 from pytest_llmload.process.serving.server_process import HOST, ServerProcess, free_port
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ class Real:
 
 
 @contextlib.contextmanager
-def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Iterator[Served]:
+def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Iterator[ServedModel]:
     """The client of a running server, in this process."""
     model_id = fields.pop("model_id", server.model)
     job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id}={server.url}/v1")
@@ -77,7 +77,7 @@ def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Itera
 
 
 @contextlib.contextmanager
-def owner(name: str, servers: Servers, folder: Path, **fields: Any) -> Iterator[Served]:
+def owner(name: str, servers: Servers, folder: Path, **fields: Any) -> Iterator[ServedModel]:
     """The owner and client of a server that its load starts, in this process."""
     command = json.dumps(servers.command(name, "{port}"))
     options = (("command", command), ("model_id", json.dumps(servers.id(name))))
@@ -92,10 +92,10 @@ def _job(servers: Servers, fields: dict[str, Any]) -> Job:
 
 
 @contextlib.contextmanager
-def _client(job: Job, folder: Path) -> Iterator[Served]:
+def _client(job: Job, folder: Path) -> Iterator[ServedModel]:
     # A load's process has this signal to itself.
     before = signal.getsignal(signal.SIGUSR1)
-    served = Served(job, lambda phase: None, folder / "load.log")
+    served = ServedModel(job, lambda phase: None, folder / "load.log")
     try:
         yield served
     finally:

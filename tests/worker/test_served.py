@@ -27,13 +27,13 @@ from pytest_llmload.core.job import Checkpoint, Job
 from pytest_llmload.core.metrics import METRICS
 from pytest_llmload.core.results import CRASHED, LOADED, NOT_APPLIED, TIMEOUT, LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.process.serving import launch, served_model, server_process, wire
+from pytest_llmload.process.serving import finding, launch, served_model, server_process, wire
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint, Event
 from pytest_llmload.process.serving.prompts import Prompts
-from pytest_llmload.process.serving.served_model import Served
+from pytest_llmload.process.serving.served_model import ServedModel
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.llama_server import LlamaServer
 from pytest_llmload.process.serving.servers.vllm import Vllm
@@ -45,10 +45,10 @@ SMALL = Workload(1, 16, 4)
 
 
 @contextlib.contextmanager
-def client(job: Any, tmp_path: Path) -> Iterator[Served]:
+def client(job: Any, tmp_path: Path) -> Iterator[ServedModel]:
     # What a load's process does with this signal is no business of the one that runs the tests.
     before = signal.getsignal(signal.SIGUSR1)
-    served = Served(job, lambda phase: None, tmp_path / "load.log")
+    served = ServedModel(job, lambda phase: None, tmp_path / "load.log")
     try:
         yield served
     finally:
@@ -239,7 +239,7 @@ def test_a_limit_that_a_server_lowers_without_a_word_is_no_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full context ends an answer with ``length`` too; only half of it may be there."""
-    monkeypatch.setattr(Served, "_load_tokenizer", lambda self: setattr(self, "_tokenizer", split))
+    monkeypatch.setattr(served_model, "load_tokenizer", lambda job: (split, ""))
     result = asked("openai+uncounted+llama_cpp+short", tmp_path)
     assert not {"ttft", "per_token", "served.total.x8"} & set(result.metrics)
     assert "stopped after 2 of 4 tokens: its context is full" in result.unavailable["per_token"]
@@ -325,7 +325,7 @@ def test_an_id_before_the_address_and_a_path_that_chooses_chat(tmp_path: Path) -
 
 
 def test_tokens_without_usage_are_counted_by_tokenising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Served, "_load_tokenizer", lambda self: setattr(self, "_tokenizer", split))
+    monkeypatch.setattr(served_model, "load_tokenizer", lambda job: (split, ""))
     result = asked("openai+uncounted", tmp_path)
     assert "per_token" in result.metrics
     assert any("counted by tokenising the text here" in note for note in result.notes)
@@ -454,7 +454,7 @@ def test_an_endpoint_that_stalls_is_a_time_out(tmp_path: Path, monkeypatch: pyte
             served.load()
     assert caught.value.outcome == TIMEOUT
     # It looks once, and has waited for ever when it looks again.
-    monkeypatch.setattr(served_model, "time", Clock())
+    monkeypatch.setattr(finding, "time", Clock())
     with pytest.raises(Died, match="not healthy within 90% of --llm-timeout: GET /health answers 503: load") as caught:
         asked("openai+unhealthy", tmp_path)
     assert caught.value.outcome == TIMEOUT

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from pytest_llmload.core import results
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.results import ErrorInfo
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
+from pytest_llmload.process.serving.server_process import ServerProcess
 from pytest_llmload.process.serving.servers import identify
 from pytest_llmload.process.serving.servers.base import REFUSED_KEY, SelfDescription, ServerKind
 from pytest_llmload.process.serving.servers.transformers_serve import TransformersServe
+from pytest_llmload.system.process_exit import Died
 
 #: The environment variable with the endpoint's key. No other one is read, since its key may be for another service.
 KEY = "LLM_ENDPOINT_KEY"
@@ -19,6 +24,49 @@ _MODELS = "/v1/models"
 _PREFIXES = ("/openai", "/api", "/llm")
 #: Seconds to wait for the answer at one of these paths.
 _PATIENCE = 2.0
+#: Seconds between two health checks of a running endpoint.
+_LOOK = 0.2
+
+
+def wait(endpoint: Endpoint, api: str, key: str, deadline: float, allowed: str) -> ServerKind:
+    """Return the kind of a running endpoint once it is healthy; ``api`` is its protocol, empty if unknown.
+
+    Raises MachineError if it cannot be used, and Died if it is not healthy by the deadline; ``allowed`` says in words
+    how long that is.
+    """
+    while True:
+        try:
+            kind, why = look(endpoint, api, ours=False, key=key)
+        except Unreachable as error:
+            raise MachineError(f"the endpoint cannot be reached: {error} (--llm-endpoint)") from None
+        if not why:
+            return kind
+        if time.monotonic() > deadline:
+            message = f"the endpoint was not healthy within {allowed}: {why}"
+            raise Died(ErrorInfo(message=message, phase="start"), outcome=results.TIMEOUT)
+        # The endpoint sends no event when it becomes ready.
+        time.sleep(_LOOK)
+
+
+def wait_for_start(
+    server: ServerProcess, endpoint: Endpoint, api: str, key: str, deadline: float, *, ours: bool
+) -> ServerKind:
+    """Return the kind of a started server once it is healthy; see :func:`look` for the arguments.
+
+    Raises Died if it ends, or is not healthy by the deadline, and MachineError if it cannot be used.
+    """
+    found: list[ServerKind] = []
+
+    def complaint() -> str:
+        try:
+            kind, why = look(endpoint, api, ours=ours, key=key)
+        except Unreachable as error:
+            return str(error)
+        found[:] = [kind]
+        return why
+
+    server.wait_until(complaint, deadline, endpoint.is_open)
+    return found[0]
 
 
 def look(endpoint: Endpoint, api: str, *, ours: bool, key: str) -> tuple[ServerKind, str]:

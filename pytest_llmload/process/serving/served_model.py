@@ -16,21 +16,19 @@ from typing import Any
 
 from pytest_llmload.core import results
 from pytest_llmload.core.endpoint_address import EndpointAddress
-from pytest_llmload.core.environment_entries import ENTRIES, MACHINE
-from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import NOT_APPLIED, ErrorInfo, LoadResult, Problem
 from pytest_llmload.probes.own import declared_by, own_probes
-from pytest_llmload.process.serving import endpoint_checks, finding, launch, memory, request_rounds
+from pytest_llmload.process.serving import endpoint_checks, finding, launch, memory, request_rounds, server_memory
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
 from pytest_llmload.process.serving.finding import KEY
+from pytest_llmload.process.serving.first_answer import first_answer
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Late, Unreachable
+from pytest_llmload.process.serving.local_tokenizer import load_tokenizer
 from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.process.serving.server_environment import server_environment
 from pytest_llmload.process.serving.server_process import HOST, ServerProcess, free_port
-from pytest_llmload.process.serving.server_versions import versions
 from pytest_llmload.process.serving.servers.base import SelfDescription, ServerKind
-from pytest_llmload.process.serving.servers.openai import RequestRefused
-from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served as Declaration
 from pytest_llmload.system.process_exit import Died
 from pytest_llmload.system.protocol import Message
@@ -41,14 +39,12 @@ _PART = 0.9
 #: Seconds to wait for a server's end after it closed the connection in the middle of an answer, and after it answered
 #: an error: vLLM's API server does so when its engine has died, and then ends in its own time.
 _ENDING, _ENDING_AFTER_ERROR = 3.0, 10.0
-#: Seconds between two health checks of a running endpoint.
-_LOOK = 0.2
 _INSIDE = "the model is in a server, whose processes cannot be inspected"
 _FOREIGN = "this run did not start the endpoint, so that its load and its hardware are unknown"
 _NO_CACHE = "the server does not report the capacity of a cache"
 
 
-class Served:
+class ServedModel:
     """The client of one endpoint, and the owner of its server if the load starts one."""
 
     def __init__(self, job: Job, tell: Callable[[str], None], log: Path) -> None:
@@ -100,7 +96,8 @@ class Served:
 
     def _complete(self) -> LoadResult:
         result = self._result
-        result.environment |= self._environment()
+        pid = self._server.pid if self._server is not None else None
+        result.environment |= server_environment(self._job, pid, ours=self._ours)
         result.notes = list(dict.fromkeys([*result.notes, *(self._kind.notes if self._kind is not None else ())]))
         why = _FOREIGN if self._foreign else _INSIDE
         result.declared = declared_by(own_probes(self._job))
@@ -152,7 +149,8 @@ class Served:
         """Return an endpoint that is healthy and has answered once; None if it serves a different model."""
         job = self._job
         with self._timed("tokenizer"):
-            self._load_tokenizer()
+            self._tokenizer, why = load_tokenizer(job)
+            self._result.notes += filter(None, [why])
         if self._foreign:
             self._endpoint = Endpoint(EndpointAddress.parse(job.endpoint).url, self._key)
         else:
@@ -164,13 +162,14 @@ class Served:
         with self._timed("start"):
             if not self._foreign:
                 self._server = ServerProcess(launch.command(job, port), launch.log_of(self._log))
-            kind = self._kind = self._wait(deadline)
+            kind = self._kind = self._healthy(deadline)
         with self._timed("first_answer"):
             about = kind.about()
             self._about(about)
             self._prompts = Prompts(job.spec.workload.prompt_tokens, self._tokenizer, salted=self._foreign)
             # Some servers load the model only now: a server is not ready until it has answered.
-            answer = self._first_answer(kind, about)
+            prompt = self._prompts.next()
+            answer = first_answer(job, self._result, self._endpoint, kind, about, prompt, self._key)
         if answer is None:
             return None
         # A proxy reports its version with an answer.
@@ -184,62 +183,14 @@ class Served:
             self._result.problems += endpoint_checks.answered_by(job, answer, kind.model)
         return kind
 
-    def _wait(self, deadline: float) -> ServerKind:
+    def _healthy(self, deadline: float) -> ServerKind:
         """Return the kind of server, once it is healthy."""
-        found: list[ServerKind] = []
-
-        def complaint() -> str:
-            try:
-                kind, why = finding.look(self._endpoint, self._api(), ours=self._ours, key=self._key)
-            except Unreachable as error:
-                if self._foreign:
-                    raise MachineError(f"the endpoint cannot be reached: {error} (--llm-endpoint)") from None
-                return str(error)
-            found[:] = [kind]
-            return why
-
-        if self._server is not None:
-            self._server.wait_until(complaint, deadline, self._endpoint.is_open)
-            return found[0]
-        while why := complaint():
-            if time.monotonic() > deadline:
-                message = f"the endpoint was not healthy within {_PART:.0%} of --llm-timeout: {why}"
-                raise Died(ErrorInfo(message=message, phase="start"), outcome=results.TIMEOUT)
-            # The endpoint sends no event when it becomes ready.
-            time.sleep(_LOOK)
-        return found[0]
-
-    def _api(self) -> str:
-        """Return the protocol that the test or the address names; empty if it must be detected."""
-        address = EndpointAddress.parse(self._job.endpoint) if self._foreign else None
-        return str(self._job.spec.option("api") or (address.api if address is not None else ""))
-
-    def _first_answer(self, kind: ServerKind, about: About) -> Answer | None:
-        """Return the answer to a first request of one token; None, with a problem, if it serves a different model."""
-        kind.model, is_listed = endpoint_checks.choose(self._job, about)
-        if not is_listed and about.models is not None and kind.lists_what_it_serves:
-            self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model))
-            return None
-        try:
-            answer = kind.answer(self._prompts.next(), 1)
-        except RequestRefused as refused:
-            if refused.for_its_key:
-                raise finding.refused_key(refused.status, self._key) from None
-            if self._foreign and refused.status == 404 and kind.says.get("/v1/models").status == 404:
-                raise finding.wrong_path(self._endpoint, 404) from None
-            if not is_listed and refused.status in (400, 404):
-                problem = endpoint_checks.not_served(self._job, about, kind.model, str(refused))
-                self._result.problems.append(problem)
-                return None
-            raise
-        if self._job.checks and kind.answers_to(endpoint_checks.NO_MODEL):
-            if not is_listed and about.models:
-                why = "it answers to any id"
-                self._result.problems.append(endpoint_checks.not_served(self._job, about, kind.model, why))
-                return None
-            note = "the endpoint answers to any model id, so that its answer to the right one proves nothing"
-            self._result.notes.append(note)
-        return answer
+        if self._server is None:
+            address = EndpointAddress.parse(self._job.endpoint)
+            api = str(self._job.spec.option("api") or address.api or "")
+            return finding.wait(self._endpoint, api, self._key, deadline, f"{_PART:.0%} of --llm-timeout")
+        api = str(self._job.spec.option("api") or "")
+        return finding.wait_for_start(self._server, self._endpoint, api, self._key, deadline, ours=self._ours)
 
     def _about(self, about: About) -> None:
         if about.server:
@@ -268,7 +219,7 @@ class Served:
             request_rounds.run(kind, self._prompts, workload, result, fewer=not job.checks)
         if self._server is not None and job.checks:
             self._server.check("while it was measured")
-            self._memory(self._server)
+            server_memory.measure(job, result, self._server.pid)
             if self._ours and kind.as_told and self._tokenizer is not None:
                 self._compare(prompt, answer)
 
@@ -289,35 +240,6 @@ class Served:
                 f"the endpoint counts {answer.prompt_tokens} tokens in the prompt, the workload's prompt has "
                 f"{workload.prompt_tokens}: {'there is no tokenizer here' if self._tokenizer is None else 'a template'}"
             )
-
-    def _memory(self, server: ServerProcess) -> None:
-        job, result = self._job, self._result
-        result.metrics["server.peak"] = memory.peak(server.pid)
-        result.phase_peaks["generate"] = {"host": result.metrics["server.peak"]}
-        held: float | None = result.metrics["server.settled"]
-        if job.device.kind == "cuda":
-            gpus, why = memory.on_gpus(server.pid, job.device)
-            held = sum(gpus.values()) if gpus else None
-            if "kv_cache.tokens" in result.metrics:
-                why = why or "the server fills the GPU with its cache by design: see kv_cache.tokens for its capacity"
-            elif job.spec.option("continuous_batching"):
-                why = (
-                    why
-                    or "with continuous batching the server fills the GPU with its cache and does not report its size"
-                )
-            if why:
-                result.unavailable["gpu.process"] = why
-            else:
-                result.metrics |= {f"gpu.{gpu}.process": size for gpu, size in gpus.items()}
-                result.metrics["gpu.process"] = sum(gpus.values())
-            result.phase_peaks["generate"] |= {f"gpu.{gpu}": size for gpu, size in gpus.items()}
-        if job.spec.quant != "none":
-            problems, note = endpoint_checks.quantised(job, server.pid, held)
-            result.problems += problems
-            result.notes += filter(None, [note])
-            served = schemes()[job.spec.quant][0].served
-            if served is not None and any(getattr(job.spec, name) != value for name, value in served.fields.items()):
-                result.notes.append(served.note)
 
     # --- what else -----------------------------------------------------------------------------------------------
 
@@ -361,39 +283,6 @@ class Served:
 
         found = set_page_cache(self._job.checkpoint.path, self._job.page_cache)
         self._result.environment["page_cache"] = found
-
-    def _environment(self) -> dict[str, str]:
-        if self._foreign:
-            # Only the client runs on this machine; an endpoint's times are compared with its own earlier ones.
-            return {"host": "endpoint"}
-        from pytest_llmload.process.environment import environment
-
-        own = environment(self._job)
-        if self._ours:
-            return own
-        # A server with an interpreter of its own has libraries and settings different from those of this process.
-        machine = {
-            name: value
-            for name, value in own.items()
-            if name == "malloc" or (name in ENTRIES and ENTRIES[name].kind == MACHINE)
-        }
-        return machine | (versions(self._server.pid) if self._server is not None else {})
-
-    def _load_tokenizer(self) -> None:
-        """Load the model's tokenizer, from files that are on this machine."""
-        from transformers import AutoTokenizer
-
-        job = self._job
-        source = job.checkpoint.path or job.spec.model.partition("@")[0]
-        if job.spec.model.startswith("random:") and not job.checkpoint.path:
-            return
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                source, local_files_only=True, trust_remote_code=job.trust_remote_code
-            )
-        except Exception as error:  # noqa: BLE001 - without a tokenizer, prompts are words, and a note says so
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-            self._result.notes.append(f"no tokenizer of the model is on this machine, so prompts are words ({why})")
 
     def _ids(self, answer: Answer, told: int | None) -> list[int]:
         """Return the ids of an answer, as the protocol reports them, or else by tokenising its text.
