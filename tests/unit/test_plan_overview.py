@@ -1,4 +1,4 @@
-"""``llmload plan``: caches as transformers keeps them, memory as it was measured on H100, and nothing read or built."""
+"""``llmload plan``: caches as transformers keeps them, memory as it was measured on GPUs, and nothing read or built."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from pytest_llmload.worker.planning.overview import outline, overview
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu("GPU-0", "NVIDIA H100 80GB HBM3", 85_029_158_912, (9, 0))
+H200 = Gpu("GPU-0", "NVIDIA H200", 150_754_820_096, (9, 0))
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 128,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -103,9 +104,9 @@ def test_a_layer_of_an_unknown_kind_is_said_and_not_counted() -> None:
 
 
 def committed() -> list[Path]:
-    """The baselines of loads that are planned, measured on H100."""
+    """The baselines of loads that are planned, measured on H100 and H200."""
     found = []
-    for path in sorted((ROOT / "baselines").glob("*/nvidia-h100*/*.json")):
+    for path in sorted((ROOT / "baselines").glob("*/nvidia-h*/*.json")):
         baseline = loads(path.read_text(), str(path))
         if BUILTIN[baseline.spec.get("strategy", "single")].placement is not None and path.parts[-3] in PRESETS:
             found.append(path)
@@ -120,7 +121,8 @@ def test_what_is_planned_was_measured_within_one_percent(path: Path, tmp_path: P
         name: tuple(map(tuple, value)) if name == "max_memory" else value for name, value in baseline.spec.items()
     }
     spec = LoadSpec(model="m", name="m", **fields)
-    gpus = tuple(Gpu(**{**asdict(H100), "index": index}) for index in range(spec.gpu_count))
+    one = H200 if "h200" in path.parts[-2] else H100
+    gpus = tuple(Gpu(**{**asdict(one), "index": index}) for index in range(spec.gpu_count))
     job = Job(spec, Device("cuda", path.parts[-2], gpus), Checkpoint(str(tmp_path), "", ""))
     if spec.adapter:
         pytest.importorskip("peft")
@@ -298,8 +300,8 @@ def test_cuts_of_a_mixture_of_experts_tell_the_whole(tmp_path: Path) -> None:
 
 
 def split_baselines() -> list[Path]:
-    """The baselines of loads over two ranks, measured on H100."""
-    return sorted((ROOT / "baselines").glob("*/nvidia-h100*-x2/t*_p*-x2-fp16.json"))
+    """The baselines of loads over two ranks, measured on H100 and H200."""
+    return sorted((ROOT / "baselines").glob("*/nvidia-h*-x2/t*_p*-x2-fp16.json"))
 
 
 @pytest.mark.parametrize("path", split_baselines(), ids=lambda path: "/".join(path.parts[-3:]))
@@ -318,6 +320,12 @@ def test_what_is_planned_for_each_rank_was_measured(path: Path, tmp_path: Path) 
         for name, off in (("weights", 1e-6), ("settled", 0.001)):
             measured = baseline.memory[f"gpu.{rank}.{name}"] - later
             assert figures[f"gpu.{rank}.{name}"] == pytest.approx(measured, rel=off)
+
+
+def test_every_committed_baseline_is_held_against_the_plan() -> None:
+    """What is left out is placed by a server or by DeepSpeed, by rules of their own."""
+    left = set((ROOT / "baselines").glob("*/nvidia-h*/*.json")) - {*committed(), *split_baselines()}
+    assert {loads(path.read_text(), "").spec["strategy"] for path in left} == {"deepspeed", "served"}
 
 
 def test_what_cannot_be_planned_for_ranks_is_one_sentence(tmp_path: Path) -> None:
