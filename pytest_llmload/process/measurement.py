@@ -300,13 +300,14 @@ class Measurement:
             return
         if self._checks.is_broken:
             return
-        self.phases.enter("settings")
+        self.phases.enter("padded_batch")
         loaded.forget()
         try:
             loaded.padded_run = padded_batch.run(loaded)
         except Exception as error:  # noqa: BLE001 - the workload ran; the test does not require a padded batch
             text = " ".join(str(error).split())[:200]
             loaded.notes.append(f"the model does not run a padded batch ({type(error).__name__}: {text})")
+        self.phases.enter("settings")
         self._at("finished", loaded)
         loaded.forget()
 

@@ -13,6 +13,8 @@ import pytest
 from hub_server import Hub, serving
 from warm_template import Template
 
+from pytest_llmload.host.loads.progress import Step
+from pytest_llmload.host.run.progress import LiveLine
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 Project = Callable[..., pytest.RunResult]
@@ -128,6 +130,27 @@ def _file(text: str) -> str:
     found = re.search(r"^(\S+\.py) ", text, re.MULTILINE)
     assert found
     return found[1]
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_terminal_has_one_line_for_all_workers(
+    pytester: pytest.Pytester, warm_template: Template, checkpoint_cache: Path
+) -> None:
+    written = on_a_terminal(pytester.path, warm_template, checkpoint_cache, "-n2", "-p", "xdist")
+    lines = [found["text"] for found in LIVE.finditer(written.replace("\r\n", "\n"))]
+    assert [text for text in lines if re.match(r"llmload: tiny-llama-loader\S*: load, ", text)]
+    assert lines[-1] == "", "it is gone before pytest goes on"
+    rest = LIVE.sub("", written.replace("\r\n", "\n"))
+    assert "llmload: tiny-llama-loader" not in rest
+
+
+def test_two_loads_share_the_live_line(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    written: list[str] = []
+    line = LiveLine(pytestconfig)
+    monkeypatch.setattr(line, "_write", written.append)
+    monkeypatch.setattr(type(pytestconfig.get_terminal_writer()), "fullwidth", 200)
+    line.show(Step("a", "load", 2.0, 1 << 20, 4 << 20), Step("b", "page_cache", 61.0))
+    assert written == ["llmload: a: load, 1.00 MiB of 4.00 MiB, 2.00 s · b: page cache, 61.00 s"]
 
 
 @pytest.mark.usefixtures("slow")

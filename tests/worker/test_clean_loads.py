@@ -102,6 +102,7 @@ def test_every_figure_of_a_cpu_load_is_there_or_says_why() -> None:
         "logits",
         "generate",
         "timing",
+        "padded_batch",
         "settings",
         "fill",
         "exercised",

@@ -16,6 +16,8 @@ from pytest_llmload.system.protocol import Message
 
 #: The phase in which a process reads a checkpoint, and the one in which files come from the hub.
 LOAD, DOWNLOAD = "load", "download"
+#: The beginning of every line of progress.
+PREFIX = "llmload: "
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Step:
     def __str__(self) -> str:
         sizes = f"{format_bytes(self.done)} of {format_bytes(self.expected)}, " if self.done else ""
         whole = f"{format_bytes(self.expected)}, " if self.phase == DOWNLOAD and not self.done else ""
-        return f"llmload: {self.title}: {self.phase}, {sizes}{whole}{format_seconds(self.seconds)}"
+        return f"{PREFIX}{self.title}: {self.phase.replace('_', ' ')}, {sizes}{whole}{format_seconds(self.seconds)}"
 
 
 class Display(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.host.loads.progress import DOWNLOAD, Display, Step
+from pytest_llmload.host.loads.progress import DOWNLOAD, PREFIX, Display, Step
 from pytest_llmload.host.run.display import DISPLAY
 
 #: Seconds between two updates of a live line, and of a plain one.
@@ -65,10 +65,12 @@ class LiveLine:
         self._config = config
         self._is_shown = False
 
-    def show(self, step: Step) -> None:
-        """Write the step below the line that pytest is in the middle of."""
+    def show(self, *steps: Step) -> None:
+        """Write steps, one after the other, below the line that pytest is in the middle of."""
         width = self._config.get_terminal_writer().fullwidth
-        self._write(str(step)[: max(width - 1, 0)])
+        first, *others = map(str, steps)
+        text = " · ".join([first, *(other.removeprefix(PREFIX) for other in others)])
+        self._write(text[: max(width - 1, 0)])
         self._is_shown = True
 
     def clear(self) -> None:
@@ -100,6 +102,11 @@ class PlainLines:
         """Write the step, if it is time for it."""
         if self._rhythm.is_due(step):
             with _uncaptured(self._config):
+                self._reporter.ensure_newline()
+                # xdist's dots are no line of a file, which pytest would end.
+                terminal = self._config.get_terminal_writer()
+                if terminal.width_of_current_line:
+                    terminal.line()
                 self._reporter.write_line(str(step))
 
     def clear(self) -> None:
