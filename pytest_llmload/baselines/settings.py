@@ -15,6 +15,7 @@ _OWN = ("attention", "mode.", "cache.", "files")
 #: Fields of the configs. Constants of classes follow from them: a library that uses a different class for the model
 #: also uses that class's constants.
 _CONFIG = ("config.", "generation.")
+#: How a field is shown that is not set.
 _NONE = "none"
 
 
@@ -33,10 +34,16 @@ def diff(
     same = not differing(old_environment, new_environment, _LIBRARIES)
     names = [name for name in sorted({**old, **new}, key=_order) if old.get(name) != new.get(name)]
     return tuple(
-        ManifestChange(f"{name}: {old.get(name, _NONE)} -> {new.get(name, _NONE)}", 0, 0)
+        ManifestChange(f"{name}: {_value(old, name)} -> {_value(new, name)}", 0, 0)
         for name in names
         if same or (name in old and name in new) or name.startswith(_OWN)
     )
+
+
+def _value(settings: Mapping[str, str], name: str) -> str:
+    """Return the text of a field; one whose text is that of a field that is not set is quoted."""
+    value = settings.get(name, _NONE)
+    return repr(value) if name in settings and value == _NONE and not name.startswith(_OWN) else value
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -120,8 +120,34 @@ def _scaling(model: Any) -> None:
     model.model.layers[2].self_attn.scaling = 0.25
 
 
-def _top_k(model: Any) -> None:
+def _window(model: Any) -> None:
     model.config.sliding_window = 64
+
+
+def _not_causal(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+
+
+def _dropout(model: Any) -> None:
+    model.model.layers[0].self_attn.attention_dropout = 0.1
+
+
+def _rope_scaling(model: Any) -> None:
+    model.model.rotary_emb.attention_scaling = 2.0
+
+
+def _one_expert(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.gate.top_k = 1
+
+
+def _one_after_the_other(model: Any) -> None:
+    model.gpt_neox.layers[1].use_parallel_residual = False
+
+
+def _activation(model: Any) -> None:
+    model.model.layers[1].mlp.act_fn = torch.nn.GELU().eval()
 
 
 @pytest.mark.parametrize(
@@ -137,12 +163,23 @@ def _top_k(model: Any) -> None:
         (_padded, "generation.pad_token_id: 0 -> 9"),
         (_epsilon, "LlamaRMSNorm.variance_epsilon: 1e-05 -> 1e-05 x 6, 0.001 in model.layers.1.input_layernorm"),
         (_scaling, "LlamaAttention.scaling: 0.125 -> 0.125 x 2, 0.25 in model.layers.2.self_attn"),
-        (_top_k, "config.sliding_window: none -> 64"),
+        (_window, "config.sliding_window: none -> 64"),
+        (_not_causal, "LlamaAttention.is_causal: true -> none"),
+        (_dropout, "LlamaAttention.attention_dropout: 0.0 -> 0.0 x 2, 0.1 in model.layers.0.self_attn"),
+        (_rope_scaling, "LlamaRotaryEmbedding.attention_scaling: 1.0 -> 2.0"),
+        (_activation, "GELU.approximate: none -> 'none'"),
+        (_one_expert, "MixtralTopKRouter.top_k: 2 -> 1"),
+        (
+            _one_after_the_other,
+            "GPTNeoXLayer.use_parallel_residual: true -> true x 3, false in gpt_neox.layers.1",
+        ),
     ],
 )
 def test_a_setting_that_moved_is_named(tampered: Callable[[Tamper], None], tamper: Tamper, text: str) -> None:
+    model = "tiny-mixtral" if "Mixtral" in text else "tiny-gpt-neox" if "NeoX" in text else "tiny-llama"
+    recorded(model)
     tampered(tamper)
-    comparison = gated(quick("tiny-llama"))
+    comparison = gated(quick(model), model)
     assert text in texts(comparison)
     assert verdict(comparison, "manifest")[0] == CHANGED
 
@@ -190,22 +227,37 @@ def test_positions_that_are_off_by_one_while_decoding(monkeypatch: pytest.Monkey
     assert "relative padded logits error" in reason
 
 
-def test_the_first_layer_that_differs_is_named(tampered: Callable[[Tamper], None]) -> None:
-    tampered(_scaling)
+@pytest.mark.parametrize(("tamper", "layer"), [(_scaling, 2), (_activation, 1)])
+def test_the_first_layer_that_differs_is_named(tampered: Callable[[Tamper], None], tamper: Tamper, layer: int) -> None:
+    tampered(tamper)
     word, reason = verdict(gated(quick("tiny-llama")), "numbers")
     assert word == CHANGED
-    assert "model.layers.2 is the first layer whose output differs" in reason
+    assert f"model.layers.{layer} is the first layer whose output differs" in reason
 
 
-def test_another_base_of_the_rotation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"rope_theta": 5e5}, "config.rope_parameters.rope_theta: 10000.0 -> 500000.0"),
+        ({"rope_type": "linear", "factor": 2.0}, "config.rope_parameters.rope_type: default -> linear"),
+        ({"hidden_act": "gelu"}, "config.hidden_act: silu -> gelu"),
+    ],
+    ids=["theta", "scaling", "activation"],
+)
+def test_a_default_that_the_librarys_config_changed_is_named(
+    fields: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     init = transformers.LlamaConfig.__init__
 
     def other(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        self.rope_parameters = {**self.rope_parameters, "rope_theta": 5e5}
+        own = {name: value for name, value in fields.items() if hasattr(self, name)}
+        for name, value in own.items():
+            setattr(self, name, value)
+        self.rope_parameters = {**self.rope_parameters, **{name: fields[name] for name in fields.keys() - own}}
 
     monkeypatch.setattr(transformers.LlamaConfig, "__init__", other)
-    assert "config.rope_parameters.rope_theta: 10000.0 -> 500000.0" in texts(gated(quick("tiny-llama")))
+    assert text in texts(gated(quick("tiny-llama")))
 
 
 def test_a_pickled_file_in_place_of_the_other_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

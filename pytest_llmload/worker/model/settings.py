@@ -126,10 +126,10 @@ def _constants(loaded: Loaded) -> dict[str, str]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for path, module in loaded.model.named_modules():
         for name, value in vars(module).items():
-            # A flag that is off is as if it were not there.
-            if type(value) in _PLAIN and value is not False and name not in _PLACE and not name.startswith("_"):
+            if type(value) in _PLAIN and name not in _PLACE and not name.startswith("_"):
                 found[f"{type(module).__name__}.{name}"][path] = _text(value, (loaded.job.checkpoint.path,))
-    return {name: _joined(values) for name, values in found.items()}
+    # A flag that is off everywhere is as if it were not there.
+    return {name: _joined(values) for name, values in found.items() if set(values.values()) != {"false"}}
 
 
 def _joined(values: Mapping[str, str]) -> str:
