@@ -222,7 +222,13 @@ def test_no_rank_listens_to_other_machines(pytester: pytest.Pytester, project: C
 
         def listening(model, tokenizer):
             import torch
-            family = [pid for pid in os.listdir("/proc") if pid.isdecimal() and os.getsid(int(pid)) == os.getsid(0)]
+            family = []
+            for pid in filter(str.isdecimal, os.listdir("/proc")):
+                try:
+                    if os.getsid(int(pid)) == os.getsid(0):
+                        family.append(pid)
+                except ProcessLookupError:
+                    continue
             assert len(family) >= 3, "the two ranks and the process that started them"
             held = set()
             for pid in family:
@@ -241,8 +247,8 @@ def test_no_rank_listens_to_other_machines(pytester: pytest.Pytester, project: C
 
         @pytest.mark.strategy("tp_plan")
         def test_listening(llm):
-            # As the kernel writes 127.0.0.1 and ::1; gloo connects its pairs on it.
-            assert set(llm.run(listening)) <= {"0100007F", "00000000000000000000000001000000"}
+            # As the kernel writes 127.0.0.1, on which gloo connects its pairs.
+            assert set(llm.run(listening)) == {"0100007F"}
             assert len(llm.generate("Hello", max_new_tokens=2).tokens) == 2
         """
     )
