@@ -6,7 +6,10 @@
 Prints, for each strategy, the distribution of every figure of the memory section over the loads, and how many of the
 N x (N - 1) gates (each load as the baseline of each other load) are not ``ok``: ``regressed`` and ``changed`` are red,
 ``improved`` is red under ``--llm-strict``. With ``--work`` the counted work is gated too, from processes of its own.
-Times are judged over several processes; ``latency_power.py`` counts their false alarms. Exits with 1 if a gate alarms.
+Times are judged over several processes; ``latency_power.py`` counts their false alarms.
+
+Then some loads have a transient of 10 MiB above their highest moment, and are gated against each clean load: each of
+these gates must be red in ``host.peak``. Exits with 1 if a clean gate alarms, or if one of a planted load does not.
 
 Loads are forked from a warm server, as in a run of pytest; a new server is started every ``--per-server`` loads.
 """
@@ -14,13 +17,14 @@ Loads are forked from a warm server, as in a run of pytest; a new server is star
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import format_value
-from pytest_llmload.core.verdicts import OK, UNAVAILABLE
+from pytest_llmload.core.verdicts import OK, REGRESSED, UNAVAILABLE
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess, fork
 from pytest_llmload.host.loads.warm_server import WarmServer, variables
@@ -48,6 +52,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "random"},
 }
 TIMEOUT = 600.0
+TRANSIENT = 10 << 20
+PLANTED = Path(__file__).parent / "planted"
 
 
 def main() -> int:
@@ -58,10 +64,11 @@ def main() -> int:
     parser.add_argument("--workload", default="1x128+32")
     parser.add_argument("--per-server", type=int, default=10, help="loads that are forked from one warm server")
     parser.add_argument("--work", action="store_true", help="gate the counted work too")
+    parser.add_argument("--transients", type=int, default=5, help="loads of each strategy with a planted transient")
     options = parser.parse_args()
     checkpoint = resolve(f"random:{options.model}", default_cache())
     sections = {"memory": EVERYTHING, **({"work": COUNTING} if options.work else {})}
-    total = Counter[str]()
+    total, missed = Counter[str](), 0
     for strategy, section in itertools.product(options.only or STRATEGIES, sections):
         scope = sections[section]
         job = job_of(strategy, checkpoint, Workload.parse(options.workload), scope)
@@ -70,8 +77,12 @@ def main() -> int:
         total.update(alarms)
         print(f"\n{options.model} {strategy}, {section}: {len(loads)} loads, {gates} gates")
         table(loads, section, alarms)
+        if section == "memory" and options.transients:
+            planted = list(itertools.islice(loads_with_a_transient(job, loads[0]), options.transients))
+            missed += not_red(loads, planted)
     print(f"\nalarms: {sum(total.values())}", *(f"{name} {count}" for name, count in total.most_common()))
-    return 1 if total else 0
+    print(f"gates of a load with a transient that are not red: {missed}")
+    return 1 if total or missed else 0
 
 
 def job_of(strategy: str, checkpoint: Checkpoint, workload: Workload, scope: Scope) -> Job:
@@ -88,11 +99,11 @@ def job_of(strategy: str, checkpoint: Checkpoint, workload: Workload, scope: Sco
     )  # fmt: skip
 
 
-def fresh_loads(job: Job, per_server: int) -> Iterator[LoadResult]:
+def fresh_loads(job: Job, per_server: int, environ: Mapping[str, str] = os.environ) -> Iterator[LoadResult]:
     """Yield the results of loads in fresh processes without end."""
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            server = WarmServer(Path(folder) / "server.log", variables(os.environ))
+            server = WarmServer(Path(folder) / "server.log", variables(environ))
             try:
                 server.warm_up([*BASE, "peft", "bitsandbytes", *architecture(job.checkpoint.model_type)], None)
                 for number in range(per_server):
@@ -104,6 +115,26 @@ def fresh_loads(job: Job, per_server: int) -> Iterator[LoadResult]:
                     yield LoadResult.from_json(reply["result"])
             finally:
                 server.close()
+
+
+def loads_with_a_transient(job: Job, clean: LoadResult) -> Iterator[LoadResult]:
+    """Yield the results of loads whose first forward has a transient of 10 MiB above the load's highest moment."""
+    # The highest moment of a clean load may be in a different phase.
+    below = int(clean.metrics["host.peak"] - clean.phase_peaks["forward"]["host"])
+    planted = dataclasses.replace(job, imports=("transient",), sys_path=(str(PLANTED),))
+    environ = {**os.environ, "LLMLOAD_PLANTED_BYTES": str(below + TRANSIENT)}
+    return fresh_loads(planted, 10, environ)
+
+
+def not_red(clean: list[LoadResult], planted: list[LoadResult]) -> int:
+    """Print the peaks of planted loads; return how many gates against clean loads are not red in ``host.peak``."""
+    green = 0
+    for load, recorded in itertools.product(planted, map(_baseline, clean)):
+        (peak,) = (item for item in compare(recorded, load).metrics if item.name == "host.peak")
+        green += peak.verdict != REGRESSED
+    peaks = ", ".join(format_value(load.metrics["host.peak"], "B") for load in planted)
+    print(f"  with a transient of 10 MiB: host.peak {peaks}; {green} of {len(planted) * len(clean)} gates are not red")
+    return green
 
 
 def gated(loads: list[LoadResult], section: str) -> tuple[Counter[str], int]:
