@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from importlib import metadata
@@ -161,29 +162,41 @@ def test_a_clean_gate_is_green_and_a_fault_is_red(tests: pytest.Pytester, projec
 
 def test_a_time_out_is_that_of_the_test_that_had_it(pytester: pytest.Pytester, project: Run) -> None:
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    os.mkfifo(pytester.path / "phases")
     pytester.makepyfile(
+        conftest="""
+        import os
+        from pytest_llmload.host.loads.processes import LoadProcess
+
+        def told(process, phase):
+            process.__dict__["phase"] = phase
+            # Opened for reading too: it waits for no reader, and keeps what is written.
+            os.write(PHASES, f"{phase}\\n".encode())
+
+        PHASES = os.open("phases", os.O_RDWR)
+        LoadProcess.phase = property(lambda process: process.__dict__["phase"], told)
+        """,
         slow="""
         import os, signal
         from pathlib import Path
         from transformers import AutoModelForCausalLM
 
-        def wait_too_long():
-            # The alarm that pytest-timeout has set, without the wait for it: once pytest has read which phase this is,
-            # and waits again.
-            pid = Path("pid").read_text()
-            while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "S":
-                os.sched_yield()
-            os.kill(int(pid), signal.SIGALRM)
+        def wait_too_long(phase):
+            # The alarm that pytest-timeout has set, without the wait for it: once pytest knows which phase this is.
+            with open("phases", "rb", buffering=0) as phases:
+                while phases.readline() != phase:
+                    pass
+            os.kill(int(Path("pid").read_text()), signal.SIGALRM)
             signal.pause()
 
         def load(spec):
             if not os.path.exists("once"):
                 open("once", "w").close()
                 print("waits for a file server", flush=True)
-                wait_too_long()
+                wait_too_long(b"load\\n")
             return AutoModelForCausalLM.from_pretrained(spec.model, dtype="auto")
 
-        def waits(model, tokenizer): wait_too_long()
+        def waits(model, tokenizer): wait_too_long(b"run\\n")
         """,
         test_it="""
         import os
