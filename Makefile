@@ -29,10 +29,10 @@ test: venv
 
 # Coverage with a floor, of the tests that run the code in their own process: all units, and loads of every strategy,
 # format, adapter kind and server. Options, markers, ranks and predictions, whose tests start pytest or further
-# processes, are not covered here. The deselected test plants 10 MiB of host
-# memory, and did not find them in the one run under tracing.
+# processes, are not covered here. The deselected test plants 10 MiB of host memory, 2 MiB more than the tolerance: in
+# two runs under tracing, one of its two cases was missed.
 COVERED := tests/unit $(patsubst %,tests/worker/test_%.py,adapters clean_loads faults formats parts served tensor_parallel)
-UNTRACED := tests/worker/test_clean_loads.py::test_a_transient_of_ten_mebibytes_in_a_small_load_is_red[forward]
+UNTRACED := tests/worker/test_clean_loads.py::test_a_transient_of_ten_mebibytes_in_a_small_load_is_red
 
 cover: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --deselect "$(UNTRACED)" $(COVERED)

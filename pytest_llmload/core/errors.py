@@ -71,11 +71,11 @@ class BaselineIncomparable(LLMLoadError, AssertionError):
 
 
 class CeilingExceeded(LLMLoadError, AssertionError):
-    """More memory than ``memory_ceiling`` allows."""
+    """The load needed more memory than ``memory_ceiling`` allows."""
 
 
 class BudgetExceeded(LLMLoadError, AssertionError):
-    """More time than ``latency_budget`` allows."""
+    """The load took more time than ``latency_budget`` allows."""
 
 
 class MachineError(LLMLoadError):

@@ -70,9 +70,9 @@ class Probe:
         """Act after all memory and time has been measured: the model may be run again and its weights may be read."""
 
     def fill(self, result: LoadResult) -> None:
-        """Write each figure into ``result.metrics``, in its metric's unit, or why it is missing into
+        """Write each figure, in its metric's unit, into ``result.metrics``.
 
-        ``result.unavailable``.
+        A figure that is missing has its reason in ``result.unavailable``.
         """
 
     def close(self) -> None:

@@ -156,7 +156,7 @@ def chooses_files(spec: LoadSpec, own: Iterable[str]) -> str:
     return f"{name}= would load different files from those that are compared: {_CHOOSE_FILES[name]}" if name else ""
 
 
-def unheeded(spec: LoadSpec, *fields: str) -> str:
+def why_ignored(spec: LoadSpec, *fields: str) -> str:
     """Return why a placement refuses fields of a spec that it would ignore; empty if none of them is set."""
     found = " and ".join(name for name in fields if getattr(spec, name))
     return f"strategy({spec.strategy!r}) would ignore {found}: omit one of them" if found else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import RANKS, Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -50,7 +50,7 @@ class DeepSpeed(Strategy):
         kernels = spec.option(KERNELS, False)
         if not isinstance(kernels, bool):
             return f"deepspeed: {KERNELS}={kernels!r} is not a boolean; write True or False"
-        return unheeded(spec, "device_map", "max_memory")
+        return why_ignored(spec, "device_map", "max_memory")
 
     def prepare(self, job: Job) -> None:
         # DeepSpeed's shared-memory all-reduce reads the number of local ranks, and dies of SIGSEGV if it is not set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.strategies.base import Strategy, why_ignored
 from pytest_llmload.worker.planning.placement import Placement, device_limits
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class _Mapped(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        return unheeded(spec, "device_map")
+        return why_ignored(spec, "device_map")
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         return {"device_map": self.name, "max_memory": device_limits(job)}

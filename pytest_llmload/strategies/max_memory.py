@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import format_bytes
-from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.strategies.base import Strategy, why_ignored
 from pytest_llmload.worker.planning.placement import Placement, default_max_memory
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class MaxMemory(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        return unheeded(spec, "device_map")
+        return why_ignored(spec, "device_map")
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         from pytest_llmload.worker.planning.planner import plan_load

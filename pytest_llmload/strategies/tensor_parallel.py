@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
-from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -32,7 +32,7 @@ class TensorParallel(Strategy):
                 "the tensor_parallel package splits dense weights only: it would lose the state of "
                 f"{spec.quant} weights; take tensor_parallel or quant, not both"
             )
-        return unheeded(spec, "device_map", "max_memory")
+        return why_ignored(spec, "device_map", "max_memory")
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         return {"device_map": {"": "cpu"}}

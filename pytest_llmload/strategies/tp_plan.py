@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import RANKS, Job
-from pytest_llmload.strategies.base import Strategy, unheeded
+from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
@@ -26,7 +26,7 @@ class TpPlan(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        return unheeded(spec, "device_map", "max_memory")
+        return why_ignored(spec, "device_map", "max_memory")
 
     def context(self, job: Job) -> None:
         # rank_shards too is imported here, since imports during the load would count towards its time.

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llmload import plugin
 from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.cli import COMMANDS
 from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.results import LoadResult
@@ -111,19 +112,14 @@ def test_what_users_can_name_is_in_the_reference() -> None:
         *(f"--llm-{name}" for name in OPTIONS),
         *(f"`{name}(" for name in markers()),
         *("`llm`", "`llm_spec`", "`llm_load`", "`llm_gpus`", "`memory_baseline`", "`latency_baseline`"),
-        *(
-            "`llm_benchmark`",
-            "load_once",
-            "strategies.Strategy",
-            "import Metric, Probe",
-            "llmload prune",
-            "llmload show",
-        ),
+        *("`llm_benchmark`", "load_once", "strategies.Strategy", "import Metric, Probe"),
         *(f"`{name}`" for name in tables.pytest_llmload.__all__),
         *(f"`{name}`" for name in BUILTIN),
         *(name for name in vars(tables.hookspecs) if name.startswith("pytest_llmload_")),
     }
     assert {name for name in names if name not in REFERENCE} == set()
+    commands = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert {name for name in COMMANDS if f"| `llmload {name} " not in commands} == set()
     strategies = (DOCS / "strategies.md").read_text(encoding="utf-8")
     described = strategies[strategies.index("## The strategies") : strategies.index("## Known failures")]
     assert {name for name in BUILTIN if f"`{name}`" not in described} == set()

@@ -258,7 +258,7 @@ class _Gate(ABC):
 
 
 class MemoryBaseline(_Gate):
-    """``.check(llm)``: memory, loading work, manifest and numbers against the baseline in git."""
+    """Compares memory, loading work, manifest and numbers with the baseline in git: ``.check(llm)``."""
 
     fixture = "memory_baseline"
     sections = ("memory",)
@@ -286,7 +286,7 @@ class MemoryBaseline(_Gate):
 
 
 class LatencyBaseline(_Gate):
-    """``.check(llm)``: load time, time to first token and per token, and the work per token, against the baseline.
+    """Compares load time, time to first token and per token, and work with the baseline in git: ``.check(llm)``.
 
     The load is timed in further processes until every time is judged, or ``--llm-latency-time`` is spent.
     """
