@@ -21,15 +21,13 @@ from pytest_llmload.baselines.store import Store
 from pytest_llmload.cli.refused import CommandRefused, add_baselines, read_report
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.metrics import find
-from pytest_llmload.core.results import FAILED, LoadResult
 from pytest_llmload.core.units import format_value
 from pytest_llmload.core.verdicts import ACCEPTED, INCOMPARABLE, MISSING, MetricVerdict, Run
-from pytest_llmload.reports.layout import change, joined, labelled, movement, shortened
+from pytest_llmload.reports.failure import ending
+from pytest_llmload.reports.layout import change, joined, labelled, movement
 
 #: Figures of a new baseline that are shown; the file has all.
 _NAMES = 4
-#: Characters of the reason why a load failed.
-_WHY = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +90,7 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
     if run.result is None:
         decision.refusal = f"nothing was loaded ({run.messages[0] if run.messages else run.verdict})"
     elif not run.result.ok:
-        decision.refusal = _ending(run.result)
+        decision.refusal = ending(run.result)
     elif missing := {"shape", "weights"} - run.result.digests.keys():
         decision.refusal = f"the report does not identify the model: it lacks a digest of its {min(missing)}"
     else:
@@ -103,13 +101,6 @@ def _decide(run: Run, options: argparse.Namespace) -> _Decision:
             return decision
         decision.refusal = "; ".join(decision.recordings[-1].refusals) or _other_model(run, store.read(path), options)
     return decision
-
-
-def _ending(result: LoadResult) -> str:
-    """Return how a load ended that did not end in the requested model, and why."""
-    why = str(result.error) if result.error else "; ".join(problem.message for problem in result.problems)
-    ended = result.outcome.replace("_", " ")
-    return ": ".join(filter(None, ("the load failed", ended if ended != FAILED else "", shortened(why, _WHY))))
 
 
 def _variant_level(run: Run) -> str | None:

@@ -1,20 +1,21 @@
 """Compare two sides, each of which is a JSON report, a folder of baselines, or a git revision.
 
-Figures within the tolerance of their metric count as equal (--all prints them too). The exit status is 1 if anything
-differs.
+Figures within the tolerance of their metric count as equal, and so do times of fewer processes than a verdict needs
+(--all prints them too). The exit status is 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_llmload.baselines import manifest
 from pytest_llmload.baselines.environment import changes
 from pytest_llmload.baselines.model import Baseline
+from pytest_llmload.baselines.statistics import PROCESSES
 from pytest_llmload.cli import sources
 from pytest_llmload.cli.refused import add_baselines, columns
 from pytest_llmload.cli.sources import Place
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the differences; return 1 if there are any, else 0."""
     old, new = (sources.read(side, options.baselines) for side in (options.old, options.new))
-    found = list(differences(old, new))
+    found = list(differences(old, new, sources.failed(options.old), sources.failed(options.new)))
     if options.json:
         shown: list[Any] = [{**asdict(item), "differs": item.differs} for item in found if item.differs or options.all]
         print(json.dumps(shown, indent=1, ensure_ascii=False))
@@ -77,12 +78,17 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(item.differs for item in found) else 0
 
 
-def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Iterator[LoadChange]:
-    """Yield each load of either side."""
-    for place in sorted({*old, *new}):
+def differences(
+    old: Mapping[Place, Baseline],
+    new: Mapping[Place, Baseline],
+    old_failed: Mapping[Place, str],
+    new_failed: Mapping[Place, str],
+) -> Iterator[LoadChange]:
+    """Yield each load of either side; ``…_failed`` are loads without a model, with the reason."""
+    for place in sorted({*old, *new, *old_failed, *new_failed}):
         before, after = old.get(place), new.get(place)
         if before is None or after is None:
-            yield LoadChange(place, "only in NEW" if before is None else "only in OLD")
+            yield LoadChange(place, _one_sided(before, old_failed.get(place, ""), new_failed.get(place, "")))
             continue
         whole = "the models have different shapes" if before.shape != after.shape else ""
         yield LoadChange(
@@ -94,21 +100,31 @@ def differences(old: dict[Place, Baseline], new: dict[Place, Baseline]) -> Itera
         )
 
 
+def _one_sided(before: Baseline | None, old_failed: str, new_failed: str) -> str:
+    """Return why one side or both have no figures; empty if the load failed in the same way on both."""
+    if old_failed == new_failed:
+        return "" if old_failed else f"only in {'NEW' if before is None else 'OLD'}"
+    return "; ".join(f"{side}: {reason}" for side, reason in (("OLD", old_failed), ("NEW", new_failed)) if reason)
+
+
 def _rows(old: Baseline, new: Baseline) -> Iterator[FigureChange]:
     sides = [{**side.memory, **side.work} for side in (old, new)]
+    few = set()
     for side, baseline in zip(sides, (old, new), strict=True):
         for host, times in baseline.time.items():
             side |= {f"{name} on {host}": timing.median for name, timing in times.items()}
+            few |= {f"{name} on {host}" for name, timing in times.items() if len(timing.samples) < PROCESSES}
     for name in dict.fromkeys((*sides[0], *sides[1])):
         before, after = (side.get(name) for side in sides)
         metric = find(name.partition(" on ")[0])
         unit = metric.unit if metric else "1"
         if before is None or after is None:
             text = f"only in {'NEW' if before is None else 'OLD'}"
-            yield FigureChange(name, ONE_SIDE, before, after, unit, text)
+            yield FigureChange(name, EQUAL if name in few else ONE_SIDE, before, after, unit, text)
             continue
         item = MetricVerdict(name, "", before, after, unit, metric.tolerance if metric else EXACT)
-        kind = EQUAL if item.tolerance.allows(before, after) or (metric and metric.informative) else MOVED
+        is_aside = name in few or (metric is not None and metric.informative)
+        kind = EQUAL if is_aside or item.tolerance.allows(before, after) else MOVED
         yield FigureChange(
             name, kind, before, after, unit, f"{movement(item)}  ({change(item) or '+0'}, {allowance(item)})"
         )

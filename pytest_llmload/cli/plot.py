@@ -41,9 +41,16 @@ def svg(metric: str, unit: str, series: Mapping[str, Sequence[Point]]) -> str:
         commit: _LEFT + (index + 0.5) * (_WIDTH - _LEFT) / len(commits) for index, (_, commit) in enumerate(commits)
     }
     height = _TOP + _HEIGHT + 50 + _ROW * len(series)
+    width = _WIDTH + 20
     root = ET.Element(
         "svg",
-        {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_WIDTH + 20} {height}", "font-family": "sans-serif"},
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "width": str(width),
+            "height": str(height),
+            "viewBox": f"0 0 {width} {height}",
+            "font-family": "sans-serif",
+        },
     )
     ET.SubElement(root, "title").text = f"{metric} through the history of the baselines"
     ET.SubElement(root, "rect", {"width": "100%", "height": "100%", "fill": "#ffffff"})

@@ -13,6 +13,8 @@ from pytest_llmload.baselines.store import SUFFIX
 from pytest_llmload.cli import git
 from pytest_llmload.cli.refused import CommandRefused, read_report
 from pytest_llmload.core.errors import BaselineError
+from pytest_llmload.core.verdicts import Run
+from pytest_llmload.reports.failure import ending
 
 
 @dataclass(frozen=True, order=True)
@@ -52,6 +54,13 @@ def read(source: str, folder: Path) -> dict[Place, Baseline]:
     return decoded(git.files_at(git.commit_of(source), folder), source)
 
 
+def failed(source: str) -> dict[Place, str]:
+    """Return the loads of a report that did not end in the requested model, each with the reason; else nothing."""
+    path = Path(source)
+    runs = read_report(path).runs if path.is_file() else []
+    return {_place(run): ending(run.result) for run in runs if run.result is not None and not run.result.ok}
+
+
 def decoded(texts: Mapping[str, str], source: str) -> dict[Place, Baseline]:
     """Return the baselines among some files. Raises CommandRefused for a baseline that cannot be read."""
     found = {}
@@ -74,5 +83,9 @@ def _of_report(path: Path) -> dict[Place, Baseline]:
             continue
         baseline = record(None, [run.result], update=True).baseline
         if baseline is not None:
-            found[Place(run.spec.name, run.device_key, "", run.spec.slug)] = baseline
+            found[_place(run)] = baseline
     return found
+
+
+def _place(run: Run) -> Place:
+    return Place(run.spec.name, run.device_key, "", run.spec.slug)

@@ -19,12 +19,14 @@ from pytest_llmload.core.verdicts import (
     MetricVerdict,
     Subject,
 )
-from pytest_llmload.reports.layout import allowance, change, joined, labelled, limited, movement
+from pytest_llmload.reports.layout import allowance, change, joined, labelled, limited, movement, shortened
 
 #: Lines of one kind that are shown before the rest is only counted, so that a failure fits the first screen.
 _METRICS = 12
 _REASONS = 6
 _NAMES = 4
+#: Characters of the reason why a load failed, where a line is all there is.
+_WHY = 200
 #: Checks that fail if the model was loaded as requested, but raises when it runs.
 _RUNNING = ("forward", "generate")
 _SECTIONS = {"memory": "memory", "work": "work", "time": "latency"}
@@ -141,6 +143,13 @@ def load_failure_text(subject: Subject, result: LoadResult) -> str:
         if lines:
             text += "\n" + "\n".join([f"  {title}:", *(f"    {line}" for line in lines)])
     return text
+
+
+def ending(result: LoadResult) -> str:
+    """Return in one line how a load ended that did not end in the requested model, and why."""
+    why = str(result.error) if result.error else "; ".join(problem.message for problem in result.problems)
+    ended = "" if result.outcome == FAILED else result.outcome.replace("_", " ")
+    return ": ".join(filter(None, ("the load failed", ended, shortened(" ".join(why.split()), _WHY))))
 
 
 def ceiling_text(subject: Subject, place: str, value: float, limit: float, *, phase: str = "") -> str:

@@ -17,7 +17,7 @@ from sample_loads import GIB, NF4
 from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.record import record
 from pytest_llmload.cli import COMMANDS, main
-from pytest_llmload.core.results import NOT_APPLIED
+from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo
 from pytest_llmload.core.verdicts import Run
 from pytest_llmload.reports.document import document
 
@@ -212,6 +212,25 @@ def test_revisions_folders_and_reports_are_compared(capsys: pytest.CaptureFixtur
     for bad in ("nowhere", "--output=x", "HEAD~9"):
         assert "is not a file, a folder or a git revision" in said(capsys, "diff", "--", bad, "HEAD", status=2)
     assert not Path("x").exists()
+
+
+def test_a_load_that_failed_is_not_one_that_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ErrorInfo("CUDA out of memory", "torch.OutOfMemoryError")
+    dead = dataclasses.replace(measured(NF4), outcome=OUT_OF_MEMORY, error=error)
+    red = write(Run(NF4, DEVICE, dead, outcome="fail"), name="red.json")
+    reason = "the load failed: out of memory: torch.OutOfMemoryError: CUDA out of memory"
+    out = said(capsys, "diff", "HEAD", red, status=1)
+    assert out.splitlines()[0].endswith(f" on {DEVICE}: NEW: {reason}")
+    assert f"OLD: {reason}" in said(capsys, "diff", red, "HEAD", status=1)
+    assert said(capsys, "diff", red, red) == "0 of 1 loads differ\n"
+
+
+def test_the_time_of_one_load_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = measured(NF4, samples={"load": [99.0]}, metrics={"load": 99.0})
+    one = write(judged(NF4, None, measured(NF4)), name="one.json")
+    two = write(judged(NF4, None, slow), name="two.json")
+    assert said(capsys, "diff", one, two) == "0 of 1 loads differ\n"
+    assert "99.00 s" in said(capsys, "diff", one, two, "--all")
 
 
 # --- merge, report, rename -------------------------------------------------------------------------------------------
