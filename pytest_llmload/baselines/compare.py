@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from pytest_llmload.baselines import manifest, numbers, settings
+from pytest_llmload.baselines import manifest, numbers
+from pytest_llmload.baselines.entries import measured, names_of, selection, sum_of
 from pytest_llmload.baselines.environment import changes, differing, entry
+from pytest_llmload.baselines.explanation import because, settings_changed
 from pytest_llmload.baselines.model import Baseline, RecordedTime, has_numbers
-from pytest_llmload.baselines.timings import LOAD, conditions, moved, other_hosts, timings
+from pytest_llmload.baselines.timings import conditions, moved, other_hosts, timings
 from pytest_llmload.core.canonical import canonical_json
 from pytest_llmload.core.environment_entries import HOST
-from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, lookup, section_of
+from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.core.units import Tolerance, format_change, format_movement
+from pytest_llmload.core.units import Tolerance
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
@@ -32,11 +33,6 @@ from pytest_llmload.core.verdicts import (
 )
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(LoadSpec) if item.name != "workload"}
-_GPU = re.compile(r"gpu\.(\d+)\.")
-#: Share of a change in load time that a part of the load must account for to be named.
-_WORTH = 0.25
-#: Metrics that explain why others changed; named even if they are not comparable themselves.
-_REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
 
 
 def compare(
@@ -77,9 +73,9 @@ def compare(
         verdicts = [item for item in found if item is not None]
     else:
         recorded = bool(baseline.figures(section))
-        names = [name for name in _names(baseline, result, section) if chosen(name)]
+        names = [name for name in names_of(baseline, result, section) if chosen(name)]
         # Report every metric that is requested by name, even if neither side has a value.
-        answered = {*names, *map(_sum, names)}
+        answered = {*names, *map(sum_of, names)}
         names += [name for name in metrics or () if find(name, result.table) and name not in answered]
         verdicts = [_metric(name, baseline, result, section, allowed) for name in names]
     if section == "memory":
@@ -98,14 +94,9 @@ def compare(
         worst(item.verdict for item in verdicts if not item.informative),
         metrics=tuple(verdicts),
         manifest=differences,
-        because=tuple(_because(section, verdicts, baseline, result, changed, now)),
+        because=tuple(because(section, verdicts, baseline, result, changed, now)),
         changed=changed,
     )
-
-
-def _sum(name: str) -> str:
-    """Return the metric over all GPUs to which one GPU's figure belongs: ``gpu.settled`` for ``gpu.0.settled``."""
-    return _GPU.sub("gpu.", name)
 
 
 class _Tolerances:
@@ -118,21 +109,7 @@ class _Tolerances:
         self._given = given
 
     def of(self, name: str, declared: Tolerance) -> Tolerance:
-        return self._given.get(name) or self._given.get(_sum(name)) or declared
-
-
-def selection(metrics: Sequence[str] | None, section: str, table: Mapping[str, Metric]) -> Callable[[str], bool]:
-    """Return a predicate that tells whether a name is among ``metrics``; None selects all.
-
-    A sum over GPUs also stands for each GPU's figure. Raises KeyError for an unknown metric, and ValueError for one of
-    a different section.
-    """
-    if metrics is None:
-        return lambda name: True
-    for name in metrics:
-        if (own := section_of(name, table)) != section:
-            raise ValueError(f"{name!r} is a figure of the {own} baseline, not of the {section} baseline")
-    return lambda name: name in metrics or _sum(name) in metrics
+        return self._given.get(name) or self._given.get(sum_of(name)) or declared
 
 
 # --- identity and surroundings ---------------------------------------------------------------------------------------
@@ -174,31 +151,6 @@ def _context(baseline: Baseline, result: LoadResult) -> tuple[str, ...]:
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def _names(baseline: Baseline, result: LoadResult, section: str) -> list[str]:
-    """Return the metrics on either side, in the order of their table."""
-    order = {name: place for place, name in enumerate(result.table)}
-    names = {*baseline.figures(section), *stored_names(result.metrics, section, result.table)}
-    return sorted(names, key=lambda name: (order.get(_sum(name), len(order)), name))
-
-
-def stored_names(metrics: Mapping[str, float], section: str, table: Mapping[str, Metric]) -> list[str]:
-    """Return the measured metrics of a section; for a single GPU the sum alone, since the GPU's figure equals it."""
-    gpus = {match[1] for name in metrics if (match := _GPU.match(name))}
-    declared = ((name, find(name, table)) for name in metrics if len(gpus) > 1 or not _GPU.match(name))
-    return [name for name, metric in declared if metric is not None and metric.section == section]
-
-
-def measured(result: LoadResult, section: str, times: Mapping[str, RecordedTime]) -> list[str]:
-    """Return the names of all entries that a load has for a section; ``times`` are its times."""
-    if section == "time":
-        return list(times)
-    names = stored_names(result.metrics, section, result.table)
-    if section == "memory":
-        names += [MANIFEST] if result.manifest else []
-        names += [NUMBERS] if has_numbers(result.numbers) else []
-    return names
-
-
 def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, allowed: _Tolerances) -> MetricVerdict:
     old, new = baseline.figures(section).get(name), result.metrics.get(name)
     declared = find(name, result.table)
@@ -206,7 +158,7 @@ def _metric(name: str, baseline: Baseline, result: LoadResult, section: str, all
         return MetricVerdict(name, UNAVAILABLE, old, reason="no probe of this run declares the metric")
     tolerance = allowed.of(name, declared.tolerance)
     verdict, reason = _judge(name, declared, old, new, tolerance, baseline, result)
-    # A file of a release that did not measure the figure is compared without it.
+    # A file without the figure is compared without it.
     informative = declared.informative or (declared.late and old is None)
     return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, informative)
 
@@ -258,7 +210,7 @@ def _time(
     return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
 
 
-# --- modules, numbers and reasons ------------------------------------------------------------------------------------
+# --- modules and numbers ---------------------------------------------------------------------------------------------
 
 
 def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tuple[ManifestChange, ...]]:
@@ -268,7 +220,7 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
     if not baseline.manifest:
         return MetricVerdict(MANIFEST, MISSING, reason="missing in the baseline"), ()
     differences = manifest.diff(baseline.manifest, result.manifest)
-    fields = _settings(baseline, result)
+    fields = settings_changed(baseline, result)
     if not differences and not fields:
         return MetricVerdict(MANIFEST, OK), ()
     modules = sum(difference.modules for difference in differences)
@@ -277,10 +229,6 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
     one = not modules and len(fields) == 1
     verdict = MetricVerdict(MANIFEST, CHANGED, reason=f"{' and '.join(counts)} {'differs' if one else 'differ'}")
     return verdict, (*differences, *fields)
-
-
-def _settings(baseline: Baseline, result: LoadResult) -> tuple[ManifestChange, ...]:
-    return settings.diff(baseline.settings, result.settings, baseline.environment, result.environment)
 
 
 def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> MetricVerdict:
@@ -308,100 +256,3 @@ def _numbers(baseline: Baseline, result: LoadResult, allowed: _Tolerances) -> Me
     contents = numbers.other_contents(baseline.numbers, result.numbers) if alike else ""
     reason = "; ".join(filter(None, (difference.reason, contents)))
     return verdict(CHANGED if reason else OK, reason, difference.error)
-
-
-def _because(
-    section: str,
-    verdicts: Sequence[MetricVerdict],
-    baseline: Baseline,
-    result: LoadResult,
-    changed: Sequence[str],
-    times: Mapping[str, RecordedTime],
-) -> list[str]:
-    """Return what explains the metrics that changed: parts of the load that take longer, modules, then counted work.
-
-    For memory and the load time, that is the loading work and tensors outside the model; for other times, the work.
-    """
-    moved = [item for item in verdicts if item.verdict in (REGRESSED, IMPROVED) and not item.informative]
-    if not moved:
-        return []
-    place = _parts(baseline, result, times[LOAD]) if any(item.name == LOAD for item in moved) else []
-    return [*place, *_causes(section, verdicts, moved, baseline, result, changed)]
-
-
-def _parts(baseline: Baseline, result: LoadResult, now: RecordedTime) -> list[str]:
-    """Return the parts of the load whose times changed with it, the largest changes first.
-
-    There are none if the baseline does not have parts.
-    """
-    recorded = baseline.time[entry(result.environment, HOST)][LOAD]
-    both = recorded.parts.keys() & now.parts.keys()
-    change = now.median - recorded.median
-    moves = {name: now.parts[name] - recorded.parts[name] for name in both}
-    return [
-        f"{name} {format_movement(recorded.parts[name], now.parts[name], 's')}"
-        for name in sorted(both, key=lambda name: -abs(moves[name]))
-        if change and moves[name] / change >= _WORTH
-    ]
-
-
-def _causes(
-    section: str,
-    verdicts: Sequence[MetricVerdict],
-    moved: Sequence[MetricVerdict],
-    baseline: Baseline,
-    result: LoadResult,
-    changed: Sequence[str],
-) -> list[str]:
-    known = baseline.manifest and result.manifest
-    reasons = [difference.text for difference in manifest.diff(baseline.manifest, result.manifest)] if known else []
-    reasons += [difference.text for difference in _settings(baseline, result)]
-    if section == "work":
-        return reasons
-    if section == "time" and any(item.name != LOAD for item in moved):
-        return [*reasons, *_work(baseline, result, changed)]
-    # A cause is named next to its effect; a cause alone has its own line already.
-    causes = _REASONS if any(item.name not in _REASONS for item in moved) else ()
-    for name in causes:
-        old, new = baseline.memory.get(name), result.metrics.get(name)
-        if old is not None and new is not None and old != new:
-            reasons.append(f"{name} {format_change(new - old, lookup(name).unit)}")
-    reasons += _no_longer_mapped(moved, baseline, result)
-    settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
-    worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
-    if settled == OK and any(metric.kind == "loading_work" for metric in worse):
-        reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
-    # Different values in the same shapes take the same memory.
-    if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
-        reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
-    return reasons
-
-
-def _no_longer_mapped(moved: Sequence[MetricVerdict], baseline: Baseline, result: LoadResult) -> list[str]:
-    """Return a line if the host holds as its own memory what it mapped from files when the baseline was recorded."""
-    grown = max(
-        (
-            item.current - item.baseline
-            for item in moved
-            if item.name in ("host.settled", "host.peak") and item.current is not None and item.baseline is not None
-        ),
-        default=0.0,
-    )
-    old, new = baseline.memory.get("host.file"), result.metrics.get("host.file")
-    if old is None or new is None or grown <= 0 or old - new < grown / 2:
-        return []
-    return [f"host.file {format_change(new - old, 'B')}: what was mapped from files is now read into memory"]
-
-
-def _work(baseline: Baseline, result: LoadResult, changed: Sequence[str]) -> list[str]:
-    """Return the counted work that changed; noise does not change it, so it is named even if it is not comparable."""
-    reasons = []
-    for name in stored_names({**baseline.work, **result.metrics}, "work", result.table):
-        old, new = baseline.work.get(name), result.metrics.get(name)
-        declared = lookup(name, result.table)
-        if old is not None and new is not None and not declared.tolerance.allows(old, new):
-            figures = format_movement(old, new, declared.unit)
-            reasons.append(f"{name} {figures} ({format_change(new - old, declared.unit)})")
-    if not reasons and baseline.work and not changed:
-        reasons.append("no counted work explains it: operators, kernels and library versions are the same")
-    return reasons

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.baselines import numbers
-from pytest_llmload.baselines.compare import compare, measured, selection
+from pytest_llmload.baselines.compare import compare
+from pytest_llmload.baselines.entries import measured, selection
 from pytest_llmload.baselines.environment import concerning, differing, entry, stored
 from pytest_llmload.baselines.model import Baseline, RecordedTime, compact, has_numbers, significant
 from pytest_llmload.baselines.repeats import agree

@@ -21,8 +21,9 @@ from pytest_llmload.baselines.store import Store
 from pytest_llmload.cli.refused import CommandRefused, add_baselines, read_report
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.core.metrics import find
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_value
-from pytest_llmload.core.verdicts import ACCEPTED, INCOMPARABLE, MISSING, MetricVerdict, Run
+from pytest_llmload.core.verdicts import ACCEPTED, INCOMPARABLE, MISSING, MetricVerdict
 from pytest_llmload.reports.failure import ending
 from pytest_llmload.reports.layout import change, joined, labelled, movement
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pytest_llmload.cli.refused import columns, read_report
 from pytest_llmload.cli.report import write_all
-from pytest_llmload.core.verdicts import ERROR, FAIL, Run
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import ERROR, FAIL
 from pytest_llmload.reports.document import document
 
 

@@ -13,7 +13,7 @@ from pytest_llmload.baselines.store import SUFFIX
 from pytest_llmload.cli import git
 from pytest_llmload.cli.refused import CommandRefused, read_report
 from pytest_llmload.core.errors import BaselineError
-from pytest_llmload.core.verdicts import Run
+from pytest_llmload.core.runs import Run
 from pytest_llmload.reports.failure import ending
 
 

@@ -49,7 +49,7 @@ class Metric:
         depends: Environment entries that must be equal, else the figures are not compared.
         informative: True for a figure that is reported and never gated.
         more_is_better: True if a larger figure is an improvement; by default a smaller one is.
-        late: True for a figure that older baselines lack: they are compared without it.
+        late: True for a figure that a baseline need not have: it is then compared without it.
 
     Raises ValueError if one of them is invalid.
     """

@@ -32,11 +32,7 @@ class Weights(Probe):
         for held in distinct:
             self.logical_by_device[held.device] += held.nbytes
             if shards is not None:
-                # Several shards in one process are under their ranks' names.
-                rank = (
-                    shards.ranks[0] if len(shards.ranks) == 1 else int(held.path.partition(".")[0].removeprefix("rank"))
-                )
-                self.logical_by_rank[rank] += held.nbytes
+                self.logical_by_rank[shards.rank_of(held.path)] += held.nbytes
         self.whole = (shards.whole_bytes if shards else 0) or sum(held.whole_bytes for held in distinct)
         #: Bytes of storages beyond the tensors that use them, as of a shard that keeps the whole tensor alive.
         self.slack = sum(self.by_device.values()) - sum(held.nbytes for held in distinct if held.device != "disk")

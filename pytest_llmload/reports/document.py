@@ -13,8 +13,9 @@ from typing import Any
 from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.portable import portable_spec, scrub
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import Tolerance
-from pytest_llmload.core.verdicts import Comparison, MetricVerdict, Run
+from pytest_llmload.core.verdicts import Comparison, MetricVerdict
 
 #: Version of the document; the commands that read reports refuse a newer one.
 SCHEMA = 1

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
+from pytest_llmload.core.runs import Subject
 from pytest_llmload.core.units import format_bytes, format_change, format_seconds, format_value
 from pytest_llmload.core.verdicts import (
     CHANGED,
@@ -17,7 +18,6 @@ from pytest_llmload.core.verdicts import (
     UNAVAILABLE,
     Comparison,
     MetricVerdict,
-    Subject,
 )
 from pytest_llmload.reports.layout import allowance, change, joined, labelled, limited, movement, shortened
 

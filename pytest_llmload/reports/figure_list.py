@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pytest_llmload.core.metrics import find
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_value
-from pytest_llmload.core.verdicts import Run
 
 
 def rows(run: Run) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pytest_llmload.core.verdicts import ERROR, FAIL, IMPROVED, Comparison, MetricVerdict, Run
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import ERROR, FAIL, IMPROVED, Comparison, MetricVerdict
 from pytest_llmload.reports import allocations
 from pytest_llmload.reports.failure import comparison_text, load_failure_text
 

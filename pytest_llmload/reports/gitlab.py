@@ -9,7 +9,8 @@ import json
 from typing import Any
 
 from pytest_llmload.core.canonical import digest
-from pytest_llmload.core.verdicts import ERROR, Run
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import ERROR
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.reading import parse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pytest_llmload.core.verdicts import Run
+from pytest_llmload.core.runs import Run
 from pytest_llmload.reports import figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_llmload.core.verdicts import Run
+from pytest_llmload.core.runs import Run
 
 PREFIX = "llmload."
 

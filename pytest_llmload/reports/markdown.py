@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_bytes, format_seconds
-from pytest_llmload.core.verdicts import Run
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.headline import headline
 from pytest_llmload.reports.layout import change, limited, movement, shortened

@@ -12,9 +12,10 @@ from pytest_llmload.core.decoding import Malformed, decode
 from pytest_llmload.core.errors import ReportError
 from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.units import Tolerance
-from pytest_llmload.core.verdicts import SEVERITY, Comparison, ManifestChange, MetricVerdict, Run
+from pytest_llmload.core.verdicts import SEVERITY, Comparison, ManifestChange, MetricVerdict
 from pytest_llmload.reports.document import SCHEMA
 
 SECTIONS = ("memory", "work", "time")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.metrics import Metric
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
-from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict, Run
+from pytest_llmload.core.verdicts import IMPROVED, INCOMPARABLE, INCONCLUSIVE, UNAVAILABLE, MetricVerdict
 from pytest_llmload.reports.layout import joined, limited, movement, shortened
 
 #: Narrowest column of variants before figures are shortened, and then before some are omitted, never at 80 columns.

@@ -16,9 +16,10 @@ from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, LoadResult, Problem
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.units import Tolerance
-from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Run
+from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP
 from pytest_llmload.reports.document import document
 
 DEVICE = "nvidia-h100-80gb-hbm3"

@@ -18,7 +18,7 @@ from pytest_llmload.baselines.codec import dumps, loads
 from pytest_llmload.baselines.record import record
 from pytest_llmload.cli import COMMANDS, main
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo
-from pytest_llmload.core.verdicts import Run
+from pytest_llmload.core.runs import Run
 from pytest_llmload.reports.document import document
 
 PATH = Path("baselines/polyglot-ko-12.8b", DEVICE, "nf4-dq.json")

@@ -11,7 +11,7 @@ from sample_loads import NF4, baseline_of, load
 
 from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.results import LoadResult
-from pytest_llmload.core.verdicts import Subject
+from pytest_llmload.core.runs import Subject
 from pytest_llmload.host.checks.limits import over_budgets
 from pytest_llmload.host.markers.limits import Budget
 

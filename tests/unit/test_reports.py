@@ -16,9 +16,10 @@ from sample_loads import ENVIRONMENT, GIB, METRICS, MIB, NF4, baseline_of, load,
 from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, LoadResult, ManifestRow, Problem
+from pytest_llmload.core.runs import Run, Subject
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.core.units import Tolerance
-from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict, Run, Subject
+from pytest_llmload.core.verdicts import ERROR, FAIL, SKIP, Comparison, ManifestChange, MetricVerdict
 from pytest_llmload.reports import formats
 from pytest_llmload.reports.document import document
 from pytest_llmload.reports.failure import (

@@ -12,7 +12,8 @@ import pytest
 from sample_loads import NF4, load
 
 from pytest_llmload.core.job import Device
-from pytest_llmload.core.verdicts import ERROR, FAIL, PASS, SKIP, Run
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import ERROR, FAIL, PASS, SKIP
 from pytest_llmload.host.hooks.suite_loads import suite_loads
 from pytest_llmload.host.run import partial_runs, stale
 from pytest_llmload.host.run.log import RunLog, note

@@ -9,18 +9,8 @@ import pytest
 from sample_loads import NF4, load
 
 from pytest_llmload.core.results import CRASHED, NOT_APPLIED
-from pytest_llmload.core.verdicts import (
-    ERROR,
-    FAIL,
-    PASS,
-    SKIP,
-    TABLE,
-    Comparison,
-    MetricVerdict,
-    Run,
-    outcome,
-    worst,
-)
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import ERROR, FAIL, PASS, SKIP, TABLE, Comparison, MetricVerdict, outcome, worst
 
 #: verdict, about one metric only -> default, strict, update, record-missing; ``+`` where the baseline is written.
 PROMISED = {

@@ -20,7 +20,7 @@ from pytest_llmload.reports import failure
 if TYPE_CHECKING:
     from pytest_llmload.baselines.model import Baseline, RecordedTime
     from pytest_llmload.core.results import LoadResult
-    from pytest_llmload.core.verdicts import Subject
+    from pytest_llmload.core.runs import Subject
     from pytest_llmload.host.loads.load import Load
     from pytest_llmload.host.run.state import State
 

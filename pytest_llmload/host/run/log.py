@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llmload.core import verdicts
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.core.verdicts import Run
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from pytest_llmload.core import verdicts
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device
-from pytest_llmload.core.verdicts import Run, Subject
+from pytest_llmload.core.runs import Run, Subject
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.broker import Broker
 from pytest_llmload.host.loads.jobs import ENDPOINT

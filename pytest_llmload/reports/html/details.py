@@ -5,8 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from pytest_llmload.core.metrics import find
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_bytes, format_seconds, format_value
-from pytest_llmload.core.verdicts import ERROR, FAIL, Run
+from pytest_llmload.core.verdicts import ERROR, FAIL
 from pytest_llmload.reports import allocations, figures
 from pytest_llmload.reports.html.charts import Part, lines, stacked
 from pytest_llmload.reports.html.elements import NONE, chip, el, figure, legend, row, table

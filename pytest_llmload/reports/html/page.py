@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 
-from pytest_llmload.core.verdicts import SEVERITY, Run
+from pytest_llmload.core.runs import Run
+from pytest_llmload.core.verdicts import SEVERITY
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.headline import headline
 from pytest_llmload.reports.html import details, sections

@@ -5,8 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_bytes, format_seconds
-from pytest_llmload.core.verdicts import CHANGED, MISSING, UNAVAILABLE, MetricVerdict, Run
+from pytest_llmload.core.verdicts import CHANGED, MISSING, UNAVAILABLE, MetricVerdict
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.html.charts import Part, stacked, strip
 from pytest_llmload.reports.html.elements import NONE, cells, chip, el, figure, group, legend, row, table, tone

@@ -32,3 +32,7 @@ class Shards:
     pieces: Mapping[str, Piece] = field(default_factory=dict)
     #: Bytes by elements of the model if it were not sharded; 0: the tensors say it themselves.
     whole_bytes: int = 0
+
+    def rank_of(self, path: str) -> int:
+        """Return the rank that a tensor belongs to; several shards in one process are modules ``rank0``, ``rank1`` …"""
+        return self.ranks[0] if len(self.ranks) == 1 else int(path.partition(".")[0].removeprefix("rank"))
