@@ -104,7 +104,8 @@ def device(kind: str) -> Any:
     return in_child(hardware.detect, kind)
 
 
-def job(files: Any, cache: Path, kind: str, **fields: Any) -> Any:
+def job(files: Any, cache: Path, kind: str, fields: dict[str, Any]) -> Any:
+    """Return the job of a load; a random adapter is written here, not in the process whose memory is measured."""
     from pytest_llmload.core.job import MEMORY, Adapter, Job
     from pytest_llmload.core.spec import LoadSpec, Workload
     from pytest_llmload.worker.checkpoints.digests import adapter_digest
@@ -118,11 +119,10 @@ def job(files: Any, cache: Path, kind: str, **fields: Any) -> Any:
     return Job(spec=spec, device=device(kind), checkpoint=files, adapter=adapter, figures=(MEMORY,))
 
 
-def load(files: Any, cache: Path, kind: str, fields: dict[str, Any], fault: str = "") -> Any:
+def load(asked: Any, fault: str = "") -> Any:
     """Return the result of one load as plain data, with a fault planted or not."""
     from pytest_llmload.process.measurement import measure
 
-    asked = job(files, cache, kind, **fields)
     if fault:
         import planted_architecture
 
@@ -141,9 +141,12 @@ def strategy(model_type: str, family: str, cache: Path, kind: str, fields: dict[
     files = in_child(checkpoint, model_type, family, cache)
     if isinstance(files, str):
         return {"verdict": "not built", "because": files}
+    asked = in_child(job, files, cache, kind, fields)
+    if isinstance(asked, str):
+        return {"verdict": "refused", "because": asked}
     results = []
     for _ in range(2):
-        answer = in_child(load, files, cache, kind, fields)
+        answer = in_child(load, asked)
         if isinstance(answer, str):
             return {"verdict": "raised", "because": answer}
         results.append(LoadResult.from_json(answer))
@@ -201,7 +204,7 @@ def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, 
     for row in chosen:
         files = in_child(checkpoint, row["type"], row["family"], cache)
         for fault, fields in planted_architecture.FAULTS.items():
-            answer = in_child(load, files, cache, "cpu", fields, fault)
+            answer = in_child(load, in_child(job, files, cache, "cpu", fields), fault)
             said = answer if isinstance(answer, str) else planted_architecture.said(fault, answer)
             yield {"type": row["type"], "family": row["family"], "fault": fault, "said": said}
 
@@ -282,7 +285,7 @@ def _preload(kind: str) -> None:
     from pytest_llmload.process.server_imports import import_all
 
     gpus = device(kind).gpus
-    modules = ("torch", "transformers", "bitsandbytes", "peft", "pytest_llmload.process.measurement")
+    modules = ("torch", "transformers.generation", "bitsandbytes", "peft", "pytest_llmload.process.measurement")
     import_all(
         (*modules, "pytest_llmload.process.measuring_modules"),
         {"count": len(gpus), "capability": gpus[0].capability if gpus else (0, 0)},

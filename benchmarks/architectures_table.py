@@ -9,6 +9,8 @@ from typing import Any
 
 _STRATEGIES = ("fp32", "bf16", "nf4", "int8", "lora", "offload")
 _SHARE = re.compile(r"only ([\d.]+) % of the quantisable")
+#: What a message says where it is a library's own code that leaves the adapter out.
+_OF_THE_LIBRARY = ("the model's own code does not use these", "PEFT renames them")
 _HEAD = """# Architectures
 
 What the plugin says about tiny random models of the architectures that transformers maps for causal and masked language
@@ -72,7 +74,10 @@ def page(rows: Iterable[dict[str, Any]], on_gpu: dict[str, dict[str, Any]], mapp
 def _word(found: dict[str, Any]) -> str:
     if found["verdict"] == "right":
         return "ok"
+    texts = [problem[1] for problem in found.get("problems", ())] or [found.get("because", "")]
     checks = {problem[0] for problem in found.get("problems", ())}
+    if found["verdict"] == "refused" or any(cause in text for cause in _OF_THE_LIBRARY for text in texts):
+        return "finding"
     return "finding" if checks and checks <= {"quantised", "forward", "generate", "finite"} else "other"
 
 
@@ -89,9 +94,17 @@ def _row(row: dict[str, Any], on_gpu: dict[str, Any]) -> str:
     cells = [_short(row["strategies"][name]) for name in _STRATEGIES]
     cells.append(_beside(row, on_gpu))
     reasons = dict.fromkeys(
-        _reason(problem) for name in _STRATEGIES for problem in row["strategies"][name].get("problems", ())
+        _reason(problem)
+        for name in _STRATEGIES
+        for problem in row["strategies"][name].get("problems") or _refusal(row["strategies"][name])
     )
     return f"| {row['type']} | {row['family']} | {' | '.join(cells)} | {_cell('; '.join(reasons))} |"
+
+
+def _refusal(found: dict[str, Any]) -> list[list[Any]]:
+    """Return why no load was made, as a problem; a checkpoint's place is left out."""
+    text = re.sub(r"^ValueError: \S+ | \(\w+\.py:\d+\)$", "", found.get("because", ""))
+    return [["refused", f"it {text}", []]] if found["verdict"] == "refused" else []
 
 
 def _beside(row: dict[str, Any], on_gpu: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ python benchmarks/bare_architecture.py MODEL_TYPE FAMILY
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -17,35 +18,54 @@ STEPS = ("config", "build", "save", "load", "forward", "generate")
 
 
 def inputs(model: Any, length: int = 16) -> dict[str, Any]:
-    """Return inputs for a forward: token ids, or what the model's main input is."""
+    """Return inputs for a forward: token ids, and what else the model's class cannot do without."""
     import torch
 
     torch.manual_seed(0)
-    name = getattr(model, "main_input_name", "input_ids")
+    taken = inspect.signature(model.forward).parameters
+    main = getattr(model, "main_input_name", "input_ids")
     ids = torch.arange(64, 64 + length)[None]
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if name != "input_ids":
-        found = {name: _features(model, name)}
-    if getattr(model.config, "is_encoder_decoder", False):
+    decodes = getattr(model.config, "is_encoder_decoder", False)
+    found = {}
+    if "input_ids" in taken and not (decodes and main == "pixel_values"):
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    required = [name for name, each in taken.items() if each.default is each.empty and each.kind != each.VAR_KEYWORD]
+    if not found:
+        required.append("input_values" if "input_values" in taken else main)
+    if decodes and "bbox" in taken:
+        required.append("bbox")
+    found |= {name: _features(model, name, ids) for name in required if name not in found}
+    if decodes:
         found["decoder_input_ids"] = ids
     return found
 
 
-def _features(model: Any, name: str) -> Any:
+def _features(model: Any, name: str, ids: Any) -> Any:
     import torch
 
     config = model.config
-    if name in ("input_features", "input_values"):
+    if name == "bbox":
+        return torch.zeros(*ids.shape, 4)
+    parts = [config, *(getattr(config, part, None) for part in ("encoder_config", "audio_config", "vision_config"))]
+    if name == "input_values":
+        return torch.randn(1, 16000)
+    if name == "input_features":
         bins = next(
-            (getattr(config, key) for key in ("num_mel_bins", "input_feat_per_channel") if hasattr(config, key)), 0
-        )
+            (getattr(part, key) for part in parts for key in ("num_mel_bins", "input_feat_per_channel")
+             if hasattr(part, key)), 0
+        )  # fmt: skip
         length = 2 * getattr(config, "max_source_positions", 64)
         if not bins:
-            return torch.randn(1, 16000)
+            return torch.randn(1, length, config.d_model)
         return torch.randn(1, bins, length) if "Whisper" in type(model).__name__ else torch.randn(1, length, bins)
     if name == "pixel_values":
-        size = getattr(getattr(config, "vision_config", config), "image_size", 32)
-        return torch.randn(1, 3, size, size)
+        size = next((part.image_size for part in (*parts[1:], getattr(config, "encoder", None), config)
+                     if hasattr(part, "image_size")), 32)  # fmt: skip
+        return torch.randn(1, 3, *(size if isinstance(size, list | tuple) else (size, size)))
+    if name == "flattened_patches":
+        # The place of each patch, its row and column, before its pixels.
+        places = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"), -1).reshape(1, 16, 2)
+        return torch.cat([places, torch.randn(1, 16, config.vision_config.patch_embed_hidden_size)], dim=-1)
     raise ValueError(f"no input is known for {name}")
 
 
@@ -71,7 +91,11 @@ def attempt(model_type: str, family: str, folder: Path) -> dict[str, Any]:
         model.save_pretrained(folder / "saved")
         done["steps"].append(step)
         step = "load"
-        model = auto.from_pretrained(folder / "saved").eval()
+        model, info = auto.from_pretrained(folder / "saved", output_loading_info=True)
+        lost = sorted(info["missing_keys"])
+        if lost:
+            raise RuntimeError(f"{len(lost)} tensors that it saved itself are missing after loading, as {lost[0]}")
+        model = model.eval()
         done["steps"].append(step)
         step = "forward"
         done["input"] = getattr(model, "main_input_name", "input_ids")

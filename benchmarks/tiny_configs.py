@@ -48,9 +48,24 @@ SIZES: tuple[tuple[str, int], ...] = (
 #: Names that end like a size and are none.
 _KEPT = re.compile(r"(token_id|_index|_ids?|_p|pdrop|dropout|_rate|_eps|theta|per_layer_input)$")
 #: Token ids that have to lie in the vocabulary.
-_TOKEN = re.compile(r"(token_id|token_index|_token|token_ids?)$")
+_TOKEN = re.compile(r"(token_id|token_index|(?<!_per)_token|token_ids?)$")
 #: Lists with an entry for each layer.
 _BY_LAYER = re.compile(r"(layer_types|layers_block_type|block_types|_layer_types|mlp_layer_types|hybrid_.*pattern)$")
+
+_ROTARY_BY_KIND = {
+    kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+}
+#: One block of each kind that nemotron_h has.
+_BLOCKS = ["linear_attention", "moe", "full_attention", "mlp"]
+#: Convolutions over the samples of a wave.
+_WAVE: dict[str, Any] = {
+    "conv_dim": [HEAD] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "num_feat_extract_layers": 7,
+}
+#: Model type -> the family that it is measured in, where the first that maps it cannot load what it saves.
+FAMILY_OF = {"emu3": "image-text", "mllama": "image-text"}
 
 #: Model type -> what its default configuration, shrunk, still needs; a dotted name is of a part.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -68,10 +83,116 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     # Parts of half a head: time, height, width.
     **{
         name: {"text_config.rope_parameters.mrope_section": [HEAD // 8, HEAD * 3 // 16, HEAD * 3 // 16]}
-        for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "glm46v")
+        for name in (
+            *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm_ocr", "glmga"),
+            *("paddleocr_vl",),
+        )
     },
+    # Only half of a head is turned.
+    "glm4v_moe": {"text_config.rope_parameters.mrope_section": [2, 3, 3]},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma3n": {"text_config.num_kv_shared_layers": 0},
+    # What a default configuration leaves open, or relates to a size that was shrunk.
+    "bailing_hybrid": {"num_expert_group": 1},
+    "blt": {"encoder_hash_byte_group_vocab": VOCABULARY, "num_hidden_layers": LAYERS},
+    "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
+    "dots3_note_text": {"head_dim": 2 * HEAD, "per_layer_config": None},
+    "dots3_note": {
+        "text_config.head_dim": 2 * HEAD,
+        "text_config.per_layer_config": None,
+        "vision_config.adapter_in_dim": HIDDEN,
+        "vision_config.adapter_out_dim": HIDDEN,
+        "audio_config.adapter_input_size": HIDDEN,
+        "audio_config.adapter_out_dim": HIDDEN,
+    },
+    "emu3": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}, "vq_config.base_channels": 32},
+    "udop": {"max_2d_position_embeddings": 64},
+    "cohere_compass_text": {"rope_parameters": _ROTARY_BY_KIND},
+    "cohere_compass": {"text_config.rope_parameters": _ROTARY_BY_KIND},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    **{name: {"head_dim": HEAD} for name in ("hunyuan_v1_dense", "ministral")},
+    "hunyuan_v1_moe": {"head_dim": HEAD, "num_experts": 4, "moe_topk": 2},
+    "hunyuan_vl": {"text_config.head_dim": HEAD, "text_config.rope_parameters.mrope_section": [4, 4, 4, 4]},
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": HEAD,
+    },
+    "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {"qk_head_dim": 2 * HEAD},
+    "mistral4": {"qk_head_dim": 2 * HEAD, "head_dim": 2 * HEAD},
+    "nemotron": {"num_key_value_heads": KV_HEADS},
+    "nemotron_h": {"num_hidden_layers": None, "layers_block_type": _BLOCKS, "mamba_num_heads": 8},
+    "nemotron_h_omni": {"text_config.layers_block_type": _BLOCKS, "text_config.mamba_num_heads": 8},
+    **{
+        name: {
+            f"{part}indexer_n_heads": 2,
+            f"{part}indexer_kv_heads": 1,
+            f"{part}indexer_head_dim": HEAD,
+            f"{part}indexer_budget": 64,
+            f"{part}indexer_compress_ratio": 4,
+            f"{part}ngram_vocab_size_base": VOCABULARY,
+        }
+        for name, part in (("qwen4_exp_text", ""), ("qwen4_exp", "text_config."))
+    },
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [16, 32],
+        "axial_pos_embds_dim": [32, 96],
+        "num_buckets": 8,
+    },
+    "xlstm": {"embedding_dim": HIDDEN, "num_blocks": LAYERS, "num_heads": HEADS},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {
+        **{"num_hidden_layers": 4, "attention_hidden_size": 256, "attention_head_dim": 64, "num_key_value_heads": 4},
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
+        "mamba_headdim": HEAD,
+        "n_mamba_heads": 8,
+    },
+    "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 32},
+    "esmc": {"num_key_value_heads": HEADS, "vocab_size": 128},
+    "aria": {"projector_patch_to_query_dict": {"4": 4}, "vision_config.patch_size": 16},
+    "layoutlmv3": {"coordinate_size": 24, "shape_size": 16},
+    "lilt": {"hidden_size": 96, "num_attention_heads": 4},
+    "moonshine": {"decoder_num_key_value_heads": HEADS, "encoder_num_key_value_heads": HEADS},
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    "step3p7": {"text_config.sliding_window": 64},
+    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2},
+    "diffusion_gemma": {
+        f"text_config.{name}": size
+        for name, size in (("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", INNER))
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 8}, "vq_config.base_channels": 32},
+    "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]},
+    "ernie4_5_vl_moe": {"text_config.moe_k": 2, "text_config.rope_parameters.mrope_section": [6, 6, 4]},
+    "gemma4_assistant": {
+        "init": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+        "text_config.num_kv_shared_layers": LAYERS,
+    },
+    "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": LAYERS},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": HIDDEN // 4},
+    "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "qwen2_5_omni_thinker": {
+        "vision_start_token_id": 500,
+        "vision_end_token_id": 501,
+        "text_config.rope_parameters.mrope_section": [HEAD // 8, HEAD * 3 // 16, HEAD * 3 // 16],
+    },
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 500, "vision_end_token_id": 501},
+    "kyutai_speech_to_text": {"codec_config.upsample_groups": HIDDEN, "codec_config.num_quantizers": 32},
+    # Two of seven convolutions would be left of the lists.
+    "speecht5": _WAVE,
+    "speech-encoder-decoder": {f"encoder.{name}": value for name, value in _WAVE.items()},
+    "perceiver": {
+        "num_self_attends_per_block": 2,
+        "d_latents": HIDDEN,
+        "num_latents": 16,
+        "_label_trainable_num_channels": HIDDEN,
+    },
+    "pix2struct": {"vision_config.patch_embed_hidden_size": 768, "vision_config.seq_len": 64},
 }
 
 
@@ -145,7 +266,8 @@ def types() -> dict[str, str]:
     found: dict[str, str] = {}
     for family, (table, _) in FAMILIES.items():
         for model_type in getattr(modeling_auto, table):
-            found.setdefault(model_type, family)
+            if FAMILY_OF.get(model_type, family) == family:
+                found.setdefault(model_type, family)
     return found
 
 
@@ -168,7 +290,7 @@ def tiny(model_type: str, family: str) -> dict[str, Any]:
     _amend(config, {name: value for name, value in given.items() if name != "init"})
     config["architectures"] = [class_name(model_type, family)]
     config["model_type"] = model_type
-    for name in ("transformers_version", "_name_or_path"):
-        config.pop(name, None)
+    # The version stays: a class may take a config without one for a checkpoint that others wrote.
+    config.pop("_name_or_path", None)
     config["dtype"] = "float32"
     return config

@@ -1,4 +1,4 @@
-"""The shapes of sound that models take, by their config and first layer."""
+"""The shapes of sound and images that models take, by their config and first layer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
-from pytest_llmload.worker.model.inputs import check_inputs, prompt
+from pytest_llmload.worker.model.generation import settings
+from pytest_llmload.worker.model.inputs import check_inputs, forward_inputs, generate_inputs, prompt
 
 
 def model(name: str, bins: int = 0, **config: Any) -> nn.Module:
@@ -37,9 +39,15 @@ def model(name: str, bins: int = 0, **config: Any) -> nn.Module:
         ("input_features", 0, {"d_model": 64}, (2, 128, 64)),
         ("input_values", 0, {}, (2, 16000)),
         ("input_values", 1, {"num_mel_bins": 80}, (2, 128, 80)),
+        # SpeechT5 hears waves and speaks spectra.
+        ("input_values", 0, {"num_mel_bins": 80, "conv_kernel": [10, 3]}, (2, 16000)),
+        ("input_features", 1, {"encoder_config": SimpleNamespace(num_mel_bins=40)}, (2, 128, 40)),
+        ("pixel_values", 0, {"vision_config": SimpleNamespace(image_size=32, num_channels=1)}, (2, 1, 32, 32)),
+        ("pixel_values", 0, {"encoder": SimpleNamespace(image_size=[16, 8])}, (2, 3, 16, 8)),
+        ("flattened_patches", 0, {"vision_config": SimpleNamespace(patch_embed_hidden_size=48)}, (2, 16, 50)),
     ],
 )
-def test_sound_has_the_shape_that_the_model_takes(
+def test_sound_or_an_image_has_the_shape_that_the_model_takes(
     name: str, bins: int, config: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     hears = model(name, bins, **config)
@@ -50,3 +58,51 @@ def test_sound_has_the_shape_that_the_model_takes(
     assert first[name].dtype == torch.bfloat16
     assert torch.equal(first[name], second[name])
     assert not torch.equal(first[name][0], first[name][1])
+
+
+class Plays(nn.Module):  # type: ignore[misc]
+    """Reads tokens in its forward, and hears while it generates, as Pop2Piano does."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(is_encoder_decoder=True, d_model=64)
+        self.generation_config = GenerationConfig(pad_token_id=0, num_beams=4, composer_to_feature_token={"one": 2})
+
+    def forward(self, input_ids: Any, decoder_input_ids: Any = None) -> None:
+        """Read."""
+
+    def generate(self, input_features: Any, composer: str = "one", **settings: Any) -> None:
+        """Hear."""
+
+
+def test_a_class_whose_generate_takes_other_inputs_than_its_forward() -> None:
+    plays = Plays()
+    loaded: Any = SimpleNamespace(model=plays, config=plays.config, job=None, notes=[])
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    assert check_inputs(loaded) == ""
+    assert set(forward_inputs(loaded, ids)) == {"input_ids", "attention_mask", "decoder_input_ids"}
+    given = generate_inputs(loaded, ids)
+    assert {name: tuple(value.shape) for name, value in given.items()} == {"input_features": (2, 128, 64)}
+    kept = settings(loaded, 3)
+    assert kept.composer_to_feature_token == {"one": 2}
+    assert (kept.pad_token_id, kept.num_beams) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ("self, state", "Other takes state, neither token ids nor sound nor an image"),
+        ("self, pixel_values", "Other takes pixel_values and no token ids"),
+    ],
+)
+def test_a_model_that_neither_reads_nor_writes_text_is_refused(parameters: str, said: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(f"def forward({parameters}): ...", scope)
+    main = parameters.split(", ")[1]
+    other = type("Other", (nn.Module,), {"main_input_name": main, "forward": scope["forward"]})()
+    other.config = SimpleNamespace(is_encoder_decoder=False)
+    loaded: Any = SimpleNamespace(model=other, config=other.config, job=None)
+    assert check_inputs(loaded).startswith(said)

@@ -16,6 +16,7 @@ from loads import _CACHE, quick
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -185,3 +186,44 @@ def test_the_last_weight_is_the_head_that_the_library_keeps_dense() -> None:
 @pytest.mark.parametrize("model_type", ["llama4_text", "phimoe"])
 def test_a_router_that_gives_scores_and_choices_takes_no_random_adapter(model_type: str) -> None:
     assert loaded(model_type, adapter="random").problems == []
+
+
+@pytest.mark.parametrize("model_type", ["vision-encoder-decoder", "pix2struct", "udop"])
+def test_a_model_that_sees_is_given_images_or_places_on_a_page(model_type: str) -> None:
+    result = loaded(model_type)
+    assert result.problems == []
+    assert "generate" in result.phases
+    assert result.numbers.padded
+
+
+@pytest.mark.parametrize("fields", [{}, {"adapter": "random"}])
+def test_a_class_that_ends_a_sequence_with_a_separator_of_its_own(fields: dict[str, Any]) -> None:
+    result = loaded("blip", **fields)
+    assert result.problems == []
+    assert "generate" in result.phases
+
+
+def test_layers_whose_outputs_the_class_throws_away_are_told_apart_from_a_dead_adapter() -> None:
+    # Without its CUDA kernel, the attention of MRA is zero (transformers/models/mra/modeling_mra.py).
+    (problem,) = loaded("mra", adapter="random").problems
+    assert problem.message == (
+        "the adapter changes nothing: the logits with it and without it are the same, although 6 of the 8 layers that "
+        "it tunes give other outputs: the model's own code does not use these"
+    )
+
+
+@pytest.mark.skipif("unlimited_ocr" not in _FAMILIES, reason="an architecture of transformers 5.23")
+def test_an_adapter_whose_tensors_peft_renames_to_names_that_no_layer_has() -> None:
+    first, second = loaded("unlimited_ocr", adapter="random").problems
+    assert first.message.startswith(
+        "16 of 16 tensors do not hold the values of the adapter's file: PEFT renames them as transformers renames the "
+        "tensors of such checkpoints, model.language_model.layers.0."
+    )
+    assert "to model.language_model.language_model.layers.0." in first.message
+    assert second.message == "the adapter changes nothing: the logits with it and without it are the same"
+
+
+@pytest.mark.skipif("pp_formulanet" not in _FAMILIES, reason="an architecture of transformers 5")
+def test_a_class_that_peft_cannot_tune_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="has no linear layer that PEFT tunes with a LoRA; give an adapter"):
+        resolve_adapter("random", tiny("pp_formulanet"), _CACHE)

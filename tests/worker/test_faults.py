@@ -773,7 +773,7 @@ def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
     )
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     problem = only_problem(quick(Checkpoint(str(tmp_path), "shape", "weights")), "forward")
-    assert problem.message.startswith("ViTForImageClassification takes pixel_values, neither token ids nor sound")
+    assert problem.message.startswith("ViTForImageClassification takes pixel_values and no token ids")
 
 
 def test_an_odd_dimension_is_named_where_a_kernel_fails(tampered: Callable[[Tamper], None]) -> None:

@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WE
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
 RANK, ALPHA = 8, 16
-VERSION = 4
+VERSION = 5
 
 #: Projections of the attention, by the names that architectures use.
 _ATTENTION = re.compile(
@@ -74,7 +74,7 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
         projections = _projections(model)
         if not projections:
             raise ValueError(
-                f"{checkpoint.path} has no linear layer that a LoRA could tune; give an adapter with --llm-adapter"
+                f"{checkpoint.path} has no linear layer that PEFT tunes with a LoRA; give an adapter with --llm-adapter"
             )
         _write(directory, projections, _targets(model, list(projections)), _task(model))
 
@@ -184,8 +184,9 @@ def _tuned(model: Any, names: list[str]) -> set[str]:
         inject_adapter_in_model(
             LoraConfig(r=RANK, target_modules=_targets(model, names)), attempt, low_cpu_mem_usage=True
         )
-    except ValueError:
-        # PEFT raises this for modules that it refuses in an architecture.
+    except (ValueError, NotImplementedError):
+        # PEFT raises the one for modules that it refuses in an architecture, and transformers the other where PEFT asks
+        # for an input embedding that the class does not name.
         return set()
     return {name for name, module in attempt.named_modules() if isinstance(module, BaseTunerLayer)}
 
@@ -203,8 +204,10 @@ def _task(model: Any) -> str | None:
     The wrapper of a task requires methods and inputs that other models lack; without a task PEFT passes all inputs on.
     """
     config = getattr(model, "config", None)
+    # The wrapper always passes embeddings on, which a class without them hands to whatever part takes the rest.
+    embedded = "inputs_embeds" in inspect.signature(model.forward).parameters
     generates = hasattr(model, "prepare_inputs_for_generation") and model.can_generate()
-    return "CAUSAL_LM" if generates and not getattr(config, "is_encoder_decoder", False) else None
+    return "CAUSAL_LM" if generates and embedded and not getattr(config, "is_encoder_decoder", False) else None
 
 
 def _write(

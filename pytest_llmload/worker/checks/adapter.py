@@ -90,10 +90,45 @@ def output(loaded: Loaded) -> Iterator[Problem]:
         yield Problem(
             CHECK,
             "the adapter changes nothing: the logits with it and without it are "
-            + ("the same" if not effect else f"as far apart as two runs without it ({relative:.1e} relative)"),
+            + ("the same" if not effect else f"as far apart as two runs without it ({relative:.1e} relative)")
+            + _unused(loaded, heard),
         )
     else:
         loaded.notes.append(f"the adapter moves the logits by {relative:.2f} (relative)")
+
+
+def _unused(loaded: Loaded, heard: tuple[int, ...]) -> str:
+    """Return that the model's own code throws away what the adapter's layers give; empty if they change nothing."""
+    enabled = _layer_outputs(loaded, heard)
+    with loaded.attached.disabled():
+        disabled = _layer_outputs(loaded, heard)
+    changed = [path for path, value in enabled.items() if path in disabled and value != disabled[path]]
+    if not changed:
+        return ""
+    return (
+        f", although {len(changed)} of the {len(enabled)} layers that it tunes give other outputs: the model's own "
+        "code does not use these"
+    )
+
+
+def _layer_outputs(loaded: Loaded, heard: tuple[int, ...]) -> dict[str, float]:
+    """Return the norm of what each layer that the adapter tunes gives in a forward."""
+    found: dict[str, float] = {}
+
+    def look(path: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                found[path] = float(output.detach().double().norm())
+
+        return hook
+
+    handles = [layer.register_forward_hook(look(path)) for path, layer in loaded.inventory.wrapping.tuned.items()]
+    try:
+        first_forward(loaded, heard)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
@@ -130,10 +165,26 @@ def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
     if wrong:
         yield Problem(
             CHECK,
-            f"{len(wrong)} of {len(found)} tensors do not hold the values of the adapter's file",
+            f"{len(wrong)} of {len(found)} tensors do not hold the values of the adapter's file"
+            + _renamed(loaded, files),
             tuple(shown[name] for name in wrong),
             sum(found[name].nbytes for name in wrong),
         )
+
+
+def _renamed(loaded: Loaded, files: AdapterFiles) -> str:
+    """Return to which names that no layer has PEFT renames the file's tensors while it loads; empty if it does not."""
+    if not loaded.attached.renames:
+        return ""
+    known = loaded.attached.stored(loaded.inventory.state())
+    for name, stored_as in files.names.items():
+        for renamed in loaded.attached.converted({stored_as: files[name]}):
+            if name in known and renamed not in known:
+                return (
+                    f": PEFT renames them as transformers renames the tensors of such checkpoints, {name} to "
+                    f"{renamed}, which no layer has"
+                )
+    return ""
 
 
 def _unplaced(loaded: Loaded, files: AdapterFiles, names: list[str]) -> Iterator[Problem]:

@@ -13,7 +13,14 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.digests import read_config
-from pytest_llmload.worker.model.inputs import forward_inputs, input_device, prompt, vocabulary
+from pytest_llmload.worker.model.inputs import (
+    forward_inputs,
+    generate_inputs,
+    generating_module,
+    input_device,
+    required_by_generate,
+    vocabulary,
+)
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.prompts import Prompt, token_ids
 
@@ -82,17 +89,12 @@ def can_generate(loaded: Loaded) -> bool:
     return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
 
 
-def generating(model: Any) -> Any:
-    """Return the module whose forward a generation calls: below what an adapter library put around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def settings(loaded: Loaded, new_tokens: int) -> Any:
     """Return transformers' settings for exactly ``new_tokens``, greedy.
 
-    Of the model's own settings only special tokens and the cache are kept. What a checkpoint's generation_config.json
-    says beside them changes what is computed (beams, penalties, assistants) or returned. A quantised cache whose
-    package is missing is left out, with a note.
+    Of the model's own settings only special tokens, the cache and what its class's ``generate`` alone knows are kept.
+    What a checkpoint's generation_config.json says beside them changes what is computed (beams, penalties, assistants)
+    or returned. A quantised cache whose package is missing is left out, with a note.
     """
     from transformers import GenerationConfig
 
@@ -105,6 +107,10 @@ def settings(loaded: Loaded, new_tokens: int) -> Any:
             "is used"
         )
         loaded.notes += [note] if note not in loaded.notes else []
+    if required_by_generate(loaded.model):
+        plain = GenerationConfig()
+        # What the class's own generate() reads there and no other class knows, such as tokens that stand for composers.
+        kept |= {name: value for name, value in vars(own).items() if name[0] != "_" and not hasattr(plain, name)}
     kept = {name: value for name, value in kept.items() if value is not None}
     return GenerationConfig(**kept, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
 
@@ -121,7 +127,7 @@ def generation_config_set(model: Any, config: Any) -> Iterator[None]:
 
     The model's own object is not changed, and is back in its place afterwards.
     """
-    holders = [model] if generating(model) is model else [model, generating(model)]
+    holders = [model] if generating_module(model) is model else [model, generating_module(model)]
     before = [(holder, vars(holder)["generation_config"]) for holder in holders if "generation_config" in vars(holder)]
     for holder, _ in before:
         holder.generation_config = config
@@ -144,7 +150,7 @@ def generate_ids(
     ``on_token`` is called after each. ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which
     those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way.
     """
-    inputs = prompt(loaded, ids)
+    inputs = generate_inputs(loaded, ids)
     inputs |= loaded.attached.arguments(len(ids), ids.device)
     if on_token is not None:
 

@@ -1,20 +1,25 @@
-"""Inputs of a model for given token ids: the ids, or sound of its main input's shape where it does not read text."""
+"""Inputs of a model for given token ids: the ids, or sound or images where its prompt is not text."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pytest_llmload.worker.model.loaded import Loaded
 
-#: Main inputs of models that hear: spectra, and samples of a wave or spectra.
-_SOUND = ("input_features", "input_values")
+#: Parts of a config that say what the model hears or sees.
+_PARTS = ("encoder_config", "audio_config", "vision_config", "encoder")
 #: Fields of a config that say how many numbers a frame of a spectrum has.
 _BINS = ("num_mel_bins", "input_feat_per_channel", "feature_size")
 #: Samples of a wave: a second. Frames of a spectrum, where the model does not need a fixed number.
 _SAMPLES, _FRAMES = 16000, 128
+#: Inputs that are made from the token ids themselves.
+_OF_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids")
+#: Patches of an image in each direction.
+_PATCHES = 4
 #: Seed of the random features.
 _SEED = 20
 #: Fields of a config that bound token ids, for models without a table of them.
@@ -57,24 +62,50 @@ def input_device(loaded: Loaded) -> Any:
 
 def check_inputs(loaded: Loaded) -> str:
     """Return why no inputs can be made for the model; empty if they can."""
-    name = _main_input(loaded.model)
-    if name == "input_ids" or name in _SOUND:
-        return ""
-    return (
-        f"{type(loaded.model).__name__} takes {name}, neither token ids nor sound: pytest-llmload runs models that "
-        "read text or hear; measure the language model in it, or take auto_class()"
-    )
+    own = generating_module(loaded.model)
+    names = _beside_tokens(loaded.model)
+    unknown = [name for name in names if name not in _MADE]
+    if unknown:
+        return (
+            f"{type(own).__name__} takes {', '.join(unknown)}, neither token ids nor sound nor an image: "
+            "pytest-llmload runs models that read or write text; measure the language model in it, or take auto_class()"
+        )
+    if "pixel_values" in names and not _reads(own) and not getattr(own.config, "is_encoder_decoder", False):
+        return (
+            f"{type(own).__name__} takes pixel_values and no token ids: pytest-llmload runs models that read or write "
+            "text; measure the language model in it, or take auto_class()"
+        )
+    return ""
 
 
 def prompt(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
     """Return the inputs of ``generate()`` for token ids, rows x positions.
 
-    A model that hears gets so many rows of fixed random sound; its encoder sees no padding.
+    A model that hears or sees gets so many rows of fixed random sound or images; its encoder sees no padding. One that
+    also reads gets them only where its forward cannot be called without.
     """
-    name = _main_input(loaded.model)
-    if name == "input_ids":
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-    return {name: _sound(loaded, name, len(ids))}
+    found = {}
+    if _reads(loaded.model):
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+    for name in _beside_tokens(loaded.model):
+        found[name] = _MADE[name](loaded, name, ids)
+    return found
+
+
+def generate_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
+    """Return the inputs of ``generate()``: those of a prompt, or others that a class's own ``generate`` names.
+
+    A class may read tokens in its forward and hear while it generates.
+    """
+    required = required_by_generate(loaded.model)
+    if not required:
+        return prompt(loaded, ids, mask)
+    return {name: _MADE[name](loaded, name, ids) for name in required}
+
+
+def required_by_generate(model: Any) -> list[str]:
+    """Return the sound or images that a class's own ``generate`` cannot be called without."""
+    return [name for name in _required(generating_module(model).generate) if name in _MADE]
 
 
 def forward_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
@@ -85,27 +116,99 @@ def forward_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]
     return inputs
 
 
-def _main_input(model: Any) -> str:
-    """Return the name of a model's main input; token ids if it takes them at all."""
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "input_ids" in inspect.signature(own.forward).parameters:
-        return "input_ids"
-    return str(getattr(own, "main_input_name", "input_ids"))
+def generating_module(model: Any) -> Any:
+    """Return the module whose forward a generation calls: below what an adapter library put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _sound(loaded: Loaded, name: str, rows: int) -> Any:
-    """Return random features, the same in every load, in the model's dtype and on its device."""
+def _taken(model: Any) -> list[str]:
+    return list(inspect.signature(generating_module(model).forward).parameters)
+
+
+def _required(function: Any) -> list[str]:
+    """Return the parameters that a call must give."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = inspect.signature(function).parameters.values()
+    return [item.name for item in found if item.kind in named and item.default is item.empty]
+
+
+def _reads(model: Any) -> bool:
+    """Return true if token ids are the model's prompt: not where a decoder reads them that an image is encoded for."""
+    own = generating_module(model)
+    taken = _taken(model)
+    main = getattr(own, "main_input_name", "input_ids")
+    if main == "pixel_values" and getattr(own.config, "is_encoder_decoder", False):
+        return False
+    # A forward that passes all its arguments on names none.
+    return "input_ids" in taken or main == "input_ids"
+
+
+def _beside_tokens(model: Any) -> list[str]:
+    """Return the inputs that a model needs beside token ids, or in their place."""
+    own = generating_module(model)
+    taken = _taken(model)
+    needed = [name for name in _required(own.forward) if name not in _OF_TOKENS]
+    if not _reads(model):
+        # The wrapper of any two models takes its encoder's input under a name of its own.
+        main = own.main_input_name
+        needed.append("input_values" if main not in taken and "input_values" in taken else main)
+    if "bbox" in taken and getattr(own.config, "is_encoder_decoder", False):
+        # Of encoders alone, it has a default.
+        needed.append("bbox")
+    return list(dict.fromkeys(needed))
+
+
+def _random(loaded: Loaded, *shape: int) -> Any:
+    """Return random numbers, the same in every load, in the model's dtype and on its device."""
     random = torch.Generator().manual_seed(_SEED)
-    values = torch.randn(rows, *_shape(loaded, name), generator=random)
     own = next((param.dtype for param in loaded.model.parameters() if param.dtype.is_floating_point), torch.float32)
-    return values.to(device=input_device(loaded), dtype=own)
+    return torch.randn(*shape, generator=random).to(device=input_device(loaded), dtype=own)
+
+
+def _sound(loaded: Loaded, name: str, ids: Any) -> Any:
+    return _random(loaded, len(ids), *_shape(loaded, name))
+
+
+def _image(loaded: Loaded, name: str, ids: Any) -> Any:
+    """Return images of the size that the part which sees is made for: rows x channels x height x width."""
+    size = _field(loaded.config, ("image_size",)) or 224
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return _random(loaded, len(ids), _field(loaded.config, ("num_channels", "in_channels")) or 3, height, width)
+
+
+def _patches(loaded: Loaded, name: str, ids: Any) -> Any:
+    """Return the patches of images: rows x patches x numbers, of which the first two are the patch's row and column."""
+    places = torch.cartesian_prod(torch.arange(_PATCHES), torch.arange(_PATCHES))
+    pixels = _random(loaded, len(ids), len(places), _field(loaded.config, ("patch_embed_hidden_size",)) or 768)
+    return torch.cat([places.to(pixels).expand(len(ids), -1, -1), pixels], dim=-1)
+
+
+def _boxes(loaded: Loaded, name: str, ids: Any) -> Any:
+    """Return where each token stands on its page, by four edges: all at its origin."""
+    return torch.zeros(*ids.shape, 4, device=ids.device)
+
+
+#: Input -> how it is made from the token ids in whose place, or beside which, it is given.
+_MADE: dict[str, Callable[[Loaded, str, Any], Any]] = {
+    **dict.fromkeys(("input_features", "input_values"), _sound),
+    "pixel_values": _image,
+    "flattened_patches": _patches,
+    "bbox": _boxes,
+}
+
+
+def _field(config: Any, names: tuple[str, ...]) -> Any:
+    """Return the first field of a config, or of the part of it that hears or sees, that has one of some names."""
+    parts = [config, *(getattr(config, part, None) for part in _PARTS)]
+    found = (getattr(part, name, None) for part in parts for name in names)
+    return next((value for value in found if isinstance(value, (int, list, tuple))), None)
 
 
 def _shape(loaded: Loaded, name: str) -> tuple[int, ...]:
     """Return the shape of one row: samples, or frames and the numbers of each in the order of the class."""
     config = loaded.config
-    bins = next((size for field in _BINS if isinstance(size := getattr(config, field, None), int)), 0)
-    if not bins:
+    bins = _field(config, _BINS)
+    if not bins or (name == "input_values" and not _takes_spectra(loaded)):
         hidden = getattr(config, "d_model", None) if name == "input_features" else None
         return (_FRAMES, hidden) if hidden else (_SAMPLES,)
     positions = getattr(config, "max_source_positions", None)
@@ -115,3 +218,8 @@ def _shape(loaded: Loaded, name: str) -> tuple[int, ...]:
         # Whisper's encoder takes spectra of one length only, frames last.
         return (bins, 2 * positions)
     return (min(_FRAMES, positions) if isinstance(positions, int) else _FRAMES, bins)
+
+
+def _takes_spectra(loaded: Loaded) -> bool:
+    """Return true unless convolutions over the samples of a wave come first, as the config says."""
+    return not getattr(loaded.config, "conv_kernel", None)

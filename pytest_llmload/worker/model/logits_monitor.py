@@ -12,8 +12,12 @@ class LogitsMonitor:
 
     def __init__(self, model: Any) -> None:
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        # A class that generates with a decoder of its own may end a sequence with what separates two.
+        ids = {*(ends if isinstance(ends, list) else [ends]), getattr(text, "sep_token_id", None)}
         #: Tokens whose logits are -inf because no sequence ends before its last token.
-        self._ends = len({*ends}) if isinstance(ends, list) else int(ends is not None)
+        self._ends = len(ids - {None})
         #: Of each step and row, whether a logit is not finite.
         self.wrong: list[list[bool]] = []
 

@@ -17,13 +17,12 @@ import torch
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.model.generation import (
     can_generate,
-    generating,
     generation_config_set,
     input_ids,
     settings,
     workload_tokens,
 )
-from pytest_llmload.worker.model.inputs import forward_inputs, prompt, vocabulary
+from pytest_llmload.worker.model.inputs import forward_inputs, generate_inputs, generating_module, vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.padded_run import ROWS, PaddedRun
 from pytest_llmload.worker.model.tensors import local_part
@@ -76,7 +75,8 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
         return forced
 
     with generation_config_set(loaded.model, config):
-        output = loaded.model.generate(**prompt(loaded, ids, mask), generation_config=config, logits_processor=[force])
+        inputs = generate_inputs(loaded, ids, mask)
+        output = loaded.model.generate(**inputs, generation_config=config, logits_processor=[force])
     found.generated = True
     found.logits = [step.float().cpu() for step in output.logits]
     found.cache = getattr(output, "past_key_values", None)
@@ -89,8 +89,8 @@ def _layers(loaded: Loaded, found: PaddedRun) -> Iterator[None]:
     """Look at the outputs of the outermost numbered modules during their first call."""
     handles = []
     if not any(vars(module).get("_compiled_call_impl") for module in loaded.model.modules()):
-        paths = [path for path, _ in generating(loaded.model).named_modules() if _LAYER.match(path)]
-        modules = dict(generating(loaded.model).named_modules())
+        paths = [path for path, _ in generating_module(loaded.model).named_modules() if _LAYER.match(path)]
+        modules = dict(generating_module(loaded.model).named_modules())
         handles = [modules[path].register_forward_hook(_look(path, found)) for path in paths]
     try:
         yield
