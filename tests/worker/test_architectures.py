@@ -18,6 +18,7 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
+from pytest_llmload.worker.checks import computed_buffers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import tiny_configs
@@ -227,3 +228,24 @@ def test_an_adapter_whose_tensors_peft_renames_to_names_that_no_layer_has() -> N
 def test_a_class_that_peft_cannot_tune_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match="has no linear layer that PEFT tunes with a LoRA; give an adapter"):
         resolve_adapter("random", tiny("pp_formulanet"), _CACHE)
+
+
+def test_a_text_model_that_owns_buffers_is_constructed_for_them_without_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gemma 3n's scales stand on its text model: their values are compared, and its weights are held once."""
+    constructing = computed_buffers._constructed
+    constructed: list[Any] = []
+
+    def noted(module: Any, dtype: Any) -> Any:
+        constructed.append(constructing(module, dtype))
+        return constructed[-1]
+
+    monkeypatch.setattr(computed_buffers, "_constructed", noted)
+    result = loaded("gemma3n_text")
+    assert result.problems == []
+    (whole,) = [module for module in constructed if type(module).__name__ == "Gemma3nTextModel"]
+    assert {param.device.type for param in whole.parameters()} == {"meta"}
+    assert {buffer.device.type for buffer in whole.buffers()} == {"cpu"}
+    assert float(whole.per_layer_input_scale) == pytest.approx(2**-0.5)
+    assert not [note for note in result.notes if "were not compared" in note and "per_layer_input_scale" in note]

@@ -70,8 +70,11 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 def _constructed(module: Any, dtype: torch.dtype) -> Any:
     """Return a new module of the same class, from the config that this one keeps; None if it takes more than that.
 
-    ``dtype`` is the default that its constructor finds.
+    ``dtype`` is the default that its constructor finds. It has no weights: a whole text model may own a buffer, and
+    would be held a second time.
     """
+    from accelerate import init_empty_weights
+
     config = getattr(module, "config", None)
     parameters = list(inspect.signature(type(module).__init__).parameters.values())[1:]
     named = [item for item in parameters if item.kind == item.POSITIONAL_OR_KEYWORD]
@@ -80,7 +83,7 @@ def _constructed(module: Any, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
             return type(module)(config)
     finally:
         torch.set_default_dtype(before)
