@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from loads import checkpoint, measured, quick
 from safetensors.torch import load_file
 from transformers.models.llama import modeling_llama
@@ -289,6 +290,88 @@ def test_a_gguf_file_loads_dense_and_that_is_said(
     zero_a_norm(monkeypatch)
     (problem,) = quick(files).problems
     assert "layers.1.input_layernorm.weight" in problem.names[0]
+
+
+#: A tensor of a model with experts -> its name in GGUF.
+_EXPERTS_GGUF = (
+    (r"model\.embed_tokens\.weight", "token_embd.weight"),
+    (r"model\.norm\.weight", "output_norm.weight"),
+    (r"lm_head\.weight", "output.weight"),
+    (r"model\.layers\.(\d+)\.input_layernorm\.weight", r"blk.\1.attn_norm.weight"),
+    (r"model\.layers\.(\d+)\.post_attention_layernorm\.weight", r"blk.\1.ffn_norm.weight"),
+    (r"model\.layers\.(\d+)\.self_attn\.([qkv])_proj\.weight", r"blk.\1.attn_\2.weight"),
+    (r"model\.layers\.(\d+)\.self_attn\.([qk])_norm\.weight", r"blk.\1.attn_\2_norm.weight"),
+    (r"model\.layers\.(\d+)\.self_attn\.o_proj\.weight", r"blk.\1.attn_output.weight"),
+    (r"model\.layers\.(\d+)\.mlp\.gate\.weight", r"blk.\1.ffn_gate_inp.weight"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.down_proj", r"blk.\1.ffn_down_exps.weight"),
+)
+
+
+def write_experts(file: Path) -> None:
+    """Write a random Qwen3 MoE as GGUF, its experts in three tensors a layer as llama.cpp's converter has them."""
+    gguf = pytest.importorskip("gguf")
+    # GGUF's size of an expert is not read: transformers takes its own default, 768.
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "moe_intermediate_size": 768}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256}
+    config = transformers.Qwen3MoeConfig(**sizes, **heads, num_experts=2, num_experts_per_tok=1)
+    torch.manual_seed(0)
+    state = transformers.Qwen3MoeForCausalLM(config).state_dict()
+    writer = gguf.GGUFWriter(file, "qwen3moe")
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(32)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(256)
+    writer.add_expert_count(2)
+    writer.add_expert_used_count(1)
+    for name, value in state.items():
+        written = {
+            found.expand(given): value for pattern, given in _EXPERTS_GGUF if (found := re.fullmatch(pattern, name))
+        }
+        if name.endswith("experts.gate_up_proj"):
+            block = f"blk.{name.split('.')[2]}.ffn_"
+            gate, up = value.chunk(2, dim=1)
+            written = {f"{block}gate_exps.weight": gate, f"{block}up_exps.weight": up}
+        assert written, name
+        for own, values in written.items():
+            kind = gguf.GGMLQuantizationType.Q8_0 if values.dim() > 1 else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(own, gguf.quantize(values.contiguous().numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 5 joins experts")
+def test_experts_of_a_gguf_file_are_compared_as_they_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_experts(tmp_path / "experts.gguf")
+    files = resolve(str(tmp_path / "experts.gguf"), tmp_path / "cache")
+    result = quick(files)
+    assert (result.problems, result.faults) == ([], [])
+    (said,) = (note for note in result.notes if "GGUF" in note)
+    assert re.search(r"makes GGUF files dense, whatever its log says: 10 x Q8_0, 5 x F32, ", said)
+    assert not [note for note in result.notes if "not compared" in note]
+
+    loading = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def swapped(cls: type, *args: Any, **kwargs: Any) -> Any:
+        model, info = loading(cls, *args, **kwargs)
+        with torch.no_grad():
+            experts = model.model.layers[0].mlp.experts.gate_up_proj
+            experts.copy_(torch.cat(experts.chunk(2, dim=1)[::-1], dim=1).clone())
+        return model, info
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(swapped))
+    (problem,) = quick(files).problems
+    assert problem.check == "values"
+    assert "mlp.experts.gate_up_proj" in problem.names[0]
 
 
 def gguf_loader(spec: Any) -> Any:

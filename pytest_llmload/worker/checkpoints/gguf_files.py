@@ -6,6 +6,7 @@ the file, so that everything that reads a checkpoint's folder reads this one; it
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def tensors_in(file: Path) -> list[Tensor]:
 
 
 class GgufTensors:
-    """A GGUF file's tensors by transformers' names; of kinds of experts that it joins, none."""
+    """A GGUF file's tensors by transformers' names; experts as it joins them, where it keeps each layer's together."""
 
     def __init__(self, file: Path) -> None:
         from transformers import modeling_gguf_pytorch_utils as library
@@ -94,12 +95,19 @@ class GgufTensors:
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         #: transformers' name -> the tensor.
         self.tensors: dict[str, _Quantised] = {}
-        #: True if every tensor of the file is one of the model's; experts are joined and divided while loading.
+        #: True if every tensor of the file is one of the model's; some kinds of experts are divided while loading.
         self.is_whole = True
+        parts: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
-            name = names.get(tensor.name)
-            if name in shapes and "_exps" not in tensor.name:
-                self.tensors[name] = _Quantised(tensor, processor, shapes[name])
+            name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
+            if name in shapes:
+                parts.setdefault(name, []).append(tensor)
+            else:
+                self.is_whole = False
+        for name, found in parts.items():
+            shape = shapes[name]
+            if sum(int(tensor.n_elements) for tensor in found) == math.prod(shape):
+                self.tensors[name] = _Quantised(found, processor, shape)
             else:
                 self.is_whole = False
 
@@ -109,21 +117,29 @@ class GgufTensors:
 
 
 class _Quantised:
-    """One tensor of a file, and how transformers reorders it."""
+    """One tensor of a model, of one or several of a file, and how transformers reorders them.
 
-    def __init__(self, tensor: Any, processor: Any, shape: tuple[int, ...]) -> None:
-        self._tensor, self._processor, self.shape = tensor, processor, shape
+    Of experts, what gates and what goes up is one tensor, gates first (``Qwen2MoeTensorProcessor``).
+    """
+
+    def __init__(self, tensors: list[Any], processor: Any, shape: tuple[int, ...]) -> None:
+        self._tensors = sorted(tensors, key=lambda tensor: "gate" not in tensor.name)
+        self._processor, self.shape = processor, shape
 
     def dense(self) -> Any:
         import numpy
         import torch
+
+        made = [torch.from_numpy(numpy.copy(self._processed(tensor))) for tensor in self._tensors]
+        return (made[0] if len(made) == 1 else torch.cat(made, dim=1)).reshape(self.shape)
+
+    def _processed(self, tensor: Any) -> Any:
         from gguf import dequantize
 
-        values = dequantize(self._tensor.data, self._tensor.tensor_type)
-        made = self._processor.process(
-            weights=values, name=self._tensor.name, tensor_key_mapping={}, parsed_parameters={}
-        )
-        return torch.from_numpy(numpy.copy(made.weights)).reshape(self.shape)
+        values = dequantize(tensor.data, tensor.tensor_type)
+        return self._processor.process(
+            weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
+        ).weights
 
 
 def _reader(file: Path) -> Any:
