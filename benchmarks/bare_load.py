@@ -1,4 +1,4 @@
-"""A script as anybody would write it: load a checkpoint with transformers, print what torch's allocator says.
+"""A script as a user would write it: load a checkpoint with transformers, print what torch's allocator says.
 
     python benchmarks/bare_load.py DIRECTORY '{"quant": "nf4", "double_quant": true}'
 

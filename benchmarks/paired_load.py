@@ -77,7 +77,7 @@ def main() -> int:
             "measuring everything": lambda: workers.measure(EVERYTHING).metrics["load"],
         }
         for way in ways.values():
-            way()  # Whoever comes first finds the machine's caches cold.
+            way()  # The one that comes first finds the machine's caches cold.
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(options.pairs):
             names = [*ways]

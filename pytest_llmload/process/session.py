@@ -42,7 +42,8 @@ class Runner(Protocol):
         """End the processes that have the model."""
 
 
-#: Starts the other processes of a load, from ``runs_in`` of its strategy, the job, and what is told each phase.
+#: Starts the other processes of a load, from ``runs_in`` of its strategy, the job, and the function that is called with
+#: each phase.
 StartRunner: TypeAlias = Callable[[str, Job, Callable[[str], None]], Runner]
 
 

@@ -21,4 +21,4 @@ class Gguf(Method):
     )
     runs_on = "CPU, GPU: dense"
     held_as = "dense, in the dtype of the load"
-    proved = "dense values are those that transformers dequantises; types and bytes of the file are told"
+    proved = "dense values are those that transformers dequantises; a note gives the types and bytes of the file"

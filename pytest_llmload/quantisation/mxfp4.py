@@ -61,7 +61,7 @@ class Mxfp4(Method):
     file_methods = ("mxfp4",)
     runs_on = "GPU with Triton and the package `kernels`; elsewhere transformers loads it dense"
     held_as = "swizzled blocks and scales of Triton's kernels"
-    proved = "that experts are packed; dense ones are told with the size that the files hold packed"
+    proved = "that experts are packed; if they are dense, the failure gives the size that the files hold packed"
 
     def read(self, module: Any) -> Iterable[Stored]:
         if type(module).__name__ != "Mxfp4GptOssExperts":

@@ -24,7 +24,7 @@ def commit(subject: str) -> None:
 
 
 def llmload(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """The command where no torch can be imported: the machine of whoever accepts has none."""
+    """The command where no torch can be imported: the machine on which a change is accepted has none."""
     program = "import sys; sys.modules['torch'] = None; from pytest_llmload.cli import main; sys.exit(main())"
     return pytester.run(sys.executable, "-c", program, *arguments)
 

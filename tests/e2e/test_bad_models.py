@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_model_is_a_failure_and_a_hub_without_network_an_err
     assert "config.json" in result.stdout.str()
     assert "Traceback" not in result.stdout.str()
     with socket.socket() as closed:
-        # A port that nobody listens on.
+        # A port that no process listens on.
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(pytester.path / "hub"))

@@ -17,7 +17,7 @@ MEMORY = """
 """
 NF4 = Path("baselines/tiny-llama/cpu-x86_64/nf4.json")
 
-#: A quantiser that drops double quantisation for whoever asks for it.
+#: A quantiser that drops double quantisation when a test requests it.
 NO_DOUBLE_QUANT = """
     import transformers
     init = transformers.BitsAndBytesConfig.__init__

@@ -16,7 +16,7 @@ BASELINE = Path(f"baselines/tiny-llama/cpu-{platform.machine()}/none.json")
 RECORD = ("--llm-update-baselines", "--llm-record-repeats=1")
 SHORT = "--llm-latency-time=0s"
 
-#: What slows a model down without anybody asking for it, by the module that does it in each load's process.
+#: What slows a model down although no test requests it, by the module that does it in each load's process.
 PLANTED = Path(__file__).parents[2] / "benchmarks" / "planted"
 #: A load of this size is lost in the noise unless it is much longer.
 READ_OVER_AND_OVER = """

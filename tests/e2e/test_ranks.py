@@ -1,4 +1,4 @@
-"""Loads in ranks: what they are, what is planted in them, and that nobody outlives them."""
+"""Loads in ranks: what they are, what is planted in them, and that no process outlives them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ STALE = "baselines/org--model/cpu-x86_64/nf4.json"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root directory with two baselines, and a file that is none of anybody's business."""
+    """A root directory with two baselines, and a file that is not a baseline."""
     text = dumps(baseline_of(None, [load()], update=True))
     for name in (STALE, "baselines/org--model/cpu-x86_64/nightly/nf4.json"):
         path = tmp_path / "project" / name

@@ -263,7 +263,7 @@ def test_an_index_that_contradicts_its_files_is_said(sharded: Path) -> None:
     said = "index.json says that a is in model-00002-of-00002.safetensors, which does not contain it .and 1 more"
     with pytest.raises(LoadFailed, match=said):
         read_tensors(sharded)
-    # Whoever looks a tensor up finds it all the same, as the library does.
+    # A tensor that is looked up is found all the same, as the library does.
     assert CheckpointFiles(str(sharded)).where["a"].name == "model-00001-of-00002.safetensors"
 
 

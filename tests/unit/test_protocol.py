@@ -26,7 +26,7 @@ def packed(message: dict[str, object]) -> bytes:
 
 
 def test_messages_that_arrive_together_are_told(ends: tuple[Channel, socket.socket]) -> None:
-    """Whoever waits for the socket would wait for ever for the second one."""
+    """A reader that waits for the socket would wait for ever for the second one."""
     channel, peer = ends
     peer.sendall(
         packed({"kind": "value", "n": 1}) + packed({"kind": "value", "n": 2}) + packed({"kind": "value", "n": 3})[:-1]

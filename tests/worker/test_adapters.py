@@ -209,7 +209,7 @@ def test_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
 
 @pytest.fixture
 def attached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
-    """Makes every PeftModel go through a function before anybody sees it."""
+    """Makes every PeftModel go through a function before the check sees it."""
 
     def plant(tamper: Callable[[Any], Any]) -> None:
         original = peft.PeftModel.from_pretrained.__func__

@@ -28,7 +28,7 @@ fused_experts = pytest.mark.skipif(
 
 @pytest.fixture
 def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tamper], None]:
-    """Makes every load hand its model to a function before anybody sees it."""
+    """Makes every load hand its model to a function before a check sees it."""
 
     def plant(tamper: Tamper) -> None:
         original = transformers.PreTrainedModel.from_pretrained.__func__

@@ -17,7 +17,7 @@ from pytest_llmload.process.session import Session
 
 class _Deaf:
     def send(self, message: Any) -> None:
-        """Nobody listens."""
+        """No process listens."""
 
 
 def ran(loaded: Any, function: Callable[[Any, Any], Any]) -> dict[str, Any]:

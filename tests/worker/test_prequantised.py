@@ -115,7 +115,7 @@ def test_a_keyword_that_the_file_contradicts(scheme: str, fields: dict[str, Any]
 
 
 def test_nf4_of_a_file_that_the_library_dequantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its config is there, but nobody acts on it."""
+    """Its config is there, but no library acts on it."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     monkeypatch.setattr(AutoHfQuantizer, "supports_quant_method", staticmethod(lambda config: False))
@@ -152,7 +152,7 @@ def test_a_method_that_the_library_does_not_know(tmp_path: Path) -> None:
         f"says 'tomorrow', which transformers {transformers.__version__} does not know: it skipped the quantisation: "
         "21 weights (13.50 MiB) are dense"
     ) in message(quick(files))
-    # Nobody acts on it, so that a keyword is no contradiction.
+    # No library acts on it, so that a keyword is no contradiction.
     assert quick(files, quant="nf4").problems == []
 
 

@@ -1,4 +1,4 @@
-"""The job of each load: what its process is told, from the settings, the spec and the model's files."""
+"""The job of each load: what its process gets to know, from the settings, the spec and the model's files."""
 
 from __future__ import annotations
 

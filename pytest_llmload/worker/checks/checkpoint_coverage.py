@@ -72,7 +72,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 def _left_over(loaded: Loaded, names: CheckpointNames) -> tuple[list[Held], list[str], set[str]]:
     """Return parameters that are in no file, tensors of the files that are not in the model, and those that are.
 
-    A module that has both holds its weights in another form: quantised, or packed.
+    A module that has both holds its weights in a different form: quantised, or packed.
     """
     inventory = loaded.inventory
     own = [held for held in inventory.held if held.role in (PARAMETER, BUFFER) and not inventory.is_adapter(held)]

@@ -19,7 +19,7 @@ from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER, Held
 
 CHECK = "buffers"
-#: Sums in another order, on another device, are all that may differ.
+#: Sums in a different order, on a different device, are all that may differ.
 _TOLERANCE = 1e-4
 
 

@@ -25,7 +25,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         return
     for kind, message in (
         ("missing_keys", "not in the checkpoint, so their values are random"),
-        ("mismatched_keys", "in the checkpoint with another shape, so their values are random"),
+        ("mismatched_keys", "in the checkpoint with a different shape, so their values are random"),
         ("unexpected_keys", "in the checkpoint, but not used by the model"),
     ):
         keys = sorted(key for key in info.get(kind, ()) if kind != "unexpected_keys" or not is_allowed(loaded, {key}))

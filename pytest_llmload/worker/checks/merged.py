@@ -31,7 +31,7 @@ _ROWS = 16
 
 #: How much further than our own merge's the logits may be from those with the adapter beside the weights.
 _FACTOR = 2.0
-#: Relative difference of logits below which sums in another order are to blame.
+#: Relative difference of logits below which sums in a different order are to blame.
 _FLOOR = 1e-5
 
 
@@ -68,7 +68,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             wrong.append(weight)
             worst = max(worst, error)
     if unknown:
-        loaded.notes.append(f"{unknown} merged weights were not compared: the checkpoint holds them in another form")
+        loaded.notes.append(f"{unknown} merged weights were not compared: they have a different form in the checkpoint")
     if wrong:
         yield Problem(
             CHECK,

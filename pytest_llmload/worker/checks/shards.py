@@ -113,7 +113,7 @@ def _values(
     if unknown:
         loaded.notes.append(
             f"values of {len(unknown)} tensors of rank {rank} were not compared: the checkpoint holds them under other "
-            f"names or in another shape ({', '.join(held.path for held in unknown[:3])})"
+            f"names or in a different shape ({', '.join(held.path for held in unknown[:3])})"
         )
 
 

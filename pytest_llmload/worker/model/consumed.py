@@ -11,7 +11,7 @@ from pytest_llmload.worker.model.tensors import local_part
 
 #: Operators of aten, by their names without overloads; a Linear and an einsum come apart into these.
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_grouped_mm", "_scaled_mm", "linear"})
-#: Operators whose result stands for a parameter: copies in another dtype or order. Views share its storage anyway.
+#: Operators whose result stands for a parameter: copies in a different dtype or order. Views share its storage anyway.
 _COPIES = frozenset({"_to_copy", "clone", "index", "index_select", "cat", "stack", "mul", "_unsafe_view", "contiguous"})
 
 

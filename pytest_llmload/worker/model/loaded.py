@@ -113,7 +113,7 @@ class Loaded:
 
         try:
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=self.job.trust_remote_code)
-        except Exception as error:  # noqa: BLE001 - no load fails for its tokenizer; who asks for text is told
+        except Exception as error:  # noqa: BLE001 - no load fails for its tokenizer; a request for text reports it
             self.tokenizer_error = f"{type(error).__name__}: {error}"
             return None
 

@@ -25,7 +25,7 @@ from pytest_llmload.worker.model.loading import from_pretrained
 CHECK = "output"
 #: Of the dtype's own error.
 _FACTOR = 2.0
-#: What fp32 itself may be off by: sums in another order. Seen: 1e-6 on two to four ranks.
+#: What fp32 itself may be off by: sums in a different order. Seen: 1e-6 on two to four ranks.
 _FP32_ERROR = 1e-5
 #: Room that a reference gets beyond its weights.
 _ROOM = 1.3
