@@ -31,7 +31,8 @@ test: venv
 # format, adapter kind and server. Options, markers, ranks and predictions, whose tests start pytest or further
 # processes, are not covered here. The deselected test plants 10 MiB of host memory, 2 MiB more than the tolerance: in
 # two runs under tracing, one of its two cases was missed.
-COVERED := tests/unit $(patsubst %,tests/worker/test_%.py,adapters clean_loads faults formats parts served tensor_parallel)
+COVERED := tests/unit $(patsubst %,tests/worker/test_%.py,adapters c_allocator clean_loads environment faults formats generation host_memory \
+	library_warnings page_cache probes quantisation_states scratch served tensor_parallel tensors)
 UNTRACED := tests/worker/test_clean_loads.py::test_a_transient_of_ten_mebibytes_in_a_small_load_is_red
 
 cover: venv

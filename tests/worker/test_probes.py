@@ -1,0 +1,39 @@
+"""Parts of probes: patterns of modules, places in a vocabulary, controls around a load."""
+
+from __future__ import annotations
+
+import pytest
+from loads import load
+
+from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
+from pytest_llmload.probes.builtin import probes_for
+from pytest_llmload.probes.load_control import LoadControl
+from pytest_llmload.probes.manifest import starred
+from pytest_llmload.probes.numbers import spread
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "number"),
+    [
+        ("model.layers.7.mlp.up_proj", "model.layers.*.mlp.up_proj", 7),
+        ("model.layers.12.experts.3.w1", "model.layers.*.experts.3.w1", 12),
+        ("0", "*", 0),
+        ("lm_head", "lm_head", None),
+        ("conv1.weight2", "conv1.weight2", None),
+    ],
+)
+def test_alike_modules_share_a_pattern(path: str, pattern: str, number: int | None) -> None:
+    assert starred(path) == (pattern, number)
+
+
+def test_spread_takes_both_ends() -> None:
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(100, 3) == [0, 49, 99]
+    assert len(set(spread(9, 8))) == 8
+
+
+def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
+    result = load("tiny-llama", figures=(LOAD_TIME,), checks=False)[0]
+    (before, after), (ratio,) = result.samples["load.control"], result.samples["load.relative"]
+    assert ratio == pytest.approx(result.metrics["load"] / ((before + after) / 2))
+    assert LoadControl not in probes_for((MEMORY, TIMING)), "its memory would be in the figures"
