@@ -1,12 +1,14 @@
-"""What can go wrong in a load or in ``llm.run``, how it ends, and what it leaves: the table of ``docs/faults.md``.
+"""What can go wrong, how it ends, and what it leaves: the tables of ``docs/faults.md``.
 
-Each fault is planted in one test of one run; ``test_fault_matrix.py`` sees that it ends as the table says.
+Each fault of a load or of ``llm.run`` is planted in one test of one run; ``test_fault_matrix.py`` sees that it ends as
+the table says. Those of processes and of the machine are planted by a test each.
 """
 
 from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Fault:
 FAULTS = (
     Fault("child_left", "a loader leaves a child that sleeps", "passes; the child is killed with the load",
           loader="import multiprocessing, threading\n"
-                 "multiprocessing.get_context('fork').Process(target=threading.Event().wait, daemon=True).start()",
+                 "child = multiprocessing.get_context('fork').Process(target=threading.Event().wait, daemon=True)\n"
+                 "child.start()\nprint(child.pid, file=open('child.txt', 'w'))",
           outcome="passed"),
     Fault("waits_for_all", "a loader waits for all children of its process", "passes",
           loader="import os\n"
@@ -93,3 +96,146 @@ def table() -> str:
     """Return the table of the documentation."""
     rows = [f"| {fault.what} | {fault.ends} |" for fault in FAULTS]
     return "\n".join(["| fault | how it ends |", "| --- | --- |", *rows])
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """One fault of processes or of the machine, as the documentation names it, and the test that plants it."""
+
+    what: str
+    ends: str
+    left: str
+    #: Under ``tests``, or a benchmark.
+    test: str
+
+
+ELSEWHERE = (
+    Elsewhere(
+        "the load is killed, segfaults or exits",
+        "FAILED: `killed by SIGKILL in phase 'load'`, with its last lines",
+        "nothing",
+        "e2e/test_processes.py::test_four_ways_to_fail_are_four_failures_and_the_next_test_runs",
+    ),
+    Elsewhere(
+        "memory runs out, on the host or the GPU",
+        "FAILED: out of memory, with the figures taken until then",
+        "nothing",
+        "e2e/test_processes.py::test_what_was_seen_before_memory_ran_out_is_reported",
+    ),
+    Elsewhere(
+        "pytest-timeout ends a test whose load is at work",
+        "FAILED: `killed in phase 'load': Timeout …`; the next test loads anew",
+        "nothing",
+        "plugins/test_together.py::test_a_time_out_is_that_of_the_test_that_had_it",
+    ),
+    Elsewhere(
+        "the load hangs",
+        "FAILED after `--llm-timeout`, with the stacks of all threads",
+        "nothing",
+        "e2e/test_processes.py::test_four_ways_to_fail_are_four_failures_and_the_next_test_runs",
+    ),
+    Elsewhere(
+        "the warm server is killed",
+        "ERROR for its load; the next one is forked from a new server",
+        "nothing",
+        "e2e/test_processes.py::test_a_killed_server_is_replaced",
+    ),
+    Elsewhere(
+        "pytest is killed (SIGKILL, SIGINT, SIGTERM)",
+        "every process that it started ends",
+        "logs in `TMPDIR`, which the next run removes",
+        "e2e/test_processes.py::test_nothing_outlives_pytest",
+    ),
+    Elsewhere(
+        "a job is cancelled (SIGTERM), with `-n` too",
+        "the run ends at once",
+        "the reports of the loads that were measured",
+        "e2e/test_fault_matrix.py::test_a_run_that_is_terminated_leaves_what_was_measured",
+    ),
+    Elsewhere(
+        "a rank dies, hangs or raises",
+        "FAILED: `rank 1 was killed by SIGKILL in phase 'load'`",
+        "nothing",
+        "e2e/test_ranks.py::test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs",
+    ),
+    Elsewhere(
+        "the holder of a GPU lease is killed",
+        "the GPU is free at once",
+        "nothing: a lease is not a file",
+        "host/test_leases.py::test_a_lease_ends_with_its_holder_and_leaves_no_file",
+    ),
+    Elsewhere(
+        "another process uses the GPU",
+        "ERROR after `--llm-wait-gpu`, which names it",
+        "nothing",
+        "host/test_leases.py::test_gpus_that_nobody_uses_come_first",
+    ),
+    Elsewhere(
+        "NVML is missing, lists no process, or gives 0",
+        "`gpu.process` is unavailable with its reason, never 0",
+        "nothing",
+        "worker/test_gpu_probes.py::test_no_nvml_is_a_reason",
+    ),
+    Elsewhere(
+        "the driver counts in a different PID namespace",
+        "the same; the ledger uses the growth of the device's use",
+        "nothing",
+        "worker/test_gpu_probes.py::test_in_a_container_the_figure_is_unavailable_and_the_ledger_goes_by_difference",
+    ),
+    Elsewhere(
+        "six runs write one baseline, in containers with equal pids and no common `TMPDIR`",
+        "all 360 updates are kept",
+        "nothing but baselines",
+        "unit/test_store.py::test_six_writers_that_share_nothing_but_the_folder_lose_nothing",
+    ),
+    Elsewhere(
+        "the volume of the baselines locks no folders (NFS)",
+        "the same, by a file that is removed again",
+        "nothing",
+        "unit/test_store.py::test_nor_on_a_volume_that_locks_files_only",
+    ),
+    Elsewhere(
+        "the disk is full while a baseline is written",
+        "ERROR: `cannot write …; nothing was changed`",
+        "the old file",
+        "unit/test_store.py::test_a_write_that_breaks_off_leaves_the_old_file",
+    ),
+    Elsewhere(
+        "the disk has too little space for an offload",
+        "ERROR before anything is loaded: `offload needs … MiB in …, where … MiB are free`",
+        "nothing",
+        "e2e/test_full_disk.py::test_an_offload_that_would_fill_the_disk_is_an_error_before_it_loads",
+    ),
+    Elsewhere(
+        "the disk fills while weights are offloaded",
+        "ERROR: `the disk is full: …`; the next load is whole",
+        "nothing",
+        "e2e/test_full_disk.py::test_a_disk_that_fills_while_weights_are_offloaded_is_an_error_of_the_machine",
+    ),
+    Elsewhere(
+        "`TMPDIR` cannot be written",
+        "ERROR: `cannot make a temporary folder: …`",
+        "nothing",
+        "e2e/test_fault_matrix.py::test_a_full_temporary_folder_is_one_sentence",
+    ),
+    Elsewhere(
+        "many loads in one session",
+        "no growth of memory, threads, files or children",
+        "nothing",
+        "benchmarks/growth.py",
+    ),
+    Elsewhere(
+        "a load with disk offload is killed",
+        "FAILED as above",
+        "its folder until the run ends",
+        "e2e/test_fault_matrix.py::test_a_killed_loads_folder_is_removed_and_a_living_ones_is_not",
+    ),
+)
+
+
+def table_of_elsewhere() -> str:
+    """Return the second table of the documentation."""
+    head = ["| fault | how it ends | what is left | test |", "| --- | --- | --- | --- |"]
+    places = {fault: fault.test.partition("::")[0] for fault in ELSEWHERE}
+    names = {fault: place if place.startswith("benchmarks") else Path(place).name for fault, place in places.items()}
+    return "\n".join([*head, *(f"| {f.what} | {f.ends} | {f.left} | `{names[f]}` |" for f in ELSEWHERE)])

@@ -13,18 +13,27 @@ from xml.etree import ElementTree
 
 import pytest
 from family import wait_for
-from faults import FAULTS, sources, table
+from faults import ELSEWHERE, FAULTS, Elsewhere, sources, table, table_of_elsewhere
 
 from pytest_llmload.system.scratch import LOAD, Scratch, remove_abandoned
 
-PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "faults.md"
 
 #: Elements of JUnit's test case -> outcome.
 _OUTCOMES = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
-def test_the_page_has_the_table() -> None:
-    assert table() in PAGE.read_text(encoding="utf-8")
+def test_the_page_has_the_tables() -> None:
+    for each in (table(), table_of_elsewhere()):
+        assert each in PAGE.read_text(encoding="utf-8"), each
+
+
+@pytest.mark.parametrize("fault", ELSEWHERE, ids=lambda fault: fault.what)
+def test_what_is_planted_elsewhere_is_planted_there(fault: Elsewhere) -> None:
+    place, _, name = fault.test.partition("::")
+    folder = ROOT if place.startswith("benchmarks") else ROOT / "tests"
+    assert f"def {name or 'main'}(" in (folder / place).read_text(encoding="utf-8")
 
 
 def test_every_fault_ends_as_the_table_says(
@@ -64,10 +73,11 @@ def test_every_fault_ends_as_the_table_says(
     assert 'Traceback (most recent call last):\n  File "<string>"' not in text
     assert not [path for path in (tmp_path / "tmp").iterdir() if "llmload" in path.name]
     assert not list(tmp_path.rglob("core"))
+    assert not Path("/proc", (pytester.path / "child.txt").read_text().strip(), "exe").exists()
 
 
 def test_no_figure_and_no_deadline_is_taken_from_the_wall_clock() -> None:
-    sources = (Path(__file__).parents[2] / "pytest_llmload").rglob("*.py")
+    sources = (ROOT / "pytest_llmload").rglob("*.py")
     assert [path for path in sources if "time.time()" in path.read_text(encoding="utf-8")] == []
 
 
