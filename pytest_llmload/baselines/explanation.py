@@ -13,7 +13,7 @@ from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import lookup
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_change, format_movement
-from pytest_llmload.core.verdicts import IMPROVED, OK, REGRESSED, ManifestChange, MetricVerdict
+from pytest_llmload.core.verdicts import IMPROVED, OK, REGRESSED, UNEXPLAINED, ManifestChange, MetricVerdict
 
 #: Share of a change in load time that a part of the load must account for to be named.
 _WORTH = 0.25
@@ -84,7 +84,7 @@ def _causes(
         reasons.append("the load makes copies that it frees again: gpu.settled is as recorded")
     # Different values in the same shapes take the same memory.
     if known and causes and not reasons and all(line.startswith(("weights ", "revision ")) for line in changed):
-        reasons.append("nothing recorded explains it: modules, loading work and library versions are the same")
+        reasons.append(UNEXPLAINED)
     return reasons
 
 

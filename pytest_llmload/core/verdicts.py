@@ -45,6 +45,9 @@ _ORDER = (MEASURED, OK, UNAVAILABLE, INCONCLUSIVE, INCOMPARABLE, IMPROVED, MISSI
 
 EXACT = Tolerance()
 
+#: The reason where a comparison found no other one.
+UNEXPLAINED = "nothing recorded explains it: modules, loading work and library versions are the same"
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -31,17 +31,19 @@ def is_explained(comparison: Comparison) -> bool:
 
 
 def lines(result: LoadResult, comparison: Comparison) -> list[str]:
-    """Return the allocations that explain the regressed metrics, those first that hold the most beyond the baseline's:
-    bytes, line, moment, holder, and what the baseline's load held there.
+    """Return the allocations that explain the regressed metrics: bytes, line, moment, holder, and what the baseline's
+    load held there.
+
+    Those that explain the first metric come first, and of these the ones that hold the most beyond the baseline's.
     """
-    wanted = {
-        (each or _highest(result), _place(item.name))
-        for item in comparison.having(REGRESSED)
-        for each in _moments(item.name)
-    }
-    found = [each for each in result.allocations if (each.moment, each.place.partition(".")[0]) in wanted]
-    found.sort(key=lambda each: (each.baseline or 0) - each.bytes)
-    return list(map(_line, found[:_MOST]))
+    rank: dict[tuple[str, str], int] = {}
+    for number, item in enumerate(comparison.having(REGRESSED)):
+        for each in _moments(item.name):
+            rank.setdefault((each or _highest(result), _place(item.name)), number)
+    found = [(rank.get((each.moment, _place(each.place))), each) for each in result.allocations]
+    explaining = [(number, (each.baseline or 0) - each.bytes, each) for number, each in found if number is not None]
+    explaining.sort(key=lambda entry: entry[:2])
+    return [_line(each) for *_, each in explaining[:_MOST]]
 
 
 def _line(each: AllocationSite) -> str:

@@ -16,6 +16,7 @@ from pytest_llmload.core.verdicts import (
     MISSING,
     REGRESSED,
     UNAVAILABLE,
+    UNEXPLAINED,
     Comparison,
     MetricVerdict,
 )
@@ -62,7 +63,9 @@ def comparison_text(
         rows += _repeated("modules", [item.text for item in comparison.manifest])
         rows += _repeated("changed", comparison.changed)
         return _text(f"{section} baseline {comparison.verdict}: {subject}", [*rows, ("record", command)])
-    rows = _repeated("because" if comparison.because else "modules", comparison.because or _modules(comparison))
+    # The lines that allocated it explain it.
+    because = [reason for reason in comparison.because if not (allocated and reason == UNEXPLAINED)]
+    rows = _repeated("because", because) if comparison.because else _repeated("modules", _modules(comparison))
     rows += _repeated("allocated", allocated)
     rows += _repeated("changed", comparison.changed)
     if comparison.verdict == UNAVAILABLE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -78,6 +79,8 @@ def test_todays_lines_stand_beside_the_baselines(
     monkeypatch.setenv("SCRATCH", str(72 << 20))
     red = project("--llm-import=grows", "--llm-report=red.json", "--llm-report=red.md", "--llm-report=red.html")
     red.assert_outcomes(failed=1)
+    # The line explains it.
+    assert "nothing recorded explains it" not in red.stdout.str()
     told = "72.00 MiB by *grows.py:5 in allocates (at the peak of the load, 24.00 MiB in the baseline)"
     red.stdout.fnmatch_lines([f"*allocated *{told}"])
     (run,) = json.loads((pytester.path / "red.json").read_text())["runs"]
@@ -91,3 +94,52 @@ def test_todays_lines_stand_beside_the_baselines(
     monkeypatch.setenv("SCRATCH", str(24 << 20))
     project("--llm-import=grows", "--llm-update-baselines").assert_outcomes(passed=1)
     assert "allocations" not in json.loads(file.read_text())
+
+
+OURS = """
+    import os
+    import torch
+    from transformers import LlamaForCausalLM
+
+    SEEN = {}
+
+    class OurModel(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            found = super().forward(*args, **kwargs)
+            if "PLANTED" in os.environ:
+                torch.zeros(40 << 20, dtype=torch.uint8).fill_(1)
+            return found
+
+    def load(spec):
+        model = OurModel.from_pretrained(spec.model, dtype="auto")
+        if "PLANTED" in os.environ:
+            SEEN["embedding"] = model.get_input_embeddings().weight.detach().clone()
+        return model
+"""
+
+
+def test_a_users_own_model_is_named_in_a_run_of_several_workers(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytester.mkpydir("ourapp")
+    (package / "model.py").write_text(textwrap.dedent(OURS).lstrip())
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.strategy("loader", target="ourapp.model:load")
+        def test_memory(llm, memory_baseline): memory_baseline.check(llm)
+        """
+    )
+    project("--llm-update-baselines").assert_outcomes(passed=1)
+    monkeypatch.setenv("PLANTED", "1")
+    red = project("-n", "2")
+    red.assert_outcomes(failed=1)
+    red.stdout.fnmatch_lines(
+        [
+            "  host.other_tensors *0 B -> 1.00 MiB *",
+            "  host.peak *",
+            "  because * host.other_tensors +1.00 MiB",
+            "  allocated * 1.00 MiB by *ourapp/model.py:17 in load (kept *, held by the dict ourapp.model.SEEN)",
+            "   * 40.00 MiB by *ourapp/model.py:11 in forward (at the peak of generating)",
+        ]
+    )

@@ -144,7 +144,7 @@ def regressed(*names: str) -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("names", "told"),
     [
         ("host.settled", ["2.00 MiB by b.py:1 in g (kept after the load, held by b.COPIES)"]),
         (
@@ -154,11 +154,18 @@ def regressed(*names: str) -> Comparison:
                 "2.00 MiB by b.py:1 in g (kept after the load, held by b.COPIES)",
             ],
         ),
+        (
+            "host.other_tensors host.peak",
+            [
+                "2.00 MiB by b.py:1 in g (kept after the load, held by b.COPIES)",
+                "3.00 MiB by a.py:1 in f (at the peak of the load)",
+            ],
+        ),
         ("gpu.generate_peak", ["1.00 MiB on GPU 0 by c.py:1 in h (at the peak of generating)"]),
         ("token.ops", []),
     ],
 )
-def test_a_failure_tells_what_explains_the_metric(name: str, told: list[str]) -> None:
+def test_a_failure_tells_what_explains_the_metrics(names: str, told: list[str]) -> None:
     result = LoadResult({}, "loaded", phase_peaks={"load": {"host": 9.0}, "forward": {"host": 5.0}})
     result.allocations = [
         AllocationSite("load", "host", "a.py:1 in f", 3 << 20),
@@ -166,8 +173,9 @@ def test_a_failure_tells_what_explains_the_metric(name: str, told: list[str]) ->
         AllocationSite("generate", "gpu.0", "c.py:1 in h", 1 << 20),
         AllocationSite("generate", "host", "d.py:1 in i", 1 << 20),
     ]
-    assert allocations.lines(result, regressed(name)) == told
-    assert allocations.is_explained(regressed(name)) == bool(told)
+    comparison = regressed(*names.split())
+    assert allocations.lines(result, comparison) == told
+    assert allocations.is_explained(comparison) == bool(told)
 
 
 def test_lines_stand_beside_those_of_the_baseline() -> None:
