@@ -2,7 +2,7 @@
 
     python benchmarks/architectures.py                      # what is not measured yet; writes as it goes
     python benchmarks/architectures.py --types llama,bert   # these, anew
-    python benchmarks/architectures.py --faults 20          # plant three faults on so many types of all families
+    python benchmarks/architectures.py --faults 24          # plant three faults on so many types of all families
     python benchmarks/architectures.py --device cuda        # on this machine's GPU; under bf16, nf4 and int8
     python benchmarks/architectures.py --table              # only write docs/architectures.md from what is measured
 
@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(__file__).parent / "samples"
 #: Device -> the rows that were measured on it.
 RESULTS = {"cpu": SAMPLES / "architectures.jsonl", "cuda": SAMPLES / "architectures_gpu.jsonl"}
+#: What was said of each planted fault.
+FAULTS = SAMPLES / "architectures_faults.jsonl"
 TABLE = ROOT / "docs" / "architectures.md"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "fp32"},
@@ -209,6 +211,11 @@ def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, 
             yield {"type": row["type"], "family": row["family"], "fault": fault, "said": said}
 
 
+def _is_measured(row: dict[str, Any]) -> bool:
+    """Return true if each strategy was measured, or the bare script does not get as far as a forward."""
+    return "strategies" in row or bool(row and "forward" not in row["bare"]["steps"])
+
+
 def _is_right(row: dict[str, Any]) -> bool:
     found = row.get("strategies", {})
     return all(found.get(name, {}).get("verdict") == "right" for name in ("fp32", "nf4"))
@@ -239,19 +246,21 @@ def main() -> None:
     rows = read(results)
     if options.faults:
         _preload("cpu")
-        for row in faults(rows, options.faults, options.cache):
-            print(json.dumps(row), flush=True)
-        return
-    if not options.table:
+        with FAULTS.open("w") as file:
+            for row in faults(rows, options.faults, options.cache):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                print(*row.values(), flush=True)
+    elif not options.table:
         _preload(options.device)
-        wanted = (
-            options.types.split(",") if options.types else [name for name in tiny_configs.types() if name not in rows]
-        )
+        left = [name for name in tiny_configs.types() if not _is_measured(rows.get(name, {}))]
+        wanted = options.types.split(",") if options.types else left
         sweep(wanted, options.device, options.jobs, options.cache, results)
     import architectures_table
 
     on_gpu = read(RESULTS["cuda"])
-    page = architectures_table.page(read(RESULTS["cpu"]).values(), on_gpu, len(tiny_configs.types()))
+    planted = [json.loads(line) for line in FAULTS.read_text().splitlines()]
+    page = architectures_table.page(read(RESULTS["cpu"]).values(), on_gpu, len(tiny_configs.types()), planted)
     TABLE.write_text(page, encoding="utf-8")
 
 

@@ -52,6 +52,6 @@ def said(fault: str, result: dict[str, Any]) -> str:
     """Return what a load with a fault was told to be; empty where the fault was missed."""
     if fault == "a kept copy":
         held = result["metrics"].get("host.other_tensors", 0)
-        return next((note for note in result["notes"] if "no part of the model" in note), "") if held else ""
+        return next((note for note in result["notes"] if "is not part of the model" in note), "") if held else ""
     check = {"one Linear initialised again": "values", "one Linear left dense": "quantised"}[fault]
     return next((problem["message"] for problem in result["problems"] if problem["check"] == check), "")

@@ -75,6 +75,11 @@ class Gptq(Method):
     packages = ("gptqmodel", "optimum")
     imports = ("gptqmodel", "optimum.gptq")
     file_methods = ("gptq",)
+    phases = (
+        ("gptqmodel.utils.model", ("convert_gptq_v1_to_v2_format", "gptqmodel_post_init"), "convert"),
+        ("gptqmodel.nn_modules", ("post_init",), "convert"),
+        ("optimum.gptq.quantizer", ("post_init_model",), "convert"),
+    )
     runs_on = "CPU, GPU"
     held_as = "int32 buffers `qweight`, `qzeros`, `scales`, `g_idx`; kernels repack them in the first forward"
     proved = (

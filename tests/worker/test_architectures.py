@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from loads import _CACHE, quick
 
 from pytest_llmload.core.job import Checkpoint
@@ -21,6 +22,7 @@ from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checks import computed_buffers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import planted_architecture
 import tiny_configs
 
 _FAMILIES = tiny_configs.types()
@@ -249,3 +251,14 @@ def test_a_text_model_that_owns_buffers_is_constructed_for_them_without_weights(
     assert {buffer.device.type for buffer in whole.buffers()} == {"cpu"}
     assert float(whole.per_layer_input_scale) == pytest.approx(2**-0.5)
     assert not [note for note in result.notes if "were not compared" in note and "per_layer_input_scale" in note]
+
+
+@pytest.mark.parametrize("fault", planted_architecture.FAULTS)
+def test_what_the_sweep_plants_is_caught_and_recognised(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted_architecture, "_KEPT", [])
+    fields = planted_architecture.FAULTS[fault]
+    assert planted_architecture.said(fault, loaded("electra", **fields).to_json()) == ""
+    loading = transformers.PreTrainedModel.from_pretrained
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", loading)
+    planted_architecture.plant(fault)
+    assert planted_architecture.said(fault, loaded("electra", **fields).to_json())

@@ -218,6 +218,20 @@ def test_the_functions_of_a_method_have_a_phase_and_exist(module: str, function:
         assert until(lambda: load_phases._phases(working), [phase])
 
 
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("gptqmodel.utils.model", "convert_gptq_v1_to_v2_format"),
+        ("gptqmodel.utils.model", "gptqmodel_post_init"),
+        ("gptqmodel.nn_modules.qlinear.torch_aten_kernel", "post_init"),
+        ("optimum.gptq.quantizer", "post_init_model"),
+    ],
+)
+def test_what_gptq_rewrites_after_it_has_read_is_conversion(module: str, function: str) -> None:
+    with standing("ours", "load", "event.wait()") as waiting, standing(module, function, "lock.acquire()"):
+        assert until(lambda: load_phases._phases(waiting), [CONVERT])
+
+
 def test_where_nobody_works_for_a_load_that_waits_it_is_other() -> None:
     with standing("ours", "load", "event.wait()") as waiting, standing("theirs", "heartbeat", "lock.acquire()"):
         assert until(lambda: load_phases._phases(waiting), [OTHER])
