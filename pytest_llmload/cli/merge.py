@@ -55,7 +55,7 @@ def _matrix(runs: list[Run]) -> list[str]:
     """Return the lines of a table with a row for each load and a column for each device."""
     devices = list(dict.fromkeys(run.device_key or "no device" for run in runs))
     loads = dict.fromkeys((run.spec.name, run.spec.slug) for run in runs)
-    verdicts = {(run.spec.name, run.spec.slug, run.device_key or "no device"): run.verdict for run in runs}
+    verdicts = {(run.spec.name, run.spec.slug, run.device_key or "no device"): run.fate for run in runs}
     rows = [["load", *devices]]
     for name, slug in loads:
         row = [verdicts.get((name, slug, device), "-").replace("_", " ") for device in devices]

@@ -11,10 +11,15 @@ from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.core.verdicts import (
     ACCEPTED,
     CHANGED,
+    ERROR,
+    FAIL,
+    IMPROVED,
     INCOMPARABLE,
+    INCONCLUSIVE,
     MACHINE,
     MEASURED,
     MISSING,
+    OK,
     OVER_LIMIT,
     PASS,
     RECORDED,
@@ -22,6 +27,8 @@ from pytest_llmload.core.verdicts import (
     SEVERITY,
     SKIP,
     SKIPPED,
+    TEST_FAILED,
+    UNAVAILABLE,
     Comparison,
     merged,
     rank,
@@ -57,6 +64,8 @@ class Run:
     outcome: str = PASS
     #: Why it was skipped or is an error; the ceilings or budgets that were exceeded.
     messages: list[str] = field(default_factory=list)
+    #: Those of ``messages`` that a failed test ended with: pytest shows them itself.
+    failures: list[str] = field(default_factory=list)
     #: Ceilings and budgets that were exceeded, one sentence each.
     over_limits: list[str] = field(default_factory=list)
     #: The baseline's file, relative to the root directory.
@@ -103,6 +112,14 @@ class Run:
             return decisive.verdict
         return ACCEPTED if self.accepted else RECORDED
 
+    @property
+    def fate(self) -> str:
+        """Return the verdict, or what failed the load's tests if it is neither the load nor a comparison."""
+        is_fine = self.verdict in (MEASURED, OK, RECORDED, ACCEPTED)
+        # These fail under --llm-strict alone, and then without a message.
+        is_fine |= bool(self.failures) and self.verdict in (IMPROVED, INCONCLUSIVE, UNAVAILABLE)
+        return {FAIL: TEST_FAILED, ERROR: MACHINE}.get(self.outcome, self.verdict) if is_fine else self.verdict
+
     def _wrote(self, comparison: Comparison) -> bool:
         """Return whether the baseline now holds everything that gave a comparison its verdict."""
         written = {*self.accepted, *self.recorded}
@@ -125,6 +142,6 @@ class Run:
         self.locations = {**other.locations, **self.locations}
         self.times = {**other.times, **self.times}
         self.suite = self.suite or other.suite
-        for name in ("nodeids", "messages", "over_limits", "accepted", "recorded"):
+        for name in ("nodeids", "messages", "failures", "over_limits", "accepted", "recorded"):
             own: list[str] = getattr(self, name)
             own += [text for text in getattr(other, name) if text not in own]

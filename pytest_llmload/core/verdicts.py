@@ -27,6 +27,8 @@ MACHINE = "machine"
 NOTHING_MEASURED = "nothing_measured"
 #: A run's verdict if it exceeded a ceiling or a budget of a test, whatever its comparisons say.
 OVER_LIMIT = "over_limit"
+#: A run's fate if a test of its load failed for a reason of its own.
+TEST_FAILED = "test_failed"
 #: A run's verdict if no test compares it with a baseline.
 MEASURED = "measured"
 #: A run's verdict if the entry that decides it was written: over an old entry, or as a new one.

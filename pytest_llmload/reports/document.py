@@ -51,6 +51,8 @@ def _run(run: Run) -> dict[str, Any]:
         "verdict": run.verdict,
         "verdicts": {comparison.section: _comparison(comparison) for comparison in run.comparisons},
         "messages": run.messages,
+        "failures": run.failures,
+        "over_limits": run.over_limits,
         "tests": run.nodeids,
         "locations": run.locations,
         "command": run.command,

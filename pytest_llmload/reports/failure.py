@@ -139,7 +139,7 @@ def load_failure_text(subject: Subject, result: LoadResult) -> str:
     if result.outcome == NOT_APPLIED:
         return not_applied_text(subject, result)
     error = result.error or ErrorInfo(message="no reason was given")
-    rows = [("because", str(error)), *_optional("phase", error.phase)]
+    rows = [("because", str(error)), *_optional("phase", "" if repr(error.phase) in str(error) else error.phase)]
     text = _text(f"{_ENDINGS[result.outcome]}: {subject}", rows)
     traceback, log = error.traceback.strip().splitlines()[-_TAIL:], error.log.strip().splitlines()
     for title, lines in (("traceback", traceback), ("last lines of the load's log", log)):

@@ -30,10 +30,10 @@ def _issue(run: Run) -> dict[str, Any]:
     path, _, line = place.rpartition(":")
     cause = " ".join(figures.cause(run).split())
     return {
-        "description": (cause or f"{run.spec.id}: {run.verdict}")[:_TEXT],
-        "check_name": f"llmload.{run.verdict}",
+        "description": (cause or f"{run.spec.id}: {run.fate}")[:_TEXT],
+        "check_name": f"llmload.{run.fate}",
         # Stays the same as long as the same load fails in the same way, so that the widget recognises old failures.
-        "fingerprint": digest([run.spec.name, run.spec.slug, run.device_key, run.verdict], 40),
+        "fingerprint": digest([run.spec.name, run.spec.slug, run.device_key, run.fate], 40),
         "severity": "critical" if run.outcome == ERROR else "major",
         "location": {"path": path, "lines": {"begin": int(line)}},
     }

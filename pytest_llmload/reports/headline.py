@@ -17,7 +17,7 @@ def headline(runs: Sequence[Run]) -> str:
     if not failed:
         return f"Model loading: {_loads(len(runs))}, none failed"
     words = ", ".join(
-        f"{count} {verdict.replace('_', ' ')}" for verdict, count in Counter(run.verdict for run in failed).items()
+        f"{count} {verdict.replace('_', ' ')}" for verdict, count in Counter(run.fate for run in failed).items()
     )
     return f"Model loading: {len(failed)} of {_loads(len(runs))} failed ({words})"
 

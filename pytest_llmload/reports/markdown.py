@@ -62,7 +62,7 @@ def _text(report: Report, failures: int, rows: int, entries: int) -> str:
 
 
 def _failure(run: Run) -> str:
-    head = f"#### {run.verdict.replace('_', ' ')}: {code(run.spec.id)}"
+    head = f"#### {run.fate.replace('_', ' ')}: {code(run.spec.id)}"
     return f"{head}\n\n{_block(shortened(figures.cause(run) or 'no reason was given', _TEXT))}"
 
 
@@ -84,7 +84,7 @@ def _row(run: Run) -> str:
     cells = [
         code(run.spec.id),
         code(run.device_key or "-"),
-        f"**{run.verdict.replace('_', ' ')}**" if run.outcome in ("fail", "error") else run.verdict.replace("_", " "),
+        f"**{run.fate.replace('_', ' ')}**" if run.outcome in ("fail", "error") else run.fate.replace("_", " "),
         *("–" if size is None else format_bytes(size) for size in sizes),
         "–" if (load := metrics.get("load")) is None else format_seconds(load),
         "–" if speed is None else f"{speed:.1f}",

@@ -105,7 +105,10 @@ def _run(data: Any, where: str) -> Run:
         [_comparison(name, section, where) for name, section in sections.items()],
         outcome=outcome,
     )
-    for name, key in (("nodeids", "tests"), *((name, name) for name in ("messages", "accepted", "recorded"))):
+    for name, key in (
+        ("nodeids", "tests"),
+        *((name, name) for name in ("messages", "failures", "over_limits", "accepted", "recorded")),
+    ):
         setattr(run, name, decode(list[str], item.get(key, []), f"{where}, {key}"))
     for name in ("baseline", "command"):
         setattr(run, name, decode(str, item.get(name, ""), f"{where}, {name}"))

@@ -111,7 +111,7 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
 
 
 def _verdict(run: Run) -> str:
-    return run.verdict.replace("_", " ")
+    return run.fate.replace("_", " ")
 
 
 def _table(runs: Sequence[Run], width: int) -> list[str]:
@@ -197,7 +197,9 @@ def _notes(runs: Iterable[Run]) -> list[str]:
     """Return the loads' notes; a note that several loads share is returned once."""
     owners: dict[str, list[str]] = defaultdict(list)
     for run in runs:
-        for text in (*run.messages, *(run.result.notes if run.result else ())):
+        # pytest has shown in full what failed.
+        messages = [text for text in run.messages if text not in run.failures]
+        for text in (*messages, *(run.result.notes if run.result else ())):
             if run.spec.id not in owners[text]:
                 owners[text].append(run.spec.id)
     return [f"{joined(ids, 2)}: {text}" for text, ids in owners.items()]

@@ -22,6 +22,10 @@ TESTS = """
     def test_broken(llm):
         pass
 
+    @pytest.mark.strategy("loader", target="serving:load_model")
+    def test_own(llm):
+        assert 3 == len("four")
+
     @pytest.mark.skip
     def test_of_something_else():
         pass
@@ -55,11 +59,11 @@ def test_github_is_told_without_configuration(
     pytester: pytest.Pytester, project: Project, github: Path, workers: tuple[str, ...]
 ) -> None:
     result = project(*workers, *(("-p", "xdist") if workers else ()))
-    result.assert_outcomes(failed=2, skipped=1)
+    result.assert_outcomes(failed=3, skipped=1)
     found = {match["properties"]: match["message"] for match in COMMAND.finditer(result.stdout.str())}
     folder = pytester.path.name
     places = {re.sub(r",title=.*", "", properties) for properties in found}
-    assert places == {f"file={folder}/test_loads.py,line=3", f"file={folder}/test_loads.py,line=7"}
+    assert places == {f"file={folder}/test_loads.py,line={line}" for line in (3, 7, 11)}
     broken = next(message for message in found.values() if "OSError" in message)
     assert "100%25 of the disk, is full: a%0A" in broken
     assert any("memory baseline missing" in message for message in found.values())
@@ -71,6 +75,7 @@ def test_github_is_told_without_configuration(
     text = github.read_text()
     assert text.startswith("### Model loading: 2 of 2 loads failed")
     assert "memory baseline missing" in text
+    assert re.search(r"^test_loads\.py::test_own\[\S+\]: (AssertionError: )?assert 3 == 4$", text, re.MULTILINE)
 
 
 def obeyed(lines: list[str]) -> list[str]:
@@ -144,7 +149,7 @@ def test_elsewhere_nothing_is_written_for_github(
 def test_gitlab_and_other_tools_get_the_figures(pytester: pytest.Pytester, project: Project) -> None:
     pytester.makepyfile(test_loads=TESTS, serving=SERVING)
     reports = ("--html=report.html", "--self-contained-html", "--alluredir=allure", "--json-report")
-    project(*reports, "--llm-report=gl.codequality.json", "--junitxml=junit.xml").assert_outcomes(failed=2, skipped=1)
+    project(*reports, "--llm-report=gl.codequality.json", "--junitxml=junit.xml").assert_outcomes(failed=3, skipped=1)
     issues = json.loads((pytester.path / "gl.codequality.json").read_text())
     assert {issue["check_name"] for issue in issues} == {"llmload.missing", "llmload.failed"}
     assert {issue["location"]["lines"]["begin"] for issue in issues} == {3, 7}

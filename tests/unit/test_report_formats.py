@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
 import pytest
-from report_gallery import HOSTILE, many, report
+from report_gallery import HOSTILE, judged, many, measured, report
+from sample_loads import NF4
 
+from pytest_llmload.baselines.record import record
 from pytest_llmload.core.errors import ReportError
+from pytest_llmload.core.verdicts import ERROR, FAIL
 from pytest_llmload.reports import html, markdown
 from pytest_llmload.reports.document import document
 from pytest_llmload.reports.html.page import MOST
@@ -109,6 +113,37 @@ def test_markdown_says_what_moved_by_how_much_why_and_how_to_accept_it() -> None
     ):
         assert part in text
     assert text.count("baseline missing") == 1, "three sections without a file are one missing baseline"
+
+
+def test_a_load_whose_test_failed_is_not_said_to_be_ok() -> None:
+    good = measured(NF4)
+    fine = judged(NF4, record(None, [good, good], update=True).baseline, good)
+    own = dataclasses.replace(
+        fine, outcome=FAIL, messages=["t.py::test_own: assert 3 == 4"], failures=["t.py::test_own: assert 3 == 4"]
+    )
+    machine = dataclasses.replace(
+        fine,
+        outcome=ERROR,
+        messages=["baselines/x.json is not valid JSON"],
+        failures=["baselines/x.json is not valid JSON"],
+    )
+    for run, word in ((own, "test failed"), (machine, "machine")):
+        written = document([run])
+        text = markdown.text(written)
+        assert text.startswith(f"### Model loading: 1 of 1 load failed (1 {word})\n\n#### {word}: `{NF4.id}`")
+        assert run.messages[0] in text
+        assert f"| **{word}** |" in text
+        assert Tags(html.text(written)).texts.count(word) == 4, "the count, the card, the table and the details"
+        assert written["runs"][0]["verdict"] == fine.verdict, "what was compared did not fail"
+
+
+def test_a_limit_that_was_exceeded_is_the_fate_in_every_report() -> None:
+    sentence = "memory ceiling exceeded: the host held 3.24 MiB"
+    over = judged(NF4, None, measured(NF4), comparisons=[], outcome=FAIL, messages=[sentence], failures=[sentence])
+    over.over_limits = [sentence]
+    text = markdown.text(document([over]))
+    assert text.startswith("### Model loading: 1 of 1 load failed (1 over limit)")
+    assert sentence in text
 
 
 def test_a_comment_has_room_for_any_run() -> None:

@@ -209,9 +209,13 @@ def _note_failure(
 ) -> None:
     """Record a failed test in the log of each load that it requested."""
     outcome = verdicts.ERROR if report.when != "call" else verdicts.FAIL
-    # What failed loads and comparisons say is rebuilt from their figures.
-    is_rebuilt = isinstance(error, (LoadError, *_COMPARISONS)) or not _is_ours(error)
-    message = "" if is_rebuilt else str(error).splitlines()[0]
+    message = ""
+    if not _is_ours(error):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message = f"{item.nodeid}: {crash.message.splitlines()[0]}" if crash is not None and crash.message else ""
+    elif not isinstance(error, (LoadError, *_COMPARISONS)):
+        # What failed loads and comparisons say is rebuilt from their figures.
+        message = str(error).splitlines()[0]
     requested = [load.spec for load in item.stash.get(ASKED_FOR, [])]
     for failed in dict.fromkeys(requested if spec is None else [spec, *requested]):
         state_of(item.config).note(failed, item.nodeid, outcome, message)

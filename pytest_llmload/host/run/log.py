@@ -67,3 +67,5 @@ def note(run: Run, nodeid: str, outcome: str = verdicts.PASS, message: str = "")
         run.outcome = outcome
     if message and message not in run.messages:
         run.messages.append(message)
+    if message and message not in run.failures and outcome in (verdicts.FAIL, verdicts.ERROR):
+        run.failures.append(message)

@@ -31,7 +31,7 @@ def details(runs: Numbered, rows: int) -> ET.Element:
 
 
 def _load(number: int, run: Run, rows: int) -> ET.Element:
-    head = el("summary", el("strong", run.spec.id), " ", chip(run.verdict), el("small", f" {run.device_key}"))
+    head = el("summary", el("strong", run.spec.id), " ", chip(run.fate), el("small", f" {run.device_key}"))
     parts: list[ET.Element] = [_identity(run)]
     if run.messages:
         parts += [el("h4", "Messages"), el("ul", *(el("li", text) for text in run.messages))]
@@ -68,7 +68,7 @@ def _allocations(run: Run) -> list[ET.Element]:
 
 def _searched(run: Run) -> str:
     """Return the text that the filter searches."""
-    return " ".join((run.spec.id, run.device_key, run.verdict.replace("_", " "))).lower()
+    return " ".join((run.spec.id, run.device_key, run.fate.replace("_", " "))).lower()
 
 
 def _identity(run: Run) -> ET.Element:

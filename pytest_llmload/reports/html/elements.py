@@ -94,7 +94,7 @@ def chip(verdict: str) -> ET.Element:
 
 
 _TONES = {
-    **dict.fromkeys(("regressed", "changed", "missing", "over_limit"), "bad"),
+    **dict.fromkeys(("regressed", "changed", "missing", "over_limit", "test_failed"), "bad"),
     **dict.fromkeys(("not_applied", "out_of_memory", "crashed", "timeout", "failed", "machine"), "bad"),
     **dict.fromkeys(("ok", "accepted", "recorded", "measured"), "good"),
     "improved": "better",

@@ -84,7 +84,7 @@ def _scope(runs: Sequence[Run]) -> str:
 
 
 def _counts(runs: Sequence[Run]) -> list[ET.Element]:
-    counts = Counter(run.verdict for run in runs)
+    counts = Counter(run.fate for run in runs)
     return [el("span", chip(verdict), f" {count} ", class_="count") for verdict, count in counts.most_common()]
 
 

@@ -45,7 +45,7 @@ def attention(runs: Numbered) -> ET.Element:
 
 
 def _card(number: int, run: Run) -> ET.Element:
-    head = el("h3", chip(run.verdict), " ", link(number, run), el("small", f" on {run.device_key or 'no device'}"))
+    head = el("h3", chip(run.fate), " ", link(number, run), el("small", f" on {run.device_key or 'no device'}"))
     parts: list[ET.Element] = []
     failing = figures.failing_parts(run)
     # If nothing could be compared, each section says the same about the file.
@@ -80,7 +80,7 @@ def _card(number: int, run: Run) -> ET.Element:
             " or measure it again: ",
             el("code", run.command),
         )
-    return el("article", head, *parts, accept, whole, class_=f"card {tone(run.verdict)}", **marks(number))
+    return el("article", head, *parts, accept, whole, class_=f"card {tone(run.fate)}", **marks(number))
 
 
 def _is_aside(item: MetricVerdict) -> bool:
@@ -99,7 +99,7 @@ def loads(runs: Numbered) -> ET.Element:
         sizes = [figure(_first(run, names, form)) for _, names, form in _COLUMNS]
         speed = tokens_per_second(run)
         sizes.append(figure(NONE if speed is None else f"{speed:.1f}"))
-        rows.append(row(link(number, run), el("td", chip(run.verdict)), run.device_key, *sizes, **marks(number)))
+        rows.append(row(link(number, run), el("td", chip(run.fate)), run.device_key, *sizes, **marks(number)))
     titles = [title for title, *_ in _COLUMNS]
     return el(
         "section",
