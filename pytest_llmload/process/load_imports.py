@@ -81,8 +81,9 @@ def fill_caches() -> None:
     """
     if find_spec("transformers.conversion_mapping") is None:
         return
-    mapping = importlib.import_module("transformers.conversion_mapping")
-    make = getattr(mapping, "get_checkpoint_conversion_mapping", None)
+    from transformers import conversion_mapping
+
+    make = getattr(conversion_mapping, "get_checkpoint_conversion_mapping", None)
     if make is not None:
         # It makes the entries of all architectures, for any argument.
         make("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -52,17 +51,16 @@ def _register() -> None:
     """Make bitsandbytes register its CUDA kernels in this process, whose torch has no CUDA."""
     import bitsandbytes
 
-    name = "bitsandbytes.backends.cuda.ops"
-    if name in sys.modules:
+    if "bitsandbytes.backends.cuda.ops" in sys.modules:
         return
     try:
-        cextension = importlib.import_module("bitsandbytes.cextension")
-        functional = importlib.import_module("bitsandbytes.functional")
+        from bitsandbytes import cextension, functional
+
         library = _Library()
         for module in (cextension, functional):
             vars(module)["lib"] = library
         torch._C._cuda_getCurrentRawStream = lambda device: 0
-        importlib.import_module(name)
+        import bitsandbytes.backends.cuda.ops
     except (ImportError, AttributeError) as error:
         raise NotImplementedError(
             f"bitsandbytes {bitsandbytes.__version__} has no CUDA kernels that can be traced: {error}"

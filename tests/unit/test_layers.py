@@ -30,7 +30,6 @@ BY_STRING = {
     "core/references.py": "what users name",
     "process/load_imports.py": "libraries, and what users name",
     "process/server_imports.py": "what the pytest process names, before the server forks",
-    "quantisation/bitsandbytes_predicted.py": "the library",
     "strategies/deepspeed.py": "the library",
 }
 IMPORTING = {"import_module", "__import__", "resolve_name"}
