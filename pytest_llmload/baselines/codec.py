@@ -28,6 +28,9 @@ _MOMENTS = ("load", "generate", KEPT)
 _TIMING = ("median", "samples", "relative", "control", "parts")
 #: Characters of the longest whole number that is read; a sign counts.
 _DIGITS = 20
+#: The most characters of a file's text, and the most objects and lists in it: the largest known baseline has some
+#: hundred thousand characters.
+LARGEST, _BRACKETS = 2 << 20, 100_000
 #: The most modules that a manifest may describe: models with hundreds of experts in each of sixty layers have 50,000.
 _MODULES = 100_000
 #: ``0-3,7``; empty if the row describes one module.
@@ -129,6 +132,11 @@ def loads(text: str, source: str) -> Baseline:
 
     Raises BaselineError with one sentence that says what is wrong and what to do.
     """
+    if len(text) > LARGEST:
+        raise BaselineError(f"{source} has {len(text)} characters, but a baseline has at most {LARGEST}: {_REMEDY}")
+    if (opened := text.count("[") + text.count("{")) > _BRACKETS:
+        what = f"opens {opened} objects and lists, but a baseline has at most {_BRACKETS}"
+        raise BaselineError(f"{source} {what}: {_REMEDY}")
     if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in text.splitlines()):
         raise BaselineError(f"{source} holds unresolved merge conflicts: take one side, and record again if in doubt")
     try:

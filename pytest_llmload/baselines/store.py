@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llmload.baselines.codec import dumps, loads
+from pytest_llmload.baselines.codec import LARGEST, dumps, loads
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.core.errors import BaselineError
 from pytest_llmload.system.files import replace_text
@@ -28,8 +28,6 @@ LOCK_TIMEOUT = 60.0
 _LONGEST = 255
 #: Bytes that the disk must have free for a baseline; most baselines are smaller.
 _ROOM = 1 << 16
-#: Largest size in bytes of a file that is read: the largest known baseline has some hundred kilobytes.
-_LARGEST = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,9 @@ def _read(path: Path) -> str:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise BaselineError(f"{path} is not a regular file: delete it, and record the baseline again")
-        if found.st_size > _LARGEST:
+        if found.st_size > LARGEST:
             raise BaselineError(
-                f"{path} has {found.st_size} bytes, but a baseline has at most {_LARGEST}: restore it from version "
+                f"{path} has {found.st_size} bytes, but a baseline has at most {LARGEST}: restore it from version "
                 "control, or delete it and record it again"
             )
         return file.read()

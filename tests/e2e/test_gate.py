@@ -305,9 +305,10 @@ def test_limits_need_no_baseline(pytester: pytest.Pytester, project: Callable[..
             with open("went_on.txt", "w"): pass
         """
     )
-    result = project("--llm-report=run.json")
+    result = project("--llm-report=run.json", "--junitxml=junit.xml")
     result.assert_outcomes(passed=2, failed=4)
     assert (pytester.path / "went_on.txt").exists()
+    assert '<property name="llmload.verdict" value="over_limit"' in (pytester.path / "junit.xml").read_text()
     text = result.stdout.str()
     assert "memory ceiling exceeded: the host held" in text
     assert "while loading" in text

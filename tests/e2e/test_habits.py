@@ -21,33 +21,46 @@ def test_listing_fixtures_is_not_a_run(pytester: pytest.Pytester, project: Run, 
 def test_a_rerun_loads_anew(pytester: pytest.Pytester, project: Run) -> None:
     pytester.makepyfile(
         ours="""
+        import os
         from pathlib import Path
         from transformers import AutoModelForCausalLM
 
+        def is_first(name):
+            if Path(name).exists():
+                return False
+            Path(name).touch()
+            return True
+
         def load(spec):
-            first = Path("first")
-            if not first.exists():
-                first.touch()
+            if is_first("raised"):
                 raise OSError("the network share is not mounted yet")
             return AutoModelForCausalLM.from_pretrained(spec.model)
+
+        def killed(spec):
+            if is_first("killed"):
+                os.kill(os.getpid(), 9)
+            return load(spec)
         """
     )
     pytester.makepyfile(
         """
         import pytest
 
-        pytestmark = pytest.mark.strategy("loader", target="ours:load")
+        @pytest.mark.strategy("loader", target="ours:load")
+        class TestRaised:
+            def test_a(self, llm): pass
+            def test_b(self, llm): assert llm.outcome == "loaded"
 
-        def test_a(llm): pass
-        def test_b(llm): assert llm.outcome == "loaded"
+        @pytest.mark.strategy("loader", target="ours:killed")
+        def test_killed(llm): assert llm.outcome == "loaded"
         """
     )
     result = project("--reruns=1", "--llm-report=run.json")
-    result.assert_outcomes(passed=2)
-    assert "1 rerun" in result.stdout.str()
-    (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
-    assert (run["verdict"], run["outcome"], run["messages"]) == ("measured", "pass", [])
-    assert len(run["tests"]) == 2
+    result.assert_outcomes(passed=3)
+    assert "2 rerun" in result.stdout.str()
+    runs = json.loads((pytester.path / "run.json").read_text())["runs"]
+    assert [(run["verdict"], run["outcome"], run["messages"]) for run in runs] == [("measured", "pass", [])] * 2
+    assert [len(run["tests"]) for run in runs] == [2, 1]
 
 
 def test_a_testcase_is_told_at_collection(pytester: pytest.Pytester, project: Run) -> None:

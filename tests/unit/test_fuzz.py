@@ -204,6 +204,18 @@ def test_a_small_baseline_does_not_cost_seconds() -> None:
     assert time.process_time() - begin < 0.5
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" + "1," * (1 << 20) + "1]", r"x\.json has 2097155 characters, but a baseline has at most 2097152: "),
+        ("[" + "[]," * 100_000 + "[]]", r"x\.json opens 100002 objects and lists, but a baseline has at most 100000: "),
+    ],
+)
+def test_a_baseline_of_megabytes_is_not_read(text: str, told: str) -> None:
+    with pytest.raises(BaselineError, match=told):
+        codec.loads(text, "x.json")
+
+
 def test_what_cannot_be_written_is_refused_when_it_is_read() -> None:
     text = recorded().replace('"workload": "', '"workload": "\\ud800', 1)
     with pytest.raises(BaselineError, match="half a character"):
