@@ -112,7 +112,7 @@ class _Tolerances:
         return self._given.get(name) or self._given.get(sum_of(name)) or declared
 
 
-# --- identity and surroundings ---------------------------------------------------------------------------------------
+# --- identity and environment ----------------------------------------------------------------------------------------
 
 
 def other_identity(baseline: Baseline, result: LoadResult) -> str:

@@ -214,7 +214,7 @@ def test_a_metric_that_this_version_does_not_know(baseline: Baseline) -> None:
     assert comparison.having("unavailable")[0].name == "gpu.fragments"
 
 
-def test_other_surroundings_concern_the_metrics_that_depend_on_them(baseline: Baseline) -> None:
+def test_a_different_environment_concerns_the_metrics_that_depend_on_them(baseline: Baseline) -> None:
     driver = compare(baseline, load(metrics={"gpu.process": 20 * GIB}, environment=environment(driver="570.1")))
     assert (driver.verdict, driver.whole) == ("incomparable", False)
     assert verdicts(driver) == {"gpu.process": "incomparable", "gpu.context": "incomparable"}
@@ -224,13 +224,13 @@ def test_other_surroundings_concern_the_metrics_that_depend_on_them(baseline: Ba
     assert both.verdict == "regressed"
 
 
-def test_a_new_metric_under_other_surroundings_is_not_missing_but_incomparable() -> None:
+def test_a_new_metric_in_a_different_environment_is_not_missing_but_incomparable() -> None:
     without = baseline_of(None, [load(metrics={"gpu.process": None})], update=True)
     other = compare(without, load(environment=environment(driver="570.1")))
     assert verdicts(other)["gpu.process"] == "incomparable"
 
 
-def test_only_what_a_baseline_keeps_is_compared_as_surroundings(baseline: Baseline) -> None:
+def test_only_what_a_baseline_keeps_is_compared_as_environment(baseline: Baseline) -> None:
     comparison = compare(baseline, load(environment=environment(bitsandbytes="0.50.2", user="b", python="3.12.1")))
     assert comparison.changed == ("bitsandbytes 0.50.1 -> 0.50.2", "python 3.11.7 -> 3.12.1")
 

@@ -223,7 +223,7 @@ def test_numbers_of_new_weights_bring_their_digest(baseline: Baseline) -> None:
     assert recording.baseline.weights == "cafe" * 16
 
 
-# --- surroundings ----------------------------------------------------------------------------------------------------
+# --- environments ----------------------------------------------------------------------------------------------------
 
 
 def test_metrics_of_a_new_driver_are_rewritten_with_it(baseline: Baseline) -> None:
@@ -234,7 +234,7 @@ def test_metrics_of_a_new_driver_are_rewritten_with_it(baseline: Baseline) -> No
     assert recording.baseline.environment["driver"] == "570.1"
 
 
-def test_a_figure_of_the_old_surroundings_is_never_passed_off_as_one_of_the_new(baseline: Baseline) -> None:
+def test_a_figure_of_the_old_environment_is_never_passed_off_as_one_of_the_new(baseline: Baseline) -> None:
     newer = load(metrics={"gpu.process": None}, environment=environment(driver="570.1"))
     recording = record(baseline, [newer], update=True)
     assert recording.baseline is not None
@@ -245,7 +245,7 @@ def test_a_figure_of_the_old_surroundings_is_never_passed_off_as_one_of_the_new(
     )
 
 
-def test_surroundings_of_which_only_kept_figures_depend_stay(baseline: Baseline) -> None:
+def test_environments_of_which_only_kept_figures_depend_stay(baseline: Baseline) -> None:
     newer = load(
         metrics={"gpu.settled": 8 * GIB},
         environment=environment(driver="570.1", transformers="5.24.0", python="3.12"),
@@ -310,7 +310,7 @@ def test_record_missing_never_touches_another_loads_baseline(baseline: Baseline)
     assert baseline_of(baseline, [other], update=False) is baseline
 
 
-def test_record_missing_does_not_mix_surroundings(baseline: Baseline) -> None:
+def test_record_missing_does_not_mix_environments(baseline: Baseline) -> None:
     partial = dataclasses.replace(baseline, memory={k: v for k, v in baseline.memory.items() if k != "gpu.process"})
     assert baseline_of(partial, [load(environment=environment(driver="570.1"))], update=False) is partial
 

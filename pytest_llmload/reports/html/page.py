@@ -65,7 +65,7 @@ def _page(report: Report, shown: Sequence[Run], rows: int) -> str:
         sections.memory(numbered),
         sections.latency(numbered),
         sections.work(numbered),
-        sections.surroundings(numbered),
+        sections.environment(numbered),
         *_lists(report),
         details.details(numbered, rows),
     ]

@@ -218,7 +218,7 @@ def work(runs: Numbered) -> ET.Element | None:
     )
 
 
-def surroundings(runs: Numbered) -> ET.Element:
+def environment(runs: Numbered) -> ET.Element:
     """Return the loads' environments, with differences from the baselines' first."""
     everything = [run for _, run in runs]
     differing = figures.changed(everything)

@@ -1,4 +1,4 @@
-"""What a baseline keeps of a load's surroundings, and which differences are named."""
+"""What a baseline keeps of a load's environment, and which differences are named."""
 
 from __future__ import annotations
 
