@@ -96,7 +96,7 @@ def test_a_model_that_hashes_characters_has_no_vocabulary() -> None:
     assert loaded("canine").problems == []
 
 
-@pytest.mark.parametrize("model_type", ["albert", "distilbert", "layoutlm", "canine", "mamba2", "git"])
+@pytest.mark.parametrize("model_type", ["albert", "distilbert", "layoutlm", "canine", "mamba2", "git", "speecht5"])
 def test_a_random_lora_on_other_models_than_decoders(model_type: str) -> None:
     result = loaded(model_type, adapter="random")
     assert result.problems == []
@@ -262,3 +262,11 @@ def test_what_the_sweep_plants_is_caught_and_recognised(fault: str, monkeypatch:
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", loading)
     planted_architecture.plant(fault)
     assert planted_architecture.said(fault, loaded("electra", **fields).to_json())
+
+
+@pytest.mark.skipif("neomme" not in _FAMILIES, reason="an architecture of transformers 5.23")
+def test_a_linear_that_two_places_share_is_told_once() -> None:
+    (problem,) = loaded("neomme", quant="nf4").problems
+    assert "they are tied to those of unembedding_projection, and transformers leaves tied weights dense" in (
+        problem.message
+    )

@@ -96,13 +96,14 @@ def _projections(model: Any) -> dict[str, tuple[int, int, bool]]:
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     reads_tokens = _reads_tokens(model)
-    linear = {
+    every = {
         name: module
         for name, module in model.named_modules()
         if module is not head
-        and reads_tokens(name)
         and (type(module).__name__ == "Conv1D" or (isinstance(module, nn.Linear) and _is_plain(module)))
     }
+    # A model of which no part says that it reads tokens hears: its prompt reaches every part.
+    linear = {name: module for name, module in every.items() if reads_tokens(name)} or every
     for pattern in (_ATTENTION, _IN_ATTENTION, _ANY):
         names = _accepted(model, [name for name in linear if pattern.search(name)])
         if names:

@@ -65,8 +65,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 def _candidates(loaded: Loaded) -> dict[str, Held]:
     """Return dense matrices that the other check did not judge, and that are neither embedding, head nor router."""
-    judged = {weight.held.path for weight in quantisable(loaded.model, loaded.inventory)}
-    left_out = exempt(loaded.model, loaded.inventory)
+    weights = [weight.held for weight in quantisable(loaded.model, loaded.inventory)]
+    judged = {held.path for held in weights}
+    # A weight that several Linears share is judged at the first of them.
+    left_out = exempt(loaded.model, loaded.inventory) | {id(_parameter(loaded, held)) for held in weights}
     return {
         held.path: held
         for held in loaded.inventory.parameters()
