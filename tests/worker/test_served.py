@@ -91,7 +91,7 @@ def problems(result: LoadResult) -> list[tuple[str, str]]:
 
 
 def real(tmp_path: Path, **fields: Any) -> Any:
-    return dataclasses.replace(loads.job("tiny-llama", strategy="served", **fields), timeout=120.0)
+    return dataclasses.replace(loads.job("tiny-llama", strategy="served", **fields), timeout=600.0)
 
 
 def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
