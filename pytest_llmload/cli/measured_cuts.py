@@ -9,8 +9,9 @@ from typing import Any
 from pytest_llmload.baselines.extrapolation import Extrapolated, extrapolate
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.cli import sources
-from pytest_llmload.cli.refused import CommandRefused
+from pytest_llmload.cli.refused import CommandRefused, columns
 from pytest_llmload.core.cut_names import cut_name, split_name
+from pytest_llmload.core.metrics import find
 from pytest_llmload.core.units import format_bytes
 
 #: Device and strategy -> number of layers -> the recorded baseline.
@@ -65,12 +66,15 @@ def at(cuts: Cuts, layers: int, planned: Mapping[str, Mapping[int, int]]) -> lis
 
 
 def lines(rows: Sequence[Mapping[str, Any]], layers: int) -> list[str]:
-    """Return the extrapolation as lines of text for people."""
+    """Return the extrapolation as lines of text for people: of the figures that gate, and of none that is noise."""
     text = []
     for row in rows:
         cuts = ", ".join(map(str, row["cuts"]))
         text.append(f"{row['strategy']} on {row['device']}, all {layers} layers as cuts to {cuts} tell:")
-        for name, figure in row["metrics"].items():
-            about = "exactly" if figure["exact"] else "about"
-            text.append(f"  {name}: {about} {format_bytes(figure['value'])}")
+        shown = [
+            (name, "exactly" if figure["exact"] else "about", format_bytes(figure["value"]))
+            for name, figure in row["metrics"].items()
+            if figure["value"] >= 0 and not ((metric := find(name)) and metric.informative)
+        ]
+        text += [f"  {line}" for line in columns(shown)]
     return text

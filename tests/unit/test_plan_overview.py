@@ -18,7 +18,7 @@ from pytest_llmload.baselines.extrapolation import Extrapolated, extrapolate
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.store import Store
 from pytest_llmload.cli import main, plan
-from pytest_llmload.cli.measured_cuts import at, read_cuts
+from pytest_llmload.cli.measured_cuts import at, lines, read_cuts
 from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.job import Adapter, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
@@ -288,6 +288,10 @@ def test_cuts_of_a_mixture_of_experts_tell_the_whole(tmp_path: Path) -> None:
     cuts = read_cuts("m", [str(tmp_path / "baselines")])
     [row] = at(cuts, 8, planned)
     assert row["metrics"]["host.weights"] == {"value": planned["none"][8] + 64.0, "exact": True}
+    noise = {"host.growth": {"value": -160.0, "exact": False}, "host.file": {"value": 9.0, "exact": True}}
+    peak = {"host.peak": {"value": 3.0 * (1 << 20), "exact": False}}
+    told = lines([{**row, "metrics": {"host.weights": {"value": 64.0, "exact": True}, **noise, **peak}}], 8)
+    assert told[1:] == ["  host.weights  exactly  64 B", "  host.peak     about    3.00 MiB"]
     with pytest.raises(CommandRefused, match="these cuts do not tell what a layer adds"):
         at(cuts, 8, {"none": dict.fromkeys((1, 2, 3, 8), 5)})
     (tmp_path / "one").mkdir()
