@@ -106,6 +106,31 @@ class _Collector:
         self._config = config
         self._silence = silence
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        """Print a wrong option or marker as an error: nothing runs, and there is no summary that could have it.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_collection
+        """
+        return (yield from self._told())
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Do the same for mistakes that workers of pytest-xdist found.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_runtestloop
+        """
+        return (yield from self._told())
+
+    def _told(self) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        except pytest.UsageError as error:
+            reporter = self._config.pluginmanager.getplugin("terminalreporter")
+            for line in errors([Annotation("usage error", str(error))]) if reporter is not None else ():
+                reporter.write_line(line)
+            raise
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a failure or an error of a test that uses a load.
 

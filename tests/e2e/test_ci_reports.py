@@ -138,6 +138,25 @@ def test_an_error_of_the_run_as_a_whole_is_told_too(pytester: pytest.Pytester, p
     assert "::error title=ERROR llmload%3A%3Anothing-measured::" in result.stdout.str()
 
 
+@pytest.mark.parametrize("workers", [(), ("-n1", "-p", "xdist")], ids=["one", "xdist"])
+def test_a_wrong_marker_is_an_annotation(
+    pytester: pytest.Pytester, project: Project, github: Path, workers: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(
+        test_loads="""
+        import pytest
+
+        @pytest.mark.quant("int3")
+        def test_a(llm): pass
+        """
+    )
+    result = project(*workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (message,) = (found["message"] for found in COMMAND.finditer(result.stdout.str()))
+    assert message.startswith("test_loads.py::test_a: quant")
+    assert "int3" in message
+
+
 def test_elsewhere_nothing_is_written_for_github(
     pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
