@@ -3,10 +3,13 @@
     python benchmarks/served_client.py URL MODEL --tokenizer DIR [--aiperf PROGRAM] [--rounds 5] [--turn 10]
 
 The independent clients are the ``openai`` package and, from an environment of its own, aiperf. In a round each client
-sends ``--turn`` requests one after another, after one that warms it up; the order changes from round to round, so that
-what the machine does beside it is in all of them. All ask for as many new tokens, and no prompt is sent twice.
-The table has medians and ranges over all rounds, and our median over that of each other client, also by round; the last
-line says whether all are within 5 %. The key is read from LLM_ENDPOINT_KEY.
+sends the same ``--turn`` prompts one after another, after one that warms it up; the order changes from round to round,
+so that what the machine does beside it is in all of them. With the same prompts the same tokens have no text of their
+own, which otherwise moves the first text by whole tokens; therefore start the server without a cache of prompts (vLLM
+``--no-enable-prefix-caching``, llama-server ``--no-cache-prompt``). The table has medians and ranges over all rounds,
+and our median over that of each other client, also by round; the last line says whether all are within 5 %. On a busy
+machine the server itself is faster for one client than for the next: what it counted meanwhile, by its own metrics, is
+given as the mean of all requests, and each client's mean over it. The key is read from LLM_ENDPOINT_KEY.
 """
 
 from __future__ import annotations
@@ -33,6 +36,11 @@ from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.servers.base import ServerKind
 
 LIMIT = 0.05
+#: Seconds of all prompts and of all further tokens so far, in the metrics of vLLM and of llama-server.
+SECONDS = (
+    ("vllm:time_to_first_token_seconds_sum", "vllm:inter_token_latency_seconds_sum"),
+    ("llamacpp:prompt_seconds_total", "llamacpp:tokens_predicted_seconds_total"),
+)
 OURS = "ours"
 #: Seconds to the first token, and of each further one.
 Times = tuple[float, float]
@@ -103,6 +111,17 @@ def by_aiperf(program: str, options: argparse.Namespace, key: str, texts: list[s
     return times
 
 
+def counted_by_server(endpoint: Endpoint) -> list[float]:
+    """Return the seconds of all prompts and of all further tokens so far, by the server; nothing where it has none."""
+    reply = endpoint.get("/metrics")
+    values = {}
+    for line in reply.body.splitlines() if reply.status == 200 else ():
+        name, _, value = line.rpartition(" ")
+        values[name.partition("{")[0]] = float(value) if not line.startswith("#") else 0.0
+    rows = (names for names in SECONDS if names[0] in values)
+    return [values[name] for name in next(rows, ())]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
@@ -132,11 +151,16 @@ def main() -> int:
         told = subprocess.run([options.aiperf, "--version"], capture_output=True, text=True, check=True).stdout
         clients[f"aiperf {told.split()[-1]}"] = lambda texts: by_aiperf(options.aiperf, options, key, texts)
     rounds: dict[str, list[list[Times]]] = {name: [] for name in clients}
+    by_server: dict[str, list[list[float]]] = {name: [] for name in clients}
     names = list(clients)
     for number in range(options.rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            rounds[name].append(clients[name]([prompts.next() for _ in range(options.turn + 1)]))
+        first = number % len(names)
+        texts = [prompts.next() for _ in range(options.turn + 1)]
+        for name in names[first:] + names[:first]:
+            before = counted_by_server(endpoint)
+            rounds[name].append(clients[name](texts))
+            passed = [now - then for now, then in zip(counted_by_server(endpoint), before, strict=True)]
+            by_server[name].append(passed)
     print(f"{kind.about().server or kind.name}: prompts of {options.prompt} tokens, {options.tokens} new tokens")
     held = True
     for place, what in enumerate(("ttft", "per_token")):
@@ -146,6 +170,10 @@ def main() -> int:
             every = [value for turn in theirs for value in turn]
             text = f"{what:<10}{name:<14}{len(every):>4} requests, median {1e3 * statistics.median(every):9.3f} ms"
             text += f" ({1e3 * min(every):.3f} to {1e3 * max(every):.3f})"
+            if all(by_server[name]):
+                requests = (options.turn + 1) * options.rounds * (1 if what == "ttft" else options.tokens - 1)
+                own_mean = sum(passed[place] for passed in by_server[name]) / requests
+                text += f"; server's own {1e3 * own_mean:.3f}, mean over it {statistics.fmean(every) / own_mean:.3f}"
             if name != OURS:
                 ratio = statistics.median(value for turn in own for value in turn) / statistics.median(every)
                 by_round = sorted(
