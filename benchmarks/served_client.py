@@ -6,10 +6,12 @@ The independent clients are the ``openai`` package and, from an environment of i
 sends the same ``--turn`` prompts one after another, after one that warms it up; the order changes from round to round,
 so that what the machine does beside it is in all of them. With the same prompts the same tokens have no text of their
 own, which otherwise moves the first text by whole tokens; therefore start the server without a cache of prompts (vLLM
-``--no-enable-prefix-caching``, llama-server ``--no-cache-prompt``). The table has medians and ranges over all rounds,
-and our median over that of each other client, also by round; the last line says whether all are within 5 %. On a busy
-machine the server itself is faster for one client than for the next: what it counted meanwhile, by its own metrics, is
-given as the mean of all requests, and each client's mean over it. The key is read from LLM_ENDPOINT_KEY.
+``--no-enable-prefix-caching``, llama-server ``--no-cache-prompt``).
+
+The table has medians and ranges over all rounds, and our median over that of each other client. On a busy machine the
+server itself is slower for one client than for the next, above all for aiperf, whose processes take from it what they
+need: therefore each client's mean is also given over the server's own, by its metrics, and where there are such, these
+ratios are compared. The last line says whether all are within 5 %. The key is read from LLM_ENDPOINT_KEY.
 """
 
 from __future__ import annotations
@@ -164,23 +166,23 @@ def main() -> int:
     print(f"{kind.about().server or kind.name}: prompts of {options.prompt} tokens, {options.tokens} new tokens")
     held = True
     for place, what in enumerate(("ttft", "per_token")):
-        own = [[times[place] for times in turn] for turn in rounds[OURS]]
+        each = (options.turn + 1) * options.rounds * (1 if what == "ttft" else options.tokens - 1)
+        medians, over = {}, {}
         for name, turns in rounds.items():
-            theirs = [[times[place] for times in turn] for turn in turns]
-            every = [value for turn in theirs for value in turn]
-            text = f"{what:<10}{name:<14}{len(every):>4} requests, median {1e3 * statistics.median(every):9.3f} ms"
+            every = [times[place] for turn in turns for times in turn]
+            medians[name] = statistics.median(every)
+            text = f"{what:<10}{name:<14}{len(every):>4} requests, median {1e3 * medians[name]:9.3f} ms"
             text += f" ({1e3 * min(every):.3f} to {1e3 * max(every):.3f})"
+            ratio = medians[OURS] / medians[name]
             if all(by_server[name]):
-                requests = (options.turn + 1) * options.rounds * (1 if what == "ttft" else options.tokens - 1)
-                own_mean = sum(passed[place] for passed in by_server[name]) / requests
-                text += f"; server's own {1e3 * own_mean:.3f}, mean over it {statistics.fmean(every) / own_mean:.3f}"
+                server = sum(passed[place] for passed in by_server[name]) / each
+                over[name] = statistics.fmean(every) / server
+                text += f"; mean over the server's own {1e3 * server:.3f} ms: {over[name]:.3f}"
             if name != OURS:
-                ratio = statistics.median(value for turn in own for value in turn) / statistics.median(every)
-                by_round = sorted(
-                    statistics.median(mine) / statistics.median(other) for mine, other in zip(own, theirs, strict=True)
-                )
+                text += f"; ours over it {ratio:.3f}"
+                ratio = over[OURS] / over[name] if name in over else ratio
+                text += f", with the server's own alike {ratio:.3f}" if name in over else ""
                 held &= abs(ratio - 1) <= LIMIT
-                text += f", ours over it {ratio:.3f} (rounds {by_round[0]:.3f} to {by_round[-1]:.3f})"
             print(text)
     print("within 5 %" if held else "not within 5 %")
     return 0 if held else 1

@@ -30,7 +30,7 @@ WORKLOAD = Workload(1, 32, 16)
 #: Of the LiteLLM proxy, which does not start without one.
 MASTER_KEY = "sk-0123456789abcdef0123456789abcdef"
 #: Seconds for a server to become healthy on a busy machine.
-_PATIENCE = 300
+_PATIENCE = 600
 KINDS = ("llama-server", "litellm", "transformers-5", "transformers-4", "llama-cpp-python", "vllm")
 #: Small matrices gain nothing from threads, and nothing is to be fetched.
 ENVIRONMENT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ from pytest_llmload.core.results import LOADED, NOT_APPLIED
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint
+from pytest_llmload.system.process_tree import tree
 
 Running = Callable[[str], Real]
 #: What each says of itself.
@@ -282,12 +284,17 @@ def test_killed_in_the_middle_of_an_answer(
 ) -> None:
     server = servers.start(name)
     monkeypatch.setenv(KEY, server.key)
+    # vLLM has further processes, of which one waits for ever for the killed one.
+    pids = tree(server.pid)
     at_the_third_piece(monkeypatch, lambda: os.kill(server.pid, signal.SIGKILL))
     try:
         with client(server, servers, tmp_path, workload=Workload(1, 32, 2000)) as served:
             result = served.load()
     finally:
         server.stop()
+        for pid in pids[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert result.outcome == NOT_APPLIED
     problem = result.problems[0]
     assert problem.check in ("stream", "answers")
