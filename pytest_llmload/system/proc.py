@@ -66,14 +66,14 @@ def shared_out(pid: int) -> int:
     return sizes.get("Pss_Anon", sizes.get("Anonymous", 0))
 
 
-def read_from_files(pid: int) -> int:
-    """Return the bytes that a process has read from files, or has in memory of files that it maps: the larger.
+def read_from_files(pid: int) -> tuple[int, int]:
+    """Return the bytes that a process has in memory of files that it maps, and those that it has read from files.
 
     A process that reads safetensors does one of both. Neither figure makes it wait. Raises OSError once it has ended.
     """
     resident = int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[2]) * os.sysconf("SC_PAGESIZE")
     counts = (_PROC / str(pid) / "io").read_text(encoding="ascii").splitlines()
-    return max(resident, *(int(line.split()[1]) for line in counts if line.startswith("rchar:")))
+    return resident, max(int(line.split()[1]) for line in counts if line.startswith("rchar:"))
 
 
 def reset_peak() -> str:

@@ -37,9 +37,11 @@ def test_a_line_says_what_how_far_and_since_when() -> None:
 
 def test_bytes_that_a_process_reads_are_seen_from_outside(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(8 << 20))
-    before = proc.read_from_files(os.getpid())
+    _, before = proc.read_from_files(os.getpid())
     assert len((tmp_path / "weights").read_bytes()) == 8 << 20
-    assert proc.read_from_files(os.getpid()) - before >= 0
+    mapped, read = proc.read_from_files(os.getpid())
+    assert read - before >= 8 << 20
+    assert mapped > 1 << 20
     recorder = Recorder()
     with Watch(recorder, "m-none", 4 << 20, os.getpid()) as watch:
         watch.entered({"phase": "import"})
@@ -51,6 +53,19 @@ def test_bytes_that_a_process_reads_are_seen_from_outside(tmp_path: Path) -> Non
     assert (first.phase, first.done) == ("import", 0)
     assert (last.phase, last.done, last.expected) == (LOAD, 4 << 20, 4 << 20)
     assert recorder.clears == 1
+
+
+@pytest.mark.parametrize("came", [(900, 300), (400, 800)], ids=["mapped", "read"])
+def test_what_comes_in_one_way_counts_however_much_came_in_the_other_before(
+    came: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([(400, 300), came])
+    monkeypatch.setattr(proc, "read_from_files", lambda pid: next(counts))
+    recorder = Recorder()
+    with Watch(recorder, "m", 1000, 7) as watch:
+        watch.entered({"phase": LOAD})
+        watch.look()
+    assert [step.done for step in recorder.steps] == [500]
 
 
 def test_a_download_is_followed_by_the_files_that_grow(tmp_path: Path) -> None:

@@ -64,8 +64,9 @@ class Watch:
         self._expected = expected
         self._begin = time.monotonic()
         self._phase = "start"
-        self._count: Callable[[], int] = (lambda: proc.read_from_files(pid)) if pid else (lambda: 0)
-        self._from: int | None = None
+        #: Reads how many bytes have come so far, by each way in which they may come.
+        self._count: Callable[[], tuple[int, ...]] = (lambda: proc.read_from_files(pid)) if pid else (lambda: ())
+        self._from: tuple[int, ...] | None = None
         self.interval = display.interval
 
     def __enter__(self) -> Watch:
@@ -83,22 +84,23 @@ class Watch:
         self._phase = str(message["phase"])
         if self._phase == DOWNLOAD:
             folder = Path(message["folder"])
-            self._expected, self._count = int(message["expected"]), lambda: _size(folder)
+            self._expected, self._count = int(message["expected"]), lambda: (_size(folder),)
         self._from = self._counted() if self._phase in (LOAD, DOWNLOAD) else None
         if self._phase == DOWNLOAD:
             self.look()
 
     def look(self) -> None:
         """Show how far the process is."""
-        done = max(self._counted() - self._from, 0) if self._from is not None else 0
+        pairs = zip(self._counted(), self._from or (), strict=False)
+        done = max((now - before for now, before in pairs), default=0)
         seconds = time.monotonic() - self._begin
-        self._display.show(Step(self._title, self._phase, seconds, min(done, self._expected), self._expected))
+        self._display.show(Step(self._title, self._phase, seconds, min(max(done, 0), self._expected), self._expected))
 
-    def _counted(self) -> int:
+    def _counted(self) -> tuple[int, ...]:
         # The reply reports a process that has just ended.
         with contextlib.suppress(OSError):
             return self._count()
-        return 0
+        return ()
 
 
 def _size(folder: Path) -> int:
