@@ -182,8 +182,12 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
             assert len(llm.generate("Hello", max_new_tokens=4).tokens) == 4
         """,
     )
-    hanging = project("-k", "hangs", "--llm-timeout=8s")
-    hanging.assert_outcomes(failed=1, deselected=10)
+    # The time has to last until the ranks load: how long they take to start is the machine's.
+    for seconds in (8, 24, 72):
+        hanging = project("-k", "hangs", f"--llm-timeout={seconds}s")
+        hanging.assert_outcomes(failed=1, deselected=10)
+        if "still in phase 'prepare'" not in hanging.stdout.str():
+            break
     result = project("-k", "not hangs")
     result.assert_outcomes(failed=8, passed=2, deselected=1)
     text = hanging.stdout.str() + result.stdout.str()
@@ -196,7 +200,7 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
         "the load failed: tiny-llama / raises-x2",
         "KeyError: rank 1: 'no such layer' (rank 0 still waited for it after 3 s, killed)",
         "the load timed out: tiny-llama / hangs-x2",
-        "still in phase 'load' after 8 s",
+        f"still in phase 'load' after {seconds} s",
         "rank 1 is in phase 'load'",
         "in plant",
         "whole-x2 was not applied: tiny-llama / whole-x2",
