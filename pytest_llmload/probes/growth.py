@@ -13,6 +13,7 @@ from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.system import allocator
+from pytest_llmload.system.garbage import existing_hidden
 from pytest_llmload.worker.model import padded_batch
 from pytest_llmload.worker.model.device import is_out_of_memory, synchronize
 from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
@@ -41,20 +42,18 @@ class Growth(Probe):
         self.complaint = "no call was repeated"
 
     def finished(self, loaded: Loaded) -> None:
-        # Existing objects are not growth, and each collection would walk through all of them.
-        gc.freeze()
         try:
-            self.seen.append(self._held())
-            for _ in range(CALLS):
-                self._call(loaded)
+            # Existing objects are not growth, and each collection would walk through all of them.
+            with existing_hidden():
                 self.seen.append(self._held())
+                for _ in range(CALLS):
+                    self._call(loaded)
+                    self.seen.append(self._held())
         except Exception as error:
             # The model ran before, so the error is reported as the reason for the missing figure.
             if is_out_of_memory(error):
                 raise
             self.complaint = f"a repeated call raised {type(error).__name__}: {error}"
-        finally:
-            gc.unfreeze()
 
     def _call(self, loaded: Loaded) -> None:
         """Run the model once more as it has run before, and drop the result."""

@@ -15,6 +15,7 @@ from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
+from pytest_llmload.system.garbage import all_listed
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import inner_tensors, local_part
 
@@ -48,9 +49,7 @@ class OtherTensors(Probe):
         self.earlier = [weakref.ref(tensor) for tensor in live_tensors()]
 
     def loaded(self, loaded: Loaded) -> None:
-        # Objects that existed at the mark are frozen, and not listed until they are unfrozen.
         found = live_tensors()
-        gc.unfreeze()
         known = set(loaded.inventory.storages())
         for reference in self.earlier:
             tensor = reference()
@@ -68,11 +67,15 @@ class OtherTensors(Probe):
         largest = sorted((item for item in others.items() if item[1][0] >= _WORTH), key=lambda item: -item[1][0])[
             :_NAMED
         ]
-        self.notes = [
-            f"a tensor that is not part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
-            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {holder(tensor)}"
-            for (device, _), (size, tensor) in largest
-        ]
+        if not largest:
+            return
+        # Objects from before the load may hold them, and are frozen.
+        with all_listed():
+            self.notes = [
+                f"a tensor that is not part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
+                f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {holder(tensor)}"
+                for (device, _), (size, tensor) in largest
+            ]
 
     def fill(self, result: LoadResult) -> None:
         result.metrics["host.other_tensors"] = self.bytes.get("cpu", 0)

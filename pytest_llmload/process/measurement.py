@@ -22,6 +22,7 @@ from pytest_llmload.process.phases import Phases
 from pytest_llmload.process.probe_calls import ProbeCalls
 from pytest_llmload.quantisation.registry import packages_of
 from pytest_llmload.strategies import Refused, Strategy
+from pytest_llmload.system.garbage import existing_hidden
 from pytest_llmload.system.page_cache import set_page_cache
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
 from pytest_llmload.worker.model.device import create_context, synchronize
@@ -183,11 +184,8 @@ class Measurement:
         modules = set(sys.modules)
         gc.collect()
         self._at("mark")
-        # Existing objects are hidden from the collector until the load is over: a full collection of all that the
-        # libraries keep takes as long as a small load, and would fall into some loads and not into others.
-        gc.freeze()
         self.phases.enter("load")
-        try:
+        with existing_hidden():
             with warnings_of_libraries() as log:
                 synchronize(self.job)
                 self._at("loading")
@@ -204,8 +202,6 @@ class Measurement:
             gc.collect()
             self._at("loaded", loaded)
             self._is_loaded = True
-        finally:
-            gc.unfreeze()
         # Paths of this machine mean nothing where reports are read.
         loaded.log = [line.replace(self.job.checkpoint.path, self.job.spec.name) for line in log]
         self.result.phases["load"] = seconds

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes  # noqa: F401 - most loads import it, and its objects are frozen below
+import peft  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
+
 from pytest_llmload.core.job import MEMORY, Adapter, Checkpoint, Device, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
+from pytest_llmload.process import measuring_modules  # noqa: F401
 from pytest_llmload.process.measurement import measure
 from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
@@ -19,6 +25,11 @@ from pytest_llmload.worker.model.loaded import Loaded
 WORKLOAD = Workload(1, 16, 3)
 CPU = Device("cpu", "cpu-x86_64")
 _CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
+
+# What the libraries keep is frozen, as in the server from which loads are forked: each load collects garbage, which
+# would take half of its time.
+gc.collect()
+gc.freeze()
 
 #: Every built-in way of loading that runs on a CPU, by what its spec sets.
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from pytest_llmload.probes.allocations.host import PythonRecorder, TorchRecorder
 from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline, by_site
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
+from pytest_llmload.system.garbage import all_listed
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: The most lines that are reported for a moment and a place, and the fewest bytes of one.
@@ -40,10 +40,13 @@ class Allocations(Probe):
 
     def loaded(self, loaded: Loaded) -> None:
         self._torch.stop()
-        # Objects from before the load are frozen, and would not be listed as holders.
-        gc.unfreeze()
-        self._python.stop()
-        ours = set(loaded.inventory.storages())
+        # Objects from before the load may hold what stays, and are frozen.
+        with all_listed():
+            self._python.stop()
+            self._kept_and_peak(set(loaded.inventory.storages()))
+
+    def _kept_and_peak(self, ours: set[tuple[str, int]]) -> None:
+        """Add the lines whose memory stays after the load, and those that held memory at the load's peak."""
         for place, timeline in self._timelines().items():
             device = place.replace("gpu.", "cuda:") if place != "host" else "cpu"
             others = {key: block for key, block in timeline.at_end().items() if (device, key) not in ours}
