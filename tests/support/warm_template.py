@@ -2,13 +2,13 @@
 
 Each run in a user's project would import them for seconds, and most tests are not about that. A forked run has the
 command line, environment, folder and output files that it would have been started with, and ends with an exit status.
-Before pytest starts, it forks the processes that become the run's warm servers and xdist's workers: nothing that pytest
-imports is in there. A run or a server whose environment decides how Python, torch or transformers start is started as
-usual.
+Before pytest starts, it forks the processes that become the run's warm servers and xdist's workers: nothing that the
+user's project imports is in there. A run or a server whose environment decides how Python, torch or transformers start
+is started as usual.
 
-The template also writes the bytecode of the package, as Python compiles it and as pytest rewrites it, where it is not
-there: a run would else spend most of its time on that. Runs themselves write none: a test that writes a module twice
-within a second, in the same length, would else get the first again.
+What pytest and the plugin import is imported too, but for other plugins and for the modules with tests, which pytest
+rewrites while it imports them. The template writes the bytecode of the package where it is not there; runs write none:
+a test that writes a module twice within a second, in the same length, would else get the first again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,7 +35,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from _pytest.config import default_plugins
+
 import pytest_llmload
+from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts. PYTHONPATH is added when forked.
@@ -45,13 +47,22 @@ STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MK
 _SERVER = "from pytest_llmload.process.server import main"
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
 #: Processes that are forked for a run, or for one of its workers, before pytest starts. Further ones start cold.
-_SERVERS = 4
+_SERVERS = 2
 _WORKERS = 4
 _MESSAGE = 1 << 20
-#: The parts of the package that pytest imports, and therefore rewrites.
-_IN_PYTEST = (
-    *("core", "system", "baselines", "reports", "quantisation", "strategies", "probes"),
-    *("host", "integrations", "plugin", "suite"),
+#: The parts of the package that pytest imports.
+_IN_PYTEST = ("core", "system", "baselines", "reports", "quantisation", "strategies", "probes", "host", "integrations")
+#: What plugins of pytest import, as far as it is installed.
+_OF_PLUGINS = (
+    "trio",
+    "trio.from_thread",
+    "asyncio",
+    "jinja2",
+    "tarfile",
+    "zipfile",
+    "pdb",
+    "execnet",
+    "allure_commons",
 )
 
 
@@ -249,8 +260,8 @@ def _enter(environment: dict[str, str]) -> None:
 
 
 def _forget_plugins() -> None:
-    """Let pytest import its plugins itself: it rewrites them, and warns of a package that was imported before."""
-    plugins = {entry.value.partition(".")[0] for entry in entry_points(group="pytest11")}
+    """Let pytest import other plugins itself: it rewrites them, and warns of a package that was imported before."""
+    plugins = {entry.value.partition(".")[0] for entry in entry_points(group="pytest11")} - {"pytest_llmload"}
     for name in [name for name in sys.modules if name.partition(".")[0] in plugins]:
         del sys.modules[name]
     importlib.invalidate_caches()
@@ -300,34 +311,17 @@ def _as_main(main: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-class _Importing:
-    """A plugin of pytest that imports what runs import of the package in pytest's own process."""
-
-    def pytest_sessionstart(self) -> None:
-        for module in pkgutil.walk_packages(pytest_llmload.__path__, "pytest_llmload."):
-            if module.name.split(".")[1] in _IN_PYTEST:
-                importlib.import_module(module.name)
-
-
-def _write_bytecode() -> None:
-    """Write what Python and pytest keep of the package's modules, where it is missing or old."""
-    sys.dont_write_bytecode = False
-    compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
-    _forget_plugins()
-    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
-        os.chdir(folder)
-        os.dup2(nowhere.fileno(), 1)
-        import pytest
-
-        pytest.main(["-p", "no:cacheprovider", "-p", "no:randomly"], plugins=[_Importing()])
-
-
-def _forked(work: Callable[[], None]) -> None:
-    """Have a process of its own do this; wait for it."""
-    pid = os.fork()
-    if pid == 0:
-        _as_main(work)
-    os.waitpid(pid, 0)
+def _import_pytest() -> None:
+    """Import what runs of pytest import, but for what pytest rewrites."""
+    for name in default_plugins:
+        importlib.import_module(f"_pytest.{name}")
+    for name in filter(is_installed, _OF_PLUGINS):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(pytest_llmload.__path__, "pytest_llmload."):
+        if module.name.split(".")[1] in _IN_PYTEST:
+            importlib.import_module(module.name)
+    # pytest would warn of a package that it cannot rewrite any more.
+    pytest_llmload.__doc__ = f"{pytest_llmload.__doc__} PYTEST_DONT_REWRITE"
 
 
 def _main(fd: int) -> None:
@@ -337,7 +331,9 @@ def _main(fd: int) -> None:
 
     for name in (*BASE, *architecture("llama")):
         importlib.import_module(name)
-    _forked(_write_bytecode)
+    sys.dont_write_bytecode = False
+    compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
+    _import_pytest()
     sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()
