@@ -77,7 +77,7 @@ MARKER = """
     from pytest_llmload.host.markers.table import LOAD_MARKERS
 
     class Threads(LoadMarker):
-        '''Load with so many threads.'''
+        '''Load with so many threads of the tokenizer.'''
 
         name = "threads"
 
@@ -85,7 +85,7 @@ MARKER = """
         def signature(count: int) -> None: ...
 
         def read(self, args, kwargs, where):
-            return [Value({"env": (("OMP_NUM_THREADS", str(self.one(args, kwargs))),)})]
+            return [Value({"env": (("RAYON_NUM_THREADS", str(self.one(args, kwargs))),)})]
 
     LOAD_MARKERS["threads"] = Threads
 """
@@ -209,15 +209,15 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
         pytestmark = pytest.mark.threads(2)
 
         def test_of_the_module(llm_spec):
-            assert llm_spec.env == (("OMP_NUM_THREADS", "2"),)
+            assert llm_spec.env == (("RAYON_NUM_THREADS", "2"),)
 
         @pytest.mark.threads(pytest.param(3, id="three"))
         def test_nearest(llm_spec):
-            assert llm_spec.env == (("OMP_NUM_THREADS", "3"),)
+            assert llm_spec.env == (("RAYON_NUM_THREADS", "3"),)
 
         def test_keyword(llm_load):
             llm = llm_load(threads=4)
-            assert llm.run(lambda model, tokenizer: __import__("os").environ["OMP_NUM_THREADS"]) == "4"
+            assert llm.run(lambda model, tokenizer: __import__("os").environ["RAYON_NUM_THREADS"]) == "4"
             with pytest.raises(TypeError, match="'thread'; did you mean 'threads'.; known: .*, threads,"):
                 llm_load(thread=4)
         """
@@ -225,7 +225,7 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
     result = project("--strict-markers", "-v")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*test_nearest[[]tiny-llama-three[]] PASSED*"])
-    assert "@pytest.mark.threads(count): Load with so many threads." in project("--markers").stdout.str()
+    assert "@pytest.mark.threads(count): Load with so many threads of the tokenizer." in project("--markers").stdout.str()
     # What it sets is part of the load's identity: it is recorded, compared and reported.
     pytester.makepyfile(
         """
@@ -238,11 +238,11 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
     )
     project("--llm-record-missing").assert_outcomes(passed=1)
     (baseline,) = pytester.path.glob("baselines/tiny-llama/*/*.json")
-    assert json.loads(baseline.read_text())["spec"]["env"] == [["OMP_NUM_THREADS", "2"]]
+    assert json.loads(baseline.read_text())["spec"]["env"] == [["RAYON_NUM_THREADS", "2"]]
     project("--llm-report=run.json").assert_outcomes(passed=1)
     (run,) = json.loads((pytester.path / "run.json").read_text())["runs"]
     assert run["verdict"] == "ok"
-    assert run["spec"]["env"] == [["OMP_NUM_THREADS", "2"]]
+    assert run["spec"]["env"] == [["RAYON_NUM_THREADS", "2"]]
     pytester.makepyfile("import pytest\n@pytest.mark.threads\ndef test_a(llm_spec): pass")
     refused = project("--collect-only")
     refused.stderr.fnmatch_lines(["*threads: missing a required argument: 'count'; write threads(count)"])

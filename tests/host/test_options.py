@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +126,9 @@ def test_the_command_selects_the_one_test_from_where_the_run_was_started(
     (command,) = (pytester.path / "commands.txt").read_text().splitlines()
     assert command.count("--llm-model") == command.count("--llm-model=random:tiny-llama") == 1
     assert command.endswith("--llm-update-baselines")
-    again = pytester.run(sys.executable, "-m", *shlex.split(command), "--collect-only", "-q")
+    program, *options = shlex.split(command)
+    assert program == "pytest"
+    again = project(*options, "--collect-only", "-q", fast=False)
     (selected,) = (line for line in again.outlines if "::" in line)
     expected = "test_generates[tiny-llama-nf4-dq]" if "--pyargs" in arguments else "TestIt::test_one[tiny-llama-nf4]"
     assert selected.endswith(f"::{expected}")
