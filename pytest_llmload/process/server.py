@@ -9,7 +9,6 @@ never loads a model itself, and refuses to fork once a fork would not be safe.
 
 from __future__ import annotations
 
-import gc
 import os
 import selectors
 import signal
@@ -20,7 +19,7 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from pytest_llmload.process import load_process, server_imports
-from pytest_llmload.system import process
+from pytest_llmload.system import garbage, process
 from pytest_llmload.system.process_tree import descendants
 from pytest_llmload.system.protocol import Channel, Closed, Message
 
@@ -67,9 +66,7 @@ class Server:
 
     def _import(self, message: Message) -> None:
         server_imports.import_all(message["modules"], message["cuda"])
-        # Objects that are alive now live as long as the server: collections in the children need not copy their pages.
-        gc.collect()
-        gc.freeze()
+        garbage.freeze()
         self._threads = process.thread_count()
         self._helpers = descendants(os.getpid(), keep=self._children)
         self._channel.send({"kind": "ready"})

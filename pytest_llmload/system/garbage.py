@@ -6,15 +6,27 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: True in a process that has frozen what it imported for good, and in those that are forked from it. The collector
+#: counts its frozen objects one by one.
+_is_frozen = False
+
+
+def freeze() -> None:
+    """Freeze all objects for as long as the process lives: no collection looks at them, or copies their pages."""
+    global _is_frozen
+    gc.collect()
+    gc.freeze()
+    _is_frozen = True
+
 
 @contextmanager
 def existing_hidden() -> Iterator[None]:
-    """Hide all existing objects from the garbage collector, unless the process has already frozen what it imported.
+    """Hide all existing objects from the garbage collector, unless the process has frozen what it imported.
 
     A full collection of all that the libraries keep takes as long as a small load, and would fall into some loads and
-    not into others. ``gc.unfreeze`` knows all frozen objects only: objects that the process froze for good stay frozen.
+    not into others. ``gc.unfreeze`` knows all frozen objects only, and would undo :func:`freeze`.
     """
-    if gc.get_freeze_count():
+    if _is_frozen:
         yield
         return
     gc.freeze()
@@ -26,11 +38,10 @@ def existing_hidden() -> Iterator[None]:
 
 @contextmanager
 def all_listed() -> Iterator[None]:
-    """Show frozen objects to ``gc.get_objects`` and ``gc.get_referrers``; freeze all again if some were."""
-    are_frozen = bool(gc.get_freeze_count())
+    """Show frozen objects to ``gc.get_objects`` and ``gc.get_referrers``; then freeze all again in such a process."""
     gc.unfreeze()
     try:
         yield
     finally:
-        if are_frozen:
+        if _is_frozen:
             gc.freeze()

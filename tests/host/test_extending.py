@@ -225,7 +225,8 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
     result = project("--strict-markers", "-v")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*test_nearest[[]tiny-llama-three[]] PASSED*"])
-    assert "@pytest.mark.threads(count): Load with so many threads of the tokenizer." in project("--markers").stdout.str()
+    shown = project("--markers").stdout.str()
+    assert "@pytest.mark.threads(count): Load with so many threads of the tokenizer." in shown
     # What it sets is part of the load's identity: it is recorded, compared and reported.
     pytester.makepyfile(
         """

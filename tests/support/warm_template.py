@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import compileall
 import contextlib
-import gc
 import importlib
 import io
 import json
@@ -39,6 +38,7 @@ from _pytest.config import default_plugins
 
 import pytest_llmload
 from pytest_llmload.core.libraries import is_installed
+from pytest_llmload.system.garbage import freeze
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts. PYTHONPATH is added when forked.
@@ -335,8 +335,7 @@ def _main(fd: int) -> None:
     compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
     _import_pytest()
     sys.dont_write_bytecode = True
-    gc.collect()
-    gc.freeze()
+    freeze()
     while True:
         said, files, *_ = socket.recv_fds(tests, _MESSAGE, 2)
         if not said:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process import measuring_modules  # noqa: F401
 from pytest_llmload.process.measurement import measure
+from pytest_llmload.system.garbage import freeze
 from pytest_llmload.worker.checkpoints.digests import adapter_digest
 from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
@@ -28,8 +28,7 @@ _CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 # What the libraries keep is frozen, as in the server from which loads are forked: each load collects garbage, which
 # would take half of its time.
-gc.collect()
-gc.freeze()
+freeze()
 
 #: Every built-in way of loading that runs on a CPU, by what its spec sets.
 STRATEGIES: dict[str, dict[str, Any]] = {
