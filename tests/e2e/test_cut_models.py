@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pytest_llmload.cli import main
+from pytest_llmload.cli import main, plan
 from pytest_llmload.core.presets import PRESETS
 
 Project = Callable[..., pytest.RunResult]
@@ -31,12 +33,25 @@ def eight(pytester: pytest.Pytester) -> str:
 OPTIONS = ("--llm-device=cpu", "--llm-workload=1x16+4", "--llm-record-repeats=1")
 
 
+@pytest.fixture
+def _planned_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan in this process, which has imported torch and transformers, in place of a process of its own."""
+    from pytest_llmload.process import planning
+
+    def run(command: list[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, json.dumps(planning.answer(json.loads(input))), "")
+
+    stand_in = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(plan, "subprocess", stand_in)
+
+
 def recorded(root: Path, name: str) -> dict[str, Any]:
     [file] = (root / "baselines" / name).glob("cpu-*/none.json")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
+@pytest.mark.usefixtures("_planned_here")
 def test_weights_of_two_cuts_tell_those_of_the_whole_to_the_byte(
     pytester: pytest.Pytester, project: Project, eight: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,19 +62,20 @@ def test_weights_of_two_cuts_tell_those_of_the_whole_to_the_byte(
     assert {path.name for path in (pytester.path / "baselines").iterdir()} == {
         "deep", "deep@2-layers", "deep@4-layers",
     }  # fmt: skip
-    plan = ["plan", "deep=random:deep.json", "--gpu", "8GiB", "--measured", "baselines"]
+    question = ["plan", "deep=random:deep.json", "--gpu", "8GiB", "--measured", "baselines"]
     capsys.readouterr()
-    assert main([*plan, "--json"]) == 0
+    assert main([*question, "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["measured"]
     assert row["cuts"] == [2, 4]
     truth = recorded(pytester.path, "deep")["memory"]
     for name in ("host.weights", "weights.logical"):
         assert row["metrics"][name] == {"value": truth[name], "exact": True}
     assert not row["metrics"]["host.peak"]["exact"]
-    assert main(plan) == 0
+    assert main(question) == 0
     assert "none on cpu-x86_64, all 8 layers as cuts to 2, 4 tell:" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_planned_here")
 def test_two_cuts_of_a_mixture_of_experts_tell_its_weights_to_the_byte(
     pytester: pytest.Pytester, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -237,7 +237,7 @@ def test_a_marker_is_one_class(pytester: pytest.Pytester, project: Run) -> None:
             memory_baseline.check(llm)
         """
     )
-    project("--llm-record-missing").assert_outcomes(passed=1)
+    project("--llm-record-missing", "--llm-record-repeats=1").assert_outcomes(passed=1)
     (baseline,) = pytester.path.glob("baselines/tiny-llama/*/*.json")
     assert json.loads(baseline.read_text())["spec"]["env"] == [["RAYON_NUM_THREADS", "2"]]
     project("--llm-report=run.json").assert_outcomes(passed=1)
