@@ -128,7 +128,14 @@ def whole(model_type: str, cache: Path, folder: Path) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+NEEDS_5 = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="transformers 4.57 cannot build it"
+)
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=[NEEDS_5] * (name in ("zamba2", "lfm2_moe"))) for name in FAMILIES]
+)
 def test_a_cut_holds_the_first_layers_of_each_kind_and_loads(model_type: str, cache: Path, tmp_path: Path) -> None:
     source = whole(model_type, cache, tmp_path)
     cut, stacks = cut_checkpoint(source, 2, cache)
