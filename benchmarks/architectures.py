@@ -207,8 +207,12 @@ def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, 
         files = in_child(checkpoint, row["type"], row["family"], cache)
         for fault, fields in planted_architecture.FAULTS.items():
             answer = in_child(load, in_child(job, files, cache, "cpu", fields), fault)
-            said = answer if isinstance(answer, str) else planted_architecture.said(fault, answer)
-            yield {"type": row["type"], "family": row["family"], "fault": fault, "said": said}
+            told: dict[str, Any] = {"type": row["type"], "family": row["family"], "fault": fault}
+            # A load that ended by itself caught nothing.
+            ended = isinstance(answer, str)
+            yield told | (
+                {"said": "", "error": answer} if ended else {"said": planted_architecture.said(fault, answer)}
+            )
 
 
 def _is_measured(row: dict[str, Any]) -> bool:

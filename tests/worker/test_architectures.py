@@ -191,7 +191,11 @@ def test_a_router_that_gives_scores_and_choices_takes_no_random_adapter(model_ty
     assert loaded(model_type, adapter="random").problems == []
 
 
-@pytest.mark.parametrize("model_type", ["vision-encoder-decoder", "pix2struct", "udop"])
+def test_a_model_whose_input_embedding_is_no_module() -> None:
+    assert loaded("perceiver").problems == []
+
+
+@pytest.mark.parametrize("model_type", ["vision-encoder-decoder", "speech-encoder-decoder", "pix2struct", "udop"])
 def test_a_model_that_sees_is_given_images_or_places_on_a_page(model_type: str) -> None:
     result = loaded(model_type)
     assert result.problems == []

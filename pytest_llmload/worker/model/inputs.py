@@ -45,7 +45,8 @@ def vocabulary(loaded: Loaded) -> int:
 
 def _embeddings(model: Any) -> Any:
     try:
-        return model.get_input_embeddings()
+        found = model.get_input_embeddings()
+        return found if isinstance(found, torch.nn.Module) else None
     except (AttributeError, NotImplementedError):
         # Not every class has tokens.
         return None
@@ -151,7 +152,7 @@ def _beside_tokens(model: Any) -> list[str]:
     if not _reads(model):
         # The wrapper of any two models takes its encoder's input under a name of its own.
         main = own.main_input_name
-        needed.append("input_values" if main not in taken and "input_values" in taken else main)
+        needed.append("input_values" if main not in _MADE and "input_values" in taken else main)
     if "bbox" in taken and getattr(own.config, "is_encoder_decoder", False):
         # Of encoders alone, it has a default.
         needed.append("bbox")

@@ -206,7 +206,8 @@ def _named(inventory: Inventory, getter: str) -> Iterator[Any]:
             except (NotImplementedError, AttributeError):
                 # A submodel that has no such part says so by raising.
                 continue
-            if part is not None:
+            # Perceiver names the parameter of its latents.
+            if isinstance(part, torch.nn.Module):
                 yield part
 
 
