@@ -51,8 +51,8 @@ load is right, each on the largest `nn.Linear` that is not the output head. None
 ## Types that the bare script does not run
 
 With the tiny configuration that `benchmarks/tiny_configs.py` makes. What is left is the library's own: an auto class
-that does not load what its model saves or takes the config of a part, a package that is missing here, a draft model that
-reads the cache of a different one, or a forward that takes what no prompt of tokens, sound or one image gives.
+that does not load what its model saves or takes the config of a part, a package that is missing here, a draft model
+that reads the cache of a different one, or a forward that takes what no prompt of tokens, sound or one image gives.
 
 | type | family | error |
 | --- | --- | --- |
