@@ -46,8 +46,9 @@ STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MK
 #: The call that starts a warm server, as the product writes it, and the program of xdist's workers, as execnet does.
 _SERVER = "from pytest_llmload.process.server import main"
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
-#: Processes that are forked for a run, or for one of its workers, before pytest starts. Further ones start cold.
-_SERVERS = 2
+#: Processes that are forked for a run, or for one of its workers, before pytest starts. Further ones start cold. Most
+#: runs need two, for their loads and for the model's files, and a third for a load with an environment of its own.
+_SERVERS = 3
 _WORKERS = 4
 _MESSAGE = 1 << 20
 #: The parts of the package that pytest imports.
