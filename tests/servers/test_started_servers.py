@@ -192,4 +192,5 @@ def test_a_start_of_the_documentation_works(
     finally:
         own.stop()
     assert (result.outcome, result.problems) == (LOADED, [])
-    assert result.metrics["ttft"] > 0
+    # A short answer of a small model may come in one read, and that is said.
+    assert result.metrics.get("ttft", 0) > 0 or "pieces of text came in" in result.unavailable["ttft"]
