@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -30,6 +31,8 @@ _SECRETS = (
 )
 
 
+#: The longest text, in characters, that is taken for a name which comes again.
+_NAME = 80
 #: Characters that the value of a variable must have to be treated as a secret.
 _SHORTEST = 6
 #: Control characters except tab and line feed, marks that change the direction of text, and lone surrogates, which no
@@ -43,11 +46,25 @@ def scrub(text: str) -> str:
     Secrets are texts with the form of a token or key, and the values of environment variables with names such as
     ``HF_TOKEN`` or ``API_KEY``.
     """
-    for secret in _secret_values(tuple(os.environ.items())):
+    return scrubber()(text)
+
+
+def scrubber() -> Callable[[str], str]:
+    """Return :func:`scrub` for many texts, with the environment as it is now: reading it takes longer than a text."""
+    secrets = _secret_values(tuple(os.environ.items()))
+    return lambda text: (_scrubbed_name if len(text) <= _NAME else _scrubbed)(text, secrets)
+
+
+def _scrubbed(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
         text = text.replace(secret, HIDDEN)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+#: Names of metrics, modules and units are most of a report's texts, and are the same in each of its loads.
+_scrubbed_name = lru_cache(maxsize=1 << 13)(_scrubbed)
 
 
 @lru_cache(maxsize=1)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_llmload.core.metrics import Metric
-from pytest_llmload.core.portable import portable_spec, scrub
+from pytest_llmload.core.portable import portable_spec, scrubber
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import Tolerance
@@ -123,12 +123,16 @@ def _clean(value: Any) -> Any:
 
     Strict JSON readers refuse NaN and infinity.
     """
+    return _cleaned(value, scrubber())
+
+
+def _cleaned(value: Any, scrub: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {scrub(key): _clean(item) for key, item in value.items()}
+        return {scrub(key): _cleaned(item, scrub) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
+        return [_cleaned(item, scrub) for item in value]
     return value

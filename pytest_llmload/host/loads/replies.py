@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from pytest_llmload.core.portable import bounded, scrub
+from pytest_llmload.core.portable import bounded, scrub, scrubber
 from pytest_llmload.system.logs import LINE
 from pytest_llmload.system.protocol import Message
 
@@ -27,8 +28,12 @@ def fit(reply: Message) -> Message:
 
 def fit_texts(value: Any) -> Any:
     """Return plain data whose texts are bounded, printable and without secrets."""
+    return _fit_texts(value, scrubber())
+
+
+def _fit_texts(value: Any, scrub: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return bounded(scrub(value), _TEXT)
     if isinstance(value, dict):
-        return {scrub(key): fit_texts(item) for key, item in value.items()}
-    return [fit_texts(item) for item in value] if isinstance(value, list) else value
+        return {scrub(key): _fit_texts(item, scrub) for key, item in value.items()}
+    return [_fit_texts(item, scrub) for item in value] if isinstance(value, list) else value
