@@ -50,9 +50,10 @@ load is right, each on the largest `nn.Linear` that is not the output head. None
 
 ## Types that the bare script does not run
 
-With the tiny configuration that `benchmarks/tiny_configs.py` makes. What is left is the library's own: an auto class
+With the tiny configuration that `benchmarks/tiny_configs.py` makes. Most fail in the library itself: an auto class
 that does not load what its model saves or takes the config of a part, a package that is missing here, a draft model
-that reads the cache of a different one, or a forward that takes what no prompt of tokens, sound or one image gives.
+that reads the cache of a different one. The others need an input that the workload does not make: blip-2, instructblip,
+instructblipvideo, idefics and kosmos-2 an image in a form of their own, pi0 the state of a robot.
 
 | type | family | error |
 | --- | --- | --- |
