@@ -225,7 +225,6 @@ def test_a_time_out_is_that_of_the_test_that_had_it(pytester: pytest.Pytester, p
             "*_ test_first*",
             "the load timed out: tiny-llama / loader+slow.load on cpu-*",
             "  because  killed in phase 'load': Timeout (>250.0s) from pytest-timeout.",
-            "  phase    load",
             "    waits for a file server",
             "*_ test_third*",
             "test_it.py:15: in test_third",
