@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from pytest_llmload.core.portable import bounded, scrub
+from pytest_llmload.core.portable import bounded, scrubber
 
 #: Bytes at the end of a log that are read, and characters of a line that are kept.
 _WINDOW = 64 << 10
@@ -30,4 +30,5 @@ def last_lines(log: Path, count: int, start: int = 0) -> str:
     if begin > start:
         text = f"…{text}"
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    scrub = scrubber()
     return "\n".join(bounded(scrub(line), LINE) for line in [line for line in lines if line][-count:])

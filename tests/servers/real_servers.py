@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import served_models
 
 from pytest_llmload.core.job import Checkpoint, Device, Job
 from pytest_llmload.core.results import LoadResult
@@ -72,7 +72,7 @@ def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Itera
     """The client of a running server, in this process."""
     model_id = fields.pop("model_id", server.model)
     job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id}={server.url}/v1")
-    with _client(job, folder) as served:
+    with served_models.client(job, folder) as served:
         yield served
 
 
@@ -81,7 +81,7 @@ def owner(name: str, servers: Servers, folder: Path, **fields: Any) -> Iterator[
     """The owner and client of a server that its load starts, in this process."""
     command = json.dumps(servers.command(name, "{port}"))
     options = (("command", command), ("model_id", json.dumps(servers.id(name))))
-    with _client(_job(servers, {"options": options, **fields}), folder) as served:
+    with served_models.client(_job(servers, {"options": options, **fields}), folder) as served:
         yield served
 
 
@@ -89,18 +89,6 @@ def _job(servers: Servers, fields: dict[str, Any]) -> Job:
     path = str(servers.checkpoint)
     spec = LoadSpec(model=path, name="tiny-llama", strategy="served", **{"workload": WORKLOAD, **fields})
     return Job(spec=spec, device=Device("cpu", "cpu-x86_64"), checkpoint=Checkpoint(path, "", ""), timeout=240.0)
-
-
-@contextlib.contextmanager
-def _client(job: Job, folder: Path) -> Iterator[ServedModel]:
-    # A load's process has this signal to itself.
-    before = signal.getsignal(signal.SIGUSR1)
-    served = ServedModel(job, lambda phase: None, folder / "load.log")
-    try:
-        yield served
-    finally:
-        served.close()
-        signal.signal(signal.SIGUSR1, before)
 
 
 def said(result: LoadResult) -> str:

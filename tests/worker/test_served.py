@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import loads
 import pytest
 from certificates import certificate
 from fake_server import MODEL, serving
+from served_models import client
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Checkpoint, Job
@@ -33,7 +34,6 @@ from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint, Event
 from pytest_llmload.process.serving.prompts import Prompts
-from pytest_llmload.process.serving.served_model import ServedModel
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.llama_server import LlamaServer
 from pytest_llmload.process.serving.servers.vllm import Vllm
@@ -42,18 +42,6 @@ from pytest_llmload.system.process_tree import tree
 
 FAKE = Path(__file__).with_name("fake_server.py")
 SMALL = Workload(1, 16, 4)
-
-
-@contextlib.contextmanager
-def client(job: Any, tmp_path: Path) -> Iterator[ServedModel]:
-    # What a load's process does with this signal is no business of the one that runs the tests.
-    before = signal.getsignal(signal.SIGUSR1)
-    served = ServedModel(job, lambda phase: None, tmp_path / "load.log")
-    try:
-        yield served
-    finally:
-        served.close()
-        signal.signal(signal.SIGUSR1, before)
 
 
 def foreign(url: str, timeout: float = 90.0, model: str = MODEL, **fields: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pytest_llmload.core.portable import bounded, scrub, scrubber
+from pytest_llmload.core.portable import bounded, scrubber
 from pytest_llmload.system.logs import LINE
 from pytest_llmload.system.protocol import Message
 
@@ -17,12 +17,13 @@ _TEXT = 4096
 def fit(reply: Message) -> Message:
     """Return a reply whose texts are bounded, printable and without secrets, for any error or log of the load."""
     fitting = dict(reply)
+    scrub = scrubber()
     if "error" in reply:
         lines = {name: reply["error"][name].splitlines()[-_TRACEBACK_LINES:] for name in ("traceback", "log")}
         texts = {name: "\n".join(bounded(scrub(line), LINE) for line in lines[name]) for name in lines}
-        fitting["error"] = {**fit_texts(reply["error"]), **texts}
+        fitting["error"] = {**_fit_texts(reply["error"], scrub), **texts}
     if "result" in reply:
-        fitting["result"] = {**fit_texts(reply["result"]), "spec": reply["result"]["spec"]}
+        fitting["result"] = {**_fit_texts(reply["result"], scrub), "spec": reply["result"]["spec"]}
     return fitting
 
 
