@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs two GPUs: each part can be run alone.
 #
-#   benchmarks/two_gpus.sh OUT maps quantised limits parallel batches deepspeed odd killed listening side_by_side
+#   benchmarks/two_gpus.sh OUT maps quantised limits parallel batches deepspeed odd killed listening side_by_side ten_each
 #
 # parts.sh says what OUT gets. MODEL is what maps, quantised, limits, parallel and batches load. MODES=-q only gates: what
 # was recorded on other GPUs, copied to these GPUs' key, is compared, and `llmload accept` records it from the report.
@@ -271,6 +271,31 @@ PY
     gate -q --llm-update-baselines --llm-report="$out/alone.json" test_side.py
     time gate -rA --llm-report="$out/serial.json" test_side.py
     time gate -rA -n 2 --llm-report="$out/side_by_side.json" test_side.py
+}
+
+# Ten loads on each GPU: two workers against one, as whole runs in turn; the goal is 0.6 of the time.
+ten_each() {
+    cat > test_ten_each.py <<'PY'
+import pytest
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_fp16(llm_load, number):
+    llm_load(dtype="fp16")
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_bf16(llm_load, number):
+    llm_load(dtype="bf16")
+PY
+    local model=${SIDE:-random:llama-1b} turn workers begin
+    for turn in $(seq "${TURNS:-2}"); do
+        for workers in 0 2; do
+            begin=$EPOCHREALTIME
+            gate -q -p no:randomly -n "$workers" test_ten_each.py || return 1
+            echo "turn $turn, -n $workers: $(awk "BEGIN { print $EPOCHREALTIME - $begin }") s"
+        done
+    done
 }
 
 run_parts "$@"
