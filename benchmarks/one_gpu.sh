@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What needs one GPU: each part can be run alone.
+# What needs one GPU: each part can be run alone. Served loads are in served_gpu.sh.
 #
-#   benchmarks/one_gpu.sh OUT paired overhead served deepspeed memory adapters offload xdist latency
+#   benchmarks/one_gpu.sh OUT paired overhead deepspeed memory adapters offload xdist latency
 #
 # parts.sh says what OUT gets.
 source "$(dirname "$0")/parts.sh"
@@ -13,22 +13,6 @@ paired() {
 
 overhead() {
     "$python" "$here/overhead.py" --model "${model#random:}" --device cuda
-}
-
-served() {
-    cat > test_served.py <<'PY'
-import pytest
-
-
-@pytest.mark.strategy("served")
-@pytest.mark.dtype("bf16")
-@pytest.mark.quant("none", "nf4")
-def test_served(llm, memory_baseline):
-    memory_baseline.check(llm)
-    print({name: round(value, 4) for name, value in llm.metrics.items() if isinstance(value, float)})
-PY
-    gate -rA --llm-update-baselines test_served.py
-    gate -rA --llm-report="$out/served.json" test_served.py
 }
 
 # On one GPU there is nothing to split: DeepSpeed's own kernels, for the architectures whose blocks still return what
