@@ -74,8 +74,9 @@ class DeepSpeed(Strategy):
             builder = deepspeed.get_accelerator().create_op_builder("ShareMemCommBuilder")
             if builder is not None:
                 deepspeed.ops.__compatible_ops__[builder.NAME] = False
-        deepspeed.init_distributed(dist_backend=world.backend(job), verbose=False)
+        # Before DeepSpeed, which would have the ranks meet at a port that is open to every machine.
         world.join(job)
+        deepspeed.init_distributed(dist_backend=world.backend(job), verbose=False)
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         if job.spec.option(KERNELS) and job.device.kind != "cuda":
