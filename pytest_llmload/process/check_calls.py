@@ -109,4 +109,5 @@ class CheckCalls:
 
         text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         place = innermost(error)
-        return Problem(check, f"{text} ({place})", hint=library_hint(loaded, place))
+        causes = (strategy.why_not_run(self._job, loaded) for strategy in self._served_by)
+        return Problem(check, f"{text} ({place})", hint=library_hint(loaded, place) or next(filter(None, causes), ""))

@@ -133,6 +133,10 @@ class Strategy:
         """Return the problems found by checks that run the model again; called after all measurements."""
         return ()
 
+    def why_not_run(self, job: Job, loaded: Loaded) -> str:
+        """Return what may explain that the loaded model raises when it runs; empty if nothing is known."""
+        return ""
+
 
 #: Options of ``from_pretrained`` that choose files -> how to name the same files so that every reader uses them.
 _CHOOSE_FILES = {

@@ -9,6 +9,7 @@ from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
+    from pytest_llmload.worker.model.loaded import Loaded
 
 
 class TpPlan(Strategy):
@@ -51,3 +52,9 @@ class TpPlan(Strategy):
         loaded = from_pretrained(job, kwargs)
         loaded.shards = rank_shards(job, loaded.model)
         return loaded
+
+    def why_not_run(self, job: Job, loaded: Loaded) -> str:
+        """Name heads that do not divide: transformers splits their weights all the same (5.17, 5.23)."""
+        from pytest_llmload.worker.parallel.shard_plan import uneven_heads
+
+        return uneven_heads(loaded.model, job.spec.world_size)

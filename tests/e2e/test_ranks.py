@@ -148,6 +148,29 @@ def test_a_tied_head_that_is_split_without_its_embedding(
     result.stdout.fnmatch_lines(["*lm_head.weight is split and model.embed_tokens.weight is not, so that*"])
 
 
+def test_heads_that_do_not_divide_are_the_cause_that_is_named(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    """transformers splits the weights of one key and value head over two ranks, and then cannot reshape them."""
+    folder = pytester.path / "one_head"
+    folder.mkdir()
+    config = config_of("random:tiny-llama") | {"num_key_value_heads": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.strategy("tp_plan")
+        def test_one(llm): pass
+        """
+    )
+    result = project(f"--llm-model=one_head=random:{folder}", "-k", "one_head")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines(
+        ["*the model does not run: RuntimeError:*", "*num_key_value_heads is 1, which does not divide by world_size=2"]
+    )
+
+
 def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:

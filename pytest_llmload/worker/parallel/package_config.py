@@ -14,7 +14,7 @@ import transformers
 from tensor_parallel.config import Config
 from tensor_parallel.state_actions import Scale, Split, SplitInGroupedChunks
 
-from pytest_llmload.worker.parallel.shard_plan import ShardPlan, regex
+from pytest_llmload.worker.parallel.shard_plan import ShardPlan, regex, uneven_heads
 
 _GATHERED = ("colwise_gather_output", "colwise_rep")
 #: The input is whole on each rank: transformers 4's name, and 5's.
@@ -47,7 +47,8 @@ def package_config(model: Any, world_size: int) -> tuple[Config, ShardPlan]:
     where a style of the plan has no counterpart, or where heads do not divide by ``world_size``.
     """
     plan = model_plan(model)
-    _check_heads(model, world_size)
+    if why := uneven_heads(model, world_size):
+        raise ValueError(why)
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     styles = dict(plan.styles)
@@ -60,14 +61,6 @@ def package_config(model: Any, world_size: int) -> tuple[Config, ShardPlan]:
     for name, style in styles.items():
         rules.add(name, style)
     return Config(rules.state, rules.inputs, rules.outputs, {}), ShardPlan(styles)
-
-
-def _check_heads(model: Any, world_size: int) -> None:
-    config = model.config.get_text_config()
-    for field in ("num_attention_heads", "num_key_value_heads"):
-        count = getattr(config, field, None)
-        if isinstance(count, int) and count % world_size:
-            raise ValueError(f"{field} is {count}, which does not divide by world_size={world_size}")
 
 
 class _Rules:

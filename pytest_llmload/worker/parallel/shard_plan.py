@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 #: Styles of transformers' plans that give each rank a part of a module's weight (transformers 5:
 #: distributed/tensor_parallel.py; 4: integrations/tensor_parallel.py). All others leave it whole.
@@ -50,6 +51,16 @@ class ShardPlan:
     def shards(self, parameter: str) -> bool:
         """Return whether the plan gives each rank a part of a parameter."""
         return self.style(parameter) in SHARDING and not self.summed(parameter)
+
+
+def uneven_heads(model: Any, world_size: int) -> str:
+    """Return which number of heads does not divide by the number of ranks; empty if all do."""
+    config = model.config.get_text_config()
+    for field in ("num_attention_heads", "num_key_value_heads"):
+        count = getattr(config, field, None)
+        if isinstance(count, int) and count % world_size:
+            return f"{field} is {count}, which does not divide by world_size={world_size}"
+    return ""
 
 
 def regex(name: str) -> str:
