@@ -31,7 +31,7 @@ from pytest_llmload.core.job import Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.process.job_strategies import plan
-from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
+from pytest_llmload.worker.checkpoints.architecture import meta_model, stored_dtype, tensors_of
 from pytest_llmload.worker.checkpoints.headers import Tensor
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checkpoints.weights import read_tensors
@@ -106,7 +106,7 @@ def on_h100(folder: Path) -> Iterator[Case]:
         directory = folder / name
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(PRESETS[name]))
-        tensors = stored_tensors(directory, stored_dtype(PRESETS[name]))
+        tensors = tensors_of(meta_model(directory), stored_dtype(PRESETS[name]))
         for path in sorted((ROOT / "baselines" / name / "nvidia-h100-80gb-hbm3").glob("*.json")):
             baseline = loads(path.read_text(), str(path))
             quant = str(baseline.spec.get("quant", "none"))

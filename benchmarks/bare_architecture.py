@@ -17,8 +17,11 @@ import tiny_configs
 STEPS = ("config", "build", "save", "load", "forward", "generate")
 
 
-def inputs(model: Any, length: int = 16) -> dict[str, Any]:
-    """Return inputs for a forward: token ids, and what else the model's class cannot do without."""
+def inputs(model: Any, length: int = 16, asked: str = "") -> dict[str, Any]:
+    """Return inputs for a forward: token ids, and what else the model's class cannot do without.
+
+    ``asked`` is the text of an error that names an input which is optional by the forward's signature.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -30,13 +33,38 @@ def inputs(model: Any, length: int = 16) -> dict[str, Any]:
     if "input_ids" in taken and not (decodes and main == "pixel_values"):
         found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     required = [name for name, each in taken.items() if each.default is each.empty and each.kind != each.VAR_KEYWORD]
+    required += [name for name in ("pixel_values", "input_features") if name in asked and name in taken]
     if not found:
         required.append("input_values" if "input_values" in taken else main)
     if decodes and "bbox" in taken:
         required.append("bbox")
     found |= {name: _features(model, name, ids) for name in required if name not in found}
+    if "pixel_values" in found and "input_ids" in found:
+        found |= _image_in_text(model, ids, found["pixel_values"])
     if decodes:
         found["decoder_input_ids"] = ids
+    return found
+
+
+def _image_in_text(model: Any, ids: Any, pixels: Any) -> dict[str, Any]:
+    """Return what processors make of a prompt with an image: ids in its places, a mask of them, and more axes."""
+    import torch
+
+    config, taken = model.config, inspect.signature(model.forward).parameters
+    image, video = (getattr(config, f"{kind}_token_id", None) for kind in ("image", "video"))
+    if "image_attention_mask" in taken:
+        return {"pixel_values": pixels[:, None], "image_attention_mask": torch.ones(*ids.shape, 1)}
+    pixels, frames = (pixels, 1) if image is not None or video is None else (torch.stack([pixels] * 4, dim=1), 4)
+    masked = "image_embeds_position_mask" in taken
+    if image is None and video is None and not masked:
+        return {}
+    count = getattr(config, "latent_query_num" if masked else "num_query_tokens") * frames
+    places = torch.full((1, count), 0 if masked else image if frames == 1 else video)
+    ids = torch.cat([ids[:, :1], places, ids[:, 1:]], dim=1)
+    found = {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if masked:
+        found["image_embeds_position_mask"] = torch.zeros_like(ids)
+        found["image_embeds_position_mask"][:, 1 : 1 + count] = 1
     return found
 
 
@@ -44,6 +72,8 @@ def _features(model: Any, name: str, ids: Any) -> Any:
     import torch
 
     config = model.config
+    if name == "qformer_input_ids":
+        return ids
     if name == "bbox":
         return torch.zeros(*ids.shape, 4)
     parts = [config, *(getattr(config, part, None) for part in ("encoder_config", "audio_config", "vision_config"))]
@@ -101,7 +131,11 @@ def attempt(model_type: str, family: str, folder: Path) -> dict[str, Any]:
         done["input"] = getattr(model, "main_input_name", "input_ids")
         with torch.no_grad():
             given = inputs(model)
-            model(**given)
+            try:
+                model(**given)
+            except ValueError as error:
+                given = inputs(model, asked=str(error))
+                model(**given)
         done["steps"].append(step)
         step = "generate"
         if hasattr(model, "generate") and model.can_generate():

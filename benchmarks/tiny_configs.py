@@ -156,6 +156,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": {"num_key_value_heads": HEADS, "vocab_size": 128},
     "aria": {"projector_patch_to_query_dict": {"4": 4}, "vision_config.patch_size": 16},
+    # What stands for an image in the prompt; how many tokens it takes.
+    **{name: {"image_token_index": 8} for name in ("blip-2", "instructblip")},
+    "instructblipvideo": {"video_token_index": 8},
+    "kosmos-2": {"latent_query_num": 8},
     "layoutlmv3": {"coordinate_size": 24, "shape_size": 16},
     "lilt": {"hidden_size": 96, "num_attention_heads": 4},
     "moonshine": {"decoder_num_key_value_heads": HEADS, "encoder_num_key_value_heads": HEADS},
@@ -163,8 +167,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config.sliding_window": 64},
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"], "text_config.num_experts_per_tok": 2},
     "diffusion_gemma": {
-        f"text_config.{name}": size
-        for name, size in (("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", INNER))
+        "canvas_length": 16,
+        **{
+            f"text_config.{name}": size
+            for name, size in (("num_experts", 4), ("top_k_experts", 2), ("moe_intermediate_size", INNER))
+        },
     },
     "chameleon": {"vocabulary_map": {"<image>": 8}, "vq_config.base_channels": 32},
     "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]},

@@ -12,7 +12,7 @@ from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.device import synchronize
-from pytest_llmload.worker.model.generation import can_generate, generate_workload
+from pytest_llmload.worker.model.generation import generate_workload, no_single_tokens
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.parallel.world import agreed
 
@@ -38,7 +38,7 @@ class GenerationTimes(Probe):
         self.further: list[list[float]] = []
 
     def generated(self, loaded: Loaded) -> None:
-        if not can_generate(loaded):
+        if no_single_tokens(loaded):
             return
         begin = perf_counter()
         for number in range(self.rounds):

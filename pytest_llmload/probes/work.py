@@ -19,7 +19,7 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.device import synchronize
-from pytest_llmload.worker.model.generation import can_generate, generate_ids, input_ids, workload_tokens
+from pytest_llmload.worker.model.generation import generate_ids, input_ids, no_single_tokens, workload_tokens
 from pytest_llmload.worker.model.inputs import vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
 
@@ -47,7 +47,7 @@ class Work(Probe):
         self.figures: dict[str, float] = {}
 
     def generated(self, loaded: Loaded) -> None:
-        if not can_generate(loaded):
+        if no_single_tokens(loaded):
             return
         workload = self.job.spec.workload
         further = min(FURTHER, workload.new_tokens - 1)

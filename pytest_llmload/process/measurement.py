@@ -268,13 +268,14 @@ class Measurement:
         loaded.logits = None
 
     def _generate(self, loaded: Loaded) -> None:
-        from pytest_llmload.worker.model.generation import can_generate, generate_workload
+        from pytest_llmload.worker.model.generation import can_generate, generate_workload, no_single_tokens
 
         if self._checks.is_broken:
             return
-        if not can_generate(loaded):
+        if why := no_single_tokens(loaded):
             names = [name for name, metric in self.result.table.items() if metric.section == "work"]
-            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), "the model does not generate")
+            self.result.unavailable |= dict.fromkeys(("ttft", "per_token", *names), why)
+        if not can_generate(loaded):
             return
         on_logits = self._looking(loaded)
         self._at("generating")

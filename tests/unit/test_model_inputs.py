@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from pytest_llmload.worker.model.generation import settings
-from pytest_llmload.worker.model.inputs import check_inputs, forward_inputs, generate_inputs, prompt
+from pytest_llmload.worker.model.inputs import check_inputs, forward_inputs, generate_inputs, named_inputs, prompt
 
 
 def model(name: str, bins: int = 0, **config: Any) -> nn.Module:
@@ -51,7 +51,7 @@ def test_sound_or_an_image_has_the_shape_that_the_model_takes(
     name: str, bins: int, config: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     hears = model(name, bins, **config)
-    loaded: Any = SimpleNamespace(model=hears, config=hears.config, job=None)
+    loaded: Any = SimpleNamespace(model=hears, config=hears.config, job=None, named_inputs=())
     assert check_inputs(loaded) == ""
     first, second = (prompt(loaded, torch.zeros(2, 4)) for _ in range(2))
     assert tuple(first[name].shape) == shape
@@ -80,7 +80,7 @@ class Plays(nn.Module):  # type: ignore[misc]
 
 def test_a_class_whose_generate_takes_other_inputs_than_its_forward() -> None:
     plays = Plays()
-    loaded: Any = SimpleNamespace(model=plays, config=plays.config, job=None, notes=[])
+    loaded: Any = SimpleNamespace(model=plays, config=plays.config, job=None, notes=[], named_inputs=())
     ids = torch.zeros(2, 4, dtype=torch.long)
     assert check_inputs(loaded) == ""
     assert set(forward_inputs(loaded, ids)) == {"input_ids", "attention_mask", "decoder_input_ids"}
@@ -89,6 +89,84 @@ def test_a_class_whose_generate_takes_other_inputs_than_its_forward() -> None:
     kept = settings(loaded, 3)
     assert kept.composer_to_feature_token == {"one": 2}
     assert (kept.pad_token_id, kept.num_beams) == (0, 1)
+
+
+class Sees(nn.Module):  # type: ignore[misc]
+    """Needs an image beside its prompt, and is told where in the prompt it stands."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(is_encoder_decoder=False, image_size=4, **config)
+
+    def forward(self, input_ids: Any, pixel_values: Any, qformer_input_ids: Any) -> None:
+        """Read and see."""
+
+
+class Attends(Sees):
+    def forward(self, input_ids: Any = None, pixel_values: Any = None, image_attention_mask: Any = None) -> None:
+        """Read, and see images of which a mask says which token sees which."""
+
+
+class Marks(Sees):
+    def forward(self, input_ids: Any = None, pixel_values: Any = None, image_embeds_position_mask: Any = None) -> None:
+        """Read and see, with a mask of the image's places."""
+
+
+_IDS = torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6]])
+_MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+
+
+def inputs_of(model: nn.Module, *named: str) -> dict[str, Any]:
+    loaded: Any = SimpleNamespace(model=model, config=model.config, job=None, named_inputs=named)
+    assert check_inputs(loaded) == ""
+    return {name: value.tolist() for name, value in prompt(loaded, _IDS, _MASK).items() if name != "pixel_values"} | {
+        "pixel_values": tuple(prompt(loaded, _IDS)["pixel_values"].shape)
+    }
+
+
+def test_an_image_stands_after_the_first_token_of_each_row() -> None:
+    reader = SimpleNamespace(vocab_size=4)
+    assert inputs_of(Sees(image_token_id=9, num_query_tokens=2, qformer_config=reader)) == {
+        "input_ids": [[1, 9, 9, 2, 3, 4], [0, 0, 5, 9, 9, 6]],
+        "attention_mask": [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]],
+        "qformer_input_ids": [[1, 2, 3, 0], [0, 0, 1, 2]],
+        "pixel_values": (2, 3, 4, 4),
+    }
+    # A video is four images, each with places of its own.
+    video = inputs_of(Sees(video_token_id=8, num_query_tokens=1, qformer_config=reader))
+    assert video["input_ids"] == [[1, 8, 8, 8, 8, 2, 3, 4], [0, 0, 5, 8, 8, 8, 8, 6]]
+    assert video["pixel_values"] == (2, 4, 3, 4, 4)
+
+
+def test_a_mask_says_where_an_image_stands_or_which_token_sees_it() -> None:
+    assert inputs_of(Marks(latent_query_num=2), "pixel_values") == {
+        "input_ids": [[1, 0, 0, 2, 3, 4], [0, 0, 5, 0, 0, 6]],
+        "attention_mask": [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]],
+        "image_embeds_position_mask": [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]],
+        "pixel_values": (2, 3, 4, 4),
+    }
+    assert inputs_of(Attends(), "pixel_values") == {
+        "input_ids": _IDS.tolist(),
+        "attention_mask": _MASK.tolist(),
+        "image_attention_mask": [[[1], [1], [1], [1]], [[0], [0], [1], [1]]],
+        "pixel_values": (2, 1, 3, 4, 4),
+    }
+
+
+def test_an_error_names_the_input_that_a_class_cannot_run_without() -> None:
+    sees = Attends()
+    loaded: Any = SimpleNamespace(model=sees, config=sees.config, job=None, named_inputs=())
+    assert "pixel_values" not in prompt(loaded, _IDS)
+    assert named_inputs(loaded, ValueError("Exactly 1 of pixel_values or image_embeds has to be not-None.")) == (
+        "pixel_values",
+    )
+    # Not taken by the forward, or made of the tokens.
+    assert named_inputs(loaded, ValueError("give input_features, or input_ids")) == ()
+    loaded.named_inputs = ("pixel_values",)
+    assert named_inputs(loaded, ValueError("pixel_values have the wrong size")) == ()
 
 
 @pytest.mark.parametrize(
@@ -104,5 +182,5 @@ def test_a_model_that_neither_reads_nor_writes_text_is_refused(parameters: str, 
     main = parameters.split(", ")[1]
     other = type("Other", (nn.Module,), {"main_input_name": main, "forward": scope["forward"]})()
     other.config = SimpleNamespace(is_encoder_decoder=False)
-    loaded: Any = SimpleNamespace(model=other, config=other.config, job=None)
+    loaded: Any = SimpleNamespace(model=other, config=other.config, job=None, named_inputs=())
     assert check_inputs(loaded).startswith(said)

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from pytest_llmload.core.presets import PRESETS, config_of
-from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors
+from pytest_llmload.worker.checkpoints.architecture import meta_model, stored_dtype, tensors_of
 from pytest_llmload.worker.checkpoints.headers import Tensor
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 
 
-def tensors_of(name: str, directory: Path) -> list[Tensor]:
+def preset_tensors(name: str, directory: Path) -> list[Tensor]:
     (directory / "config.json").write_text(json.dumps(PRESETS[name]))
-    return stored_tensors(directory, stored_dtype(PRESETS[name]))
+    return tensors_of(meta_model(directory), stored_dtype(PRESETS[name]))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_dimension_is_a_multiple_of_64(name: str, tmp_path: Path) -> None:
-    for tensor in tensors_of(name, tmp_path):
+    for tensor in preset_tensors(name, tmp_path):
         router = tensor.name.endswith("block_sparse_moe.gate.weight")
         dimensions = tensor.shape[1:] if router else tensor.shape
         assert all(size % 64 == 0 for size in dimensions), tensor
@@ -30,7 +30,7 @@ def test_every_dimension_is_a_multiple_of_64(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_presets_are_small_and_have_a_weight_that_shows(name: str, tmp_path: Path) -> None:
-    tensors = tensors_of(name, tmp_path)
+    tensors = preset_tensors(name, tmp_path)
     assert 5e6 < sum(tensor.bytes for tensor in tensors) < 17e6
     # Experts are fused when they are loaded.
     experts = int(PRESETS[name].get("num_local_experts", 1))
@@ -48,7 +48,7 @@ def test_tiny_presets_are_small_and_have_a_weight_that_shows(name: str, tmp_path
     ],
 )
 def test_real_shapes_have_the_real_number_of_parameters(name: str, parameters: int, tmp_path: Path) -> None:
-    assert sum(math.prod(tensor.shape) for tensor in tensors_of(name, tmp_path)) == parameters
+    assert sum(math.prod(tensor.shape) for tensor in preset_tensors(name, tmp_path)) == parameters
 
 
 @pytest.mark.parametrize(("name", "head"), [("polyglot-ko-5.8b", 256), ("polyglot-ko-12.8b", 128)])
@@ -59,7 +59,7 @@ def test_polyglot_rotates_64_dimensions_of_each_head(name: str, head: int) -> No
 
 
 def test_the_large_moe_is_large_enough_to_show_what_tiny_ones_hide(tmp_path: Path) -> None:
-    assert sum(tensor.bytes for tensor in tensors_of("moe-128m", tmp_path)) >= 200 << 20
+    assert sum(tensor.bytes for tensor in preset_tensors("moe-128m", tmp_path)) >= 200 << 20
 
 
 def test_a_preset_is_handed_out_as_a_copy() -> None:

@@ -195,12 +195,33 @@ def test_a_model_whose_input_embedding_is_no_module() -> None:
     assert loaded("perceiver").problems == []
 
 
-@pytest.mark.parametrize("model_type", ["vision-encoder-decoder", "speech-encoder-decoder", "pix2struct", "udop"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *("vision-encoder-decoder", "speech-encoder-decoder", "pix2struct", "udop"),
+        # An image in the prompt, whose places are known by a token or a mask, or which tokens attend to.
+        *("instructblipvideo", "kosmos-2", "idefics"),
+    ],
+)
 def test_a_model_that_sees_is_given_images_or_places_on_a_page(model_type: str) -> None:
     result = loaded(model_type)
     assert result.problems == []
     assert "generate" in result.phases
     assert result.numbers.padded
+
+
+@pytest.mark.skipif("diffusion_gemma" not in _FAMILIES, reason="an architecture of transformers 5.23")
+def test_a_model_that_denoises_blocks_of_tokens() -> None:
+    """It starts from random blocks, with settings of a class of its own: those that it knows are written for it."""
+    first, second = (loaded("diffusion_gemma") for _ in range(2))
+    assert first.problems == []
+    assert "generate" in first.phases
+    assert first.numbers == second.numbers
+    assert first.numbers.padded
+    assert first.unavailable["ttft"] == "the model generates blocks of tokens, not single ones"
+    settings = json.loads((Path(tiny("diffusion_gemma").path) / "generation_config.json").read_text())
+    assert "do_sample" not in settings
+    assert settings["pad_token_id"] == 0
 
 
 @pytest.mark.parametrize("fields", [{}, {"adapter": "random"}])

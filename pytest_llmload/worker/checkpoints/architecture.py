@@ -97,11 +97,6 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_encoder_decoder")
 
 
-def stored_tensors(directory: Path, dtype: str, *, trust_remote_code: bool = False) -> list[Tensor]:
-    """Return the tensors that files of a config.json's model have, as :func:`tensors_of`."""
-    return tensors_of(meta_model(directory, trust_remote_code=trust_remote_code), dtype)
-
-
 def tensors_of(model: Any, dtype: str) -> list[Tensor]:
     """Return the tensors of a model's checkpoint on disk, with tied weights once, sorted by name.
 

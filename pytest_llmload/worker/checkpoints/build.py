@@ -15,7 +15,7 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.worker.checkpoints import random_values
-from pytest_llmload.worker.checkpoints.architecture import stored_dtype, stored_tensors, text_part
+from pytest_llmload.worker.checkpoints.architecture import meta_model, stored_dtype, tensors_of, text_part
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, StoredTensor, Tensor, layout
 from pytest_llmload.worker.checkpoints.threads import workers
 from pytest_llmload.worker.checkpoints.tokenizer import special_tokens, write_tokenizer
@@ -46,7 +46,8 @@ def build(
 
     def write(directory: Path) -> None:
         write_json(directory / "config.json", config)
-        tensors = stored_tensors(directory, stored_dtype(config), trust_remote_code=trust_remote_code)
+        model = meta_model(directory, trust_remote_code=trust_remote_code)
+        tensors = tensors_of(model, stored_dtype(config))
         needed = sum(tensor.bytes for tensor in tensors) if with_values else 0
         check_space(f"the random checkpoint {target.name}", needed, target)
         if with_values:
@@ -56,22 +57,27 @@ def build(
         text = text_part(config)
         if isinstance(text.get("vocab_size"), int):
             write_tokenizer(directory, text)
-            write_json(directory / "generation_config.json", _generation_config(text))
+            write_json(directory / "generation_config.json", _generation_config(text, model))
 
     target = built_path(config, name, cache_dir)
     write_once(target, write)
     return target
 
 
-def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return settings for greedy runs in which no token ends a sequence, so that N tokens are N for any weights."""
+def _generation_config(config: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return settings for greedy runs in which no token ends a sequence, so that N tokens are N for any weights.
+
+    Those that the model's own class of settings knows: a class that denoises blocks of tokens refuses the others.
+    """
     special: dict[str, Any] = {f"{role}_id": number for role, (_, number) in special_tokens(config).items()}
     special.pop("eos_token_id", None)
     if config.get("is_encoder_decoder"):
         # The token that a decoder starts with; without one, transformers refuses to generate.
         given = (config.get("decoder_start_token_id"), special.get("pad_token_id"), special.get("bos_token_id"), 0)
         special["decoder_start_token_id"] = next(number for number in given if isinstance(number, int))
-    return {"do_sample": False, **special}
+    own = getattr(model, "generation_config", None)
+    settings = {"do_sample": False, **special}
+    return {name: value for name, value in settings.items() if own is None or hasattr(own, name)}
 
 
 def write_once(target: Path, write: Callable[[Path], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from pytest_llmload.worker.model.inputs import (
     generate_inputs,
     generating_module,
     input_device,
+    named_inputs,
     required_by_generate,
     vocabulary,
 )
@@ -26,6 +28,9 @@ from pytest_llmload.worker.model.prompts import Prompt, token_ids
 
 #: Constants of a 32-bit linear congruential generator (Numerical Recipes).
 _FACTOR, _SUMMAND, _MODULUS = 1664525, 1013904223, 1 << 32
+
+#: Seed of the blocks that a model which denoises begins with.
+_SEED = 20
 
 #: Of a model's generation config, what is taken over.
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -74,19 +79,42 @@ def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
     (row,) = workload_tokens(workload, vocabulary(loaded))
     ids = input_ids(loaded, [row[:1] + list(heard) + row[1 + len(heard) :]])
+    try:
+        output = _forward(loaded, ids)
+    except ValueError as error:
+        if not (named := named_inputs(loaded, error)):
+            raise
+        loaded.named_inputs += named
+        output = None
+    if output is None:
+        output = _forward(loaded, ids)
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]
+
+
+def _forward(loaded: Loaded, ids: Any) -> Any:
     inputs = {**forward_inputs(loaded, ids), **loaded.attached.arguments(1, ids.device)}
     # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
     # tensors that a test's own code cannot use.
     with torch.no_grad():
-        output = loaded.model(**inputs)
-    logits = getattr(output, "logits", None)
-    return logits if logits is not None else output[0]
+        return loaded.model(**inputs)
 
 
 def can_generate(loaded: Loaded) -> bool:
     """Return true if the model's class has ``generate``, and does not say that it cannot."""
     model = loaded.model
     return hasattr(model, "generate") and (not hasattr(model, "can_generate") or bool(model.can_generate()))
+
+
+def no_single_tokens(loaded: Loaded) -> str:
+    """Return why tokens cannot be timed and counted one by one; empty if they can.
+
+    A class that denoises blocks of tokens has settings of a class of its own, without greedy decoding.
+    """
+    if not can_generate(loaded):
+        return "the model does not generate"
+    own = getattr(loaded.model, "generation_config", None)
+    return "" if own is None or hasattr(own, "do_sample") else "the model generates blocks of tokens, not single ones"
 
 
 def settings(loaded: Loaded, new_tokens: int) -> Any:
@@ -125,9 +153,11 @@ def _can_quantise_cache(config: Any) -> bool:
 def generation_config_set(model: Any, config: Any) -> Iterator[None]:
     """Have the model generate with a config only: what one that is passed lacks, generate() takes from the model's.
 
-    The model's own object is not changed, and is back in its place afterwards.
+    So does the language model that a class hands its embeddings on to. Their own objects are not changed, and are back
+    in their places afterwards.
     """
-    holders = [model] if generating_module(model) is model else [model, generating_module(model)]
+    own = generating_module(model)
+    holders = [*([model] if own is not model else []), *_generating_parts(own)]
     before = [(holder, vars(holder)["generation_config"]) for holder in holders if "generation_config" in vars(holder)]
     for holder, _ in before:
         holder.generation_config = config
@@ -136,6 +166,14 @@ def generation_config_set(model: Any, config: Any) -> Iterator[None]:
     finally:
         for holder, own in before:
             holder.generation_config = own
+
+
+def _generating_parts(module: Any) -> Iterator[Any]:
+    """Yield a module, and the modules right below it that have a generation config of their own."""
+    yield module
+    for child in module.children() if isinstance(module, torch.nn.Module) else ():
+        if "generation_config" in vars(child):
+            yield from _generating_parts(child)
 
 
 def generate_ids(
@@ -148,10 +186,13 @@ def generate_ids(
     """Return the new token ids, batch x ``new_tokens``: greedy, end-of-sequence ignored.
 
     ``on_token`` is called after each. ``on_logits`` is given the logits of each, batch x vocabulary in fp32, in which
-    those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way.
+    those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way, and
+    neither where it generates blocks.
     """
     inputs = generate_inputs(loaded, ids)
     inputs |= loaded.attached.arguments(len(ids), ids.device)
+    if no_single_tokens(loaded):
+        return _generate_blocks(loaded, inputs, new_tokens)
     if on_token is not None:
 
         def tell(sequences: Any, scores: Any, **rest: Any) -> Any:
@@ -178,6 +219,20 @@ def generate_ids(
             with generation_config_set(model, config):
                 sequences = model.generate(**inputs, generation_config=config)
     return sequences[:, -new_tokens:]
+
+
+def _generate_blocks(loaded: Loaded, inputs: dict[str, Any], new_tokens: int) -> Any:
+    """Generate with a class's own settings, of whole blocks from random ones; the random numbers are always the same.
+
+    What the settings of other classes know, such as greedy decoding, has no meaning there.
+    """
+    config = copy.deepcopy(loaded.model.generation_config)
+    config.max_new_tokens, config.return_dict_in_generate, config.eos_token_id = new_tokens, False, None
+    with torch.no_grad(), torch.random.fork_rng(), generation_config_set(loaded.model, config):
+        torch.manual_seed(_SEED)
+        sequences = loaded.model.generate(**inputs, generation_config=config)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    return sequences[:, prompt_tokens : prompt_tokens + new_tokens]
 
 
 def generate_workload(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,10 @@ _BINS = ("num_mel_bins", "input_feat_per_channel", "feature_size")
 _SAMPLES, _FRAMES = 16000, 128
 #: Inputs that are made from the token ids themselves.
 _OF_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids")
-#: Patches of an image in each direction.
-_PATCHES = 4
+#: Patches of an image in each direction. Images of a video: as many as transformers' processors take.
+_PATCHES, _IMAGES = 4, 4
+#: Fields of a config that say how many positions of the prompt an image takes, or each image of a video.
+_PLACES = ("num_query_tokens", "latent_query_num")
 #: Seed of the random features.
 _SEED = 20
 #: Fields of a config that bound token ids, for models without a table of them.
@@ -64,7 +67,7 @@ def input_device(loaded: Loaded) -> Any:
 def check_inputs(loaded: Loaded) -> str:
     """Return why no inputs can be made for the model; empty if they can."""
     own = generating_module(loaded.model)
-    names = _beside_tokens(loaded.model)
+    names = _beside_tokens(loaded)
     unknown = [name for name in names if name not in _MADE]
     if unknown:
         return (
@@ -83,12 +86,17 @@ def prompt(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
     """Return the inputs of ``generate()`` for token ids, rows x positions.
 
     A model that hears or sees gets so many rows of fixed random sound or images; its encoder sees no padding. One that
-    also reads gets them only where its forward cannot be called without.
+    also reads gets them only where its forward cannot be called without, and then its ids have places for the image
+    after the first token, as a processor puts them there: the prompt is that much longer.
     """
     found = {}
+    names = _beside_tokens(loaded)
     if _reads(loaded.model):
+        padding = [0] * len(ids) if mask is None else (mask == 0).sum(dim=1).tolist()
         found = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-    for name in _beside_tokens(loaded.model):
+        if "pixel_values" in names:
+            found = _with_places(loaded, found, padding)
+    for name in names:
         found[name] = _MADE[name](loaded, name, ids)
     return found
 
@@ -99,7 +107,7 @@ def generate_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any
     A class may read tokens in its forward and hear while it generates.
     """
     required = required_by_generate(loaded.model)
-    if not required:
+    if not required or "input_ids" in inspect.signature(generating_module(loaded.model).generate).parameters:
         return prompt(loaded, ids, mask)
     return {name: _MADE[name](loaded, name, ids) for name in required}
 
@@ -110,11 +118,28 @@ def required_by_generate(model: Any) -> list[str]:
 
 
 def forward_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
-    """Return the inputs of a forward for token ids, rows x positions: a decoder gets the ids too."""
+    """Return the inputs of a forward for token ids, rows x positions: a decoder gets the ids too.
+
+    A model that denoises gets the block of tokens that it begins with, which its class would choose at random.
+    """
     inputs = prompt(loaded, ids, mask)
     if getattr(loaded.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
+    block = getattr(loaded.config, "canvas_length", None)
+    if isinstance(block, int) and "decoder_input_ids" in _taken(loaded.model):
+        inputs["decoder_input_ids"] = ids.repeat(1, -(-block // ids.shape[1]))[:, :block]
     return inputs
+
+
+def named_inputs(loaded: Loaded, error: ValueError) -> tuple[str, ...]:
+    """Return the input that a class cannot run without, though its forward names it as optional: as its error says.
+
+    Empty if the error names no input that can be made and was not given.
+    """
+    words = re.findall(r"\w+", str(error))
+    given = (*_OF_TOKENS, *_beside_tokens(loaded))
+    taken = _taken(loaded.model)
+    return next(((word,) for word in words if word in _MADE and word in taken and word not in given), ())
 
 
 def generating_module(model: Any) -> Any:
@@ -144,12 +169,13 @@ def _reads(model: Any) -> bool:
     return "input_ids" in taken or main == "input_ids"
 
 
-def _beside_tokens(model: Any) -> list[str]:
+def _beside_tokens(loaded: Loaded) -> list[str]:
     """Return the inputs that a model needs beside token ids, or in their place."""
-    own = generating_module(model)
-    taken = _taken(model)
+    own = generating_module(loaded.model)
+    taken = _taken(own)
     needed = [name for name in _required(own.forward) if name not in _OF_TOKENS]
-    if not _reads(model):
+    needed += loaded.named_inputs
+    if not _reads(own):
         # The wrapper of any two models takes its encoder's input under a name of its own.
         main = own.main_input_name
         needed.append("input_values" if main not in _MADE and "input_values" in taken else main)
@@ -171,10 +197,51 @@ def _sound(loaded: Loaded, name: str, ids: Any) -> Any:
 
 
 def _image(loaded: Loaded, name: str, ids: Any) -> Any:
-    """Return images of the size that the part which sees is made for: rows x channels x height x width."""
+    """Return images of the size that the part which sees is made for: rows x channels x height x width.
+
+    A video is rows x images x channels x height x width, and so is what a class takes that counts images by token.
+    """
     size = _field(loaded.config, ("image_size",)) or 224
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return _random(loaded, len(ids), _field(loaded.config, ("num_channels", "in_channels")) or 3, height, width)
+    channels = _field(loaded.config, ("num_channels", "in_channels")) or 3
+    counted = (_images(loaded),) if _is_video(loaded) or "image_attention_mask" in _taken(loaded.model) else ()
+    return _random(loaded, len(ids), *counted, channels, height, width)
+
+
+def _is_video(loaded: Loaded) -> bool:
+    """Return true if a model's config has a token for videos and none for images."""
+    tokens = [getattr(loaded.config, f"{kind}_token_id", None) for kind in ("video", "image")]
+    return isinstance(tokens[0], int) and tokens[1] is None
+
+
+def _images(loaded: Loaded) -> int:
+    return _IMAGES if _is_video(loaded) else 1
+
+
+def _with_places(loaded: Loaded, text: dict[str, Any], padding: list[int]) -> dict[str, Any]:
+    """Return token ids with an image's places after the first one of each row, their mask, and where the places are.
+
+    ``padding`` are the tokens on the left of each row that are none. A class knows the places by a token of their own
+    or by a mask; one that attends to images takes none of the prompt, and a mask of which token sees which image.
+    """
+    taken = _taken(loaded.model)
+    kind = "video" if _is_video(loaded) else "image"
+    token = getattr(loaded.config, f"{kind}_token_id", None)
+    count = (_field(loaded.config, _PLACES) or 0) * _images(loaded)
+    if not isinstance(token, int) and "image_embeds_position_mask" not in taken:
+        count = 0
+    ids, mask = text["input_ids"], text["attention_mask"]
+    image = ids.new_full((count,), token if isinstance(token, int) else 0)
+    rows = [torch.cat((row[: left + 1], image, row[left + 1 :])) for row, left in zip(ids, padding, strict=True)]
+    found = {"input_ids": torch.stack(rows), "attention_mask": torch.cat((mask, mask.new_ones(len(ids), count)), dim=1)}
+    if "image_embeds_position_mask" in taken:
+        places = torch.zeros_like(found["input_ids"])
+        for row, left in enumerate(padding):
+            places[row, left + 1 : left + 1 + count] = 1
+        found["image_embeds_position_mask"] = places
+    if "image_attention_mask" in taken:
+        found["image_attention_mask"] = found["attention_mask"][..., None].expand(-1, -1, _images(loaded))
+    return found
 
 
 def _patches(loaded: Loaded, name: str, ids: Any) -> Any:
@@ -189,12 +256,18 @@ def _boxes(loaded: Loaded, name: str, ids: Any) -> Any:
     return torch.zeros(*ids.shape, 4, device=ids.device)
 
 
+def _instruction(loaded: Loaded, name: str, ids: Any) -> Any:
+    """Return the prompt for the part that looks at the image with it, which has a vocabulary of its own."""
+    return ids % loaded.config.qformer_config.vocab_size
+
+
 #: Input -> how it is made from the token ids in whose place, or beside which, it is given.
 _MADE: dict[str, Callable[[Loaded, str, Any], Any]] = {
     **dict.fromkeys(("input_features", "input_values"), _sound),
     "pixel_values": _image,
     "flattened_patches": _patches,
     "bbox": _boxes,
+    "qformer_input_ids": _instruction,
 }
 
 

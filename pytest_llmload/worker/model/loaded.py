@@ -51,6 +51,8 @@ class Loaded:
     tokenizer_error: str = "the checkpoint has none"
     #: Names of the weights that were quantised before the first forward, and what their modules then held, in bytes.
     quantised: dict[str, int] = field(default_factory=dict)
+    #: Inputs that the model cannot run without although its forward names them as optional, as its error said.
+    named_inputs: tuple[str, ...] = ()
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
     logits: Any = None
     #: What the logits of the workload's tokens were; None before it was generated.

@@ -16,9 +16,9 @@ import torch
 
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.worker.model.generation import (
-    can_generate,
     generation_config_set,
     input_ids,
+    no_single_tokens,
     settings,
     workload_tokens,
 )
@@ -52,8 +52,7 @@ def _run(loaded: Loaded, found: PaddedRun) -> None:
     ids = input_ids(loaded, workload_tokens(Workload(ROWS, length, 1), vocabulary(loaded)))
     mask = torch.ones_like(ids)
     mask[-1, : length // 2] = 0
-    found.tokens = length
-    generates = can_generate(loaded) and getattr(loaded.model, "generation_config", None) is not None
+    generates = not no_single_tokens(loaded) and getattr(loaded.model, "generation_config", None) is not None
     with torch.no_grad():
         if generates:
             _generate(loaded, ids, mask, found)
@@ -80,8 +79,8 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
     found.generated = True
     found.logits = [step.float().cpu() for step in output.logits]
     found.cache = getattr(output, "past_key_values", None)
-    # The token of the last step was not run.
-    found.tokens += _STEPS - 1
+    # An image takes places of its own; the token of the last step was not run.
+    found.tokens = inputs.get("input_ids", ids).shape[1] + _STEPS - 1
 
 
 @contextmanager
