@@ -38,7 +38,7 @@ from pytest_llmload.host.loads.process_end import ProcessEnd
 from pytest_llmload.host.loads.process_factory import ProcessFactory
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
 from pytest_llmload.host.loads.progress import Display, Watch
-from pytest_llmload.host.loads.spare import Spare
+from pytest_llmload.host.loads.spares import Spares
 from pytest_llmload.system.scratch import LOAD, remove_abandoned
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Broker:
         self._files = Files(settings, self._factory.start_for_files, display)
         self._jobs = Jobs(settings, strategies, probes, self._files, device, cwd)
         self._plans: dict[LoadSpec, dict[str, float]] = {}
-        self._spare = Spare()
+        self._spares = Spares()
         #: The driver's library, which takes longer to start than to answer, from the first lease of GPUs to the end.
         self._driver: contextlib.ExitStack | None = None
         self._process_end = ProcessEnd()
@@ -96,6 +96,8 @@ class Broker:
         self._measured: set[LoadSpec] = set()
         #: Every spec that the collected tests use: the server imports what they need before the first load.
         self.expected: list[LoadSpec] = []
+        #: True if a load may be measured that is in no collected test: one of ``llm_load``, or a repeat to record.
+        self.loads_again = settings.recording
 
     @property
     def cold_reason(self) -> str | None:
@@ -175,7 +177,7 @@ class Broker:
 
     def _end_loads(self) -> None:
         """End every load. A load that is used again reopens."""
-        self._spare.discard()
+        self._spares.discard()
         self._close_opened()
         self._process_end.wait()
 
@@ -185,7 +187,7 @@ class Broker:
         self._opened = []
 
     def _end(self, process: LoadProcess | InlineProcess, held: Lease) -> None:
-        self._process_end.end(process, held, next_is_ready=self._spare.job is not None)
+        self._process_end.end(process, held, next_is_ready=bool(self._spares))
 
     def _imports(self, spec: LoadSpec) -> list[str]:
         """Return the modules that this run's loads need, including the first load, which is ``spec``."""
@@ -287,34 +289,38 @@ class Broker:
 
     def _take_spare(self, spec: LoadSpec, scope: Scope) -> tuple[LoadProcess, Lease] | None:
         """Return the process that was prepared for this load, and its GPUs, after every other load has ended."""
-        expected = self._spare.job
+        expected = self._spares.next_job
         if expected is None:
             return None
         self._close_opened()
         gpus = expected.device.gpus
-        own = {self._spare.pid, *self._process_end.pids}
+        own = self._spares.pids | self._process_end.pids
         if any(hardware.holders(gpu, own) for gpu in gpus):
             # A foreign process uses the GPU by now: the lease waits for it, or names it.
-            self._spare.discard()
+            self._spares.discard()
             return None
-        return self._spare.take(self._jobs.job(spec, scope, Lease(gpus)))
+        return self._spares.take(self._jobs.job(spec, scope, Lease(gpus)))
 
     def _beside(self, process: LoadProcess | InlineProcess, job: Job, scope: Scope, held: Lease, phase: str) -> None:
-        """Prepare a process for the load that probably follows (the next, or the same) while a load is measured.
+        """Prepare a process for a load that probably follows while a load is measured.
 
         It is not done while a load is timed, nor if the driver hides which processes use a GPU, since a spare would be
-        mistaken for a foreign process; and only if its context and one layer fit next to the load with room to spare.
+        mistaken for a foreign process; nor under pytest-xdist if a worker could wait for a GPU that a spare holds; and
+        only if its context and one layer fit next to the load with room to spare.
         """
         if phase not in _WITH_CONTEXT or not isinstance(process, LoadProcess):
             return
-        if self.predicts or scope != WITHOUT_TIMES or not held.gpus or "PYTEST_XDIST_WORKER" in os.environ:
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        if self.predicts or scope != WITHOUT_TIMES or not held.gpus or workers > len(self.device().gpus):
             return
         if job.checkpoint.bytes > _BESIDE * min(gpu.total for gpu in held.gpus):
             return
         if not all(hardware.used_by(gpu, process.pid) for gpu in held.gpus):
             return
+        spec = self._next(job.spec)
+        if spec is None:
+            return
         self._process_end.wait()
-        spec = next((each for each in self.expected if each not in self._measured), job.spec)
         same_place = (
             spec.model == job.spec.model
             and spec.adapter in (None, job.spec.adapter)
@@ -323,7 +329,12 @@ class Broker:
             and self._factory.forks(spec)
         )
         if same_place:
-            self._spare.make(self._jobs.job(spec, scope, held), held.descriptors, self._factory.fork_spare)
+            self._spares.make(self._jobs.job(spec, scope, held), held.descriptors, self._factory.fork_spare)
+
+    def _next(self, current: LoadSpec) -> LoadSpec | None:
+        """Return the load that probably follows those that processes are prepared for; None if none is expected."""
+        follow = [each for each in self.expected if each not in self._measured][len(self._spares) :]
+        return follow[0] if follow else current if self.loads_again else None
 
     def _request(
         self, process: LoadProcess | InlineProcess, job: Job, entered: Callable[[str], None] | None = None

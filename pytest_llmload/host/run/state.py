@@ -130,6 +130,7 @@ class State:
     def expect(self, items: Sequence[pytest.Item]) -> None:
         """Register the tests that will run: which loads they need, and which baselines they use."""
         for item in items:
+            self.broker.loads_again |= "llm_load" in getattr(item, "fixturenames", ())
             spec = self.spec_of(item)
             if spec is None:
                 continue

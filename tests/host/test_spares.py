@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import HERE, MEMORY, Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.job import HERE, MEMORY, WITHOUT_TIMES, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import gpu_leases, hardware
 from pytest_llmload.host.loads.broker import Broker
+from pytest_llmload.host.loads.gpu_leases import Lease
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.processes import LoadProcess
 from pytest_llmload.host.loads.processes import fork as forked_by
-from pytest_llmload.host.loads.spare import Spare
+from pytest_llmload.host.loads.spares import Spares, most
 from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.worker.checkpoints.resolve import resolve
 
@@ -66,15 +67,31 @@ def forked(tmp_path: Path, server: WarmServer) -> Iterator[Callable[[], LoadProc
         process.kill()
 
 
+def broker_of(job: Job, folder: Path, device: Device | None = None) -> Broker:
+    """Return a broker that can only lease, and prepare processes."""
+    nothing: Any = SimpleNamespace(inline=False, recording=False, predict=None, endpoint=None, wait_gpu=0, timeout=0)
+    strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE, takes_endpoint=False)}
+    return Broker(
+        nothing,
+        strategies,
+        nothing,
+        lambda: device or job.device,
+        lambda result: None,
+        lambda result: "",
+        folder,
+        lambda: nothing,
+    )
+
+
 def test_what_was_made_ready_loads_as_any_other(job: Job, forked: Callable[[], LoadProcess]) -> None:
-    spare = Spare()
-    spare.make(job, (), forked)
-    assert spare.job == job
-    taken = spare.take(job)
+    spares = Spares()
+    spares.make(job, (), forked)
+    assert spares.next_job == job
+    taken = spares.take(job)
     assert taken is not None
     process, _ = taken
-    assert spare.job is None
-    assert spare.pid == 0
+    assert not spares
+    assert not spares.pids
     reply = process.request({"kind": "load", "job": job.to_json()}, TIMEOUT)
     result = LoadResult.from_json(reply["result"])
     assert result.ok
@@ -89,32 +106,97 @@ def test_what_was_made_ready_loads_as_any_other(job: Job, forked: Callable[[], L
 
 
 def test_a_spare_for_a_different_load_is_ended(job: Job, forked: Callable[[], LoadProcess]) -> None:
-    spare = Spare()
-    spare.make(job, (), forked)
-    pid = spare.pid
-    assert spare.take(dataclasses.replace(job, spec=dataclasses.replace(job.spec, dtype="fp32"))) is None
+    spares = Spares()
+    spares.make(job, (), forked)
+    (pid,) = spares.pids
+    assert spares.take(dataclasses.replace(job, spec=dataclasses.replace(job.spec, dtype="fp32"))) is None
     assert not Path(f"/proc/{pid}").exists()
-    assert spare.job is None
+    assert not spares
+
+
+def test_spares_are_taken_in_the_order_in_which_they_were_made(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    spares = Spares(limit=2)
+    second = dataclasses.replace(job, spec=dataclasses.replace(job.spec, dtype="fp32"))
+    spares.make(job, (), forked)
+    first_pid = spares.pids
+    spares.make(second, (), forked)
+    spares.make(job, (), lambda: pytest.fail("a third one"))
+    assert len(spares) == 2
+    taken = spares.take(job)
+    assert taken is not None
+    assert {taken[0].pid} == first_pid
+    assert spares.next_job == second
+    assert spares.take(job) is None
+    assert not spares
+
+
+@pytest.mark.parametrize(("cores", "number"), [(2, 1), (8, 2), (64, 2)])
+def test_a_machine_of_few_cores_prepares_one_process(monkeypatch: pytest.MonkeyPatch, cores: int, number: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert most() == number
+
+
+def test_what_follows_is_what_the_tests_expect_and_no_load_more(
+    job: Job, forked: Callable[[], LoadProcess], tmp_path: Path
+) -> None:
+    broker = broker_of(job, tmp_path)
+    specs = [dataclasses.replace(job.spec, dtype=dtype) for dtype in ("fp32", "fp16", "bf16")]
+    broker.expected = specs
+    broker._measured = {specs[0]}
+    assert broker._next(specs[0]) == specs[1]
+    broker._spares.make(dataclasses.replace(job, spec=specs[1]), (), forked)
+    assert broker._next(specs[0]) == specs[2]
+    broker._measured = set(specs[:2])
+    assert broker._next(specs[1]) is None
+    broker.loads_again = True
+    assert broker._next(specs[1]) == specs[1]
+    broker._spares.discard()
+
+
+@pytest.mark.parametrize(("workers", "gpus", "made"), [("1", 1, 1), ("2", 1, 0), ("2", 2, 1)])
+def test_under_xdist_only_where_each_worker_has_a_gpu(
+    job: Job,
+    forked: Callable[[], LoadProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    workers: str,
+    gpus: int,
+    made: int,
+) -> None:
+    found = tuple(Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1 << 40, capability=(9, 0)) for _ in range(gpus))
+    device = Device("cuda", "stub", gpus=found)
+    monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+    broker = broker_of(job, tmp_path, device)
+    broker.loads_again = True
+    monkeypatch.setattr(broker, "gpus_needed", lambda spec: 1)
+    monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: job)
+    monkeypatch.setattr(broker._factory, "forks", lambda spec: True)
+    monkeypatch.setattr(broker._factory, "fork_spare", forked)
+    process = forked()
+    broker._beside(process, job, WITHOUT_TIMES, Lease(found[:1]), "warm_up")
+    assert len(broker._spares) == made
+    broker._spares.discard()
 
 
 def test_a_spare_that_fails_leaves_the_failure_to_the_load(job: Job, forked: Callable[[], LoadProcess]) -> None:
-    spare = Spare()
+    spares = Spares()
     missing = dataclasses.replace(job, imports=("no_such_module_anywhere",))
-    spare.make(missing, (), forked)
-    assert spare.take(missing) is None
+    spares.make(missing, (), forked)
+    assert spares.take(missing) is None
     process = forked()
     reply = process.request({"kind": "load", "job": missing.to_json()}, TIMEOUT)
     assert "no_such_module_anywhere" in reply["error"]["message"]
 
 
 def test_a_spare_that_no_load_is_asked_of_ends_by_itself(job: Job, forked: Callable[[], LoadProcess]) -> None:
-    spare = Spare(idle=0.0)
-    spare.make(job, (), forked)
-    descriptor = os.pidfd_open(spare.pid)
+    spares = Spares(idle=0.0)
+    spares.make(job, (), forked)
+    descriptor = os.pidfd_open(*spares.pids)
     ended, _, _ = select.select([descriptor], [], [], TIMEOUT)
     os.close(descriptor)
     assert ended, "it still waits"
-    assert spare.take(job) is None
+    assert spares.take(job) is None
 
 
 def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
@@ -124,12 +206,12 @@ def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
     device = Device("cuda", "stub", gpus=(gpu,))
     monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
-    spare = Spare()
-    spare.make(job, held.descriptors, forked)
+    spares = Spares()
+    spares.make(job, held.descriptors, forked)
     held.release()
     with pytest.raises(MachineError, match="other loads hold them"):
         gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
-    taken = spare.take(job)
+    taken = spares.take(job)
     assert taken is not None
     process, lease = taken
     process.close()
@@ -153,20 +235,9 @@ def test_the_end_of_a_load_is_waited_for_unless_the_next_process_is_ready(
     gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
     monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: used * gpu.total)
-    nothing: Any = SimpleNamespace(inline=False, predict=None, endpoint=None, wait_gpu=0, timeout=0)
-    strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE, takes_endpoint=False)}
-    broker = Broker(
-        nothing,
-        strategies,
-        nothing,
-        lambda: job.device,
-        lambda result: None,
-        lambda result: "",
-        tmp_path,
-        lambda: nothing,
-    )
+    broker = broker_of(job, tmp_path)
     if ready:
-        broker._spare.make(job, (), forked)
+        broker._spares.make(job, (), forked)
     process = forked()
     held = gpu_leases.lease(Device("cuda", "stub", gpus=(gpu,)), 1, wait_foreign=0, wait_lock=0)
     broker._end(process, held)
