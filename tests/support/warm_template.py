@@ -41,8 +41,11 @@ from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.system.garbage import freeze
 from pytest_llmload.system.process import die_with_parent
 
-#: A change of one of these has to be seen by an interpreter or a library that starts. PYTHONPATH is added when forked.
+#: A change of one of these has to be seen by an interpreter or a library that starts.
 STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
+#: These make no difference. The first is added when forked. The second is set by torch: in a process of tests whose
+#: loads import its compiler, every later run would start cold.
+_ALIKE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 #: The call that starts a warm server, as the product writes it, and the program of xdist's workers, as execnet does.
 _SERVER = "from pytest_llmload.process.server import main"
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
@@ -127,7 +130,7 @@ def _answer(template: socket.socket, name: str) -> int:
 
 
 def _start_alike(environment: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    names = {*environment, *other} - {"PYTHONPATH"}
+    names = {*environment, *other} - {*_ALIKE}
     return not any(name.startswith(STARTS) and environment.get(name) != other.get(name) for name in names)
 
 
