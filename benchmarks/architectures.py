@@ -2,7 +2,8 @@
 
     python benchmarks/architectures.py                      # what is not measured yet; writes as it goes
     python benchmarks/architectures.py --types llama,bert   # these, anew
-    python benchmarks/architectures.py --faults 24          # plant three faults on so many types of all families
+    python benchmarks/architectures.py --faults 24          # plant three faults on so many types of all families,
+                                                            # those of before included
     python benchmarks/architectures.py --device cuda        # on this machine's GPU; under bf16, nf4 and int8
     python benchmarks/architectures.py --table              # only write docs/architectures.md from what is measured
 
@@ -194,25 +195,36 @@ def versions(kind: str) -> dict[str, str]:
 # --- planted faults --------------------------------------------------------------------------------------------------
 
 
-def faults(rows: dict[str, Any], count: int, cache: Path) -> Iterator[dict[str, Any]]:
-    """Plant each fault on types of all families of which the clean load is right, and yield what was said of it."""
+def faults(rows: dict[str, Any], done: list[dict[str, Any]], count: int, cache: Path) -> Iterator[dict[str, Any]]:
+    """Plant each fault on types of all families whose clean loads are right, and yield what was said of it.
+
+    A family has types for which an earlier one stands in the table; ``done`` are rows of before, which count.
+    """
     import planted_architecture
 
-    chosen: list[Any] = []
-    for family in (*tiny_configs.FAMILIES, *tiny_configs.FAMILIES):
-        known = {row["type"] for row in chosen}
-        able = [row for row in rows.values() if row["family"] == family and row["type"] not in known and _is_right(row)]
-        chosen += able[: -(-count // len(tiny_configs.FAMILIES))]
-    for row in chosen:
-        files = in_child(checkpoint, row["type"], row["family"], cache)
-        for fault, fields in planted_architecture.FAULTS.items():
-            answer = in_child(load, in_child(job, files, cache, "cpu", fields), fault)
-            told: dict[str, Any] = {"type": row["type"], "family": row["family"], "fault": fault}
-            # A load that ended by itself caught nothing.
-            ended = isinstance(answer, str)
-            yield told | (
-                {"said": "", "error": answer} if ended else {"said": planted_architecture.said(fault, answer)}
-            )
+    known = {row["type"]: row["family"] for row in done}
+    for family in tiny_configs.FAMILIES:
+        left = -(-count // len(tiny_configs.FAMILIES)) - list(known.values()).count(family)
+        for model_type in tiny_configs.mapped(family):
+            if left <= 0:
+                break
+            if model_type in known or not _is_right(rows.get(model_type, {}), family):
+                continue
+            clean = [
+                strategy(model_type, family, cache, "cpu", fields) for fields in ({"dtype": "fp32"}, {"quant": "nf4"})
+            ]
+            if any(found["verdict"] != "right" for found in clean):
+                continue
+            known[model_type], left = family, left - 1
+            files = in_child(checkpoint, model_type, family, cache)
+            for fault, fields in planted_architecture.FAULTS.items():
+                answer = in_child(load, in_child(job, files, cache, "cpu", fields), fault)
+                told: dict[str, Any] = {"type": model_type, "family": family, "fault": fault}
+                # A load that ended by itself caught nothing.
+                ended = isinstance(answer, str)
+                yield told | (
+                    {"said": "", "error": answer} if ended else {"said": planted_architecture.said(fault, answer)}
+                )
 
 
 def _is_measured(row: dict[str, Any]) -> bool:
@@ -220,9 +232,10 @@ def _is_measured(row: dict[str, Any]) -> bool:
     return "strategies" in row or bool(row and "forward" not in row["bare"]["steps"])
 
 
-def _is_right(row: dict[str, Any]) -> bool:
+def _is_right(row: dict[str, Any], family: str) -> bool:
+    """Return false if a type's row of this family says that a clean load is not right."""
     found = row.get("strategies", {})
-    return all(found.get(name, {}).get("verdict") == "right" for name in ("fp32", "nf4"))
+    return row.get("family") != family or all(found.get(name, {}).get("verdict") == "right" for name in ("fp32", "nf4"))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -250,8 +263,9 @@ def main() -> None:
     rows = read(results)
     if options.faults:
         _preload("cpu")
-        with FAULTS.open("w") as file:
-            for row in faults(rows, options.faults, options.cache):
+        done = [json.loads(line) for line in FAULTS.read_text().splitlines()]
+        with FAULTS.open("a") as file:
+            for row in faults(rows, done, options.faults, options.cache):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(*row.values(), flush=True)

@@ -278,6 +278,14 @@ def types() -> dict[str, str]:
     return found
 
 
+def mapped(family: str) -> list[str]:
+    """Return every model type that a family's auto class loads, those first that no earlier family maps."""
+    from transformers.models.auto import modeling_auto
+
+    first = types()
+    return sorted(getattr(modeling_auto, FAMILIES[family][0]), key=lambda model_type: first[model_type] != family)
+
+
 def class_name(model_type: str, family: str) -> str:
     """Return the class that a family's auto class takes for a model type."""
     from transformers.models.auto import modeling_auto

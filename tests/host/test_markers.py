@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.markers.load import AttnMarker
 
 
 def collected(result: pytest.RunResult) -> list[str]:
@@ -192,6 +194,8 @@ WRONG = [
     ('device_map("autoo")', "'autoo' is neither a device nor one of"),
     ('device_map("autoo")', "; did you mean 'auto'?"),
     ('attn("eagr")', "attn: unknown 'eagr'; did you mean 'eager'?"),
+    ('attn("flash")', "attn: unknown 'flash'; use one of eager, sdpa, flex_attention, flash_attention_2, flash_att"),
+    ('attn("flash-2")', "attn: unknown 'flash-2'; use one of eager, sdpa"),
     ('workload("many")', "workload: 'many' is not a workload"),
     ('quant("nf4", double_quant="no")', "quant: double_quant='no' is not a boolean; write True or False"),
     ('strategy("nf4", double_quant="no")', "strategy: double_quant='no' is not a boolean; write True or False"),
@@ -469,3 +473,10 @@ def test_the_factory_takes_what_strategy_takes(
         """
     )
     project().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_4", "paged|eager", "kernels-community/flash-attn", "mla_of_mine"])
+def test_an_attention_implementation_that_may_exist_is_accepted(name: str) -> None:
+    unused: Any = None
+    (value,) = AttnMarker(unused, unused).read((name,), {}, "test_a")
+    assert value.fields == {"attn": name}

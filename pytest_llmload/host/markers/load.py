@@ -13,7 +13,10 @@ from pytest_llmload.host.markers.base import Fields, LoadMarker, Value, quoted
 #: Options of ``quant``, which strategies of a quantisation take too.
 _QUANT_OPTIONS = ("double_quant", "compute_dtype", "skip_modules", "dense_ok")
 #: Attention implementations of transformers.
-_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_ATTENTION = (
+    *("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"),
+    "paged|eager",
+)
 #: A device by its name in torch, or accelerate's for offloading.
 _DEVICE = r"(cpu|cuda|disk|meta|mps|xpu|npu|hpu)(:\d+)?|\d+"
 _ADAPTER_OPTIONS = ("adapter", "via", "merged")
@@ -253,9 +256,15 @@ class AttnMarker(LoadMarker):
 
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
         name = _text(self.one(args, kwargs), f"{where}: attn")
-        # Libraries register further names, so only what looks like a known one is refused.
-        if name not in _ATTENTION and (likely := meant(name, _ATTENTION)):
-            raise pytest.UsageError(f"{where}: attn: unknown {quoted(name)}{likely}")
+        # Libraries register further names, so only what looks like a known one, or like its beginning, is refused.
+        beginning = re.sub(r"[\W\d_]+$", "", name.lower())
+        begins = len(beginning) > 2 and any(known.startswith(beginning) for known in _ATTENTION)
+        likely = meant(name, _ATTENTION)
+        if name not in _ATTENTION and (likely or begins):
+            raise pytest.UsageError(
+                f"{where}: attn: unknown {quoted(name)}{likely}; use one of {', '.join(_ATTENTION)}, a kernel's "
+                "repository as org/name, or a name that a module of --llm-import registers"
+            )
         return [Value({"attn": name})]
 
 

@@ -11,6 +11,8 @@ from pytest_llmload.worker.model.tensors import local_part
 
 #: Operators of aten, by their names without overloads; a Linear and an einsum come apart into these.
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_grouped_mm", "_scaled_mm", "linear"})
+#: Those whose first operand is added to the product.
+_ADDING = frozenset({"addmm", "baddbmm", "addmv"})
 #: Operators whose result stands for a parameter: copies in a different dtype or order. Views share its storage anyway.
 _COPIES = frozenset({"_to_copy", "clone", "index", "index_select", "cat", "stack", "mul", "_unsafe_view", "contiguous"})
 
@@ -32,14 +34,18 @@ class Consumed(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        names = {name for tensor in _tensors(args) if (name := self._name(tensor))}
-        if names:
-            self.touched |= names
+        found = {name: tensor for tensor in _tensors(args) if (name := self._name(tensor))}
+        if found:
+            self.touched |= found.keys()
             operator = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else ""
             if operator in _PRODUCTS:
-                self.products |= names
-            elif operator in _COPIES and isinstance(result, torch.Tensor) and len(names) == 1:
-                self._copies.setdefault(_place(result), (next(iter(names)), result))
+                factors = args[1:] if operator in _ADDING else args
+                self.products |= {name for tensor in _tensors(factors) if (name := self._name(tensor))}
+            elif operator in _COPIES and isinstance(result, torch.Tensor) and len(found) == 1:
+                ((name, tensor),) = found.items()
+                # An activation that a parameter scales is larger, and no copy of it.
+                if operator != "mul" or result.numel() == tensor.numel():
+                    self._copies.setdefault(_place(result), (name, result))
         return result
 
     def _name(self, tensor: Any) -> str:
