@@ -6,9 +6,11 @@ Before pytest starts, it forks the processes that become the run's warm servers 
 user's project imports is in there. A run or a server whose environment decides how Python, torch or transformers start
 is started as usual.
 
-What pytest and the plugin import is imported too, but for other plugins and for the modules with tests, which pytest
-rewrites while it imports them. The template writes the bytecode of the package where it is not there; runs write none:
-a test that writes a module twice within a second, in the same length, would else get the first again.
+What pytest, the plugin and other installed plugins import is imported too: the others as pytest does it, which rewrites
+their assertions. The template writes the bytecode of the package where it is not there; runs write none: a test that
+writes a module twice within a second, in the same length, would else get the first again.
+
+The template's memory is moved to huge pages where the kernel is able to: a fork copies one entry for each page.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import atexit
 import compileall
 import contextlib
+import ctypes
 import importlib
 import io
 import json
@@ -34,7 +37,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from _pytest.config import default_plugins
+from _pytest.assertion import install_importhook
+from _pytest.config import default_plugins, get_config
 
 import pytest_llmload
 from pytest_llmload.core.libraries import is_installed
@@ -54,6 +58,8 @@ _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
 _SERVERS = 3
 _WORKERS = 4
 _MESSAGE = 1 << 20
+_HUGE_PAGE = 1 << 21
+_MADV_COLLAPSE = 25
 #: The parts of the package that pytest imports.
 _IN_PYTEST = ("core", "system", "baselines", "reports", "quantisation", "strategies", "probes", "host", "integrations")
 #: What plugins of pytest import, as far as it is installed.
@@ -229,7 +235,6 @@ def _work(run: socket.socket) -> None:
     os.chdir(request["cwd"])
     _start_from(servers, [], request["environment"])
     _enter(request["environment"])
-    _forget_plugins()
     sys.argv = ["-c"]
     sys.path[0] = ""
     exec(_WORKER, {"__name__": "__main__"})
@@ -247,7 +252,6 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
     servers, workers = _stems(_serve, _SERVERS), _stems(_work, _WORKERS if in_workers else 0)
     _start_from(servers, workers, request["environment"])
     _enter(request["environment"])
-    _forget_plugins()
     sys.argv = ["pytest", *request["arguments"]]
     sys.path[0] = request["cwd"]
     runpy.run_module("pytest", run_name="__main__", alter_sys=True)
@@ -261,14 +265,6 @@ def _enter(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
-def _forget_plugins() -> None:
-    """Let pytest import other plugins itself: it rewrites them, and warns of a package that was imported before."""
-    plugins = {entry.value.partition(".")[0] for entry in entry_points(group="pytest11")} - {"pytest_llmload"}
-    for name in [name for name in sys.modules if name.partition(".")[0] in plugins]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
 
 
 def _start_from(servers: list[_Stem], workers: list[_Stem], environment: dict[str, str]) -> None:
@@ -328,18 +324,42 @@ def _import_pytest() -> None:
     pytest_llmload.__doc__ = f"{pytest_llmload.__doc__} PYTEST_DONT_REWRITE"
 
 
+def _import_plugins() -> None:
+    """Import other packages' plugins as pytest does: it would warn of a package that was not rewritten."""
+    plugins = [entry for entry in entry_points(group="pytest11") if entry.module.split(".")[0] != "pytest_llmload"]
+    hook = install_importhook(get_config())
+    hook.mark_rewrite(*{entry.module.split(".")[0] for entry in plugins})
+    for entry in plugins:
+        entry.load()
+    sys.meta_path.remove(hook)
+
+
+def _use_huge_pages() -> None:
+    """Move this process's memory to huge pages; a kernel that is not able to (before Linux 6.1) leaves it."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, _, _, inode, *_ = line.split()
+        if access == "rw-p" and inode == "0":
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            for page in range(-(-begin // _HUGE_PAGE) * _HUGE_PAGE, end - _HUGE_PAGE + 1, _HUGE_PAGE):
+                madvise(page, _HUGE_PAGE, _MADV_COLLAPSE)
+
+
 def _main(fd: int) -> None:
     tests = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 
+    sys.dont_write_bytecode = False
+    _import_plugins()
     for name in (*BASE, *architecture("llama")):
         importlib.import_module(name)
-    sys.dont_write_bytecode = False
     compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
     _import_pytest()
     sys.dont_write_bytecode = True
     freeze()
+    _use_huge_pages()
     while True:
         said, files, *_ = socket.recv_fds(tests, _MESSAGE, 2)
         if not said:
