@@ -31,6 +31,12 @@ def warm_template() -> Iterator[Template]:
 
 
 @pytest.fixture
+def forked_python(warm_template: Template, tmp_path: Path) -> Path:
+    """Return a ``python`` for scripts, whose runs of pytest are forked as those of ``project`` are."""
+    return warm_template.write_python(tmp_path / "forked_python")
+
+
+@pytest.fixture
 def project(
     pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch, warm_template: Template
 ) -> Callable[..., pytest.RunResult]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +30,9 @@ def test_the_readmes_example_records_and_gates(
     project(*small, fast=False).assert_outcomes(passed=5)
 
 
-def test_the_demo_catches_its_planted_fault() -> None:
+def test_the_demo_catches_its_planted_fault(forked_python: Path) -> None:
     demo = ROOT / "examples" / "demo" / "demo.sh"
-    done = subprocess.run(["bash", str(demo), sys.executable], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", str(demo), str(forked_python)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "double quant was requested, but the statistics are plain float32" in done.stdout
     assert "Caught." in done.stdout

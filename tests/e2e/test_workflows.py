@@ -73,7 +73,7 @@ def test_a_fork_gets_no_machine_no_secret_and_no_right_to_write(path: Path) -> N
 class Runner:
     """A machine that runs the ``run`` steps of a job with bash, as a runner does; actions are stood in for."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, cache: Path, python: Path) -> None:
         self.folder = folder
         self.artifacts = folder.parent / "artifacts"
         self.summary = folder.parent / "summary.md"
@@ -87,7 +87,7 @@ class Runner:
         self._tool(tools / "llmload", f'exec {sys.executable} -m pytest_llmload.cli "$@"')
         # Everything is installed: what a job would install is only noted.
         noted = f'if [ "$1 $2 $3" = "-m pip install" ]; then echo "$*" >> {self.calls}; exit 0; fi'
-        self._tool(tools / "python", f'{noted}; exec {sys.executable} "$@"')
+        self._tool(tools / "python", f'{noted}; exec {python} "$@"')
         self.environment = {
             **os.environ,
             "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -139,11 +139,11 @@ class Runner:
 
 
 @pytest.fixture
-def runner(tmp_path: Path, checkpoint_cache: Path) -> Runner:
+def runner(tmp_path: Path, checkpoint_cache: Path, forked_python: Path) -> Runner:
     """A checkout with tests of loads and without baselines, and where it is pushed to."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    made = Runner(folder, checkpoint_cache)
+    made = Runner(folder, checkpoint_cache, forked_python)
     (folder / "test_loads.py").write_text(TESTS)
     (folder / "serving.py").write_text(SERVING.format(dtype="bfloat16"))
     (folder / "requirements.txt").write_text("")

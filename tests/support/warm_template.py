@@ -81,10 +81,14 @@ class Template:
 
     def __init__(self) -> None:
         self.environment = dict(os.environ)
+        self._address = f"llmload-test-{os.getpid()}"
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as calls:
+            calls.bind(f"\0{self._address}")
+            calls.listen()
+            files = [theirs.fileno(), calls.fileno()]
+            command = [sys.executable, __file__, *map(str, files)]
+            self._process = subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL)
 
     def starts_alike(self, environment: dict[str, str]) -> bool:
         """Return whether a run with this environment may be forked from the template."""
@@ -95,6 +99,13 @@ class Template:
         request = json.dumps({"arguments": arguments, "cwd": str(cwd), "environment": environment}).encode()
         socket.send_fds(self._socket, [request], output)
         return Run(self._socket, _answer(self._socket, "pid"))
+
+    def write_python(self, path: Path) -> Path:
+        """Write a ``python`` for a script, which forks runs of pytest from the template; return its path."""
+        program = Path(__file__).with_name("forked_python.py")
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {self._address} "$@"\n')
+        path.chmod(0o755)
+        return path
 
     def close(self) -> None:
         """End the template."""
@@ -346,9 +357,10 @@ def _use_huge_pages() -> None:
                 madvise(page, _HUGE_PAGE, _MADV_COLLAPSE)
 
 
-def _main(fd: int) -> None:
-    tests = socket.socket(fileno=fd)
-    os.set_inheritable(fd, False)
+def _main(*sockets: int) -> None:
+    tests, calls = (socket.socket(fileno=fd) for fd in sockets)
+    for fd in sockets:
+        os.set_inheritable(fd, False)
     from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 
     sys.dont_write_bytecode = False
@@ -361,22 +373,33 @@ def _main(fd: int) -> None:
     freeze()
     _use_huge_pages()
     while True:
-        said, files, *_ = socket.recv_fds(tests, _MESSAGE, 2)
+        asking = tests if tests in select.select([tests, calls], [], [])[0] else calls.accept()[0]
+        said, files, *_ = socket.recv_fds(asking, _MESSAGE, 2)
         if not said:
             return
-        stdout, stderr = files
-        template = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            tests.close()
-            die_with_parent(template, signal.SIGKILL)
-            _as_main(partial(_run, json.loads(said), stdout, stderr))
-        os.close(stdout)
-        os.close(stderr)
-        tests.send(json.dumps({"pid": pid}).encode())
-        _, status = os.waitpid(pid, 0)
-        tests.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
+        request = json.loads(said)
+        # A script's run that would not start alike is not answered: the script starts it.
+        if asking is tests or _start_alike(request["environment"], os.environ):
+            _fork(request, files, asking, [tests, calls])
+        for fd in files:
+            os.close(fd)
+        if asking is not tests:
+            asking.close()
+
+
+def _fork(request: dict[str, Any], files: list[int], asking: socket.socket, own: list[socket.socket]) -> None:
+    """Fork the run that is asked for, and say how it ended."""
+    template = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        for opened in {asking, *own}:
+            opened.close()
+        die_with_parent(template, signal.SIGKILL)
+        _as_main(partial(_run, request, *files))
+    asking.send(json.dumps({"pid": pid}).encode())
+    _, status = os.waitpid(pid, 0)
+    asking.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main(*map(int, sys.argv[1:]))
