@@ -20,9 +20,10 @@ from pytest_llmload.process.load_imports import fill_caches
 def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
     """Import the modules that are installed.
 
-    ``cuda`` has torch's answers about GPUs meanwhile: ``count`` and ``capability``; None leaves torch unchanged.
+    ``cuda`` has torch's answers about GPUs meanwhile: ``count`` and ``capability``; None leaves torch unchanged, which
+    need not be installed.
     """
-    with answering(cuda) if cuda is not None else contextlib.nullcontext():
+    with answering(cuda) if cuda is not None and is_installed("torch") else contextlib.nullcontext():
         for name in modules:
             if name not in sys.modules and not is_installed(name):
                 continue

@@ -226,19 +226,19 @@ class Session:
 
     def do_generate(self, message: Message) -> Message:
         """Continue a prompt with the loaded model; answer with tokens and text."""
-        from pytest_llmload.worker.model.generation import generate
-
         if self.runner is not None:
             return self._asked(message)
+        from pytest_llmload.worker.model.generation import generate
+
         self._enter("generate")
         return {"kind": "value", **generate(self.loaded, message["text"], message["max_new_tokens"])}
 
     def do_run(self, message: Message) -> Message:
         """Call a test's function with the model and the tokenizer; answer with what it returned and printed."""
-        from pytest_llmload.process import calls, run_output
-
         if self.runner is not None:
             return self._asked(message)
+        from pytest_llmload.process import calls, run_output
+
         self._enter("run")
         # The tokenizer is loaded at its first use, which is now at the latest.
         words = _words(self.loaded)

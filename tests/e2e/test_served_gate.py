@@ -121,8 +121,10 @@ def test_a_running_endpoint_is_gated_by_its_cache(
 ) -> None:
     pytester.makepyfile("def test_memory(llm, memory_baseline): memory_baseline.check(llm)")
     options: tuple[str, ...] = ("--llm-model=prod=org/model", "--llm-workload=1x16+4")
-    with serving("tgi") as (url, _):
+    with serving("tgi") as (url, seen):
         project(*options, f"--llm-endpoint={url}", "--llm-update-baselines", fast=False).assert_outcomes(passed=1)
+        # Two that check, five rounds of one and two of eight; to be told its capacity again takes none.
+        assert len(seen) <= 2 + 5 + 2 * 8
         baseline = recorded(pytester)
         assert baseline["path"] == "baselines/prod/endpoint/served.json"
         assert baseline["memory"] == {"kv_cache.tokens": 1000}
@@ -140,6 +142,39 @@ def test_a_running_endpoint_is_gated_by_its_cache(
     # The test's, and that of a run that measured nothing.
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*the endpoint cannot be reached: Connection refused (--llm-endpoint)*"])
+
+
+#: What hides packages from a process and from all that it starts.
+HIDING = """
+    import sys
+    class Hiding:
+        def __init__(self, finder):
+            self.finder = finder
+        def __getattr__(self, name):
+            return getattr(self.finder, name)
+        def find_spec(self, name, *more):
+            hidden = ("torch", "transformers", "tokenizers", "safetensors", "accelerate")
+            return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, *more)
+    sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
+
+
+def test_an_endpoint_is_gated_without_torch(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    """The suite loads nothing else, so that the client needs nothing else."""
+    pytester.makepyfile(sitecustomize=HIDING)
+    with serving("vllm") as (url, _):
+        options = ("--llm-model=org/model", "--llm-workload=1x16+4", f"--llm-endpoint={url}", "--llm-update-baselines")
+        result = project("--pyargs", "pytest_llmload.suite", *options, fast=False, cold=True)
+    result.assert_outcomes(passed=2)
+    assert recorded(pytester)["memory"] == {"kv_cache.tokens": 661 * 16}
+    result.stdout.fnmatch_lines(
+        [
+            "*not loaded by the suite: single, fp32, * more, with --llm-endpoint only if --llm-strategy names it",
+            "*no tokenizer of the model is on this machine, so prompts are words (*No module named 'transformers')",
+        ]
+    )
 
 
 def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path) -> None:

@@ -84,7 +84,10 @@ def test_the_suite_serves_only_where_it_is_asked_to(project: Callable[..., pytes
     assert "served" not in project(*suite).stdout.str()
     with_endpoint = project(*suite, "--llm-endpoint", URL).stdout.str()
     assert "test_memory[tiny-llama-served]" in with_endpoint
-    assert "test_memory[tiny-llama-nf4]" in with_endpoint
+    assert "2 tests collected" in with_endpoint
+    named = project(*suite, "--llm-endpoint", URL, "--llm-strategy=served", "--llm-strategy=nf4").stdout.str()
+    assert "test_memory[tiny-llama-served]" in named
+    assert "test_memory[tiny-llama-nf4]" in named
     assert "test_memory[tiny-llama-served]" in project(*suite, "--llm-strategy=served").stdout.str()
 
 

@@ -68,10 +68,11 @@ class Real:
 
 
 @contextlib.contextmanager
-def client(server: Real, servers: Servers, folder: Path, **fields: Any) -> Iterator[ServedModel]:
-    """The client of a running server, in this process."""
-    model_id = fields.pop("model_id", server.model)
-    job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id}={server.url}/v1")
+def client(
+    server: Real, servers: Servers, folder: Path, *, model_id: str = "", path: str = "/v1", **fields: Any
+) -> Iterator[ServedModel]:
+    """The client of a running server, in this process; ``path`` ends the address that it is given."""
+    job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id or server.model}={server.url}{path}")
     with served_models.client(job, folder) as served:
         yield served
 
@@ -158,7 +159,9 @@ class Servers:
             return ["env", *ENVIRONMENT, self.python("llama-cpp"), "-m", *own]
         if name == "vllm":
             own = ["vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "tiny-llama"]
+            # All that a chat answers is reasoning to this parser, until an end of it that no model of ours writes.
             own += ["--host", HOST, "--port", port, "--max-model-len", str(context), "--enforce-eager"]
+            own += ["--reasoning-parser", "glm45"]
             own += [*(["--api-key", key] if key else []), *arguments]
             return ["env", *ENVIRONMENT, self.python(name), "-m", *own]
         device = ["--host", HOST, "--port", port, "--device", "cpu", *arguments]

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.results import LOADED, NOT_APPLIED
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.process.serving.finding import KEY
-from pytest_llmload.process.serving.http import Endpoint
+from pytest_llmload.process.serving.http import Endpoint, Reply
 from pytest_llmload.system.process_tree import tree
 
 Running = Callable[[str], Real]
@@ -97,6 +96,22 @@ def test_a_wrong_id_is_said(server: Real, servers: Servers, tmp_path: Path) -> N
     assert problem.check == "model"
     assert "'acme/none'" in problem.message
     assert "--llm-endpoint=ID=URL" in problem.hint
+
+
+def test_reasoning_is_text_and_the_address_chooses_chat(running: Running, servers: Servers, tmp_path: Path) -> None:
+    server = running("vllm")
+    question = [{"role": "user", "content": "the of and"}]
+    ask = {"model": server.model, "messages": question, "max_tokens": 8, "stream": True, "ignore_eos": True}
+    events = [str(event) for event in Endpoint(server.url).events("/v1/chat/completions", ask)]
+    assert any(re.search(r'"reasoning": ?"[^"]', event) for event in events)
+    assert not any(re.search(r'"content": ?"[^"]', event) for event in events)
+    with client(server, servers, tmp_path, path="/v1/chat/completions") as served:
+        result = served.load()
+    assert (result.outcome, result.problems) == (LOADED, [])
+    assert {"ttft", "per_token", "served.total.x8"} <= set(result.metrics)
+    assert len(result.samples["ttft"]) == 5 or "pieces of text came in" in said(result)
+    # It was asked for; a chat that is only what is left would be noted.
+    assert "chat template" not in said(result)
 
 
 #: The statuses of requests without a key and with a wrong one.
@@ -237,17 +252,25 @@ def test_a_server_that_serves_one_after_another_is_measured_by_eight_at_once(ser
 def test_a_proxy_without_its_server_is_said_at_once(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiteLLM's /health would hang."""
+    """LiteLLM's /health asks every server behind it, and hangs: it is not asked, and nothing waits for a time-out."""
     server = servers.start("litellm")
     monkeypatch.setenv(KEY, server.key)
     server.behind[0].stop()
-    begin = time.monotonic()
+    got: list[str] = []
+    get = Endpoint.get
+
+    def getting(self: Endpoint, path: str, *more: Any) -> Reply:
+        got.append(path)
+        return get(self, path, *more)
+
+    monkeypatch.setattr(Endpoint, "get", getting)
     try:
         with client(server, servers, tmp_path) as served:
             result = served.load()
     finally:
         server.process.stop()
-    assert time.monotonic() - begin < 30
+    assert "/health/readiness" in got
+    assert "/health" not in got
     assert result.outcome == NOT_APPLIED
     assert "POST /v1/completions answered 5" in result.problems[0].message
     assert "Connection error" in result.problems[0].message
@@ -333,3 +356,21 @@ def test_recorded_and_green_five_times(
         baseline = json.loads(file.read_text())
         assert set(baseline["memory"]) == {"kv_cache.tokens"}
         assert "127.0.0.1" not in file.read_text()
+
+
+def test_recording_and_gating_take_one_client_and_few_requests(
+    running: Running, servers: Servers, pytester: pytest.Pytester, project: Any
+) -> None:
+    """As the documentation has it, with the default settings; by what the server itself counts."""
+    server = running("vllm")
+
+    def served() -> float:
+        text = Endpoint(server.url).get("/metrics").body
+        return sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE)))
+
+    suite = ("--pyargs", "pytest_llmload.suite", f"--llm-model=tiny-llama={servers.checkpoint}")
+    for mode in ("--llm-update-baselines", "--llm-strict"):
+        before = served()
+        project(*suite, f"--llm-endpoint={server.url}", mode, fast=False).assert_outcomes(passed=2)
+        # Two that check, five rounds of one, two of eight, and what the suite generates.
+        assert 3 < served() - before <= 2 + 5 + 2 * 8 + 1

@@ -34,6 +34,7 @@ from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint, Event
 from pytest_llmload.process.serving.prompts import Prompts
+from pytest_llmload.process.serving.request_rounds import Round, RoundTimes
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.llama_server import LlamaServer
 from pytest_llmload.process.serving.servers.vllm import Vllm
@@ -344,6 +345,25 @@ def test_answers_in_lumps_are_in_no_figure() -> None:
     lump.starved = 0.6
     assert "since this client waited 0.6 of 1 s for a processor" in lump.lumps
     assert Answer(0.0, stamps=[1.0, 2.0, 3.0], pieces=["w"] * 3).lumps == ""
+
+
+def test_each_reason_to_leave_answers_out_is_said_once() -> None:
+    """With how many answers it is about, and the numbers of the first."""
+    endpoint = Endpoint("http://127.0.0.1:9")
+    times = RoundTimes(Vllm(endpoint, SelfDescription(endpoint)), Prompts(16, None, salted=False), 8)
+    for pieces, starved, tokens in ((8, 0.0, 8), (7, 0.6, 8), (6, 0.7, 8), (3, 0.0, 3), (5, 0.0, 5)):
+        answer = Answer(0.0, [1.0] * pieces, ["w"] * pieces, ended=1.0, tokens=tokens, starved=starved)
+        times.add(Round([answer]))
+    result = LoadResult(spec={}, outcome=LOADED)
+    times.fill(result)
+    (note,) = result.notes
+    assert note == (
+        "not in ttft and per_token: 2 answers stopped after 3 to 5 of 8 tokens: prompt and new tokens must fit into "
+        "--max-model-len; 1 answer in lumps: 8 pieces of text came in 1 read: the server, or a proxy in front of it, "
+        "buffers them (nginx: set proxy_buffering off); 2 answers in lumps: for example, 7 pieces of text came in 1 "
+        "read, since this client waited 0.6 of 1 s for a processor"
+    )
+    assert note.endswith(result.unavailable["ttft"])
 
 
 def test_what_an_endpoint_speaks_is_said(tmp_path: Path) -> None:

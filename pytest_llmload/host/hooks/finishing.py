@@ -13,6 +13,7 @@ from pytest_llmload.host.run.stale import stale_baselines
 from pytest_llmload.host.run.stash import state_of
 from pytest_llmload.reports import formats, terminal
 from pytest_llmload.reports.document import document
+from pytest_llmload.reports.layout import joined
 
 if TYPE_CHECKING:
     from pytest_llmload.host.run.log import RunLog
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The suffix of the reports that programs read: they are written again after every test.
 _FOR_PROGRAMS = ".json"
+#: The most names in a note.
+_NAMES = 8
 #: A report for people is written again once so many times the seconds have passed that writing it took.
 _REST = 20
 
@@ -135,7 +138,7 @@ def _notes(state: State) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name, reason in state.log.left_out.items():
         alike.setdefault(reason, []).append(name)
-    notes = [f"not loaded by the suite: {', '.join(names)}, {reason}" for reason, names in alike.items()]
+    notes = [f"not loaded by the suite: {joined(names, _NAMES)}, {reason}" for reason, names in alike.items()]
     cold_reason = state.broker.cold_reason or state.log.cold_reason
     if cold_reason is not None:
         notes.append(f"loads started without the warm server: {cold_reason}")

@@ -26,6 +26,8 @@ class SuiteLoads(NamedTuple):
 def suite_loads(state: State) -> SuiteLoads:
     """Return the strategies that fit this device without further input, or those of ``--llm-strategy``.
 
+    With ``--llm-endpoint``, only its strategy fits: the model need not fit on this machine, or be there.
+
     Raises UsageError for an unknown name, and for a strategy that needs an option that is not given.
     """
     names, strategies = state.settings.strategies, state.strategies
@@ -52,6 +54,9 @@ def suite_loads(state: State) -> SuiteLoads:
 
 
 def _why_not(declaration: type[Strategy], state: State) -> str:
+    if state.settings.endpoint is not None:
+        endpoint, strategy = (options.flag(state.config, name) for name in ("endpoint", "strategy"))
+        return f"with {endpoint} only if {strategy} names it"
     try:
         return declaration.why_not_by_default(state.device)
     except MachineError as error:

@@ -152,10 +152,11 @@ class Load:
     def repeats(self, count: int) -> list[LoadResult]:
         """Return ``count`` results of the same load, measured again in fresh processes, alone on the device.
 
-        Each of them is measured once per run.
+        Each of them is measured once per run. A running endpoint is only asked again what it reports about itself.
         """
+        scope = LOADING if self._launcher.runs_already(self.spec) else self._scope
         while len(self._repeats) < count:
-            self._repeats.append(self._measured_again(self._scope))
+            self._repeats.append(self._measured_again(scope))
         return self._repeats[:count]
 
     def timed(self, processes: int, loads: int, until: float) -> list[LoadResult]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pytest_llmload.core.libraries import LIBRARY, PLACEMENT
+from pytest_llmload.core.libraries import LIBRARY, PLACEMENT, is_installed
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.loads.strategies import Strategies
 
-#: The modules that every load needs: libraries first, then those that serve and measure a load there.
+#: The modules that every load of a model needs: libraries first, then those that serve and measure a load there.
 BASE = (
     *LIBRARY,
     *PLACEMENT,
@@ -19,6 +19,11 @@ BASE = (
     "pytest_llmload.process.measurement",
     "pytest_llmload.process.measuring_modules",
 )
+
+
+def base() -> tuple[str, ...]:
+    """Return the modules that every load needs: none without torch, where only a running endpoint can be measured."""
+    return BASE if is_installed("torch") else ()
 
 
 def own_modules(specs: Iterable[LoadSpec], model_types: Iterable[str], strategies: Strategies) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.host.loads.inline import InlineProcess
-from pytest_llmload.host.loads.preloaded_modules import BASE
+from pytest_llmload.host.loads.preloaded_modules import base
 from pytest_llmload.host.loads.processes import LoadProcess, fork, start_cold
 from pytest_llmload.host.loads.warm_server import WarmServer, variables
 from pytest_llmload.system.scratch import LOGS, Scratch
@@ -120,7 +120,7 @@ class ProcessFactory:
             return
         self._server_env = self._variables(None)
         self._server, self._is_warm = WarmServer(self._log("server"), self._server_env), False
-        self._server.warm_up(BASE, self._gpu_answers())
+        self._server.warm_up(base(), self._gpu_answers())
 
     def _log(self, name: str) -> Path:
         if self._folder is None:

@@ -49,8 +49,9 @@ OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     }),
     "endpoint": ("string", "", {
         "metavar": "[MODEL_ID=]URL",
-        "help": "A running server, for strategy 'served' and for tests that name no strategy; MODEL_ID is the id that "
-                "it serves the model under, where that is not the model's name",
+        "help": "A running server, for strategy 'served' and for tests that name no strategy; the ready-made suite "
+                "then loads nothing else. MODEL_ID is the id that it serves the model under, where that is not the "
+                "model's name",
     }),
     "import": ("linelist", [], {
         "action": "append", "metavar": "MODULE", "help": "Module imported in each load's process. Repeatable.",

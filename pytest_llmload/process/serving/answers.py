@@ -71,12 +71,17 @@ class Answer:
         return len(set(self.stamps))
 
     @property
+    def is_starved(self) -> bool:
+        """Return true if the client waited for a processor for so long that its times are those of the waits."""
+        return self.starved > _STARVED * self.seconds
+
+    @property
     def lumps(self) -> str:
         """Return why the times of its pieces are not those of its tokens; empty if they are."""
         if len(self.pieces) < 2 or self.reads >= max(2.0, _LUMPED * len(self.pieces)):
             return ""
         came = f"{len(self.pieces)} pieces of text came in {self.reads} read{'s' * (self.reads != 1)}"
-        if self.starved > _STARVED * self.seconds:
+        if self.is_starved:
             return f"{came}, since this client waited {self.starved:.2g} of {self.seconds:.2g} s for a processor"
         return f"{came}: the server, or a proxy in front of it, buffers them (nginx: set proxy_buffering off)"
 

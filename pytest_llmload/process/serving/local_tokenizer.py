@@ -9,12 +9,12 @@ from pytest_llmload.core.job import Job
 
 def load_tokenizer(job: Job) -> tuple[Any, str]:
     """Return the tokenizer, or None and, unless the model is random, why there is none: prompts are then words."""
-    from transformers import AutoTokenizer
-
     source = job.checkpoint.path or job.spec.model.partition("@")[0]
     if job.spec.model.startswith("random:") and not job.checkpoint.path:
         return None, ""
     try:
+        from transformers import AutoTokenizer
+
         found = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=job.trust_remote_code)
     except Exception as error:  # noqa: BLE001 - without a tokenizer, prompts are words, and a note says so
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"

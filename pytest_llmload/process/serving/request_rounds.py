@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -51,16 +51,17 @@ class RoundTimes:
     ttft: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
-    #: Why answers are left out -> how many.
-    left_out: Counter[str] = field(default_factory=Counter)
-    #: The same for answers with a time to the first token, but without a time per token.
+    #: What is left out: answers that were cut off, the tokens of those that stopped early, and those in lumps.
+    cut_off: list[CutOff] = field(default_factory=list)
+    short: list[int] = field(default_factory=list)
+    lumped: list[Answer] = field(default_factory=list)
+    #: Why answers with a time to the first token have no time per token -> how many.
     without_pace: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def add(self, part: Round) -> None:
         """Add the times of a round."""
-        for error in part.cut_off:
-            self.left_out[f"cut off: {self.kind.cut_off} ({error})"] += 1
+        self.cut_off += part.cut_off
         if part.cut_off:
             # The other answers were not generated at the requested concurrency.
             return
@@ -72,12 +73,12 @@ class RoundTimes:
         """Add the times of an answer; return true if it has all of its tokens."""
         counted = count(self.kind, self.prompts, answer, self.new_tokens)
         if counted is not None and counted.tokens < self.new_tokens:
-            self.left_out[f"stopped after {counted.tokens} of {self.new_tokens} tokens: {self.kind.stops_early}"] += 1
+            self.short.append(counted.tokens)
             return False
         if counted is not None and counted.by:
             self.notes.append(f"the stream does not count its tokens; they are counted {counted.by}")
         if answer.lumps:
-            self.left_out[answer.lumps] += 1
+            self.lumped.append(answer)
             return True
         if answer.stamps:
             self.ttft.append(answer.stamps[0] - answer.sent)
@@ -91,7 +92,7 @@ class RoundTimes:
     def fill(self, result: LoadResult, suffix: str = "") -> None:
         """Write the times, or why there are none, and how many answers are left out."""
         prefix = "served." if suffix else ""
-        why = "; ".join(f"{_answers(number)} {text}" for text, number in self.left_out.items())
+        why = "; ".join(self._left_out())
         _write(result, f"{prefix}ttft{suffix}", self.ttft, why or "no answer had any text")
         pace = "; ".join(filter(None, [*self.without_pace, why]))
         _write(result, f"{prefix}per_token{suffix}", self.per_token, pace or "no answer had any text")
@@ -100,6 +101,19 @@ class RoundTimes:
         if why:
             result.notes.append(f"not in {prefix}ttft{suffix} and {prefix}per_token{suffix}: {why}")
         result.notes += dict.fromkeys(self.notes)
+
+    def _left_out(self) -> Iterator[str]:
+        """Yield a text for each reason to leave answers out: how many there are, and the numbers of one of them."""
+        if self.cut_off:
+            yield f"{_answers(len(self.cut_off))} cut off: {self.kind.cut_off} ({self.cut_off[0]})"
+        if self.short:
+            fewest, most = min(self.short), max(self.short)
+            tokens = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+            stopped = f"{_answers(len(self.short))} stopped after {tokens} of {self.new_tokens} tokens"
+            yield f"{stopped}: {self.kind.stops_early}"
+        for alike in ([each for each in self.lumped if each.is_starved is starved] for starved in (False, True)):
+            if alike:
+                yield f"{_answers(len(alike))} in lumps: {'for example, ' * (len(alike) > 1)}{alike[0].lumps}"
 
 
 def _answers(number: int) -> str:
