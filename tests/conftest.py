@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_template import Template
+from warm_template import SERVERS, Template
 
 #: Small enough for two cores, and a workload of its own where figures are compared.
 MODEL = "--llm-model=random:tiny-llama"
@@ -49,16 +50,21 @@ def project(
     monkeypatch.setenv("COLUMNS", "200")
     start = pytester.popen
 
-    def popen(command: Any, **keywords: Any) -> Any:
+    def popen(command: Any, servers: int, **keywords: Any) -> Any:
         environment = dict(os.environ)
         if not warm_template.starts_alike(environment):
             return start(command, **keywords)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")]))
         output = (keywords["stdout"].fileno(), keywords["stderr"].fileno())
-        return warm_template.popen(command[3:], cwd=Path.cwd(), environment=environment, output=output)
+        return warm_template.popen(command[3:], cwd=Path.cwd(), environment=environment, output=output, servers=servers)
 
     def run(
-        *arguments: str, fast: bool = True, cached: bool = True, randomly: bool = False, cold: bool = False
+        *arguments: str,
+        fast: bool = True,
+        cached: bool = True,
+        randomly: bool = False,
+        cold: bool = False,
+        servers: int = SERVERS,
     ) -> pytest.RunResult:
         options = [*(FAST if fast else ()), *arguments]
         if cached:
@@ -67,7 +73,7 @@ def project(
         options += [] if randomly else ["-p", "no:randomly"]
         with pytest.MonkeyPatch.context() as patch:
             if not cold:
-                patch.setattr(pytester, "popen", popen)
+                patch.setattr(pytester, "popen", partial(popen, servers=servers))
             return pytester.run(sys.executable, "-m", "pytest", *options, timeout=240)
 
     return run

@@ -12,8 +12,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from family import wait_for
+from family import start, wait_for
 from faults import ELSEWHERE, FAULTS, Elsewhere, sources, table, table_of_elsewhere
+from warm_template import Template
 
 from pytest_llmload.system.scratch import LOAD, Scratch, remove_abandoned
 
@@ -83,7 +84,7 @@ def test_no_figure_and_no_deadline_is_taken_from_the_wall_clock() -> None:
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_a_run_that_is_terminated_leaves_what_was_measured(
-    pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+    pytester: pytest.Pytester, checkpoint_cache: Path, warm_template: Template, workers: list[str]
 ) -> None:
     """As a cancelled job of a CI service is."""
     pytester.makepyfile(
@@ -108,13 +109,9 @@ def test_a_run_that_is_terminated_leaves_what_was_measured(
         """,
     )
     os.mkfifo(pytester.path / "started")
-    command = [
-        sys.executable, "-m", "pytest", "--llm-model=random:tiny-llama", "--llm-device=cpu", "-p", "no:randomly",
-        f"--llm-cache-dir={checkpoint_cache}", "--llm-workload=1x16+4", "--llm-report=run.json",
-        "--llm-report=run.html", "--llm-report=run.md", *workers,
-    ]  # fmt: skip
-    with (pytester.path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    reports = [f"--llm-report=run.{kind}" for kind in ("json", "html", "md")]
+    options = ["--llm-workload=1x16+4", *reports, *workers]
+    process = start(pytester.path, checkpoint_cache, *options, template=warm_template)
     try:
         wait_for(pytester.path / "started", process)
         process.send_signal(signal.SIGTERM)

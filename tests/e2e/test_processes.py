@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
+from warm_template import Template
 
 from pytest_llmload import MachineError
 from pytest_llmload.host.loads import warm_server
@@ -241,16 +242,21 @@ def test_monkeypatched_environment_reaches_the_load(
             assert llm_load(dtype="bf16", env={"OUR_SWITCH": "off"}).run(value)[0] == "off"
         """
     )
-    project().assert_outcomes(passed=1)
+    project(servers=5).assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+# Killed, it is as a user starts it: nothing that it could still do itself ends what it has started.
+@pytest.mark.parametrize(
+    ("number", "is_forked"), [(signal.SIGKILL, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
 def test_nothing_outlives_pytest(
     pytester: pytest.Pytester,
     checkpoint_cache: Path,
     number: signal.Signals,
+    is_forked: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    warm_template: Template,
 ) -> None:
     """Killed while a load hangs in a C call: server, load and what the load started are gone, and the logs in time."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -274,8 +280,9 @@ def test_nothing_outlives_pytest(
 
     def check(family: set[int]) -> None:
         assert len(family) >= 4, "server, load and the load's own children"
+        assert [Path(f"/proc/{pid}/comm").read_text() for pid in family].count("sleep\n") == 2
 
-    assert_nothing_outlives(pytester, checkpoint_cache, number, check)
+    assert_nothing_outlives(pytester, checkpoint_cache, number, check, template=warm_template if is_forked else None)
     # As the next run does.
     Scratch(LOGS).close()
     assert list(tmp_path.glob("pytest-llmload-*")) == []
@@ -439,7 +446,7 @@ def test_a_killed_server_is_replaced(pytester: pytest.Pytester, project: Callabl
         def test_next(llm): assert llm.run(server) > 0
         """
     )
-    result = project()
+    result = project(servers=4)
     result.assert_outcomes(errors=1, passed=2)
     text = result.stdout.str()
     assert "loads are forked from died (killed by SIGKILL), and the load with it in phase 'run'" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from family import assert_nothing_outlives
+from warm_template import Template
 
 from pytest_llmload.core.presets import config_of
 
@@ -307,7 +308,7 @@ def test_ranks_need_processes_of_their_own(pytester: pytest.Pytester, project: C
     assert "strategy 'tp_plan' needs processes of its own: not under inline isolation" in result.stdout.str()
 
 
-def test_no_rank_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path) -> None:
+def test_no_rank_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path, warm_template: Template) -> None:
     pytester.makepyfile(
         planted="""
         import os, threading
@@ -333,4 +334,4 @@ def test_no_rank_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Pa
     def check(family: set[int]) -> None:
         assert len(family) >= 4, "server, load and two ranks"
 
-    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check)
+    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check, template=warm_template)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from family import assert_nothing_outlives
+from warm_template import Template
 
 WORKER_TESTS = Path(__file__).parents[1] / "worker"
 sys.path.append(str(WORKER_TESTS))
@@ -177,7 +178,7 @@ def test_an_endpoint_is_gated_without_torch(
     )
 
 
-def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path) -> None:
+def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: Path, warm_template: Template) -> None:
     pytester.makepyfile(
         started("openai").replace(
             "memory_baseline.check(llm)",
@@ -189,4 +190,5 @@ def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: 
         servers = [pid for pid in family if "fake_server.py" in Path(f"/proc/{pid}/cmdline").read_text()]
         assert len(servers) == 1
 
-    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check, "--llm-workload=1x16+4")
+    options = ["--llm-workload=1x16+4"]
+    assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check, *options, template=warm_template)

@@ -30,6 +30,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -53,9 +54,10 @@ _ALIKE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 #: The call that starts a warm server, as the product writes it, and the program of xdist's workers, as execnet does.
 _SERVER = "from pytest_llmload.process.server import main"
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
-#: Processes that are forked for a run, or for one of its workers, before pytest starts. Further ones start cold. Most
-#: runs need two, for their loads and for the model's files, and a third for a load with an environment of its own.
-_SERVERS = 3
+#: Processes that are forked for a run, or for one of its workers, before pytest starts. Most runs need two, for their
+#: loads and for the model's files, and a third for a load with an environment of its own. Further ones start cold,
+#: unless the test asks for more.
+SERVERS = 3
 _WORKERS = 4
 _MESSAGE = 1 << 20
 _HUGE_PAGE = 1 << 21
@@ -94,10 +96,18 @@ class Template:
         """Return whether a run with this environment may be forked from the template."""
         return _start_alike(environment, self.environment)
 
-    def popen(self, arguments: list[str], *, cwd: Path, environment: dict[str, str], output: tuple[int, int]) -> Run:
+    def popen(
+        self,
+        arguments: list[str],
+        *,
+        cwd: Path,
+        environment: dict[str, str],
+        output: tuple[int, int],
+        servers: int = SERVERS,
+    ) -> Run:
         """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr."""
-        request = json.dumps({"arguments": arguments, "cwd": str(cwd), "environment": environment}).encode()
-        socket.send_fds(self._socket, [request], output)
+        request = {"arguments": arguments, "cwd": str(cwd), "environment": environment, "servers": servers}
+        socket.send_fds(self._socket, [json.dumps(request).encode()], output)
         return Run(self._socket, _answer(self._socket, "pid"))
 
     def write_python(self, path: Path) -> Path:
@@ -117,6 +127,7 @@ class Run:
     """A run that was forked, with the part of ``subprocess.Popen`` that pytester uses."""
 
     stdin = None
+    returncode: int | None = None
 
     def __init__(self, template: socket.socket, pid: int) -> None:
         self._template = template
@@ -124,18 +135,25 @@ class Run:
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status; raise TimeoutExpired after so many seconds."""
-        self._template.settimeout(timeout)
-        try:
-            return _answer(self._template, "status")
-        except TimeoutError:
-            raise subprocess.TimeoutExpired("pytest", timeout or 0.0) from None
-        finally:
-            self._template.settimeout(None)
+        if self.returncode is None:
+            self._template.settimeout(timeout)
+            try:
+                self.returncode = _answer(self._template, "status")
+            except TimeoutError:
+                raise subprocess.TimeoutExpired("pytest", timeout or 0.0) from None
+            finally:
+                self._template.settimeout(None)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the run a signal, unless it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill the run."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
 
 def _answer(template: socket.socket, name: str) -> int:
@@ -236,7 +254,7 @@ def _work(run: socket.socket) -> None:
     if not run.recv(1, socket.MSG_PEEK):
         return
     # Forked before the worker has its files, whose end shows the run that a worker has died.
-    servers = _stems(_serve, _SERVERS)
+    servers = _stems(_serve, SERVERS)
     said, files, *_ = socket.recv_fds(run, _MESSAGE, 2)
     run.close()
     for target, source in enumerate(files):
@@ -259,8 +277,10 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=os.isatty(target))
     os.chdir(request["cwd"])
+    # A shell's background jobs ignore it, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     in_workers = any(argument.startswith("-n") for argument in request["arguments"])
-    servers, workers = _stems(_serve, _SERVERS), _stems(_work, _WORKERS if in_workers else 0)
+    servers, workers = _stems(_serve, request.get("servers", SERVERS)), _stems(_work, _WORKERS if in_workers else 0)
     _start_from(servers, workers, request["environment"])
     _enter(request["environment"])
     sys.argv = ["pytest", *request["arguments"]]
@@ -275,6 +295,8 @@ def _stems(becomes: Callable[[socket.socket], None], count: int) -> list[_Stem]:
 def _enter(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    # Read from the environment where it is first asked for.
+    tempfile.tempdir = None
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
