@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult, Problem
+from pytest_llmload.process.missing_requirement import missing_requirement
 from pytest_llmload.process.raised import fault, innermost, is_own
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.worker.model.device import is_out_of_memory
@@ -72,12 +73,16 @@ class CheckCalls:
         self._add("same output", partial(reference.check, loaded))
 
     def attempt(self, check: str, loaded: Loaded, call: Callable[[], Any]) -> Any:
-        """Return the call's result; None if it raised, which is a problem of the load. Out of memory propagates."""
+        """Return the call's result; None if it raised, which is a problem of the load.
+
+        What is the machine's propagates: out of memory, and a kernel of transformers whose package is not installed,
+        which FP8 asks for in the first forward.
+        """
         try:
             return call()
         except Exception as error:
             # Any other exception of foreign code is the finding itself.
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or missing_requirement(error):
                 raise
             self._result.problems.append(self._does_not_run(check, loaded, error))
             return None

@@ -3,7 +3,8 @@
 The first use of a kernel in a process takes time: its code is loaded, and on some GPUs a plan is made for each length
 of the key-value cache (cuDNN's attention, 35 ms each on an H200). That is some 0.9 s for a short workload, the same for
 every model of an architecture. It is not part of any figure, so it can be done here, while the previous load is
-measured.
+measured. So can what the checks and probes need of the CPU for the first time: the config that they compare with, and
+the threads that reduce logits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 import torch
 
 from pytest_llmload.core.job import MEMORY, Job
+from pytest_llmload.probes.numbers import Fingerprint
 from pytest_llmload.worker.checkpoints.architecture import meta_model
+from pytest_llmload.worker.checks import config_fields
 from pytest_llmload.worker.model import padded_batch
 from pytest_llmload.worker.model.device import create_context
 from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
@@ -62,7 +65,11 @@ def _run(job: Job) -> None:
     loaded = Loaded(job=job, model=model)
     if check_inputs(loaded):
         return
-    first_forward(loaded)
+    loaded.logits = first_forward(loaded)
+    Fingerprint(job).forwarded(loaded)
+    loaded.logits = None
+    if job.checks:
+        config_fields.expected_config(job.checkpoint.path, job.trust_remote_code, job.spec.auto_class)
     if job.generates and can_generate(loaded):
         generate_workload(loaded)
         padded_batch.run(loaded)

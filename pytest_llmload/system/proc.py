@@ -45,15 +45,25 @@ def libraries() -> int:
     size = os.sysconf("SC_PAGESIZE")
     resident = 0
     with (_SELF / "pagemap").open("rb") as pagemap:
-        for line in (_SELF / "maps").read_bytes().splitlines():
-            # The fields of a mapping: addresses, permissions, offset, device, inode, path.
-            if b".so" not in line.rpartition(b"/")[2]:
-                continue
-            begin, end = (int(address, 16) // size for address in line.split(b" ", 1)[0].split(b"-"))
-            pagemap.seek(begin * _PAGEMAP_ENTRY)
-            entries = pagemap.read((end - begin) * _PAGEMAP_ENTRY)
+        for begin, end in _library_ranges((_SELF / "maps").read_bytes()):
+            pagemap.seek(begin // size * _PAGEMAP_ENTRY)
+            entries = pagemap.read((end - begin) // size * _PAGEMAP_ENTRY)
             resident += len(entries[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY].translate(None, _ABSENT))
     return resident * size
+
+
+def _library_ranges(maps: bytes) -> list[tuple[int, int]]:
+    """Return the addresses of mapped libraries, adjacent mappings as one: a library has four or five of them."""
+    ranges: list[tuple[int, int]] = []
+    for line in maps.splitlines():
+        # The fields of a mapping: addresses, permissions, offset, device, inode, path.
+        if b".so" not in line.rpartition(b"/")[2]:
+            continue
+        begin, end = (int(address, 16) for address in line.split(b" ", 1)[0].split(b"-"))
+        if ranges and ranges[-1][1] == begin:
+            begin = ranges.pop()[0]
+        ranges.append((begin, end))
+    return ranges
 
 
 def shared_out(pid: int) -> int:

@@ -99,3 +99,31 @@ QUANTISER = "/site-packages/transformers/quantizers/quantizer_awq.py"
 )
 def test_what_is_missing_is_told_from_what_is_broken(error: Exception, file: str, is_missing: bool) -> None:
     assert bool(missing_requirement(raised(error, file))) == is_missing
+
+
+PLANTED = """
+import transformers
+
+TEXT = "def load_kernel(*_):\\n    raise ImportError('finegrained-fp8 kernel unavailable: `kernels` is not installed')\\n"
+scope = {}
+exec(compile(TEXT, "/site-packages/transformers/integrations/finegrained_fp8.py", "exec"), scope)
+real = transformers.PreTrainedModel.from_pretrained.__func__
+
+
+def from_pretrained(cls, *args, **kwargs):
+    found = real(cls, *args, **kwargs)
+    (found[0] if isinstance(found, tuple) else found).register_forward_pre_hook(scope["load_kernel"])
+    return found
+
+
+transformers.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+"""
+
+
+def test_a_kernel_that_the_first_forward_asks_for_is_missing_too(pytester: pytest.Pytester, project: Run) -> None:
+    """As FP8's on a GPU, which no test before the forward asks for."""
+    pytester.makepyfile(planted=PLANTED, test_it="def test_loads(llm): pass")
+    result = project("--llm-import=planted", "-rs")
+    # A run that measures nothing at all is an error.
+    result.assert_outcomes(skipped=1, errors=1)
+    result.stdout.fnmatch_lines(["*lacks a package for this checkpoint: finegrained-fp8 kernel unavailable*"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
     A loader or a strategy of the user's own may change the config on purpose: what it changed is noted.
     """
-    expected = _expected(loaded)
-    if expected is None or not hasattr(loaded.config, "to_dict"):
+    job = loaded.job
+    try:
+        expected = expected_config(job.checkpoint.path, job.trust_remote_code, job.spec.auto_class)
+    except ValueError as error:
+        loaded.notes.append(f"the model's config was not compared: {error}")
+        return
+    if not hasattr(loaded.config, "to_dict"):
         return
     asked = {name for name, _ in loaded.job.spec.options}
     if loaded.adapter is not None and loaded.adapter.config.get("layer_replication"):
@@ -45,16 +51,13 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         yield Problem(CHECK, f"{fields} of the model's config differ from the checkpoint's", tuple(changed))
 
 
-def _expected(loaded: Loaded) -> Any:
-    """Return the config of a model without values: classes change it when they are constructed. None if none is."""
-    job = loaded.job
-    try:
-        return meta_model(
-            Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
-        ).config
-    except ValueError as error:
-        loaded.notes.append(f"the model's config was not compared: {error}")
-        return None
+@cache
+def expected_config(path: str, trust_remote_code: bool, auto_class: str | None) -> Any:
+    """Return the config of a model without values, made once in a process: classes change it when constructed.
+
+    Raises ValueError if the installed transformers does not know the architecture.
+    """
+    return meta_model(Path(path), trust_remote_code=trust_remote_code, auto_class=auto_class).config
 
 
 def _fields(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
