@@ -15,12 +15,19 @@ from pytest_llmload.core.libraries import is_installed
 _LOOKS = ("/transformers/quantizers/", "/transformers/integrations/", "/transformers/utils/quantization_config.py")
 #: The method of a quantiser that looks for devices too.
 _VALIDATES = "validate_environment"
+#: Where a model's class looks for the package and the device of an attention implementation, and the methods that do.
+_MODEL, _ATTENDS = "/transformers/modeling_utils.py", ("_flash_attn_import_error", "_flash_attn_2_can_dispatch")
 
 
 def missing_requirement(error: BaseException) -> str:
     """Return which requirement of transformers this machine lacks, as one sentence; empty if the error is different."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not any(place in frames[-1].filename for place in _LOOKS):
+    if not frames:
+        return ""
+    if frames[-1].filename.endswith(_MODEL) and frames[-1].name in _ATTENDS and isinstance(error, ImportError):
+        text = " ".join(str(error).split())
+        return f"the installed transformers lacks a package or a device for this attention: {text}"
+    if not any(place in frames[-1].filename for place in _LOOKS):
         return ""
     text = " ".join(str(error).split())
     if isinstance(error, ImportError):

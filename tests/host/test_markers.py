@@ -242,6 +242,17 @@ WRONG = [
     ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2) has 2 values; give each pytest.param one"),
     ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
     ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
+    ('strategy("loader", target="ourap.serving:load")', "target='ourap.serving:load': there is no module 'ourap'"),
+    ('strategy("loader", target="ourapp.servin:load")', "there is no module 'ourapp.servin'"),
+    (
+        'strategy("loader", target="ourapp.serving:lod")',
+        "serving.py has no 'lod'; did you mean ourapp.serving:load?",
+    ),
+    ('quant(config="ourapp.serving:lod")', "quant: config='ourapp.serving:lod': serving.py has no 'lod'"),
+    (
+        'auto_class("AutoModelForCausalLMM")',
+        "auto_class: the installed transformers has no 'AutoModelForCausalLMM'; did you mean 'AutoModelForCausalLM'?",
+    ),
 ]
 
 
@@ -249,6 +260,10 @@ WRONG = [
 def refused(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What one run says of all wrong markers, each in a file of its own."""
     folder = tmp_path_factory.mktemp("wrong")
+    (folder / "ourapp").mkdir()
+    (folder / "ourapp" / "serving.py").write_text(
+        "raise ImportError('it is read, not imported')\ndef load(spec): ...\n"
+    )
     for number, (marker, _) in enumerate(WRONG):
         text = f"import pytest\n@pytest.mark.{marker}\ndef test_a(llm): pass\n"
         (folder / f"test_{number}.py").write_text(text)
@@ -457,6 +472,7 @@ def test_the_runs_loader_is_for_tests_that_name_no_strategy(
 def test_the_factory_takes_what_strategy_takes(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
+    pytester.makepyfile(app="def load(spec): ...")
     pytester.makepyfile(
         """
         from pytest_llmload.host.settings.models import parse_model

@@ -69,6 +69,23 @@ def test_a_run_that_must_not_skip(pytester: pytest.Pytester, project: Run, check
     )
 
 
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_an_attention_whose_package_is_missing(pytester: pytest.Pytester, project: Run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.attn("flash_attention_2")
+        def test_flash(llm): pass
+        def test_own(llm): pass
+        """
+    )
+    result = project(*OTHER, "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        ["*lacks a package or a device for this attention: FlashAttention2 has been toggled on*"]
+    )
+
+
 def raised(error: Exception, file: str, function: str = "validate_environment") -> Exception:
     """The error as code of a file raises it."""
     text = f"def {function}(error):\n    raise error\n"
@@ -80,6 +97,7 @@ def raised(error: Exception, file: str, function: str = "validate_environment") 
 
 
 QUANTISER = "/site-packages/transformers/quantizers/quantizer_awq.py"
+MODEL = "/site-packages/transformers/modeling_utils.py"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +122,7 @@ def test_what_is_missing_is_told_from_what_is_broken(error: Exception, file: str
 PLANTED = """
 import transformers
 
-TEXT = "def load_kernel(*_):\\n    raise ImportError('finegrained-fp8 kernel unavailable: `kernels` is not installed')\\n"
+TEXT = "def load_kernel(*_):\\n    raise ImportError('finegrained-fp8 kernel unavailable: no `kernels` here')\\n"
 scope = {}
 exec(compile(TEXT, "/site-packages/transformers/integrations/finegrained_fp8.py", "exec"), scope)
 real = transformers.PreTrainedModel.from_pretrained.__func__
@@ -127,3 +145,9 @@ def test_a_kernel_that_the_first_forward_asks_for_is_missing_too(pytester: pytes
     # A run that measures nothing at all is an error.
     result.assert_outcomes(skipped=1, errors=1)
     result.stdout.fnmatch_lines(["*lacks a package for this checkpoint: finegrained-fp8 kernel unavailable*"])
+
+
+@pytest.mark.parametrize(("function", "is_missing"), [("_flash_attn_import_error", True), ("from_pretrained", False)])
+def test_only_what_looks_for_an_attention_says_that_it_is_missing(function: str, is_missing: bool) -> None:
+    error = ImportError("the package for FlashAttention3 doesn't seem to be installed")
+    assert bool(missing_requirement(raised(error, MODEL, function))) == is_missing

@@ -35,7 +35,7 @@ class StrategyMarker(LoadMarker):
         return self.choices(args, list(self.strategies), lambda name: self._fields(name, kwargs, where), where)
 
     def _fields(self, name: str, kwargs: Fields, where: str) -> Fields:
-        from pytest_llmload.core.references import is_reference
+        from pytest_llmload.core.references import absence, is_reference
         from pytest_llmload.host.markers.arguments import as_json, limits
 
         declared = self.strategies[name]
@@ -60,6 +60,8 @@ class StrategyMarker(LoadMarker):
             found.setdefault("target", self.settings.loader)
             if not isinstance(found["target"], str) or not is_reference(found["target"]):
                 raise pytest.UsageError(f"{where}: strategy({name!r}) needs target='pkg.mod:function', or --llm-loader")
+            if "target" in kwargs and (lacks := absence(found["target"])):
+                raise pytest.UsageError(f"{where}: strategy({name!r}): target={quoted(found['target'])}: {lacks}")
         if options:
             found["options"] = tuple(sorted(options.items()))
         return found
@@ -123,7 +125,7 @@ class QuantMarker(LoadMarker):
 
     def _configured(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> Fields:
         """Return the fields of ``config=``: the function that it names decides how the model is quantised."""
-        from pytest_llmload.core.references import is_reference
+        from pytest_llmload.core.references import absence, is_reference
         from pytest_llmload.core.spec import BY_CONFIG
 
         config = kwargs["config"]
@@ -135,6 +137,8 @@ class QuantMarker(LoadMarker):
             raise pytest.UsageError(
                 f"{where}: quant: config={quoted(config)} is not an import string; write 'pkg.mod:function'"
             )
+        if lacks := absence(config):
+            raise pytest.UsageError(f"{where}: quant: config={quoted(config)}: {lacks}")
         return {"quant": BY_CONFIG, "quant_config": config}
 
     def extra_keywords(self) -> tuple[str, ...]:
@@ -278,7 +282,16 @@ class AutoClassMarker(LoadMarker):
     def signature(name: str) -> None: ...
 
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
-        return [Value({"auto_class": _text(self.one(args, kwargs), f"{where}: auto_class")})]
+        from pytest_llmload.core.libraries import auto_classes
+
+        name = _text(self.one(args, kwargs), f"{where}: auto_class")
+        known = auto_classes()
+        # Any class of transformers may be named, and one that the user's code registers.
+        if name.startswith("Auto") and known and name not in known:
+            raise pytest.UsageError(
+                f"{where}: auto_class: the installed transformers has no {quoted(name)}{meant(name, known)}"
+            )
+        return [Value({"auto_class": name})]
 
 
 class WorkloadMarker(LoadMarker):
