@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 from warm_template import SERVERS, Template
 
+from pytest_llmload.system.garbage import freeze
+
 #: Small enough for two cores, and a workload of its own where figures are compared.
 MODEL = "--llm-model=random:tiny-llama"
 FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x16+4")
+
+
+@pytest.fixture(autouse=True)
+def _earlier_objects_frozen() -> None:
+    """Freeze what exists before a test, for good: each load collects garbage, which would take most of its time."""
+    freeze()
 
 
 @pytest.fixture(scope="session")

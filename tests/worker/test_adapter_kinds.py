@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,6 @@ def saved(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def attach(small: Checkpoint, directory: str) -> Any:
     """A model with the adapter, as a bare script loads it."""
     return peft.PeftModel.from_pretrained(adapter_kinds.base(small.path), directory, torch_device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _a_small_heap() -> Iterator[None]:
-    """Keep what the libraries hold out of the collector's sight: a load collects and lists all that is in it."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def bytes_of(small: Checkpoint, directory: str) -> int:
