@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
 
@@ -36,6 +37,16 @@ class Weights(Probe):
         self.whole = (shards.whole_bytes if shards else 0) or sum(held.whole_bytes for held in distinct)
         #: Bytes of storages beyond the tensors that use them, as of a shard that keeps the whole tensor alive.
         self.slack = sum(self.by_device.values()) - sum(held.nbytes for held in distinct if held.device != "disk")
+        unused = inventory.storages()
+        for held in distinct:
+            if held.storage in unused:
+                unused[held.storage] -= held.nbytes
+        #: The tensor whose storage has the most bytes beyond it.
+        self.view = max(
+            (held for held in distinct if held.storage in unused),
+            key=lambda held: unused[held.storage],
+            default=None,
+        )
 
     def fill(self, result: LoadResult) -> None:
         metrics = result.metrics
@@ -52,7 +63,8 @@ class Weights(Probe):
         for rank, size in self.logical_by_rank.items():
             metrics[f"shard.{rank}.logical"] = size
         result.whole_bytes = self.whole
-        if self.slack > 0:
+        if self.slack > 0 and self.view is not None:
             result.notes.append(
-                f"weights keep {self.slack} bytes alive beyond their elements: views of larger storages"
+                f"weights keep {format_bytes(self.slack)} alive beyond their elements: they are views of larger "
+                f"storages, most of all {self.view.path}"
             )

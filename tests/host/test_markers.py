@@ -242,6 +242,14 @@ WRONG = [
     ("gpu_count(pytest.param(1, 2))", "gpu_count: pytest.param(1, 2) has 2 values; give each pytest.param one"),
     ('quant("nf4", double=True)', "write quant(*schemes, double_quant=False, compute_dtype=None, skip_modules=()"),
     ('strategy("loader", target="nocolon")', "needs target='pkg.mod:function'"),
+    # Options of from_pretrained that choose files, with what to write instead.
+    ('strategy("single", subfolder="v1")', "subfolder= would load different files from those that are compared: name"),
+    ('strategy("single", revision="abc")', "name it in the model: --llm-model=org/model@REVISION"),
+    ('strategy("single", variant="fp16")', "under their plain names, model.safetensors"),
+    ('strategy("single", gguf_file="a.gguf")', "name that file as the model: --llm-model=path/to/FILE.gguf"),
+    ('strategy("single", use_safetensors=False)', "give a folder that has only the files to load"),
+    ('strategy("single", config="other")', "config= would load different files from those that are compared: give a"),
+    ('strategy("single", code_revision="abc")', "load it in a loader of your own: strategy('loader', target='module:"),
     ('strategy("loader", target="ourap.serving:load")', "target='ourap.serving:load': there is no module 'ourap'"),
     ('strategy("loader", target="ourapp.servin:load")', "there is no module 'ourapp.servin'"),
     (

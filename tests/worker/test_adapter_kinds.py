@@ -296,7 +296,7 @@ def test_what_load_adapter_does_not_do(name: str, message: str, small: Checkpoin
 # Merged
 
 
-@pytest.mark.parametrize("name", ["loha", "dora", "vera", "unilora", "token_indices", "trainable_tokens"])
+@pytest.mark.parametrize("name", ["loha", "dora", "vera", "unilora", "token_indices", "trainable_tokens", "pissa"])
 def test_a_clean_merge(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
     result = quick(small, adapter=saved(name), adapter_merged=True)
     assert [problem.message for problem in result.problems] == []

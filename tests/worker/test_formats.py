@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -430,6 +431,22 @@ def test_a_weight_whose_shape_is_not_the_configs(scheme: str, tmp_path: Path) ->
     (problem,) = [problem for problem in result.problems if "shape" in problem.message]
     assert "256 x 512 in the model, 512 x 512 by its config" in problem.message
     assert problem.names[0].startswith("model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_config_that_gives_other_sizes_than_the_file_has(scheme: str, tmp_path: Path) -> None:
+    """The model runs, in sizes that its config does not say; a dense load is refused by the library."""
+    files = format_files.copied(Path(checkpoint(TINY).path), tmp_path / "odd", {}, lambda tensors: None)
+    config = json.loads((files / "config.json").read_text())
+    (files / "config.json").write_text(json.dumps({**config, "intermediate_size": 768}))
+    result = quick(Checkpoint(str(files), "shape", "weights"), quant=scheme)
+    assert result.outcome == "not_applied"
+    assert messages(result) == [
+        "6 quantised weights do not have the shape that the config gives them: 1024 x 512 in the model, 768 x 512 by "
+        "its config",
+        "3 quantised weights do not have the shape that the config gives them: 512 x 1024 in the model, 512 x 768 by "
+        "its config",
+    ]
 
 
 def test_an_output_head_that_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,20 @@ def test_memory_that_each_call_keeps(tampered: Callable[[Tamper], None], kept: i
         assert 2 * kept <= result.metrics["host.growth"] < 2.2 * kept
 
 
+def test_a_weight_that_is_a_view_of_a_larger_storage_is_named(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight.data = torch.cat((weight.data, weight.data))[: len(weight)]
+
+    tampered(tamper)
+    result = quick("tiny-llama")
+    assert (
+        "weights keep 1.00 MiB alive beyond their elements: they are views of larger storages, most of all "
+        "model.layers.1.mlp.up_proj.weight"
+    ) in result.notes
+    assert result.metrics["host.weights"] == result.metrics["weights.logical"] + (1 << 20)
+
+
 def test_two_rows_of_an_embedding_that_were_swapped(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         weight = model.model.embed_tokens.weight.data
