@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 
+from pytest_llmload.baselines.numbers import COARSEST
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import Metric, named
 from pytest_llmload.core.results import LoadResult
@@ -32,6 +34,8 @@ class Growth(Probe):
 
     A GPU's bytes are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)),
     which do not include free pages of its heap.
+
+    A model whose logits are others at each repetition, as one that computes with uninitialised memory, is noted.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = named("gpu.growth", "host.growth")
@@ -40,6 +44,8 @@ class Growth(Probe):
         super().__init__(job)
         self.seen: list[dict[str, float]] = []
         self.complaint = "no call was repeated"
+        #: The largest relative error of a repeated call's logits.
+        self.error = 0.0
 
     def finished(self, loaded: Loaded) -> None:
         try:
@@ -58,13 +64,22 @@ class Growth(Probe):
     def _call(self, loaded: Loaded) -> None:
         """Run the model once more as it has run before, and drop the result."""
         if loaded.padded_run is not None:
-            padded_batch.repeat(loaded)
+            again = padded_batch.repeat(loaded)
+            for before, after in zip(loaded.padded_run.logits, again.logits, strict=True):
+                error = float((after - before).norm() / before.norm())
+                # What is not finite is a finding of the checks.
+                self.error = max(self.error, error if math.isfinite(error) else 0.0)
         elif can_generate(loaded):
             generate_workload(loaded, new_tokens=_TOKENS)
         else:
             first_forward(loaded)
 
     def fill(self, result: LoadResult) -> None:
+        if self.error > COARSEST:
+            result.notes.append(
+                f"a repeated call on the same tokens gives other logits: relative error {self.error:.2g}; comparisons "
+                "of this model's numbers say nothing"
+            )
         names = ["host.growth"]
         if self.job.device.kind == "cuda":
             names += ["gpu.growth", *(f"gpu.{gpu}.growth" for gpu in range(torch.cuda.device_count()))]

@@ -297,6 +297,16 @@ def test_memory_that_each_call_keeps(tampered: Callable[[Tamper], None], kept: i
         assert 2 * kept <= result.metrics["host.growth"] < 2.2 * kept
 
 
+def test_logits_that_differ_at_each_call_are_noted(tampered: Callable[[Tamper], None]) -> None:
+    def tamper(model: Any) -> None:
+        model.lm_head.register_forward_hook(lambda module, args, output: output + torch.rand_like(output))
+
+    assert not [note for note in quick("tiny-llama").notes if "repeated call" in note]
+    tampered(tamper)
+    (note,) = [note for note in quick("tiny-llama").notes if "repeated call" in note]
+    assert "gives other logits: relative error 0." in note
+
+
 def test_a_weight_that_is_a_view_of_a_larger_storage_is_named(tampered: Callable[[Tamper], None]) -> None:
     def tamper(model: Any) -> None:
         weight = model.model.layers[1].mlp.up_proj.weight

@@ -42,9 +42,11 @@ def run(loaded: Loaded) -> PaddedRun:
     return found
 
 
-def repeat(loaded: Loaded) -> None:
-    """Run the padded batch once more, without looking at it."""
-    _run(loaded, PaddedRun())
+def repeat(loaded: Loaded) -> PaddedRun:
+    """Run the padded batch once more, without looking at the layers."""
+    found = PaddedRun()
+    _run(loaded, found)
+    return found
 
 
 def _run(loaded: Loaded, found: PaddedRun) -> None:
