@@ -273,26 +273,24 @@ PY
     time gate -rA -n 2 --llm-report="$out/side_by_side.json" test_side.py
 }
 
-# Ten loads on each GPU: two workers against one, as whole runs in turn; the goal is 0.6 of the time.
+# Ten loads on each GPU: two workers against one, as whole runs in turn; the goal is 0.6 of the time. TEN names what the
+# ten loads of each worker are, as keywords of llm_load.
 ten_each() {
-    cat > test_ten_each.py <<'PY'
-import pytest
+    local model=${SIDE:-random:llama-1b} turn workers begin each
+    echo 'import pytest' > test_ten_each.py
+    for each in ${TEN:-dtype=fp16 dtype=bf16}; do
+        cat >> test_ten_each.py <<PY
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_fp16(llm_load, number):
-    llm_load(dtype="fp16")
-
-
-@pytest.mark.parametrize("number", range(10))
-def test_bf16(llm_load, number):
-    llm_load(dtype="bf16")
+def test_${each#*=}(llm_load, number):
+    llm_load(${each%=*}="${each#*=}")
 PY
-    local model=${SIDE:-random:llama-1b} turn workers begin
+    done
     for turn in $(seq "${TURNS:-2}"); do
         for workers in 0 2; do
             begin=$EPOCHREALTIME
-            gate -q -p no:randomly -n "$workers" test_ten_each.py || return 1
+            gate -q -n "$workers" test_ten_each.py || return 1
             echo "turn $turn, -n $workers: $(awk "BEGIN { print $EPOCHREALTIME - $begin }") s"
         done
     done
