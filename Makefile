@@ -7,9 +7,10 @@ OLDEST := .venv-oldest
 BARE := .venv-bare
 PLUGINS := .venv-plugins
 INSTALL = -m pip install --quiet
+FAULTS := $(patsubst %,tests/worker/test_%_faults.py,quantisation weight number mode)
 #: Tests of the oldest libraries: loads in one process, and the ones that only read options and markers.
 OLDEST_TESTS := tests/host/test_options.py tests/host/test_markers.py tests/worker/test_clean_loads.py \
-	tests/worker/test_faults.py tests/unit
+	$(FAULTS) tests/unit
 
 .PHONY: fuzz venv demo test test-oldest test-bare test-plugins test-servers cover lint docs tables wheel bench bench-latency clean
 
@@ -31,8 +32,8 @@ test: venv
 # format, adapter kind and server. Options, markers, ranks and predictions, whose tests start pytest or further
 # processes, are not covered here. The deselected test plants 10 MiB of host memory, 2 MiB more than the tolerance: in
 # two runs under tracing, one of its two cases was missed.
-COVERED := tests/unit $(patsubst %,tests/worker/test_%.py,adapters c_allocator clean_loads environment faults formats generation host_memory \
-	library_warnings page_cache probes quantisation_states scratch served tensor_parallel tensors)
+COVERED := tests/unit $(FAULTS) $(patsubst %,tests/worker/test_%.py,adapters c_allocator clean_loads environment \
+	formats generation host_memory library_warnings page_cache probes quantisation_states scratch served tensor_parallel tensors)
 UNTRACED := tests/worker/test_clean_loads.py::test_a_transient_of_ten_mebibytes_in_a_small_load_is_red
 
 cover: venv

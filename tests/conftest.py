@@ -91,3 +91,22 @@ def project(
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for the checkpoints that one module of tests builds."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], None]:
+    """Make every load in this process hand its model to a function before a check sees it."""
+
+    import transformers
+
+    def plant(tamper: Callable[[Any], None]) -> None:
+        original = transformers.PreTrainedModel.from_pretrained.__func__
+
+        def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
+            given = original(cls, *args, **kwargs)
+            tamper(given[0] if isinstance(given, tuple) else given)
+            return given
+
+        monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
+
+    return plant
