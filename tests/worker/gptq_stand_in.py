@@ -1,4 +1,4 @@
-"""A stand-in for gptqmodel and optimum, which need kernels: a layer of GPTQ that a CPU runs, and who puts it in place.
+"""A stand-in for gptqmodel and optimum, which need kernels: layers of GPTQ and AWQ that a CPU runs, put in place.
 
 As GPTQModel 7.7 does it (``convert_gptq_v1_to_v2_format``, ``TorchAtenLinear``): the zero points of version 1 go up by
 one after the weights are read.
@@ -61,6 +61,49 @@ class Quantizer:
             if isinstance(module, TorchAtenLinear):
                 module.qzeros += _ONES * self.step
         return model
+
+
+class AwqTorchLinear(nn.Module):  # type: ignore[misc]
+    """A Linear of 4-bit codes along the outputs, in AWQ's order; everything that it holds is a buffer."""
+
+    #: The bits that each output of a word is shifted by.
+    shifts = (0, 16, 4, 20, 8, 24, 12, 28)
+
+    def __init__(self, in_features: int, out_features: int, group_size: int, **settings: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bits = in_features, out_features, settings["bits"]
+        words, groups = out_features // 8, in_features // group_size
+        self.register_buffer("qweight", torch.zeros(in_features, words, dtype=torch.int32))
+        self.register_buffer("qzeros", torch.zeros(groups, words, dtype=torch.int32))
+        self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
+
+    def forward(self, hidden: Any) -> Any:
+        shifts = torch.tensor(self.shifts, dtype=torch.int32)
+        codes, zeros = ((words[..., None] >> shifts & 15).flatten(1) for words in (self.qweight, self.qzeros))
+        group = len(codes) // len(zeros)
+        zeros, scales = zeros.repeat_interleave(group, dim=0), self.scales.repeat_interleave(group, dim=0)
+        return hidden @ ((codes - zeros) * scales).to(hidden.dtype)
+
+
+def install_awq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers find the stand-in in the place of gptqmodel."""
+    from transformers.quantizers import quantizer_awq
+
+    made: dict[str, dict[str, Any]] = {
+        "gptqmodel": {},
+        "gptqmodel.quantization": {"METHOD": SimpleNamespace(AWQ="awq")},
+        "gptqmodel.quantization.awq": {},
+        "gptqmodel.quantization.awq.modules": {},
+        "gptqmodel.quantization.awq.modules.act": {"ScaledActivation": None},
+        "gptqmodel.utils": {},
+        "gptqmodel.utils.importer": {"hf_select_quant_linear_v2": lambda **settings: AwqTorchLinear},
+        "gptqmodel.utils.model": {"hf_gptqmodel_post_init": lambda model, **settings: None},
+    }
+    for name, values in made.items():
+        module = ModuleType(name)
+        module.__dict__.update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(quantizer_awq, "is_gptqmodel_available", lambda: True)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

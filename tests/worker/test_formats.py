@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import format_files
 import gptq_stand_in
+import numpy
 import pytest
 import torch
 import transformers
@@ -312,6 +314,26 @@ def test_a_gptq_checkpoint_loads_and_its_zero_points_are_judged_as_they_are_used
     (problem,) = quick(files).problems
     assert problem.check == "quantised"
     assert "_proj" in problem.names[0]
+
+
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 asks for other functions")
+def test_an_awq_checkpoint_loads_and_its_codes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gptq_stand_in.install_awq(monkeypatch)
+    files = Checkpoint(str(format_files.awq(Path(checkpoint(TINY).path), tmp_path / "packed")), "shape", "weights")
+    result, loaded = load(files, figures=(MEMORY,))
+    assert ([problem.message for problem in result.problems], result.faults) == ([], [])
+    assert quants(result) == {"awq-int4 scale=float16 group=64"}
+    assert result.metrics["host.weights"] == storages(loaded.model)
+    # The model computes what its dense original does, but for the rounding to 4 bit.
+    dense = quick(TINY).numbers.logits
+    assert numpy.corrcoef(dense, result.numbers.logits)[0, 1] > 0.9
+
+    def shifted(model: Any, **settings: Any) -> None:
+        model.model.layers[1].mlp.up_proj.qzeros += 0x11111111
+
+    monkeypatch.setattr(sys.modules["gptqmodel.utils.model"], "hf_gptqmodel_post_init", shifted)
+    (problem,) = quick(files).problems
+    assert problem.names[0].startswith("model.layers.1.mlp.up_proj")
 
 
 def test_zero_points_of_version_two_are_not_one_lower(tmp_path: Path) -> None:
