@@ -29,9 +29,9 @@ CPU: {versions}. The bare script runs {run} of {mapped} model types; {measured} 
 
 - `ok`: applied, recorded, and gated without a difference.
 - A percentage: that share of the quantisable weights is quantised, and the rest is dense; why is in the last column.
-- `does not run`: the library's own code raises under that strategy. A bare script gets no further with
-  voxtral_realtime, whose text ends with its sound, with vibevoice, which needs diffusers, and with dbrx and jetmoe
-  offloaded: their modules read the weights of others, and accelerate loads a module's weights only for its own forward.
+- `does not run`: the library's own code raises under that strategy. A bare script gets no further with vibevoice, which
+  needs diffusers, with pop2piano, whose settings of generation must name composers, and with dbrx and jetmoe offloaded:
+  their modules read the weights of others, and accelerate loads a module's weights only for its own forward.
 - The column of a GPU says what it was there, in the order bf16, nf4, int8, where that is not what it was on the CPU;
   `same` where it is; nothing where the type was not measured there.
 

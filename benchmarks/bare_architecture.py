@@ -17,10 +17,11 @@ import tiny_configs
 STEPS = ("config", "build", "save", "load", "forward", "generate")
 
 
-def inputs(model: Any, length: int = 16, asked: str = "") -> dict[str, Any]:
+def inputs(model: Any, length: int = 16, asked: str = "", further: int = 0) -> dict[str, Any]:
     """Return inputs for a forward: token ids, and what else the model's class cannot do without.
 
-    ``asked`` is the text of an error that names an input which is optional by the forward's signature.
+    ``asked`` is the text of an error that names an input which is optional by the forward's signature, ``further`` the
+    number of tokens that are generated.
     """
     import torch
 
@@ -39,6 +40,10 @@ def inputs(model: Any, length: int = 16, asked: str = "") -> dict[str, Any]:
     if decodes and "bbox" in taken:
         required.append("bbox")
     found |= {name: _features(model, name, ids) for name in required if name not in found}
+    if hasattr(model.config, "audio_length_per_tok"):
+        # It writes while it hears: as many tokens as the sound has.
+        frames = model.config.audio_length_per_tok * (length + further)
+        found |= {name: torch.randn(1, value.shape[2], frames) for name, value in found.items() if "features" in name}
     if "pixel_values" in found and "input_ids" in found:
         found |= _image_in_text(model, ids, found["pixel_values"])
     if decodes:
@@ -130,15 +135,16 @@ def attempt(model_type: str, family: str, folder: Path) -> dict[str, Any]:
         step = "forward"
         done["input"] = getattr(model, "main_input_name", "input_ids")
         with torch.no_grad():
-            given = inputs(model)
+            asked = ""
             try:
-                model(**given)
+                model(**inputs(model))
             except ValueError as error:
-                given = inputs(model, asked=str(error))
-                model(**given)
+                asked = str(error)
+                model(**inputs(model, asked=asked))
         done["steps"].append(step)
         step = "generate"
         if hasattr(model, "generate") and model.can_generate():
+            given = inputs(model, asked=asked, further=4)
             given.pop("decoder_input_ids", None)
             lengths = {"min_new_tokens": 4, "max_new_tokens": 4}
             start = {"decoder_start_token_id": 0} if getattr(config, "is_encoder_decoder", False) else {}

@@ -27,6 +27,9 @@ def model(name: str, bins: int = 0, **config: Any) -> nn.Module:
         def forward(self, **inputs: Any) -> None:
             """Take a main input, and no token ids."""
 
+        def generate(self, **inputs: Any) -> None:
+            """Take the same."""
+
     return Hears()
 
 
@@ -42,6 +45,8 @@ def model(name: str, bins: int = 0, **config: Any) -> nn.Module:
         # SpeechT5 hears waves and speaks spectra.
         ("input_values", 0, {"num_mel_bins": 80, "conv_kernel": [10, 3]}, (2, 16000)),
         ("input_features", 1, {"encoder_config": SimpleNamespace(num_mel_bins=40)}, (2, 128, 40)),
+        # It writes while it hears.
+        ("input_features", 0, {"num_mel_bins": 80, "audio_length_per_tok": 8}, (2, 80, 8 * 4)),
         ("pixel_values", 0, {"vision_config": SimpleNamespace(image_size=32, num_channels=1)}, (2, 1, 32, 32)),
         ("pixel_values", 0, {"encoder": SimpleNamespace(image_size=[16, 8])}, (2, 3, 16, 8)),
         ("flattened_patches", 0, {"vision_config": SimpleNamespace(patch_embed_hidden_size=48)}, (2, 16, 50)),
@@ -57,6 +62,8 @@ def test_sound_or_an_image_has_the_shape_that_the_model_takes(
     assert tuple(first[name].shape) == shape
     assert first[name].dtype == torch.bfloat16
     assert torch.equal(first[name], second[name])
+    lasts = generate_inputs(loaded, torch.zeros(2, 4), new_tokens=3)[name]
+    assert tuple(lasts.shape) == ((2, 80, 8 * 7) if "audio_length_per_tok" in config else shape)
     assert not torch.equal(first[name][0], first[name][1])
 
 

@@ -201,6 +201,8 @@ def test_a_model_whose_input_embedding_is_no_module() -> None:
         *("vision-encoder-decoder", "speech-encoder-decoder", "pix2struct", "udop"),
         # An image in the prompt, whose places are known by a token or a mask, or which tokens attend to.
         *("instructblipvideo", "kosmos-2", "idefics"),
+        # Sound that lasts as long as the text.
+        *(("voxtral_realtime",) if "voxtral_realtime" in _FAMILIES else ()),
     ],
 )
 def test_a_model_that_sees_is_given_images_or_places_on_a_page(model_type: str) -> None:

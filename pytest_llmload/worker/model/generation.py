@@ -189,7 +189,7 @@ def generate_ids(
     those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way, and
     neither where it generates blocks.
     """
-    inputs = generate_inputs(loaded, ids)
+    inputs = generate_inputs(loaded, ids, new_tokens=new_tokens)
     inputs |= loaded.attached.arguments(len(ids), ids.device)
     if no_single_tokens(loaded):
         return _generate_blocks(loaded, inputs, new_tokens)

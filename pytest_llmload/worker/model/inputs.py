@@ -82,8 +82,8 @@ def check_inputs(loaded: Loaded) -> str:
     return ""
 
 
-def prompt(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
-    """Return the inputs of ``generate()`` for token ids, rows x positions.
+def prompt(loaded: Loaded, ids: Any, mask: Any = None, new_tokens: int = 0) -> dict[str, Any]:
+    """Return the inputs of ``generate()`` for token ids, rows x positions, which so many new ones follow.
 
     A model that hears or sees gets so many rows of fixed random sound or images; its encoder sees no padding. One that
     also reads gets them only where its forward cannot be called without, and then its ids have places for the image
@@ -97,19 +97,19 @@ def prompt(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
         if "pixel_values" in names:
             found = _with_places(loaded, found, padding)
     for name in names:
-        found[name] = _MADE[name](loaded, name, ids)
+        found[name] = _MADE[name](loaded, name, ids, new_tokens)
     return found
 
 
-def generate_inputs(loaded: Loaded, ids: Any, mask: Any = None) -> dict[str, Any]:
+def generate_inputs(loaded: Loaded, ids: Any, mask: Any = None, new_tokens: int = 0) -> dict[str, Any]:
     """Return the inputs of ``generate()``: those of a prompt, or others that a class's own ``generate`` names.
 
     A class may read tokens in its forward and hear while it generates.
     """
     required = required_by_generate(loaded.model)
     if not required or "input_ids" in inspect.signature(generating_module(loaded.model).generate).parameters:
-        return prompt(loaded, ids, mask)
-    return {name: _MADE[name](loaded, name, ids) for name in required}
+        return prompt(loaded, ids, mask, new_tokens)
+    return {name: _MADE[name](loaded, name, ids, new_tokens) for name in required}
 
 
 def required_by_generate(model: Any) -> list[str]:
@@ -192,11 +192,11 @@ def _random(loaded: Loaded, *shape: int) -> Any:
     return torch.randn(*shape, generator=random).to(device=input_device(loaded), dtype=own)
 
 
-def _sound(loaded: Loaded, name: str, ids: Any) -> Any:
-    return _random(loaded, len(ids), *_shape(loaded, name))
+def _sound(loaded: Loaded, name: str, ids: Any, new_tokens: int) -> Any:
+    return _random(loaded, len(ids), *_shape(loaded, name, ids.shape[1] + new_tokens))
 
 
-def _image(loaded: Loaded, name: str, ids: Any) -> Any:
+def _image(loaded: Loaded, name: str, ids: Any, new_tokens: int) -> Any:
     """Return images of the size that the part which sees is made for: rows x channels x height x width.
 
     A video is rows x images x channels x height x width, and so is what a class takes that counts images by token.
@@ -244,25 +244,25 @@ def _with_places(loaded: Loaded, text: dict[str, Any], padding: list[int]) -> di
     return found
 
 
-def _patches(loaded: Loaded, name: str, ids: Any) -> Any:
+def _patches(loaded: Loaded, name: str, ids: Any, new_tokens: int) -> Any:
     """Return the patches of images: rows x patches x numbers, of which the first two are the patch's row and column."""
     places = torch.cartesian_prod(torch.arange(_PATCHES), torch.arange(_PATCHES))
     pixels = _random(loaded, len(ids), len(places), _field(loaded.config, ("patch_embed_hidden_size",)) or 768)
     return torch.cat([places.to(pixels).expand(len(ids), -1, -1), pixels], dim=-1)
 
 
-def _boxes(loaded: Loaded, name: str, ids: Any) -> Any:
+def _boxes(loaded: Loaded, name: str, ids: Any, new_tokens: int) -> Any:
     """Return where each token stands on its page, by four edges: all at its origin."""
     return torch.zeros(*ids.shape, 4, device=ids.device)
 
 
-def _instruction(loaded: Loaded, name: str, ids: Any) -> Any:
+def _instruction(loaded: Loaded, name: str, ids: Any, new_tokens: int) -> Any:
     """Return the prompt for the part that looks at the image with it, which has a vocabulary of its own."""
     return ids % loaded.config.qformer_config.vocab_size
 
 
-#: Input -> how it is made from the token ids in whose place, or beside which, it is given.
-_MADE: dict[str, Callable[[Loaded, str, Any], Any]] = {
+#: Input -> how it is made from the token ids in whose place, or beside which, it is given, and the number of new ones.
+_MADE: dict[str, Callable[[Loaded, str, Any, int], Any]] = {
     **dict.fromkeys(("input_features", "input_values"), _sound),
     "pixel_values": _image,
     "flattened_patches": _patches,
@@ -278,13 +278,18 @@ def _field(config: Any, names: tuple[str, ...]) -> Any:
     return next((value for value in found if isinstance(value, (int, list, tuple))), None)
 
 
-def _shape(loaded: Loaded, name: str) -> tuple[int, ...]:
-    """Return the shape of one row: samples, or frames and the numbers of each in the order of the class."""
+def _shape(loaded: Loaded, name: str, tokens: int) -> tuple[int, ...]:
+    """Return the shape of one row: samples, or frames and the numbers of each in the order of the class.
+
+    A class that writes while it hears takes sound of exactly as many tokens as there are.
+    """
     config = loaded.config
     bins = _field(config, _BINS)
     if not bins or (name == "input_values" and not _takes_spectra(loaded)):
         hidden = getattr(config, "d_model", None) if name == "input_features" else None
         return (_FRAMES, hidden) if hidden else (_SAMPLES,)
+    if isinstance(frames := getattr(config, "audio_length_per_tok", None), int):
+        return (bins, frames * tokens)
     positions = getattr(config, "max_source_positions", None)
     modules = loaded.model.named_modules()
     first = next((module for path, module in modules if path.endswith("encoder.conv1")), None)

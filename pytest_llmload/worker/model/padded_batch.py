@@ -76,7 +76,7 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
         return forced
 
     with generation_config_set(loaded.model, config):
-        inputs = generate_inputs(loaded, ids, mask)
+        inputs = generate_inputs(loaded, ids, mask, _STEPS)
         output = loaded.model.generate(**inputs, generation_config=config, logits_processor=[force])
     found.generated = True
     found.logits = [step.float().cpu() for step in output.logits]
