@@ -60,6 +60,8 @@ class Problem:
     bytes: int = 0
     #: What to write if this is intended; empty if it cannot be allowed.
     hint: str = ""
+    #: The rank that the message is about and names; None for a problem of a load in one part, or of all its ranks.
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -78,16 +78,18 @@ def test_what_one_rank_could_not_measure_has_no_sum() -> None:
 
 def test_problems_and_notes_name_their_ranks_where_not_all_have_them() -> None:
     common, own = Problem("keys", "three keys are missing"), Problem("dtype", "one parameter is float32")
-    merged = merge(
-        JOB,
-        {0: result(problems=[common]), 1: result(problems=[common, own], notes=["as the first says", "something"])},
-    )
+    adapter = Problem("adapter", "the file says rank 8")
+    named = Problem("shards", "rank 1 holds the whole model", rank=1)
+    notes = ["as the first says", "something", "an adapter of rank 8"]
+    merged = merge(JOB, {0: result(problems=[common]), 1: result(problems=[common, own, adapter, named], notes=notes)})
     assert merged.outcome == "not_applied"
     assert [problem.message for problem in merged.problems] == [
         "three keys are missing",
         "rank 1: one parameter is float32",
+        "rank 1: the file says rank 8",
+        "rank 1 holds the whole model",
     ]
-    assert merged.notes == ["as the first says", "rank 1: something"]
+    assert merged.notes == ["as the first says", "rank 1: something", "rank 1: an adapter of rank 8"]
 
 
 def test_ranks_whose_logits_differ_run_no_model_together() -> None:

@@ -110,7 +110,7 @@ def _problems(results: Mapping[int, LoadResult]) -> list[Problem]:
             found.setdefault(problem, []).append(rank)
     return [
         problem
-        if len(ranks) == len(results) or _named(problem.message)
+        if len(ranks) == len(results) or problem.rank is not None
         else dataclasses.replace(problem, message=f"{_ranks(ranks)}: {problem.message}")
         for problem, ranks in found.items()
     ]
@@ -123,13 +123,9 @@ def _said(texts: Mapping[int, Iterable[str]]) -> list[str]:
             found.setdefault(line, []).append(rank)
     # A problem of the first rank only concerns all: it compares the output on behalf of the others.
     return [
-        line if len(ranks) == len(texts) or ranks == [0] or _named(line) else f"{_ranks(ranks)}: {line}"
+        line if len(ranks) == len(texts) or ranks == [0] else f"{_ranks(ranks)}: {line}"
         for line, ranks in found.items()
     ]
-
-
-def _named(text: str) -> bool:
-    return "rank " in text
 
 
 def _ranks(ranks: list[int]) -> str:
@@ -140,7 +136,11 @@ def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:
     """Return a problem for each rank whose logits differ from the first rank's: they do not compute one model."""
     (zero, first), *others = results.items()
     return [
-        Problem("ranks", f"rank {rank}'s logits are {error:.2e} off rank {zero}'s: they do not run one model together")
+        Problem(
+            "ranks",
+            f"rank {rank}'s logits are {error:.2e} off rank {zero}'s: they do not run one model together",
+            rank=rank,
+        )
         for rank, result in others
         if not (error := _error(result.numbers, first.numbers)) <= _DISAGREE
     ]

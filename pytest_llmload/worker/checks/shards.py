@@ -54,7 +54,7 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
     if not divided:
         size = sum(held.nbytes for held, _ in tensors)
         message = f"rank {rank} holds the whole model ({format_bytes(size)}): none of {total} weights is sharded"
-        yield Problem(CHECK, message, named(held for held, _ in tensors), size)
+        yield Problem(CHECK, message, named(held for held, _ in tensors), size, rank=rank)
         return
     if whole:
         yield Problem(
@@ -63,6 +63,7 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
             f"of which the plan gives it {wanted}",
             named(whole),
             size_of(whole),
+            rank=rank,
         )
     wrong = [held for held, piece in tensors if not _fits(held, piece, shards.world_size)]
     if wrong:
@@ -73,6 +74,7 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
             f"among them), not {wanted}",
             named(wrong),
             size_of(wrong),
+            rank=rank,
         )
 
 
@@ -107,12 +109,15 @@ def _values(
             f"the values of {len(found)} of rank {rank}'s {len(tensors)} tensors are {what}",
             named(found),
             size_of(found),
+            rank=rank,
         )
     # A tied tensor has one name in the file, and was compared under that one.
     unknown = [held for held in unknown if held.storage not in compared]
     if unknown:
+        # Of a rank with a process of its own, the merged result says which one it is.
+        whose = f" of rank {rank}" if len(shards.ranks) > 1 else ""
         loaded.notes.append(
-            f"values of {len(unknown)} tensors of rank {rank} were not compared: the checkpoint holds them under other "
+            f"values of {len(unknown)} tensors{whose} were not compared: the checkpoint holds them under other "
             f"names or in a different shape ({', '.join(held.path for held in unknown[:3])})"
         )
 
