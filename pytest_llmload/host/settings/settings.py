@@ -256,7 +256,8 @@ def _seconds_or_number(value: object) -> float:
 def default_cache() -> Path:
     """Return ``~/.cache/pytest-llmload``, or a folder of this user's own among temporary files without a home.
 
-    Raises UsageError if another user has made, or may write, that folder: what lies there would be loaded.
+    Raises UsageError if another user has made, or may write, that folder: what lies there would be loaded. platformdirs
+    has the first of these only, and would be one more package in an environment whose versions are part of a baseline.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
