@@ -3,8 +3,7 @@
 The first use of a kernel in a process takes time: its code is loaded, and on some GPUs a plan is made for each length
 of the key-value cache (cuDNN's attention, 35 ms each on an H200). That is some 0.9 s for a short workload, the same for
 every model of an architecture. It is not part of any figure, so it can be done here, while the previous load is
-measured. So can what the checks and probes need of the CPU for the first time: the config that they compare with, and
-the threads that reduce logits.
+measured. So can the config that a check compares with, which is made once in a process.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 
 from pytest_llmload.core.job import MEMORY, Job
-from pytest_llmload.probes.numbers import Fingerprint
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checks import config_fields
 from pytest_llmload.worker.model import padded_batch
@@ -65,9 +63,7 @@ def _run(job: Job) -> None:
     loaded = Loaded(job=job, model=model)
     if check_inputs(loaded):
         return
-    loaded.logits = first_forward(loaded)
-    Fingerprint(job).forwarded(loaded)
-    loaded.logits = None
+    first_forward(loaded)
     if job.checks:
         config_fields.expected_config(job.checkpoint.path, job.trust_remote_code, job.spec.auto_class)
     if job.generates and can_generate(loaded):
