@@ -224,6 +224,8 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
         ({"model.fp16.safetensors": ""}, r"but model\.fp16\.safetensors: give a folder .* under their plain names"),
         ({"consolidated.00.pth": ""}, r"consolidated\.00\.pth: .* or load them in a loader of your own"),
         ({"a.gguf": "", "b.gguf": ""}, r"2 GGUF files; name one of them as the model: a\.gguf, b\.gguf"),
+        ({"__0_0.distcp": "", "__1_0.distcp": ""}, r"but 2 parts of a distributed checkpoint \(__0_0\.distcp\): merge"),
+        ({"pytorch_model_fsdp_0/__0_0.distcp": ""}, r"\(pytorch_model_fsdp_0/__0_0\.distcp\): merge them with acceler"),
         ({headers.INDEX: "{"}, "is not a readable index"),
         ({headers.INDEX: "{}"}, "is not a readable index"),
         ({headers.INDEX: '{"weight_map": {}}'}, "needs the objects weight_map and metadata"),
@@ -243,6 +245,7 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
 )
 def test_missing_weight_files_are_said(files: dict[str, str], said: str, tmp_path: Path) -> None:
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     with pytest.raises(LoadFailed, match=said):
         read_tensors(tmp_path)

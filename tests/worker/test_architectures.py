@@ -110,6 +110,7 @@ def test_a_random_lora_on_other_models_than_decoders(model_type: str) -> None:
         ("recurrent_gemma", "gate_weight"),
         ("zamba", "x_proj_weight"),
         ("mixtral", "experts.gate_up_proj"),
+        *([("deepseek_v4", "attn_hc.fn")] if "deepseek_v4" in _FAMILIES else []),
     ],
 )
 def test_a_dense_matrix_is_named_wherever_it_stands(model_type: str, weight: str) -> None:

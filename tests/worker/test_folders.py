@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from loads import checkpoint, measured, quick
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.models.llama import modeling_llama
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
@@ -106,6 +106,20 @@ def test_many_unexpected_keys_have_a_pattern(tmp_path: Path) -> None:
     result = quick(resolve(str(folder), tmp_path))
     hints = [problem.hint for problem in result.problems if problem.check == "keys"]
     assert any("keys_ok=['model.layers.2.*']" in hint for hint in hints), hints
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_names_with_the_prefix_of_a_wrapper(prefix: str, tmp_path: Path) -> None:
+    """As torch.compile and DataParallel leave them in a state dict: the library loads none of them."""
+    shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
+    missing, unused = quick(resolve(str(tmp_path), tmp_path)).problems
+    assert missing.message == "30 tensors are not in the checkpoint, so their values are random"
+    assert unused.message == "30 tensors are in the checkpoint, but not used by the model"
+    assert all(name.startswith(prefix) for name in unused.names)
+    assert f"keys_ok=['{prefix}*']" in unused.hint
 
 
 class _Registered(modeling_llama.LlamaForCausalLM):  # type: ignore[misc]

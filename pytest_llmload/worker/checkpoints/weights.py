@@ -13,6 +13,9 @@ _KINDS = ((WEIGHTS, INDEX), (pickled.WEIGHTS, pickled.INDEX))
 #: Suffixes of files with weights that transformers does not load from a folder.
 _OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
 
+#: The files of torch's distributed checkpoints, as FSDP writes them.
+_PART = "*.distcp"
+
 
 class NoWeights(LoadFailed):
     """The folder has no weights that transformers would load; code of the user's may load others."""
@@ -46,6 +49,14 @@ def _without(directory: Path) -> str:
     none = f"{directory} has no {WEIGHTS} and no {INDEX}"
     found = sorted(path.name for path in directory.iterdir() if path.suffix in _OTHERS and path.is_file())
     ggufs = [name for name in found if name.endswith(".gguf")]
+    # torch writes one of a model that is split over processes, in the folder or in one below it.
+    if parts := sorted(
+        str(path.relative_to(directory)) for path in (*directory.glob(_PART), *directory.glob(f"*/{_PART}"))
+    ):
+        return (
+            f"{none}, but {len(parts)} parts of a distributed checkpoint ({parts[0]}): merge them with accelerate "
+            "merge-weights, or load them in a loader of your own: strategy('loader', target='module:function')"
+        )
     if not found:
         return f"{none}, so it contains no weights"
     if ggufs == found:
