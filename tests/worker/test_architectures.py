@@ -68,6 +68,14 @@ def test_it_is_offloaded_without_hooks_around_all_of_it(model_type: str) -> None
     assert loaded(model_type, strategy="offload").problems == []
 
 
+@pytest.mark.parametrize(("model_type", "reader"), [("dbrx", "DbrxExperts"), ("jetmoe", "JetMoeMoA")])
+def test_a_class_that_cannot_be_offloaded_is_named(model_type: str, reader: str) -> None:
+    """Neither runs in a bare script: their modules read weights of others."""
+    (problem,) = loaded(model_type, strategy="offload").problems
+    assert problem.check == "forward"
+    assert f"own forward only, and {reader} reads some at a different moment" in problem.hint
+
+
 @pytest.mark.parametrize("model_type", _SEQ2SEQ)
 def test_an_encoder_and_decoder_generate(model_type: str) -> None:
     result = loaded(model_type)

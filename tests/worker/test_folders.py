@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,25 @@ def test_names_with_the_prefix_of_a_wrapper(prefix: str, tmp_path: Path) -> None
     assert unused.message == "30 tensors are in the checkpoint, but not used by the model"
     assert all(name.startswith(prefix) for name in unused.names)
     assert f"keys_ok=['{prefix}*']" in unused.hint
+
+
+def test_a_vocabulary_that_was_resized(tmp_path: Path) -> None:
+    model = _loaded(SimpleNamespace(model=checkpoint("tiny-llama").path))
+    model.resize_token_embeddings(1088)
+    model.save_pretrained(tmp_path)
+    result = quick(resolve(str(tmp_path), tmp_path))
+    assert (result.problems, result.faults) == ([], [])
+
+
+def test_a_tied_config_whose_file_has_both_tensors(tmp_path: Path) -> None:
+    """The library leaves them apart where they differ, and says so: both are compared."""
+    shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    result = quick(resolve(str(tmp_path), tmp_path))
+    assert (result.problems, result.faults) == ([], [])
+    assert not [note for note in result.notes if "not compared" in note]
+    assert any("specifies to tie model.embed_tokens.weight to lm_head.weight" in note for note in result.notes)
 
 
 class _Registered(modeling_llama.LlamaForCausalLM):  # type: ignore[misc]
