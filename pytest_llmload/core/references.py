@@ -40,7 +40,7 @@ def absence(reference: str) -> str:
         # A module that is no package has no folders, and may have parts all the same: os.path.
         places = spec.submodule_search_locations or ()
     file = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
-    if file is None or file.suffix != ".py":
+    if file is None or file.suffix != ".py" or not file.is_file():
         return ""
     source = file.read_text(encoding="utf-8", errors="replace")
     name = names.partition(".")[0]

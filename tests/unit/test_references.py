@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from pytest_llmload.core.references import absence
         ("plain:found", ""),
         ("plain:any", "plain.py has no 'any'"),
         ("spaced.part:found", ""),
+        ("zipped:any", ""),
     ],
 )
 def test_what_is_absent_is_named(reference: str, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +36,9 @@ def test_what_is_absent_is_named(reference: str, lacks: str, tmp_path: Path, mon
     (tmp_path / "plain.py").write_text("import this\nfrom other import found\n")
     (tmp_path / "spaced").mkdir()
     (tmp_path / "spaced" / "part.py").write_text("found = 1\n")
+    with zipfile.ZipFile(tmp_path / "parts.zip", "w") as archive:
+        archive.writestr("zipped.py", "found = 1")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path / "parts.zip"))
     assert absence(reference) == lacks
     assert not {"made", "plain", "spaced", "this"} & sys.modules.keys()
