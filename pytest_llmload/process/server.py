@@ -120,8 +120,9 @@ class Server:
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         self._channel.send({"kind": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
-        # The server adopts what a load leaves behind: loads follow each other, so any other descendant is the load's.
-        process.end_descendants(keep={*self._children, *self._helpers})
+        # The server adopts what a load leaves behind. Orphans in the session of a load that still runs, or that is
+        # prepared, are that load's: the process that samples its memory, for one.
+        process.end_descendants(keep={*self._children, *self._helpers}, sessions=self._children)
         self._channel.send({"kind": "gone", "pid": pid})
 
 

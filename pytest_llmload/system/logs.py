@@ -13,13 +13,26 @@ _WINDOW = 64 << 10
 LINE = 500
 #: Escape sequences that set a terminal's colours.
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+#: How faulthandler begins, and how each further line of it does (CPython, Python/traceback.c).
+_FATAL = "Fatal Python error:"
+_STACK = (
+    "  File ",
+    "  ...",
+    "  <",
+    "Stack (",
+    "Thread ",
+    "Current thread ",
+    "Extension modules:",
+    "Python runtime state:",
+)
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> str:
     """Return the last lines of a log, or of its part from byte ``start``; empty if there is no log.
 
     The text is printable and without blank lines, colours and secrets. A progress bar, which rewrites its line, shows
-    its last state.
+    its last state. Of a stack that Python wrote when a signal ended it, the first lines are kept, which are the
+    innermost calls (faulthandler: most recent call first).
     """
     if not log.exists():
         return ""
@@ -30,5 +43,13 @@ def last_lines(log: Path, count: int, start: int = 0) -> str:
     if begin > start:
         text = f"…{text}"
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    begin = len(lines)
+    while begin and lines[begin - 1].startswith(_STACK):
+        begin -= 1
+    first = len(lines) - count
+    if begin and lines[begin - 1].startswith(_FATAL):
+        first = min(first, begin - 1 - count // 6)
+    first = max(0, first)
     scrub = scrubber()
-    return "\n".join(bounded(scrub(line), LINE) for line in [line for line in lines if line][-count:])
+    return "\n".join(bounded(scrub(line), LINE) for line in lines[first : first + count])

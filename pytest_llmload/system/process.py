@@ -35,11 +35,12 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def end_descendants(keep: Collection[int] = ()) -> None:
-    """Kill this process's descendants in all sessions, except ``keep`` and their descendants, and wait for their end.
+def end_descendants(keep: Collection[int] = (), sessions: Collection[int] = ()) -> None:
+    """Kill this process's descendants, except ``keep`` and their descendants, and wait for their end.
 
-    Once orphans are adopted, none escapes: the children of a killed process are this process's children in the next
-    round. A killed process holds its GPU until the kernel has finished with it, so this waits for that.
+    Orphans whose session is one of ``sessions`` stay too. Once orphans are adopted, none escapes: the children of a
+    killed process are this process's children in the next round. A killed process holds its GPU until the kernel has
+    finished with it, so this waits for that.
     """
     killed = [os.getpid()]
     while killed:
@@ -48,8 +49,9 @@ def end_descendants(keep: Collection[int] = ()) -> None:
         for pid in family:
             # A process that runs as a different user cannot be killed, and is left alone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+                if os.getsid(pid) not in sessions:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
         for pid in killed:
             if family[pid] == os.getpid():
                 os.waitpid(pid, 0)

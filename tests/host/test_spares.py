@@ -105,6 +105,19 @@ def test_what_was_made_ready_loads_as_any_other(job: Job, forked: Callable[[], L
     assert result.manifest == plain.manifest
 
 
+def test_a_spare_keeps_its_own_helpers_when_another_load_ends(job: Job, forked: Callable[[], LoadProcess]) -> None:
+    """What samples its memory is an orphan, as is what the ended load has left behind."""
+    other = forked()
+    spares = Spares()
+    spares.make(job, (), forked)
+    taken = spares.take(job)
+    assert taken is not None
+    other.close()
+    result = LoadResult.from_json(taken[0].request({"kind": "load", "job": job.to_json()}, TIMEOUT)["result"])
+    assert "host.anon_peak" in result.metrics, result.unavailable
+    assert result.timeline["host"]
+
+
 def test_a_spare_for_a_different_load_is_ended(job: Job, forked: Callable[[], LoadProcess]) -> None:
     spares = Spares()
     spares.make(job, (), forked)

@@ -54,6 +54,16 @@ def test_the_end_of_a_log(printed: str, told: str, tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none", 3) == ""
 
 
+def test_of_a_deep_stack_the_innermost_calls_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    stack = ["Fatal Python error: Aborted", "", "Stack (most recent call first):"]
+    stack += [f'  File "x.py", line {number} in f{number}' for number in range(50)]
+    log.write_text("\n".join(["early", "about to abort", *stack]))
+    assert last_lines(log, 6).splitlines() == ["about to abort", stack[0], *stack[2:6]]
+    log.write_text("\n".join([*stack, "one", "two"]))
+    assert last_lines(log, 2) == "one\ntwo"
+
+
 def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("z" * 10_000_000)
