@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from pytest_llmload.worker.model.generation import settings
+from pytest_llmload.worker.model.generation import generate_ids, settings
 from pytest_llmload.worker.model.inputs import check_inputs, forward_inputs, generate_inputs, named_inputs, prompt
 
 
@@ -174,6 +174,27 @@ def test_an_error_names_the_input_that_a_class_cannot_run_without() -> None:
     assert named_inputs(loaded, ValueError("give input_features, or input_ids")) == ()
     loaded.named_inputs = ("pixel_values",)
     assert named_inputs(loaded, ValueError("pixel_values have the wrong size")) == ()
+
+
+def test_a_generation_that_needs_an_image_gets_one_without_a_forward_before() -> None:
+    """A process that only times the model generates at once."""
+    sees = Attends()
+    calls = []
+
+    def generate(input_ids: Any, attention_mask: Any, pixel_values: Any = None, **settings: Any) -> Any:
+        calls.append(pixel_values is not None)
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        return torch.cat((input_ids, input_ids[:, :3]), dim=1)
+
+    sees.generate = generate
+    attached = SimpleNamespace(arguments=lambda rows, device: {})
+    loaded: Any = SimpleNamespace(model=sees, config=sees.config, job=None, named_inputs=(), attached=attached)
+    assert [generate_ids(loaded, _IDS, 3).tolist() for _ in range(2)] == [_IDS[:, :3].tolist()] * 2
+    assert calls == [False, True, True]
+    sees.generate = lambda **inputs: (_ for _ in ()).throw(ValueError("the prompt is too long"))
+    with pytest.raises(ValueError, match="too long"):
+        generate_ids(loaded, _IDS, 3)
 
 
 @pytest.mark.parametrize(

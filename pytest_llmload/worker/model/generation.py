@@ -79,17 +79,20 @@ def first_forward(loaded: Loaded, heard: Sequence[int] = ()) -> Any:
     workload = Workload(1, loaded.job.spec.workload.prompt_tokens, 1)
     (row,) = workload_tokens(workload, vocabulary(loaded))
     ids = input_ids(loaded, [row[:1] + list(heard) + row[1 + len(heard) :]])
+    output = _with_named_inputs(loaded, lambda: _forward(loaded, ids))
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]
+
+
+def _with_named_inputs(loaded: Loaded, call: Callable[[], Any]) -> Any:
+    """Run the model, and once more with the input that its error names as missing, which later runs get at once."""
     try:
-        output = _forward(loaded, ids)
+        return call()
     except ValueError as error:
         if not (named := named_inputs(loaded, error)):
             raise
         loaded.named_inputs += named
-        output = None
-    if output is None:
-        output = _forward(loaded, ids)
-    logits = getattr(output, "logits", None)
-    return logits if logits is not None else output[0]
+    return call()
 
 
 def _forward(loaded: Loaded, ids: Any) -> Any:
@@ -189,6 +192,16 @@ def generate_ids(
     those of the tokens that end a sequence are -inf; not where a class of the user's own generates in its own way, and
     neither where it generates blocks.
     """
+    return _with_named_inputs(loaded, lambda: _generated(loaded, ids, new_tokens, on_token, on_logits))
+
+
+def _generated(
+    loaded: Loaded,
+    ids: Any,
+    new_tokens: int,
+    on_token: Callable[[], None] | None,
+    on_logits: Callable[[Any], None] | None,
+) -> Any:
     inputs = generate_inputs(loaded, ids, new_tokens=new_tokens)
     inputs |= loaded.attached.arguments(len(ids), ids.device)
     if no_single_tokens(loaded):
