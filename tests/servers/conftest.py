@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from real_servers import Real, Servers
+    from real_servers import Servers, Shared
 
 sys.path.append(str(Path(__file__).parents[1] / "worker"))
 sys.path.append(str(Path(__file__).parent))
@@ -31,15 +31,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory, checkpoint_cache: Path) ->
 
 
 @pytest.fixture(scope="session")
-def running(servers: Servers) -> Iterator[Callable[[str], Real]]:
+def running(servers: Servers) -> Iterator[Shared]:
     """Give a server of a kind, started when it is first asked for and shared by all tests."""
-    started: dict[str, Real] = {}
+    from real_servers import Shared
 
-    def get(name: str) -> Real:
-        if name not in started:
-            started[name] = servers.start(name)
-        return started[name]
+    shared = Shared(servers, {})
+    yield shared
+    shared.stop()
 
-    yield get
-    for server in reversed(started.values()):
-        server.stop()
+
+@pytest.fixture(scope="session")
+def smaller(servers: Servers) -> Iterator[Shared]:
+    """Give another server of a kind, which needs a key and has a smaller context or cache; shared as well."""
+    from real_servers import SMALLER, Shared
+
+    shared = Shared(servers, SMALLER)
+    yield shared
+    shared.stop()

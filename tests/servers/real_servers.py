@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import served_models
 from pytest_llmload.core.job import Checkpoint, Device, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.process.serving import finding
+from pytest_llmload.process.serving import finding, served_model
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.http import Endpoint, Unreachable
+from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.served_model import ServedModel
 from pytest_llmload.process.serving.server_process import HOST, ServerProcess, free_port
 
@@ -32,6 +33,13 @@ MASTER_KEY = "sk-0123456789abcdef0123456789abcdef"
 #: Seconds for a server to become healthy on a busy machine.
 _PATIENCE = 600
 KINDS = ("llama-server", "litellm", "transformers-5", "transformers-4", "llama-cpp-python", "vllm")
+#: Options of the second server of a kind. In fp32 each token takes twice as much of vLLM's cache, which is 1 GiB.
+SMALLER: dict[str, dict[str, Any]] = {
+    "llama-server": {"context": 256, "slots": 1, "key": "opensesame"},
+    "llama-cpp-python": {"context": 256, "key": "opensesame"},
+    "litellm": {"context": 256, "slots": 1},
+    "vllm": {"key": "opensesame", "arguments": ["--dtype", "float32"]},
+}
 #: Small matrices gain nothing from threads, and nothing is to be fetched.
 ENVIRONMENT = (
     "OMP_NUM_THREADS=1",
@@ -73,8 +81,17 @@ def client(
 ) -> Iterator[ServedModel]:
     """The client of a running server, in this process; ``path`` ends the address that it is given."""
     job = dataclasses.replace(_job(servers, fields), endpoint=f"{model_id or server.model}={server.url}{path}")
-    with served_models.client(job, folder) as served:
+    with pytest.MonkeyPatch.context() as patch, served_models.client(job, folder) as served:
+        patch.setattr(served_model, "Prompts", _unsalted)
         yield served
+
+
+def _unsalted(length: int, tokenizer: Any, *, salted: bool) -> Prompts:
+    """The same prompts in every run: after some, a random model writes bytes that are no text for thousands of tokens.
+
+    llama-cpp-python keeps them back, and takes longer for each further one, so that no third piece comes.
+    """
+    return Prompts(length, tokenizer, salted=False)
 
 
 @contextlib.contextmanager
@@ -224,3 +241,26 @@ class Servers:
         deadline = endpoint.deadline = time.monotonic() + _PATIENCE
         process.wait_until(complaint, deadline, endpoint.is_open)
         return Real(name, process, url, model, key)
+
+
+class Shared:
+    """Servers that tests share, one of a kind, each started when it is first asked for."""
+
+    def __init__(self, servers: Servers, options: Mapping[str, dict[str, Any]]) -> None:
+        self._servers, self._options = servers, options
+        self._started: dict[str, Real] = {}
+
+    def __call__(self, name: str) -> Real:
+        if name not in self._started:
+            self._started[name] = self._servers.start(name, **self._options.get(name, {}))
+        return self._started[name]
+
+    def take(self, name: str) -> Real:
+        """Return a server to a test that ends it; a later test gets another."""
+        server = self(name)
+        del self._started[name]
+        return server
+
+    def stop(self) -> None:
+        for server in reversed(self._started.values()):
+            server.stop()

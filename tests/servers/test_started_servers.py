@@ -7,12 +7,11 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_servers import ENVIRONMENT, MASTER_KEY, Real, Servers, at_the_third_piece, client, owner
+from real_servers import ENVIRONMENT, MASTER_KEY, Servers, Shared, at_the_third_piece, client, owner
 
 from pytest_llmload.core.results import CRASHED, LOADED
 from pytest_llmload.core.spec import Workload
@@ -159,7 +158,7 @@ def in_the_container(command: str) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("start", RUN)
 def test_a_start_of_the_documentation_works(
-    start: str, running: Callable[[str], Real], servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: str, running: Shared, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, command = RUN[start]
     environment, words = in_the_container(command) if start.endswith("container") else ([], shlex.split(command))
