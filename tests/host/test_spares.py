@@ -6,8 +6,10 @@ import dataclasses
 import os
 import platform
 import select
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +17,14 @@ from typing import Any
 import pytest
 
 from pytest_llmload.core.errors import MachineError
-from pytest_llmload.core.job import HERE, MEMORY, WITHOUT_TIMES, Checkpoint, Device, Gpu, Job
+from pytest_llmload.core.job import HERE, MEMORY, RANKS, WITHOUT_TIMES, Checkpoint, Device, Gpu, Job
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
-from pytest_llmload.host.loads import gpu_leases, hardware
+from pytest_llmload.host.loads import gpu_leases, hardware, processes
 from pytest_llmload.host.loads.broker import Broker
 from pytest_llmload.host.loads.gpu_leases import Lease
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
+from pytest_llmload.host.loads.process_end import ProcessEnd
 from pytest_llmload.host.loads.processes import LoadProcess
 from pytest_llmload.host.loads.processes import fork as forked_by
 from pytest_llmload.host.loads.spares import Spares, most
@@ -122,9 +125,11 @@ def test_a_spare_for_a_different_load_is_ended(job: Job, forked: Callable[[], Lo
     spares = Spares()
     spares.make(job, (), forked)
     (pid,) = spares.pids
+    began = time.monotonic()
     assert spares.take(dataclasses.replace(job, spec=dataclasses.replace(job.spec, dtype="fp32"))) is None
     assert not Path(f"/proc/{pid}").exists()
     assert not spares
+    assert time.monotonic() - began < processes._GRACE, "it was not killed, since it did not lead a session yet"
 
 
 def test_spares_are_taken_in_the_order_in_which_they_were_made(job: Job, forked: Callable[[], LoadProcess]) -> None:
@@ -155,15 +160,32 @@ def test_what_follows_is_what_the_tests_expect_and_no_load_more(
     broker = broker_of(job, tmp_path)
     specs = [dataclasses.replace(job.spec, dtype=dtype) for dtype in ("fp32", "fp16", "bf16")]
     broker.expected = specs
-    broker._measured = {specs[0]}
+    broker._measured[specs[0]] += 1
     assert broker._next(specs[0]) == specs[1]
     broker._spares.make(dataclasses.replace(job, spec=specs[1]), (), forked)
     assert broker._next(specs[0]) == specs[2]
-    broker._measured = set(specs[:2])
+    broker._spares.discard()
+    broker._measured.update(specs[1:])
     assert broker._next(specs[1]) is None
     broker.loads_again = True
     assert broker._next(specs[1]) == specs[1]
+
+
+def test_the_repeats_of_a_recording_follow_their_load(
+    job: Job, forked: Callable[[], LoadProcess], tmp_path: Path
+) -> None:
+    broker = broker_of(job, tmp_path)
+    first, second = (dataclasses.replace(job.spec, dtype=dtype) for dtype in ("fp32", "fp16"))
+    broker.expected = [first] * 3 + [second] * 3
+    broker._measured[first] += 1
+    assert broker._next(first) == first
+    broker._spares.make(dataclasses.replace(job, spec=first), (), forked)
+    assert broker._next(first) == first
+    broker._measured[first] += 1
+    assert broker._next(first) == second
     broker._spares.discard()
+    broker._measured[second] += 1
+    assert broker._next(second) == second, "the first one failed: its repeats do not come any more"
 
 
 @pytest.mark.parametrize(("workers", "gpus", "made"), [("1", 1, 1), ("2", 1, 0), ("2", 2, 1)])
@@ -190,6 +212,102 @@ def test_under_xdist_only_where_each_worker_has_a_gpu(
     broker._beside(process, job, WITHOUT_TIMES, Lease(found[:1]), "warm_up")
     assert len(broker._spares) == made
     broker._spares.discard()
+
+
+def test_the_ranks_of_a_later_test_are_not_the_present_load_s_error(
+    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1 << 40, capability=(9, 0))
+    broker = broker_of(job, tmp_path, Device("cuda", "stub", gpus=(gpu,)))
+    broker.expected = [dataclasses.replace(job.spec, strategy="ranks", world_size=3)]
+    strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE), "ranks": SimpleNamespace(runs_in=RANKS)}
+    monkeypatch.setattr(broker, "_strategies", strategies)
+    monkeypatch.setattr(broker._jobs, "_strategies", strategies)
+    monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
+    monkeypatch.setenv("PET_NNODES", "2")
+    broker._beside(forked(), job, WITHOUT_TIMES, Lease((gpu,)), "warm_up")
+    assert not broker._spares
+
+
+def test_a_process_that_still_ends_is_waited_for_before_the_locks_are_free(
+    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise a different run on the machine would take the GPU, and call the process foreign."""
+    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
+    device = Device("cuda", "stub", gpus=(gpu,))
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
+    monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
+    broker = broker_of(job, tmp_path, device)
+    monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: dataclasses.replace(job, spec=spec))
+
+    def after_the_end_of(process: LoadProcess, discard: Callable[[], None]) -> None:
+        assert not process.alive, "it still ends"
+        discard()
+
+    different = dataclasses.replace(job.spec, dtype="fp32")
+    ends: list[Callable[[], object]] = [partial(broker._take_spare, different, WITHOUT_TIMES), broker._end_loads]
+    for end in ends:
+        held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+        broker._spares.make(dataclasses.replace(job, device=device), held.descriptors, forked)
+        process = forked()
+        broker._end(process, held)
+        with monkeypatch.context() as patch:
+            patch.setattr(broker._spares, "discard", partial(after_the_end_of, process, broker._spares.discard))
+            assert not end()
+        assert not broker._spares
+
+
+def test_an_interruption_leaves_no_spare_and_no_lock(
+    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, or pytest-timeout: while one is made, while it is waited for, and while a load's process ends."""
+    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
+    device = Device("cuda", "stub", gpus=(gpu,))
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
+
+    def interrupted(*_: Any) -> Any:
+        pytest.fail("Timeout (>6.0s) from pytest-timeout.")
+
+    def interrupted_once(patch: pytest.MonkeyPatch) -> None:
+        patch.undo()
+        interrupted()
+
+    spares = Spares(limit=2)
+    process = forked()
+    held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+    monkeypatch.setattr(process, "send", interrupted)
+    with pytest.raises(pytest.fail.Exception):
+        spares.make(job, held.descriptors, lambda: process)
+    assert not process.alive
+    assert not spares
+
+    first, second = forked(), forked()
+    spares.make(job, held.descriptors, lambda: first)
+    spares.make(job, held.descriptors, lambda: second)
+    monkeypatch.setattr(first, "_receive", interrupted)
+    with pytest.raises(pytest.fail.Exception):
+        spares.take(job)
+    assert not first.alive
+    assert spares.pids == {second.pid}
+    spares.discard()
+
+    ending = forked()
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "_ended", partial(interrupted_once, patch))
+        with pytest.raises(pytest.fail.Exception):
+            ProcessEnd().end(ending, held, next_is_ready=False)
+    assert not ending.alive
+    gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0).release()
+
+
+def test_a_spare_whose_server_was_killed_leaves_the_load_to_a_new_server(job: Job, tmp_path: Path) -> None:
+    server = WarmServer(tmp_path / "server.log", variables(os.environ))
+    spares = Spares()
+    spares.make(job, (), lambda: forked_by(server, tmp_path / "spare.log"))
+    server._process.kill()
+    assert spares.take(job) is None
+    assert not spares
+    server.close()
 
 
 def test_a_spare_that_fails_leaves_the_failure_to_the_load(job: Job, forked: Callable[[], LoadProcess]) -> None:

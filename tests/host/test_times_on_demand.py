@@ -40,3 +40,34 @@ def test_times_are_taken_only_for_tests_that_look_at_them(
     timed = {variant: "per_token" in run["metrics"] for variant, run in runs.items()}
     assert timed == {"none": False, "fp32": True, "fp16": True}
     assert runs["none"]["phases"]["timing"] < runs["fp32"]["phases"]["timing"]
+
+
+def test_a_load_is_expected_as_often_as_it_is_recorded(
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
+) -> None:
+    """What is expected next is prepared beside a load on a GPU."""
+    pytester.makeconftest(
+        """
+        from pytest_llmload.host.run.stash import state_of
+
+        def pytest_report_collectionfinish(config):
+            return "expected: " + " ".join(spec.dtype for spec in state_of(config).broker.expected)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.dtype("fp32")
+        def test_recorded(llm, memory_baseline): ...
+
+        @pytest.mark.dtype("fp16")
+        def test_not_recorded(llm): ...
+        """
+    )
+    for options, expected in (
+        ((), "fp32 fp16"),
+        (("--llm-record-missing", "--llm-record-repeats=3"), "fp32 fp32 fp32 fp16"),
+        (("--llm-update-baselines",), "fp32 fp32 fp16"),
+    ):
+        project("--collect-only", *options).stdout.fnmatch_lines([f"expected: {expected}"])

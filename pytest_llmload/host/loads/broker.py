@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,12 +93,13 @@ class Broker:
         #: The driver's library, which takes longer to start than to answer, from the first lease of GPUs to the end.
         self._driver: contextlib.ExitStack | None = None
         self._process_end = ProcessEnd()
-        #: Loads that were measured.
-        self._measured: set[LoadSpec] = set()
-        #: Every spec that the collected tests use: the server imports what they need before the first load.
+        #: Number of times that each load was measured with its checks.
+        self._measured: Counter[LoadSpec] = Counter()
+        #: Every spec that the collected tests use, in order, as often as it is probably loaded: the server imports what
+        #: they need before the first load.
         self.expected: list[LoadSpec] = []
-        #: True if a load may be measured that is in no collected test: one of ``llm_load``, or a repeat to record.
-        self.loads_again = settings.recording
+        #: True if a load may be measured that is in no collected test, since a test uses ``llm_load``.
+        self.loads_again = False
 
     @property
     def cold_reason(self) -> str | None:
@@ -177,9 +179,14 @@ class Broker:
 
     def _end_loads(self) -> None:
         """End every load. A load that is used again reopens."""
-        self._spares.discard()
+        self._discard_spares()
         self._close_opened()
         self._process_end.wait()
+
+    def _discard_spares(self) -> None:
+        """End the spares, and before them the process that still ends on their GPUs, which they hold the locks of."""
+        self._process_end.wait()
+        self._spares.discard()
 
     def _close_opened(self) -> None:
         for opened in self._opened:
@@ -275,7 +282,7 @@ class Broker:
         try:
             process = process or self._factory.start(spec)
             job = self._jobs.job(spec, scope, held)
-            self._measured.add(spec)
+            self._measured[spec] += scope.measure and scope.checks
             result = self._request(process, job, partial(self._beside, process, job, scope, held))
             if keep and result.ok and not self.predicts:
                 opened = Opened(process, held, partial(self._end, process, held))
@@ -297,9 +304,12 @@ class Broker:
         own = self._spares.pids | self._process_end.pids
         if any(hardware.holders(gpu, own) for gpu in gpus):
             # A foreign process uses the GPU by now: the lease waits for it, or names it.
-            self._spares.discard()
+            self._discard_spares()
             return None
-        return self._spares.take(self._jobs.job(spec, scope, Lease(gpus)))
+        job = self._jobs.job(spec, scope, Lease(gpus))
+        if job != expected:
+            self._discard_spares()
+        return self._spares.take(job)
 
     def _beside(self, process: LoadProcess | InlineProcess, job: Job, scope: Scope, held: Lease, phase: str) -> None:
         """Prepare a process for a load that probably follows while a load is measured.
@@ -324,8 +334,8 @@ class Broker:
         same_place = (
             spec.model == job.spec.model
             and spec.adapter in (None, job.spec.adapter)
-            and self.gpus_needed(spec) == len(held.gpus)
             and not self.runs_elsewhere(spec)
+            and self.gpus_needed(spec) == len(held.gpus)
             and self._factory.forks(spec)
         )
         if same_place:
@@ -333,8 +343,12 @@ class Broker:
 
     def _next(self, current: LoadSpec) -> LoadSpec | None:
         """Return the load that probably follows those that processes are prepared for; None if none is expected."""
-        follow = [each for each in self.expected if each not in self._measured][len(self._spares) :]
-        return follow[0] if follow else current if self.loads_again else None
+        left = Counter(self.expected)
+        left.subtract(self._measured)
+        left.subtract(self._spares.specs)
+        # A different load that was measured less often than expected is over: its repeats follow it at once.
+        follow = (each for each in self.expected if left[each] > 0 and (each == current or not self._measured[each]))
+        return next(follow, current if self.loads_again else None)
 
     def _request(
         self, process: LoadProcess | InlineProcess, job: Job, entered: Callable[[str], None] | None = None

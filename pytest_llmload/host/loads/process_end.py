@@ -40,12 +40,15 @@ class ProcessEnd:
                 fits = all(hardware.used_by(gpu, process.pid) <= _ENDING * gpu.total for gpu in held.gpus)
                 later = process if fits else None
         finally:
-            if later is not None:
-                later.hang_up()
-            else:
-                process.close()
-            self._ending = later
-            held.release()
+            try:
+                if later is not None:
+                    later.hang_up()
+                else:
+                    process.close()
+                self._ending = later
+            finally:
+                # Also after Ctrl-C or pytest-timeout, which leave no process that could use the GPUs.
+                held.release()
 
     def wait(self) -> None:
         """Wait for the process that was told to end, if there is one."""

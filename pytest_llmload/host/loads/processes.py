@@ -165,10 +165,15 @@ class LoadProcess:
         """Let the process end by itself; kill it if it does not."""
         if not self.alive:
             return
-        self._channel.close()
-        if self._server.status(self._pid, _GRACE) is None:
-            self._kill_group()
-        self._ended()
+        try:
+            self._channel.close()
+            if self._server.status(self._pid, _GRACE) is None:
+                self._kill_group()
+            self._ended()
+        except BaseException:
+            # Ctrl-C, pytest-timeout: it may not outlive the lease of its GPUs.
+            self.kill()
+            raise
 
     def kill(self) -> None:
         if self.alive:
@@ -179,7 +184,12 @@ class LoadProcess:
     def _kill_group(self) -> None:
         # The process leads its own session: every process that it started ends with it.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
+            try:
+                os.killpg(self._pid, signal.SIGKILL)
+            except ProcessLookupError:
+                if self._server.exit_status is None and self._server.status(self._pid, 0.0) is None:
+                    # It has just been forked, and does not lead a session yet.
+                    os.kill(self._pid, signal.SIGKILL)
         self._server.status(self._pid, _GRACE)
 
     def _ended(self) -> None:

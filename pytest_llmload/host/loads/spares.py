@@ -14,7 +14,9 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.loads.gpu_leases import Lease
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
 
@@ -51,6 +53,11 @@ class Spares:
         return {process.pid for process, _ in self._waiting}
 
     @property
+    def specs(self) -> list[LoadSpec]:
+        """Return the specs of the loads that the spares are for, in order."""
+        return [job.spec for _, job in self._waiting]
+
+    @property
     def next_job(self) -> Job | None:
         """Return the load that the first spare is for; None while there is no spare."""
         return self._waiting[0][1] if self._waiting else None
@@ -64,27 +71,35 @@ class Spares:
             return
         process = fork()
         if isinstance(process, LoadProcess):
-            process.send({"kind": "ready", "job": job.to_json(), "idle": self._idle}, descriptors)
-            self._waiting.append((process, job))
+            try:
+                process.send({"kind": "ready", "job": job.to_json(), "idle": self._idle}, descriptors)
+                self._waiting.append((process, job))
+            except BaseException:
+                # Ctrl-C, pytest-timeout: it would hold its GPUs, and no load would be asked of it.
+                process.kill()
+                raise
 
     def take(self, job: Job) -> tuple[LoadProcess, Lease] | None:
         """Return the first spare and its GPUs if it was made for this job and still runs; else end all, return None."""
         if self.next_job != job:
             self.discard()
             return None
-        process, _ = self._waiting[0]
-        ready = False
+        # Ctrl-C and pytest-timeout kill it while it is waited for.
+        process, _ = self._waiting.popleft()
+        ready = claimed = False
         try:
             ready = process.reply(_READY)["kind"] == "ready"
             claimed = ready and process.request({"kind": "claim"}, _READY)["kind"] == "claimed"
         except LoadDied:
-            claimed = False
             self._failed |= not ready
+        except MachineError:
+            # The server that it was forked from died: the load is forked from a new one.
+            pass
         if not claimed:
             # If there is a cause for its failure, the load itself will meet it and report it to the tests.
+            process.kill()
             self.discard()
             return None
-        self._waiting.popleft()
         locks = [socket.socket(fileno=descriptor) for descriptor in process.received]
         process.received.clear()
         return process, Lease(job.device.gpus, locks)

@@ -129,6 +129,7 @@ class State:
 
     def expect(self, items: Sequence[pytest.Item]) -> None:
         """Register the tests that will run: which loads they need, and which baselines they use."""
+        repeats: dict[LoadSpec, int] = {}
         for item in items:
             self.broker.loads_again |= "llm_load" in getattr(item, "fixturenames", ())
             spec = self.spec_of(item)
@@ -142,8 +143,11 @@ class State:
                 self.loads.of(spec).times_wanted = True
             if {"memory_baseline", "latency_baseline"} & set(item.fixturenames):  # type: ignore[attr-defined]
                 with contextlib.suppress(MachineError):
-                    self.log.used_baselines.add(self.baseline_path(spec))
-        self.broker.expected = list(self.pending)
+                    path = self.baseline_path(spec)
+                    self.log.used_baselines.add(path)
+                    if self.settings.recording and (self.settings.update_baselines or not path.exists()):
+                        repeats[spec] = self.settings.record_repeats
+        self.broker.expected = [spec for spec in self.pending for _ in range(repeats.get(spec, 1))]
 
     def finished(self, item: pytest.Item) -> None:
         """Close the load of a test that has ended, if it was its last user, or if the test changed the model."""
