@@ -27,7 +27,7 @@ def test_a_kept_copy_is_named_where_the_gate_is_red(
         """,
         test_it="def test_memory(llm, memory_baseline): memory_baseline.check(llm)",
     )
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     (file,) = (pytester.path / "baselines").rglob("*.json")
     assert "allocations" not in json.loads(file.read_text())
     clean = project("--llm-report=clean.json")
@@ -63,12 +63,12 @@ def test_todays_lines_stand_beside_the_baselines(
     """A line that allocated 24 MiB when the baseline was recorded allocates 72 MiB now."""
     pytester.makepyfile(grows=GROWS, test_it="def test_memory(llm, memory_baseline): memory_baseline.check(llm)")
     monkeypatch.setenv("SCRATCH", str(24 << 20))
-    project("--llm-import=grows", "--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-import=grows", "--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     (file,) = (pytester.path / "baselines").rglob("*.json")
     plain = json.loads(file.read_text())
     assert "allocations" not in plain
     # A baseline that lacks only the lines gets them, and keeps every figure.
-    added = ("--llm-import=grows", "--llm-update-baselines", "--llm-record-allocations")
+    added = ("--llm-import=grows", "--llm-update-baselines", "--llm-record-repeats=1", "--llm-record-allocations")
     project(*added).assert_outcomes(passed=1)
     recorded = json.loads(file.read_text())
     sites = recorded.pop("allocations")
@@ -92,7 +92,7 @@ def test_todays_lines_stand_beside_the_baselines(
     accepted = json.loads(file.read_text())["allocations"]
     assert [each["bytes"] for each in accepted if "in allocates" in each["site"]] == [72 << 20]
     monkeypatch.setenv("SCRATCH", str(24 << 20))
-    project("--llm-import=grows", "--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-import=grows", "--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     assert "allocations" not in json.loads(file.read_text())
 
 
@@ -130,7 +130,7 @@ def test_a_users_own_model_is_named_in_a_run_of_several_workers(
         def test_memory(llm, memory_baseline): memory_baseline.check(llm)
         """
     )
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     monkeypatch.setenv("PLANTED", "1")
     red = project("-n", "2")
     red.assert_outcomes(failed=1)

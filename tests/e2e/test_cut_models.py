@@ -105,7 +105,7 @@ def test_a_cut_is_gated_apart_from_the_whole(pytester: pytest.Pytester, project:
     missing = project(*cut, fast=False)
     missing.assert_outcomes(failed=1)
     missing.stdout.fnmatch_lines(["*baselines/deep@2-layers/*/none.json*", "*--llm-layers=2*--llm-update-baselines*"])
-    project(*cut, "--llm-update-baselines", fast=False).assert_outcomes(passed=1)
+    project(*cut, "--llm-update-baselines", "--llm-record-repeats=1", fast=False).assert_outcomes(passed=1)
     again = project(*cut, "--llm-strict", "--llm-report=run.json", fast=False)
     again.assert_outcomes(passed=1)
     [run] = json.loads((pytester.path / "run.json").read_text())["runs"]

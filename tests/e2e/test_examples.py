@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,7 +33,9 @@ def test_the_readmes_example_records_and_gates(
 
 def test_the_demo_catches_its_planted_fault(forked_python: Path) -> None:
     demo = ROOT / "examples" / "demo" / "demo.sh"
-    done = subprocess.run(["bash", str(demo), str(forked_python)], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTEST_ADDOPTS": "--llm-workload=1x16+4"}
+    command = ["bash", str(demo), str(forked_python)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "double quant was requested, but the statistics are plain float32" in done.stdout
     assert "Caught." in done.stdout

@@ -126,7 +126,7 @@ def test_a_dropped_double_quantisation_is_caught_and_explained(
             memory_baseline.check(llm)
         """,
     )
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     project().assert_outcomes(passed=1)
     result = project("--llm-import=planted")
     result.assert_outcomes(failed=1)
@@ -150,7 +150,7 @@ def test_another_workload_is_incomparable_and_says_so(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
     pytester.makepyfile(MEMORY)
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     result = project("--llm-workload=2x16+4")
     result.assert_outcomes(failed=1)
     text = first_lines(result, 4)
@@ -158,7 +158,7 @@ def test_another_workload_is_incomparable_and_says_so(
     assert "1x16+4" in text
     assert "2x16+4" in text
     project("--llm-record-missing", "--llm-workload=2x16+4").assert_outcomes(failed=1)
-    project("--llm-update-baselines", "--llm-workload=2x16+4").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1", "--llm-workload=2x16+4").assert_outcomes(passed=1)
     assert json.loads(baseline.read_text())["workload"] == "2x16+4"
 
 
@@ -188,7 +188,7 @@ def test_a_baseline_of_another_spec_is_refused(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
     pytester.makepyfile(MEMORY)
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     baseline.write_text(baseline.read_text().replace('"quant": "nf4"', '"quant": "fp4"'))
     result = project()
     result.assert_outcomes(failed=1)
@@ -200,7 +200,7 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(
 ) -> None:
     pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
     pytester.makepyfile(MEMORY.replace('"nf4"', '"nf4", "none"'))
-    project("--llm-update-baselines").assert_outcomes(passed=2)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=2)
     pytester.makepyfile(MEMORY)
     result = project("--llm-report=run.json")
     result.assert_outcomes(passed=1)

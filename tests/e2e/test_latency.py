@@ -47,7 +47,7 @@ def test_a_slowdown_is_caught_and_explained(
             latency_baseline.check(llm, metrics=["load"])
         """,
     )
-    project("test_it.py::test_times", *RECORD, "--llm-latency-time=12s").assert_outcomes(passed=1)
+    project("test_it.py::test_times", *RECORD, "--llm-latency-time=3s").assert_outcomes(passed=1)
     stored = json.loads(BASELINE.read_text())
     (host, times), *others = stored["time"].items()
     assert not others

@@ -284,5 +284,5 @@ def test_user_hooks_register_strategies_and_rename_devices(
             assert llm.run(lambda m, t: m.config._attn_implementation) == "eager"
         """,
     )
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     assert (pytester.path / "baselines/tiny-llama/our-runner/eager_only.json").exists()

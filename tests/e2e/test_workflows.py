@@ -154,7 +154,7 @@ def runner(tmp_path: Path, checkpoint_cache: Path, forked_python: Path) -> Runne
     options = made.own["OPTIONS"]
     recorded = made.step(
         f"python -m pytest $TESTS --llm-model=$MODEL {options} --llm-cache-dir=$CACHE --llm-update-baselines"
-        " && git add . && git commit -qm 'Record' && git push -q origin main"
+        " --llm-record-repeats=1 && git add . && git commit -qm 'Record' && git push -q origin main"
     )
     assert recorded.returncode == 0, recorded.stdout
     (folder / "serving.py").write_text(SERVING.format(dtype="float32"))

@@ -100,7 +100,7 @@ def test_a_probe_with_a_metric_is_gated_and_reported_like_ours(pytester: pytest.
     pytester.makeconftest(_hook("Power"))
     energy = pytester.path / "joules"
     energy.write_text("100")
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     (baseline,) = pytester.path.glob("baselines/tiny-llama/*/none.json")
     assert json.loads(baseline.read_text())["memory"] == {"power.joules": 100}
 

@@ -68,7 +68,7 @@ def test_what_its_library_changes_is_red_and_explained(registered: pytest.Pytest
     missing.stdout.fnmatch_lines(["*rows-int8 needs rows_kernels, not installed: pip install rows-kernels"])
 
     _install(registered.path, "1.0")
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     (file,) = registered.path.glob("baselines/tiny-llama/*/rows-int8.json")
     assert json.loads(file.read_text())["environment"]["rows_kernels"] == "1.0"
 
