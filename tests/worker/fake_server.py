@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(400, {"error": {"message": "min_tokens must be less than or equal to max_tokens=1"}})
         if not (self.has("tgi") or body.get("stream")):
             usage = {"prompt_tokens": 16, "completion_tokens": self.wanted(body)}
-            return self.send(200, {"model": body["model"], "choices": [{"text": "a"}], "usage": usage})
+            return self.send(200, {"model": body["model"], "choices": [{"text": "a\x7f"}], "usage": usage})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()

@@ -32,7 +32,7 @@ from pytest_llmload.process.serving import finding, launch, served_model, server
 from pytest_llmload.process.serving.answers import Answer
 from pytest_llmload.process.serving.counting import per_token
 from pytest_llmload.process.serving.finding import KEY
-from pytest_llmload.process.serving.http import Endpoint, Event
+from pytest_llmload.process.serving.http import Endpoint, Event, Reply
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.request_rounds import Round, RoundTimes
 from pytest_llmload.process.serving.servers.base import SelfDescription
@@ -391,6 +391,13 @@ def test_a_key_goes_along_and_is_never_told(tmp_path: Path, monkeypatch: pytest.
     result = asked("openai+locked", tmp_path)
     assert result.outcome == LOADED
     assert "opensesame" not in json.dumps(result.to_json())
+
+
+def test_a_body_is_read_as_it_came_and_quoted_without_secrets() -> None:
+    """Control characters are escaped where a text is shown; a JSON text in which they are is none any more."""
+    reply = Reply(400, '{"error": "no opensesame\x7f"}', hide=Endpoint("http://127.0.0.1:9", "opensesame").hide)
+    assert reply.json() == {"error": "no opensesame\x7f"}
+    assert reply.quoted == '{"error": "no ***\\x7f"}'
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,12 +37,14 @@ class Late(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer."""
+    """A whole answer, as it came: only :attr:`quoted` may be shown, in which secrets are hidden."""
 
     status: int
     body: str
     #: Header values, by their names in lower case.
     headers: dict[str, str] = field(default_factory=dict)
+    #: What hides secrets in a text.
+    hide: Callable[[str], str] = scrub
 
     def json(self) -> Any:
         """Return the body as JSON; None if it is not JSON."""
@@ -53,7 +56,7 @@ class Reply:
     @property
     def quoted(self) -> str:
         """Return the body as one line, cut to a length that a message can quote."""
-        text = " ".join(self.body.split())
+        text = " ".join(self.hide(self.body).split())
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]} …"
 
 
@@ -134,7 +137,7 @@ class Endpoint:
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if response.status_code != 200 or kind != "text/event-stream":
                 reply = self._whole(response)
-                yield reply if reply.status != 200 else Reply(200, f"{kind}: {reply.body}")
+                yield reply if reply.status != 200 else dataclasses.replace(reply, body=f"{kind}: {reply.body}")
                 return
             decoder, rest = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
             for data in response.iter_bytes():
@@ -156,7 +159,7 @@ class Endpoint:
 
     def _whole(self, response: httpx.Response) -> Reply:
         text = response.read().decode("utf-8", errors="replace")
-        return Reply(response.status_code, self.hide(text), dict(response.headers.items()))
+        return Reply(response.status_code, text, dict(response.headers.items()), self.hide)
 
     @contextlib.contextmanager
     def _answer(

@@ -14,7 +14,6 @@ from pytest_llmload.worker.model.prompts import Prompt
 PATIENCE = 5.0
 #: Statuses with which a server refuses a key.
 REFUSED_KEY = (401, 403)
-_NO_REPLY = Reply(0, "")
 
 
 class SelfDescription:
