@@ -95,10 +95,14 @@ def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pyteste
         def test_chat(llm): llm.generate([{"role": "user"}])
         def test_count(llm): llm.generate("a", max_new_tokens=0)
         def test_model(llm): llm.model
+        def test_place_of_function(llm): llm.run("ours")
+        def test_no_function(llm): llm.run(3)
+        def test_figure(llm): llm.memory.host.peek
+        def test_metric(llm): llm.metrics["host.peek"]
         """
     )
     result = project("--tb=short")
-    result.assert_outcomes(failed=10)
+    result.assert_outcomes(failed=14)
     text = result.stdout.str()
     for sentence in (
         "unknown keyword 'quants'; did you mean 'quant'?; known: model, shared, env, options, strategy,",
@@ -111,6 +115,10 @@ def test_a_wrong_call_is_one_sentence_at_the_tests_line(pytester: pytest.Pyteste
         "(each a dict with 'role' and 'content'), or a list of such prompts; got [{'role': 'user'}]",
         "max_new_tokens must be a whole number of at least 1; got 0",
         "the model lives in a process of its own: use llm.run(function)",
+        "llm.run takes a function, or a text 'module:function'; got 'ours'",
+        "llm.run takes a function, or a text 'module:function'; got 3",
+        "AttributeError: host.peek was not measured: this load has no such figure; did you mean host.peak?",
+        "KeyError: 'host.peek was not measured: this load has no such figure; did you mean host.peak?'",
     ):
         assert sentence in text
     # Every traceback ends at the test's own line.

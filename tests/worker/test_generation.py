@@ -37,3 +37,8 @@ def test_a_tokenizer_that_does_not_load_is_reported_when_text_is_requested(tmp_p
         generate(loaded, "hello", 2)
     assert loaded.tokenizer_error != Loaded.tokenizer_error
     assert len(generate(loaded, [1, 2, 3], 2)["tokens"]) == 2
+    last = loaded.model.get_input_embeddings().num_embeddings - 1
+    assert len(generate(loaded, [last], 1)["tokens"]) == 1
+    for token in (last + 1, -1):
+        with pytest.raises(ValueError, match=f"embeddings for the token ids 0 to {last}; got {token}"):
+            generate(loaded, [1, token], 2)

@@ -37,11 +37,12 @@ def encode(function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: di
 
     Raises TypeError if something the function refers to cannot be sent.
     """
+    __tracebackhide__ = True
     import cloudpickle
 
+    if not (is_reference(function) if isinstance(function, str) else callable(function)):
+        raise TypeError(f"llm.run takes a function, or a text 'module:function'; got {function!r:.80}")
     if isinstance(function, str):
-        if not is_reference(function):
-            raise TypeError(f"{function!r} is neither a function nor 'module:function'")
         return {"kind": "run", "target": function, "arguments": _text(cloudpickle.dumps((args, kwargs)))}
     module = sys.modules.get(getattr(function, "__module__", ""))
     by_value = module is not None and module.__name__ not in cloudpickle.list_registry_pickle_by_value()

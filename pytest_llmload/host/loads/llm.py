@@ -42,6 +42,7 @@ class Metrics(Mapping[str, float]):
         self._result = result
 
     def __getitem__(self, name: str) -> float:
+        __tracebackhide__ = True
         try:
             return self._result.metrics[name]
         except KeyError:
@@ -74,6 +75,7 @@ class Figures:
         self._prefix = prefix
 
     def __getattr__(self, name: str) -> float:
+        __tracebackhide__ = True
         if name.startswith("_"):
             raise AttributeError(name)
         full = f"{self._prefix}.{name}"

@@ -15,6 +15,7 @@ from pytest_llmload.core.spec import Workload
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.model.inputs import (
+    embedded_tokens,
     forward_inputs,
     generate_inputs,
     generating_module,
@@ -264,9 +265,14 @@ def generate(loaded: Loaded, given: Prompt, max_new_tokens: int = 16) -> dict[st
     """Return exactly ``max_new_tokens`` new ``tokens``, their ``text`` and ``count``, as ``llm.generate`` gives them.
 
     Greedy, and the end of the sequence is ignored, so that the number of tokens is the test's, not the model's.
-    Raises ValueError for text or a chat where there is no tokenizer; ``text`` is then empty for token ids.
+    Raises ValueError for text or a chat where there is no tokenizer; ``text`` is then empty for token ids. Raises
+    ValueError for ids that the model has no embedding for, which on a GPU would spoil the process.
     """
-    rows = [token_ids(loaded.tokenizer, loaded.tokenizer_error, given)]
-    tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, rows), max_new_tokens)[0]]
+    row = token_ids(loaded.tokenizer, loaded.tokenizer_error, given)
+    size = embedded_tokens(loaded)
+    for token in row:
+        if size is not None and token not in range(size):
+            raise ValueError(f"the model has embeddings for the token ids 0 to {size - 1}; got {token}")
+    tokens = [int(token) for token in generate_ids(loaded, input_ids(loaded, [row]), max_new_tokens)[0]]
     text = loaded.tokenizer.decode(tokens, skip_special_tokens=True) if loaded.tokenizer is not None else ""
     return {"tokens": tokens, "text": text, "count": len(tokens)}

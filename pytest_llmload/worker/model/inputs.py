@@ -36,7 +36,7 @@ def vocabulary(loaded: Loaded) -> int:
     nothing says it.
     """
     sizes = [getattr(loaded.text_config, name, None) for name in _BOUNDS]
-    sizes.insert(1, getattr(_embeddings(loaded.model), "num_embeddings", None))
+    sizes.insert(1, embedded_tokens(loaded))
     found = next((size for size in sizes if isinstance(size, int)), None)
     if found is None:
         raise ValueError(
@@ -44,6 +44,12 @@ def vocabulary(loaded: Loaded) -> int:
             "ids can be made"
         )
     return found
+
+
+def embedded_tokens(loaded: Loaded) -> int | None:
+    """Return the number of rows of the input embedding; None if the model has no such table, or does not tell."""
+    rows = getattr(_embeddings(loaded.model), "num_embeddings", None)
+    return rows if isinstance(rows, int) else None
 
 
 def _embeddings(model: Any) -> Any:
