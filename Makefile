@@ -30,14 +30,12 @@ test: venv
 
 # Coverage with a floor, of the tests that run the code in their own process: all units, and loads of every strategy,
 # format, adapter kind and server. Options, markers, ranks and predictions, whose tests start pytest or further
-# processes, are not covered here. The deselected test plants 10 MiB of host memory, 2 MiB more than the tolerance: in
-# two runs under tracing, one of its two cases was missed.
+# processes, are not covered here.
 COVERED := tests/unit $(FAULTS) $(patsubst %,tests/worker/test_%.py,adapters c_allocator clean_loads environment \
 	formats generation host_memory library_warnings page_cache probes quantisation_states scratch served tensor_parallel tensors)
-UNTRACED := tests/worker/test_clean_loads.py::test_a_transient_of_ten_mebibytes_in_a_small_load_is_red
 
 cover: venv
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --deselect "$(UNTRACED)" $(COVERED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered $(COVERED)
 
 # The oldest supported libraries, in an environment of their own.
 test-oldest: $(OLDEST)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -25,27 +26,33 @@ from pytest_llmload.system.proc import status
 MODELS = ("tiny-llama", "tiny-gpt-neox", "tiny-gpt2", "tiny-qwen3")
 
 
+@functools.cache
+def clean(model: str, strategy: str) -> LoadResult:
+    """Return the result of a load that two tests read."""
+    _fill_tables()
+    return quick(model, **STRATEGIES[strategy])
+
+
+@functools.cache
+def _fill_tables() -> None:
+    """bitsandbytes keeps its code tables from the first load on; a load process has one load only."""
+    for scheme in ("nf4-dq", "nf4", "fp4"):
+        quick("tiny-llama", **STRATEGIES[scheme])
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_strategy_finds_a_problem_in_a_clean_load(strategy: str, model: str) -> None:
-    result = quick(model, **STRATEGIES[strategy])
+    result = clean(model, strategy)
     assert [(problem.check, problem.message) for problem in result.problems] == []
     assert result.outcome == "loaded"
     assert not [note for note in result.notes if "were not compared" in note and strategy != "loader"]
     assert not [note for note in result.notes if "imported during the load" in note]
 
 
-@pytest.fixture(scope="module")
-def _tables_filled() -> None:
-    """bitsandbytes keeps its code tables from the first load on; a load process has one load only."""
-    for scheme in ("nf4-dq", "nf4", "fp4"):
-        quick("tiny-llama", **STRATEGIES[scheme])
-
-
-@pytest.mark.usefixtures("_tables_filled")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_exact_figures_repeat_to_the_byte(strategy: str) -> None:
-    first, second = [quick("tiny-llama", **STRATEGIES[strategy]) for _ in range(2)]
+    first, second = clean("tiny-llama", strategy), quick("tiny-llama", **STRATEGIES[strategy])
     exact = [name for name in first.metrics if lookup(name).exact]
     adapter = {"weights.adapter"} if "lora" in strategy else set()
     assert set(exact) == {"host.weights", "weights.logical", "host.other_tensors"} | adapter
