@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         return word in self.mode
 
     def send(self, status: int, body: object, kind: str = "application/json") -> None:
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        data = (body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)).encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
