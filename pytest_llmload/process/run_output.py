@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import sys
@@ -120,6 +121,8 @@ def _logged(levels: dict[str, int], found: list[dict[str, Any]]) -> Iterator[Non
 def _warned(found: list[dict[str, Any]]) -> Iterator[None]:
     """Collect warnings, each once from each place; pytest's filters decide about them."""
     seen: set[tuple[str, type[Warning], str, int]] = set()
+    # Thousands of modules are looked through for each file.
+    module_of = functools.cache(_module_of)
 
     def note(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
@@ -129,7 +132,7 @@ def _warned(found: list[dict[str, Any]]) -> Iterator[None]:
             seen.add(key)
             kinds = [kind for kind in category.__mro__ if issubclass(kind, Warning)]
             names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
-            place = {"filename": filename, "lineno": lineno, "module": _module_of(filename)}
+            place = {"filename": filename, "lineno": lineno, "module": module_of(filename)}
             found.append({"message": key[0], "categories": names, **place})
 
     with warnings.catch_warnings():

@@ -132,7 +132,10 @@ TOLD: list[list[Any]] = []
 
 
 def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
-    """``resolve`` in a process of its own: the hub's client reads its environment when it is imported."""
+    """``resolve`` in a process of its own: the hub's client reads its environment when it is imported.
+
+    If ``again``, the process resolves it offline too, and finds the same.
+    """
     code = (
         "import dataclasses, json, sys\nfrom pathlib import Path\n"
         "from pytest_llmload.core.errors import MachineError\n"
@@ -144,12 +147,17 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
         "    trusted = bool(sys.argv[3])\n"
         "    found = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=trusted, layers=layers, tell=tell)\n"
         "    found = dataclasses.asdict(found)\n"
+        "    if sys.argv[5]:\n"
+        "        from huggingface_hub import constants\n"
+        "        constants.HF_HUB_OFFLINE = True\n"
+        "        again = resolve(sys.argv[1], Path(sys.argv[2]), trust_remote_code=trusted, layers=layers)\n"
+        "        assert dataclasses.asdict(again) == found, again\n"
         "    print(json.dumps(told))\n"
         "except (MachineError, ValueError) as error:\n"
         "    found = {'error': type(error).__name__, 'message': str(error)}\n"
         "print(json.dumps(found))"
     )
-    arguments = [spec, str(cache), env.pop("trust", ""), env.pop("layers", "0")]
+    arguments = [spec, str(cache), env.pop("trust", ""), env.pop("layers", "0"), env.pop("again", "")]
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_HOME": str(home),
@@ -220,14 +228,13 @@ def test_of_a_hub_model_that_is_cut_only_the_files_of_its_layers_are_downloaded(
     del Hub.files["model.safetensors"]
     write_weights(tmp_path, read_tensors(built), shard_bytes=4 << 20)
     Hub.files |= {path.name: path.read_bytes() for path in tmp_path.glob("model*")}
-    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub, layers="1")
+    found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub, layers="1", again="yes")
     assert found.get("revision") == COMMIT, found
     last = {file for name, file in read_index(tmp_path / INDEX).items() if name.startswith("model.layers.2.")}
     first = {file for name, file in read_index(tmp_path / INDEX).items() if ".layers." not in name or ".0." in name}
     assert last - first
     assert not (last - first) & set(Hub.asked)
     assert first <= set(Hub.asked)
-    assert ask("org/model", cache, tmp_path, HF_HUB_OFFLINE="1", layers="1") == found
 
 
 def test_a_hub_model_without_weights_is_said(hub: str, cache: Path, tmp_path: Path) -> None:
