@@ -14,7 +14,8 @@
 # httpcore2, httpx2, idna, jiter, opentelemetry-api, pydantic_core, sniffio, truststore, typing-inspection,
 # typing_extensions. They may be on PYTHONPATH; the plugin itself need not be installed.
 #
-# MODEL=random:tiny-llama DEVICE=cpu tries the script without a GPU, in some four minutes on two cores.
+# MODEL=random:tiny-llama DEVICE=cpu tries the script without a GPU, in some two minutes on two cores. In nf4 the host
+# memory of so small a server may differ by more than its tolerance (docs/strategies/served.md).
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
