@@ -33,6 +33,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -351,8 +352,11 @@ def _import_pytest() -> None:
     for name in filter(is_installed, _OF_PLUGINS):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(pytest_llmload.__path__, "pytest_llmload."):
-        if module.name.split(".")[1] in _IN_PYTEST:
-            importlib.import_module(module.name)
+        part = module.name.split(".")[1]
+        if part in _IN_PYTEST:
+            # An integration imports the plugin that it is for, which may not be here.
+            with suppress(*([ModuleNotFoundError] if part == "integrations" else [])):
+                importlib.import_module(module.name)
     # pytest would warn of a package that it cannot rewrite any more.
     pytest_llmload.__doc__ = f"{pytest_llmload.__doc__} PYTEST_DONT_REWRITE"
 
@@ -360,7 +364,10 @@ def _import_pytest() -> None:
 def _import_plugins() -> None:
     """Import other packages' plugins as pytest does: it would warn of a package that was not rewritten."""
     plugins = [entry for entry in entry_points(group="pytest11") if entry.module.split(".")[0] != "pytest_llmload"]
-    hook = install_importhook(get_config())
+    config = get_config()
+    # Read by the hook; before pytest 9, a config that has parsed nothing does not know it.
+    config._inicache["python_files"] = ["test_*.py"]
+    hook = install_importhook(config)
     hook.mark_rewrite(*{entry.module.split(".")[0] for entry in plugins})
     for entry in plugins:
         entry.load()
