@@ -66,6 +66,8 @@ def test_every_fault_ends_as_the_table_says(
         if found != fault.outcome or fault.told not in " ".join(ends.values()):
             wrong.append((fault.name, found, ends))
     assert not wrong, text
+    # The short summary begins with the cause.
+    result.stdout.fnmatch_lines(["FAILED *::test_exits* - _pytest.outcomes.Exit: enough"])
     written = [text, *((pytester.path / name).read_text() for name in ("junit.xml", "run.json", "run.html"))]
     for each in written:
         assert "swordfish-17" not in each

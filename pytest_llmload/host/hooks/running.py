@@ -233,9 +233,13 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 def _cause(text: str) -> str:
     """Return the line of a failure that pytest's short summary shows: what changed and why, then what it is about."""
-    head, *rows = (" ".join(line.split()) for line in text.splitlines() or [""])
+    lines = text.splitlines() or [""]
+    head, *rows = (" ".join(line.split()) for line in lines)
+    # The rows of a failure are indented; else a log or a traceback follows.
+    first = rows[0] if rows and lines[1].startswith("  ") else ""
     because = next((row for row in rows[1:] if row.startswith("because ")), "")
-    return f"{', '.join(filter(None, (rows[0], because)))} ({head})" if rows else head
+    cause = ", ".join(filter(None, (first, because)))
+    return f"{cause} ({head})" if cause else head
 
 
 def _where(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> list[ReprEntry]:
