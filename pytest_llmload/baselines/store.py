@@ -114,7 +114,9 @@ class Store:
 
     def devices(self, model: str, slug: str) -> list[str]:
         """Return the devices for which this load has a baseline; messages name them if the run's device has none."""
-        return [entry.device for entry in self.entries() if (entry.model, entry.slug) == (model, slug)]
+        found = (entry for entry in self.entries() if (entry.model, entry.slug) == (model, slug))
+        # A link to a file that was not fetched holds nothing.
+        return [entry.device for entry in found if entry.path.exists()]
 
     def _level(self, folder: Path) -> Path:
         return folder / self.variant_level if self.variant_level is not None else folder

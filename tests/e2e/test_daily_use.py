@@ -134,11 +134,21 @@ def test_the_short_summary_begins_with_the_cause(pytester: pytest.Pytester, proj
 
         @pytest.mark.strategy("loader", target="test_the_short_summary_begins_with_the_cause:load")
         def test_a(llm): pass
+
+        def refused(spec): raise OSError("the share is refused:\\n    no such host")
+
+        @pytest.mark.strategy("loader", target="test_the_short_summary_begins_with_the_cause:refused")
+        def test_b(llm): pass
         """
     )
     result = project("--junitxml=junit.xml")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["FAILED *::test_a* - because *OSError: the network share is not mounted*"])
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "FAILED *::test_a* - because *OSError: the network share is not mounted (the load failed: *",
+            "FAILED *::test_b* - because *OSError: the share is refused: no such host (the load failed: *",
+        ]
+    )
     assert 'message="because' in (pytester.path / "junit.xml").read_text()
 
 

@@ -372,4 +372,7 @@ def test_entries_of_a_device_and_of_a_variant(tmp_path: Path, baseline: Baseline
     ]
     assert [entry.path for entry in nightly.entries()] == [tmp_path / "a" / DEVICE / "nightly" / "nf4.json"]
     assert plain.devices("a", "nf4") == ["cpu-x86_64", DEVICE]
+    (tmp_path / "a" / "not-fetched").mkdir()
+    (tmp_path / "a" / "not-fetched" / "nf4.json").symlink_to("nowhere")
+    assert plain.devices("a", "nf4") == ["cpu-x86_64", DEVICE]
     assert list(Store(tmp_path / "none").entries()) == []

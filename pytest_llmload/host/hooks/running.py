@@ -235,9 +235,11 @@ def _cause(text: str) -> str:
     """Return the line of a failure that pytest's short summary shows: what changed and why, then what it is about."""
     lines = text.splitlines() or [""]
     head, *rows = (" ".join(line.split()) for line in lines)
+    begins = next((index for index, row in enumerate(rows) if row.startswith("because ")), len(rows))
+    # A library's error may have its reason on its second line.
+    because = " ".join(rows[begins : begins + (2 if rows[begins:] and rows[begins].endswith(":") else 1)])
     # The rows of a failure are indented; else a log or a traceback follows.
-    first = rows[0] if rows and lines[1].startswith("  ") else ""
-    because = next((row for row in rows[1:] if row.startswith("because ")), "")
+    first = rows[0] if begins > 0 and rows and lines[1].startswith("  ") else ""
     cause = ", ".join(filter(None, (first, because)))
     return f"{cause} ({head})" if cause else head
 
