@@ -450,7 +450,8 @@ def test_a_weight_whose_shape_is_not_the_configs(scheme: str, tmp_path: Path) ->
     files = format_files.copied(Path(checkpoint(TINY).path), tmp_path / "odd", {}, change)
     result = quick(Checkpoint(str(files), "shape", "weights"), quant=scheme)
     assert result.outcome == "not_applied"
-    (problem,) = [problem for problem in result.problems if "shape" in problem.message]
+    # Whether the forward runs is the kernel's affair: one on the CPU does not look at the shapes.
+    (problem,) = [problem for problem in result.problems if problem.check == "quantised"]
     assert "256 x 512 in the model, 512 x 512 by its config" in problem.message
     assert problem.names[0].startswith("model.layers.0.self_attn.q_proj.weight")
 
