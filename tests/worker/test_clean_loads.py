@@ -71,9 +71,11 @@ def _forked_load() -> LoadResult:
 @pytest.mark.parametrize("phase", ["load", "forward"])
 def test_a_transient_of_ten_mebibytes_in_a_small_load_is_red(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = [_forked_load() for _ in range(3)]
-    baseline = record(None, clean[1:2], update=True, sections=("memory",)).baseline
+    # A peak that strays, strays upwards: ten MiB more than such a load are within the tolerance of eight.
+    middle = sorted(clean, key=lambda load: load.metrics["host.peak"])[1]
+    baseline = record(None, [middle], update=True, sections=("memory",)).baseline
     assert compare(baseline, clean[2]).verdict == OK
-    below = int(clean[1].metrics["host.peak"] - clean[1].phase_peaks[phase]["host"])
+    below = int(middle.metrics["host.peak"] - middle.phase_peaks[phase]["host"])
     place = {
         "load": (transformers.quantizers.quantizer_bnb_4bit.Bnb4BitHfQuantizer, "_process_model_after_weight_loading"),
         "forward": (transformers.LlamaForCausalLM, "forward"),
