@@ -129,6 +129,18 @@ ELSEWHERE = (
         "plugins/test_together.py::test_a_time_out_is_that_of_the_test_that_had_it",
     ),
     Elsewhere(
+        "pytest-timeout or Ctrl-C while a process is prepared for the next load, or while one ends",
+        "the test or the run ends; the next load starts in a process of its own",
+        "no process, and no GPU that stays locked",
+        "host/test_spares.py::test_an_interruption_leaves_no_spare_and_no_lock",
+    ),
+    Elsewhere(
+        "the warm server is killed while a process is prepared for the next load",
+        "that load is forked from a new server",
+        "nothing",
+        "host/test_spares.py::test_a_spare_whose_server_was_killed_leaves_the_load_to_a_new_server",
+    ),
+    Elsewhere(
         "the load hangs",
         "FAILED after `--llm-timeout`, with the stacks of all threads",
         "nothing",
