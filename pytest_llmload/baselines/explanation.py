@@ -11,12 +11,14 @@ from pytest_llmload.baselines.model import Baseline, RecordedTime
 from pytest_llmload.baselines.timings import LOAD
 from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import lookup
-from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.results import SLACK, LoadResult
 from pytest_llmload.core.units import format_change, format_movement
 from pytest_llmload.core.verdicts import IMPROVED, OK, REGRESSED, UNEXPLAINED, ManifestChange, MetricVerdict
 
 #: Share of a change in load time that a part of the load must account for to be named.
 _WORTH = 0.25
+#: Metrics that count the storages of weights, which may be larger than the weights.
+_STORED = ("gpu.weights", "host.weights")
 #: Metrics that explain why others changed; named even if they are not comparable themselves.
 _REASONS = ("gpu.load_allocations", "gpu.load_allocated", "gpu.other_tensors", "host.other_tensors")
 
@@ -78,6 +80,8 @@ def _causes(
         if old is not None and new is not None and old != new:
             reasons.append(f"{name} {format_change(new - old, lookup(name).unit)}")
     reasons += _no_longer_mapped(moved, baseline, result)
+    if any(item.name in _STORED and item.verdict == REGRESSED for item in moved):
+        reasons += [note for note in result.notes if note.startswith(SLACK)]
     settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
     worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
     if settled == OK and any(metric.kind == "loading_work" for metric in worse):

@@ -135,6 +135,10 @@ class Numbers:
     checksums: dict[str, str] = field(default_factory=dict)
 
 
+#: The beginning of the note of a load whose weights are views of larger storages.
+SLACK = "weights keep "
+
+
 @dataclass
 class LoadResult:
     """One load: how it ended, which model it gave, and what it cost."""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import ClassVar
 
 from pytest_llmload.core.metrics import Metric, named, of_gpu
-from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.results import SLACK, LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.worker.model.loaded import Loaded
@@ -65,6 +65,6 @@ class Weights(Probe):
         result.whole_bytes = self.whole
         if self.slack > 0 and self.view is not None:
             result.notes.append(
-                f"weights keep {format_bytes(self.slack)} alive beyond their elements: they are views of larger "
+                f"{SLACK}{format_bytes(self.slack)} alive beyond their elements: they are views of larger "
                 f"storages, most of all {self.view.path}"
             )

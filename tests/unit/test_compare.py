@@ -538,6 +538,16 @@ def test_a_memory_map_that_is_switched_off_is_named(baseline: Baseline) -> None:
         assert "mapped" not in str(compare(baseline, load(metrics={**grown, "host.file": file})).because)
 
 
+def test_weights_that_are_views_of_larger_storages_are_the_reason(baseline: Baseline) -> None:
+    note = "weights keep 8.00 MiB alive beyond their elements: they are views of larger storages, most of all norm"
+    kept = load(metrics={"gpu.weights": METRICS["gpu.weights"] + 8 * MIB})
+    kept.notes.append(note)
+    assert compare(baseline, kept).because == (note,)
+    other = load(metrics={"gpu.settled": 8 * GIB})
+    other.notes.append(note)
+    assert note not in compare(baseline, other).because
+
+
 def test_what_nothing_explains_is_said(baseline: Baseline) -> None:
     comparison = compare(baseline, load(metrics={"gpu.settled": 8 * GIB}))
     assert comparison.because[0].startswith("nothing recorded explains it")
