@@ -82,6 +82,8 @@ def _causes(
     reasons += _no_longer_mapped(moved, baseline, result)
     if any(item.name in _STORED and item.verdict == REGRESSED for item in moved):
         reasons += [note for note in result.notes if note.startswith(SLACK)]
+    if any(item.name.endswith(".growth") and item.verdict == REGRESSED for item in moved):
+        reasons.append("each call of the model leaves memory behind: a list, a cache or a hook keeps tensors")
     settled = {item.name: item.verdict for item in verdicts}.get("gpu.settled")
     worse = [lookup(item.name, result.table) for item in moved if item.verdict == REGRESSED]
     if settled == OK and any(metric.kind == "loading_work" for metric in worse):

@@ -555,6 +555,12 @@ def test_what_nothing_explains_is_said(baseline: Baseline) -> None:
     assert updated.because == ()
 
 
+def test_memory_that_each_call_leaves_is_a_reason_of_its_own(baseline: Baseline) -> None:
+    still = dataclasses.replace(baseline, memory={**baseline.memory, "host.growth": 0})
+    (reason,) = compare(still, load(metrics={"host.growth": 8 << 20})).because
+    assert reason.startswith("each call of the model leaves memory behind")
+
+
 def test_what_did_not_move_needs_no_reason(baseline: Baseline) -> None:
     assert compare(baseline, load(manifest=manifest(PLAIN))).because == ()
 
