@@ -278,8 +278,8 @@ def test_memory_that_each_call_keeps(tampered: Callable[[Tamper], None], kept: i
     result = quick("tiny-llama")
     assert verdict(gated(result), "host.growth")[0] == word
     if kept:
-        # The two forwards of a generation.
-        assert 2 * kept <= result.metrics["host.growth"] < 2.2 * kept
+        # The two forwards of a generation, and what the process of the tests gets and gives back meanwhile: some KiB.
+        assert 1.9 * kept < result.metrics["host.growth"] < 2.2 * kept
 
 
 def test_logits_that_differ_at_each_call_are_noted(tampered: Callable[[Tamper], None]) -> None:
