@@ -20,6 +20,7 @@ from pytest_llmload.worker.model import padded_batch
 from pytest_llmload.worker.model.device import is_out_of_memory, synchronize
 from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.relative_error import relative_error
 
 #: Calls that are compared: memory that each of them leaves is growth; memory that only one leaves is a filled cache.
 CALLS = 3
@@ -66,7 +67,7 @@ class Growth(Probe):
         if loaded.padded_run is not None:
             again = padded_batch.repeat(loaded)
             for before, after in zip(loaded.padded_run.logits, again.logits, strict=True):
-                error = float((after - before).norm() / before.norm())
+                error = relative_error(after, before)
                 # What is not finite is a finding of the checks.
                 self.error = max(self.error, error if math.isfinite(error) else 0.0)
         elif can_generate(loaded):

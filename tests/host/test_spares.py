@@ -70,6 +70,19 @@ def forked(tmp_path: Path, server: WarmServer) -> Iterator[Callable[[], LoadProc
         process.kill()
 
 
+def stub_device(count: int = 1, total: int = 100) -> Device:
+    """Return a device of GPUs that are not there, whose locks no other test takes."""
+    gpus = (Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=total, capability=(9, 0)) for _ in range(count))
+    return Device("cuda", "stub", gpus=tuple(gpus))
+
+
+@pytest.fixture
+def unheld(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Return a device of one GPU that no process uses, as the driver would say."""
+    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
+    return stub_device()
+
+
 def broker_of(job: Job, folder: Path, device: Device | None = None) -> Broker:
     """Return a broker that can only lease, and prepare processes."""
     nothing: Any = SimpleNamespace(inline=False, recording=False, predict=None, endpoint=None, wait_gpu=0, timeout=0)
@@ -198,8 +211,7 @@ def test_under_xdist_only_where_each_worker_has_a_gpu(
     gpus: int,
     made: int,
 ) -> None:
-    found = tuple(Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1 << 40, capability=(9, 0)) for _ in range(gpus))
-    device = Device("cuda", "stub", gpus=found)
+    device = stub_device(gpus, total=1 << 40)
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
     broker = broker_of(job, tmp_path, device)
@@ -209,7 +221,7 @@ def test_under_xdist_only_where_each_worker_has_a_gpu(
     monkeypatch.setattr(broker._factory, "forks", lambda spec: True)
     monkeypatch.setattr(broker._factory, "fork_spare", forked)
     process = forked()
-    broker._beside(process, job, WITHOUT_TIMES, Lease(found[:1]), "warm_up")
+    broker._beside(process, job, WITHOUT_TIMES, Lease(device.gpus[:1]), "warm_up")
     assert len(broker._spares) == made
     broker._spares.discard()
 
@@ -217,27 +229,24 @@ def test_under_xdist_only_where_each_worker_has_a_gpu(
 def test_the_ranks_of_a_later_test_are_not_the_present_load_s_error(
     job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1 << 40, capability=(9, 0))
-    broker = broker_of(job, tmp_path, Device("cuda", "stub", gpus=(gpu,)))
+    device = stub_device(total=1 << 40)
+    broker = broker_of(job, tmp_path, device)
     broker.expected = [dataclasses.replace(job.spec, strategy="ranks", world_size=3)]
     strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE), "ranks": SimpleNamespace(runs_in=RANKS)}
     monkeypatch.setattr(broker, "_strategies", strategies)
     monkeypatch.setattr(broker._jobs, "_strategies", strategies)
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
     monkeypatch.setenv("PET_NNODES", "2")
-    broker._beside(forked(), job, WITHOUT_TIMES, Lease((gpu,)), "warm_up")
+    broker._beside(forked(), job, WITHOUT_TIMES, Lease(device.gpus), "warm_up")
     assert not broker._spares
 
 
 def test_a_process_that_still_ends_is_waited_for_before_the_locks_are_free(
-    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    job: Job, unheld: Device, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Otherwise a different run on the machine would take the GPU, and call the process foreign."""
-    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
-    device = Device("cuda", "stub", gpus=(gpu,))
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
-    broker = broker_of(job, tmp_path, device)
+    broker = broker_of(job, tmp_path, unheld)
     monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: dataclasses.replace(job, spec=spec))
 
     def after_the_end_of(process: LoadProcess, discard: Callable[[], None]) -> None:
@@ -247,8 +256,8 @@ def test_a_process_that_still_ends_is_waited_for_before_the_locks_are_free(
     different = dataclasses.replace(job.spec, dtype="fp32")
     ends: list[Callable[[], object]] = [partial(broker._take_spare, different, WITHOUT_TIMES), broker._end_loads]
     for end in ends:
-        held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
-        broker._spares.make(dataclasses.replace(job, device=device), held.descriptors, forked)
+        held = gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0)
+        broker._spares.make(dataclasses.replace(job, device=unheld), held.descriptors, forked)
         process = forked()
         broker._end(process, held)
         with monkeypatch.context() as patch:
@@ -258,12 +267,9 @@ def test_a_process_that_still_ends_is_waited_for_before_the_locks_are_free(
 
 
 def test_an_interruption_leaves_no_spare_and_no_lock(
-    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
+    job: Job, unheld: Device, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, or pytest-timeout: while one is made, while it is waited for, and while a load's process ends."""
-    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
-    device = Device("cuda", "stub", gpus=(gpu,))
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
 
     def interrupted(*_: Any) -> Any:
         pytest.fail("Timeout (>6.0s) from pytest-timeout.")
@@ -274,7 +280,7 @@ def test_an_interruption_leaves_no_spare_and_no_lock(
 
     spares = Spares(limit=2)
     process = forked()
-    held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+    held = gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0)
     monkeypatch.setattr(process, "send", interrupted)
     with pytest.raises(pytest.fail.Exception):
         spares.make(job, held.descriptors, lambda: process)
@@ -297,7 +303,7 @@ def test_an_interruption_leaves_no_spare_and_no_lock(
         with pytest.raises(pytest.fail.Exception):
             ProcessEnd().end(ending, held, next_is_ready=False)
     assert not ending.alive
-    gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0).release()
+    gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0).release()
 
 
 def test_a_spare_whose_server_was_killed_leaves_the_load_to_a_new_server(job: Job, tmp_path: Path) -> None:
@@ -331,24 +337,21 @@ def test_a_spare_that_no_load_is_asked_of_ends_by_itself(job: Job, forked: Calla
 
 
 def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
-    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
+    job: Job, unheld: Device, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=1, capability=(9, 0))
-    device = Device("cuda", "stub", gpus=(gpu,))
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
-    held = gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+    held = gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0)
     spares = Spares()
     spares.make(job, held.descriptors, forked)
     held.release()
     with pytest.raises(MachineError, match="other loads hold them"):
-        gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0)
+        gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0)
     taken = spares.take(job)
     assert taken is not None
     process, lease = taken
     process.close()
     assert len(lease.descriptors) == 1
     lease.release()
-    gpu_leases.lease(device, 1, wait_foreign=0, wait_lock=0).release()
+    gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0).release()
 
 
 @pytest.mark.parametrize(
@@ -356,6 +359,7 @@ def test_the_locks_of_the_gpus_last_as_long_as_the_spare(
 )
 def test_the_end_of_a_load_is_waited_for_unless_the_next_process_is_ready(
     job: Job,
+    unheld: Device,
     forked: Callable[[], LoadProcess],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -363,14 +367,12 @@ def test_the_end_of_a_load_is_waited_for_unless_the_next_process_is_ready(
     used: float,
     waits: bool,
 ) -> None:
-    gpu = Gpu(uuid=f"GPU-{uuid.uuid4()}", name="stub", total=100, capability=(9, 0))
-    monkeypatch.setattr(hardware, "holders", lambda gpu, own=(): [])
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: used * gpu.total)
     broker = broker_of(job, tmp_path)
     if ready:
         broker._spares.make(job, (), forked)
     process = forked()
-    held = gpu_leases.lease(Device("cuda", "stub", gpus=(gpu,)), 1, wait_foreign=0, wait_lock=0)
+    held = gpu_leases.lease(unheld, 1, wait_foreign=0, wait_lock=0)
     broker._end(process, held)
     assert process.alive is not waits
     assert not held.descriptors

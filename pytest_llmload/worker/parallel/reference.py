@@ -21,6 +21,7 @@ from pytest_llmload.worker.model.device import is_out_of_memory
 from pytest_llmload.worker.model.generation import first_forward, generate_workload
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.loading import from_pretrained
+from pytest_llmload.worker.model.relative_error import relative_error
 
 CHECK = "output"
 #: Of the dtype's own error.
@@ -69,14 +70,6 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         )
     elif tokens is not None and tokens != loaded.kept_tokens:
         yield Problem(CHECK, f"greedy tokens in float32 are not the whole model's: {loaded.kept_tokens}, not {tokens}")
-
-
-def relative_error(value: Any, reference: Any) -> float:
-    """Return ``|value - reference| / |reference|`` over all logits; infinite for a different shape or for NaN."""
-    if value.shape != reference.shape:
-        return math.inf
-    error = float((value.double() - reference.double()).norm() / reference.double().norm())
-    return math.inf if math.isnan(error) else error
 
 
 def _output(loaded: Loaded, dtype: str, device: str, *, generates: bool = False) -> tuple[Any, list[list[int]] | None]:
