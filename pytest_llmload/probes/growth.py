@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from itertools import pairwise
+from collections import defaultdict
 from typing import ClassVar
 
 import torch
@@ -22,7 +22,8 @@ from pytest_llmload.worker.model.generation import can_generate, first_forward, 
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.relative_error import relative_error
 
-#: Calls that are compared: memory that each of them leaves is growth; memory that only one leaves is a filled cache.
+#: Calls that are compared at most: memory that each of them leaves is growth; memory that only one leaves is a filled
+#: cache.
 CALLS = 3
 _TOKENS = 2
 
@@ -31,7 +32,8 @@ class Growth(Probe):
     """Measures ``gpu.growth`` and ``host.growth``: bytes that every call leaves behind.
 
     The padded batch, which was just run, is repeated: what a call keeps shows on its few tokens as on the workload's,
-    in a fraction of the time. A model that does not run it repeats the workload's prompt instead.
+    in a fraction of the time. A model that does not run it repeats the workload's prompt instead. No call is repeated
+    once there is a call of which nothing is left, since then nothing grows with each of them.
 
     A GPU's bytes are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)),
     which do not include free pages of its heap.
@@ -43,7 +45,8 @@ class Growth(Probe):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.seen: list[dict[str, float]] = []
+        #: Figure -> the bytes that each repeated call left.
+        self.left: dict[str, list[float]] = defaultdict(list)
         self.complaint = "no call was repeated"
         #: The largest relative error of a repeated call's logits.
         self.error = 0.0
@@ -52,14 +55,20 @@ class Growth(Probe):
         try:
             # Existing objects are not growth, and each collection would walk through all of them.
             with existing_hidden():
-                self.seen.append(self._held())
+                held = self._held()
                 for _ in range(CALLS):
                     self._call(loaded)
-                    self.seen.append(self._held())
+                    before, held = held, self._held()
+                    for name, size in held.items():
+                        self.left[name].append(size - before[name])
+                    if all(min(left) <= 0 for left in self.left.values()):
+                        break
+            self.complaint = ""
         except Exception as error:
             # The model ran before, so the error is reported as the reason for the missing figure.
             if is_out_of_memory(error):
                 raise
+            self.left.clear()
             self.complaint = f"a repeated call raised {type(error).__name__}: {error}"
 
     def _call(self, loaded: Loaded) -> None:
@@ -85,13 +94,11 @@ class Growth(Probe):
         if self.job.device.kind == "cuda":
             names += ["gpu.growth", *(f"gpu.{gpu}.growth" for gpu in range(torch.cuda.device_count()))]
         for name in names:
-            values = [held[name] for held in self.seen if name in held]
-            if len(values) > CALLS:
+            if left := self.left.get(name):
                 # The least that any single call left.
-                left = (after - before for before, after in pairwise(values))
                 result.metrics[name] = max(0, min(left))
             else:
-                result.unavailable[name] = self.complaint if not self.seen else "the C library does not report it"
+                result.unavailable[name] = self.complaint or "the C library does not report it"
 
     def _held(self) -> dict[str, float]:
         gc.collect()

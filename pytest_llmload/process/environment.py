@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -59,13 +60,22 @@ def _versions(job: Job, quantisers: Iterable[str]) -> dict[str, str]:
         *quantisers,
     ]
     names = [name for name in dict.fromkeys(names) if name not in imported or name in sys.modules]
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in names if (version := version_of(name)) is not None}
+
+
+@functools.cache
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None of others. Its metadata is parsed once in a process."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def parse_versions() -> None:
+    """Make the versions of the libraries of any load known, also to the processes that are forked from this one."""
+    for name in libraries(INSTALLED) + libraries(IMPORTED):
+        version_of(name)
 
 
 def cpu_model() -> str:

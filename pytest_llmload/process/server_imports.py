@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pytest_llmload.core.libraries import is_installed
+from pytest_llmload.process import environment
 from pytest_llmload.process.load_imports import fill_caches
 
 
@@ -30,6 +31,7 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
             importlib.import_module(name)
         if "transformers" in sys.modules:
             fill_caches()
+            environment.parse_versions()
 
 
 @contextlib.contextmanager

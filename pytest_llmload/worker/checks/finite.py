@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Check that the first forward's logits are finite."""
-    if loaded.logits is None or _is_finite(loaded.logits):
+    if loaded.logits is None or all(_are_finite([loaded.logits])):
         return
     wrong = int((~loaded.logits.isfinite()).sum())
     nans = int(loaded.logits.isnan().sum())
@@ -36,8 +37,9 @@ def weights(loaded: Loaded) -> Iterator[Problem]:
     """
     found: list[str] = []
     size = 0
-    for held, tensor, name in _stored(loaded):
-        if _is_finite(tensor):
+    stored_tensors = list(_stored(loaded))
+    for (held, _, name), finite in zip(stored_tensors, _are_finite([each[1] for each in stored_tensors]), strict=True):
+        if finite:
             continue
         if name == held.name and _is_so_in_file(loaded, held):
             loaded.notes.append(f"{held.path} is not finite, as the checkpoint has it")
@@ -106,12 +108,19 @@ def _chunks(tensor: Any) -> Any:
     return tensor.split(max(1, _CHUNK // tensor[0].numel()))
 
 
-def _is_finite(tensor: Any) -> bool:
-    """Return whether all values are finite.
+def _are_finite(tensors: Sequence[Any]) -> list[bool]:
+    """Return of each tensor whether all its values are finite; the answers of a device come to the host in one copy.
 
     The smallest and the largest value are not finite where any is not: one pass, and no copy.
     """
-    return bool(torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)]).isfinite().all())
+    answers: dict[Any, dict[int, Any]] = defaultdict(dict)
+    for number, tensor in enumerate(tensors):
+        ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)])
+        answers[tensor.device][number] = ends.isfinite().all()
+    told: dict[int, bool] = {}
+    for of_device in answers.values():
+        told |= zip(of_device, torch.stack([*of_device.values()]).tolist(), strict=True)
+    return [told[number] for number in range(len(tensors))]
 
 
 def _is_so_in_file(loaded: Loaded, held: Held) -> bool:

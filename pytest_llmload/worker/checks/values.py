@@ -193,8 +193,10 @@ def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
     """
     blocks = places(name, tensor.numel())
     values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
-    told = (_difference(files.block(name, *place), value) for place, value in zip(blocks, values, strict=True))
-    return next(filter(None, told), "")
+    originals = torch.stack([files.block(name, *place) for place in blocks])
+    if equal(originals, values):
+        return ""
+    return next(filter(None, map(_difference, originals, values)), "")
 
 
 def _difference(original: Any, value: Any) -> str:

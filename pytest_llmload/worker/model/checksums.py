@@ -6,7 +6,6 @@ import os
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +17,8 @@ from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Invento
 _CHUNK = 1 << 22
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 _MODULUS = 1 << 64
+#: What the bytes after the last word are multiplied by: an odd number, as a signed word.
+_TAIL = 0x9E3779B97F4A7C15 - _MODULUS
 
 
 def checksums(inventory: Inventory) -> dict[str, str]:
@@ -26,14 +27,23 @@ def checksums(inventory: Inventory) -> dict[str, str]:
     Parameters and persistent buffers in memory; packed values of quantised weights as they are stored.
     """
     weights = [held for held in inventory.distinct() if _is_weight(held)]
+    values: dict[str, int] = {}
+    # zlib releases the interpreter's lock while it reads.
+    on_host = [held for held in weights if held.tensor.device.type == "cpu"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        values |= zip((held.path for held in on_host), threads.map(_on_host, on_host), strict=True)
+    # The sums of a device come to the host in one copy, once all are being computed.
+    sums: dict[Any, dict[str, Any]] = defaultdict(dict)
+    for held in weights:
+        if held.tensor.device.type != "cpu":
+            sums[held.tensor.device][held.path] = word_sum(held.tensor)
+    for of_device in sums.values():
+        values |= zip(of_device, torch.stack([*of_device.values()]).tolist(), strict=True)
     found: dict[str, int] = defaultdict(int)
-    # zlib releases the interpreter's lock while it reads. On a GPU, each thread would take memory of its own.
-    on_host = all(held.tensor.device.type == "cpu" for held in weights)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if on_host else 1) as threads:
-        for held, value in zip(weights, threads.map(_of_tensor, weights), strict=True):
-            key = _NUMBER.sub("*", held.path)
-            place = zlib.crc32(held.path.encode()) | 1
-            found[key] = (found[key] + place * value) % _MODULUS
+    for held in weights:
+        key = _NUMBER.sub("*", held.path)
+        place = zlib.crc32(held.path.encode()) | 1
+        found[key] = (found[key] + place * values[held.path]) % _MODULUS
     return {name: f"{value:016x}" for name, value in sorted(found.items())}
 
 
@@ -42,23 +52,33 @@ def _is_weight(held: Held) -> bool:
     return weight and held.tensor is not None and held.nbytes > 0 and not held.source
 
 
-def _of_tensor(held: Held) -> int:
-    raw = held.tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if raw.device.type == "cpu":
-        return zlib.crc32(raw.numpy().data)
+def _on_host(held: Held) -> int:
+    return zlib.crc32(_raw(held.tensor).numpy().data)
+
+
+def _raw(tensor: Any) -> Any:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def word_sum(tensor: Any) -> Any:
+    """Return the sum of a tensor's words of 8 bytes, each times an odd number: a signed scalar on the tensor's device.
+
+    The arithmetic wraps at 64 bit.
+    """
+    raw = _raw(tensor)
     whole = raw.numel() // 8 * 8
     # A tensor that does not begin at a multiple of 8 bytes cannot be looked at as words.
     words = raw[:whole].view(torch.int64) if not raw.storage_offset() % 8 else raw[:whole].clone().view(torch.int64)
-    total = sum(_weighted(chunk, number) for number, chunk in enumerate(_chunks(words)))
-    tail = int.from_bytes(bytes(raw[whole:].cpu().tolist()), "little")
-    return (total + tail * 0x9E3779B97F4A7C15) % _MODULUS
+    total = torch.zeros((), dtype=torch.int64, device=raw.device)
+    for number, chunk in enumerate(words.split(_CHUNK) if whole else ()):
+        total += _weighted(chunk, number)
+    if whole < raw.numel():
+        tail = raw[whole:].to(torch.int64) << 8 * torch.arange(raw.numel() - whole, device=raw.device)
+        total += tail.sum() * _TAIL
+    return total
 
 
-def _chunks(words: Any) -> Iterator[Any]:
-    yield from words.split(_CHUNK) if words.numel() else ()
-
-
-def _weighted(chunk: Any, number: int) -> int:
-    """Return the sum of the words, each times an odd number that depends on its place; overflow wraps."""
+def _weighted(chunk: Any, number: int) -> Any:
+    """Return the sum of the words, each times an odd number that depends on its place."""
     places = torch.arange(chunk.numel(), device=chunk.device, dtype=torch.int64) + number * _CHUNK
-    return int((chunk * (places * 2 + 1)).sum()) % _MODULUS
+    return (chunk * (places * 2 + 1)).sum()

@@ -87,6 +87,9 @@ def exempt(model: Any, inventory: Inventory) -> set[int]:
 
 def dense_by_default(model: Any, inventory: Inventory) -> set[int]:
     """Return the ids of what stays dense by its place: embeddings, output head, routers, and torch's own attention."""
+    named: dict[str, list[Held]] = defaultdict(list)
+    for held in inventory.held:
+        named[held.path].append(held)
     routers = {
         id(parameter)
         for path, module in inventory.modules.items()
@@ -94,7 +97,7 @@ def dense_by_default(model: Any, inventory: Inventory) -> set[int]:
         if parameter is not None
         and (
             _is_torchs_attention(module)
-            or any(_is_router(model, module, path, held) for held in inventory.held if held.path == f"{path}.{name}")
+            or any(_is_router(model, module, path, held) for held in named[f"{path}.{name}"])
         )
     }
     return routers | _embeddings(inventory)
