@@ -17,7 +17,7 @@ from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
-from pytest_llmload.core.units import Tolerance
+from pytest_llmload.core.units import Tolerance, counted, plural
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
@@ -224,10 +224,10 @@ def _manifest(baseline: Baseline, result: LoadResult) -> tuple[MetricVerdict, tu
     if not differences and not fields:
         return MetricVerdict(MANIFEST, OK), ()
     modules = sum(difference.modules for difference in differences)
-    counts = [f"{modules} modules"] if modules else []
-    counts += [f"{len(fields)} setting{'s' * (len(fields) > 1)}"] if fields else []
-    one = not modules and len(fields) == 1
-    verdict = MetricVerdict(MANIFEST, CHANGED, reason=f"{' and '.join(counts)} {'differs' if one else 'differ'}")
+    counts = [counted(modules, "module")] if modules else []
+    counts += [counted(len(fields), "setting")] if fields else []
+    verb = plural(modules + len(fields), "differs", "differ")
+    verdict = MetricVerdict(MANIFEST, CHANGED, reason=f"{' and '.join(counts)} {verb}")
     return verdict, (*differences, *fields)
 
 

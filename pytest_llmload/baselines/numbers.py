@@ -10,6 +10,7 @@ from pytest_llmload.baselines.model import rounding
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.environment_entries import QUANTISERS
 from pytest_llmload.core.results import ManifestRow, Numbers
+from pytest_llmload.core.units import counted
 
 #: Relative error up to which two models count as the same, by the coarsest floating type that computes. Repeats on one
 #: machine are equal to the bit, with any number of threads. The same sums in a different order (different kernels, sdpa
@@ -57,7 +58,9 @@ def difference(old: Numbers, new: Numbers, allowed: float) -> Difference:
     for name in ("logits", "logsumexp", "margin"):
         before, after = len(getattr(old, name)), len(getattr(new, name))
         if before != after:
-            return Difference(0.0, "", f"the baseline has {before} values of {name}, but this load has {after}")
+            return Difference(
+                0.0, "", f"the baseline has {counted(before, 'value')} of {name}, but this load has {after}"
+            )
     if not all(map(math.isfinite, (*new.logits, *new.logsumexp, *new.margin))):
         return Difference(math.inf, "the logits are not finite")
     moved = [

@@ -20,6 +20,7 @@ from pytest_llmload.cli import sources
 from pytest_llmload.cli.refused import add_baselines, columns
 from pytest_llmload.cli.sources import Place
 from pytest_llmload.core.metrics import find
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.core.verdicts import EXACT, MetricVerdict
 from pytest_llmload.reports.layout import allowance, change, movement
 
@@ -74,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         lines = [line for item in found if item.differs or options.all for line in _lines(item, is_all=options.all)]
         equal = sum(not item.differs for item in found)
-        print("\n".join([*lines, f"{len(found) - equal} of {len(found)} loads differ"]))
+        differing = len(found) - equal
+        said = f"{differing} of {counted(len(found), 'load')} {plural(differing, 'differs', 'differ')}"
+        print("\n".join([*lines, said]))
     return 1 if any(item.differs for item in found) else 0
 
 

@@ -19,7 +19,7 @@ from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.spec import NONE
-from pytest_llmload.core.units import parse_bytes
+from pytest_llmload.core.units import counted, parse_bytes
 from pytest_llmload.host.doctor.disk import BUILT, HUB, TEMPORARY
 from pytest_llmload.host.doctor.examination import examine
 from pytest_llmload.host.doctor.finding import ERROR, FINE, WARNING, Finding
@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
         for finding in found:
             print("\n".join(_lines(finding)))
         counts = Counter(finding.level for finding in found)
-        print(", ".join(f"{count} {level}{'s' * (count > 1 and level != FINE)}" for level, count in counts.items()))
+        print(
+            ", ".join(f"{count} {level}" if level == FINE else counted(count, level) for level, count in counts.items())
+        )
     return 1 if any(finding.level == ERROR for finding in found) else 0
 
 

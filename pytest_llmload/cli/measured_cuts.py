@@ -12,7 +12,7 @@ from pytest_llmload.cli import sources
 from pytest_llmload.cli.refused import CommandRefused, columns
 from pytest_llmload.core.cut_names import cut_name, split_name
 from pytest_llmload.core.metrics import find
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes
 
 #: Device and strategy -> number of layers -> the recorded baseline.
 Cuts = dict[tuple[str, str], dict[int, Baseline]]
@@ -32,7 +32,7 @@ def read_cuts(model: str, given: Sequence[str]) -> Cuts:
     enough = {key: cuts for key, cuts in found.items() if len(cuts) > 1}
     if not enough:
         seen = sorted({layers for cuts in found.values() for layers in cuts})
-        has = f"measures only cuts to {seen[0]} layers" if seen else "has no cut"
+        has = f"measures only cuts to {counted(seen[0], 'layer')}" if seen else "has no cut"
         raise CommandRefused(
             f"{', '.join(given)} {has} of {model}: extrapolating needs one strategy at two numbers of layers, as "
             f"--llm-layers=2 and --llm-layers=4 record them in {cut_name(model, 2)} and {cut_name(model, 4)}"
@@ -56,8 +56,8 @@ def at(cuts: Cuts, layers: int, planned: Mapping[str, Mapping[int, int]]) -> lis
         first, last = min(measured), max(measured)
         if planned[slug][last] <= planned[slug][first]:
             raise CommandRefused(
-                f"by plan, the weights take {format_bytes(planned[slug][first])} with {first} layers of each kind and "
-                f"as much with {last}, so these cuts do not tell what a layer adds"
+                f"by plan, the weights take {format_bytes(planned[slug][first])} with {counted(first, 'layer')} of "
+                f"each kind and as much with {last}, so these cuts do not tell what a layer adds"
             )
         found: list[Extrapolated] = extrapolate(measured, planned[slug], layers)
         metrics = {each.metric: {"value": each.value, "exact": each.exact} for each in found}

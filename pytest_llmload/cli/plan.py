@@ -21,7 +21,7 @@ from pytest_llmload.cli.refused import CommandRefused, columns
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.spec import Workload
-from pytest_llmload.core.units import format_bytes, format_seconds, parse_bytes
+from pytest_llmload.core.units import counted, format_bytes, format_seconds, parse_bytes
 from pytest_llmload.host.loads.hardware import visible_gpus
 from pytest_llmload.host.settings.models import Model, parse_model
 
@@ -165,12 +165,14 @@ def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: 
     sizes = ", ".join(f"{gpu.name} ({format_bytes(gpu.total)})" for gpu in gpus)
     constant = f" and {format_bytes(found['cache_constant'])} a sequence" if found["cache_constant"] > 0 else ""
     head = [
-        f"{found['model_type']}, {told['layers']} layers, {found['parameters'] / 1e9:.2f} B weights; "
+        f"{found['model_type']}, {counted(told['layers'], 'layer')}, {found['parameters'] / 1e9:.2f} B weights; "
         f"planned for {sizes}",
         f"cache: {kinds} layers, {format_bytes(found['cache_per_token'])} a token{constant}",
     ]
     if unknown := found["cache_kinds"].get("unknown"):
-        head.append(f"the cache of {unknown} layers is of a kind that is not known here: contexts are upper bounds")
+        head.append(
+            f"the cache of {counted(unknown, 'layer')} is of a kind that is not known here: contexts are upper bounds"
+        )
     title = ("strategy", "GPU", "host", "disk", f"cache {workload}", "fits", "longest", "largest batch", "load")
     rows = [title, *(_row(way, _seconds(told), found["context"]) for way in found["ways"])]
     notes = [f"  {way['slug']}: {way['problem']}" for way in found["ways"] if way["problem"]]

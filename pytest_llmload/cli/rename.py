@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_llmload.baselines.store import SUFFIX, component
 from pytest_llmload.cli.refused import CommandRefused, add_baselines
+from pytest_llmload.core.units import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,9 @@ def run(options: argparse.Namespace) -> int:
     if not files:
         raise CommandRefused(f"{old} does not hold a baseline: give the model's folder below the baselines")
     if taken := [str(new / file) for file in files if (new / file).exists()]:
-        raise CommandRefused(f"{taken[0]} exists already ({len(taken)} of {len(files)} files): nothing was moved")
+        raise CommandRefused(
+            f"{taken[0]} exists already ({len(taken)} of {counted(len(files), 'file')}): nothing was moved"
+        )
     moved = []
     try:
         for file in files:

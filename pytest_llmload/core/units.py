@@ -94,6 +94,16 @@ def format_change(value: float, unit: str) -> str:
     return f"{'-' if value < 0 else '+'}{format_value(abs(value), unit)}"
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return the form of a word that fits a number: ``one`` for 1, else ``many``, by default ``one`` with an s."""
+    return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with a word in the form that fits it: ``1 weight``, ``3 weights``, ``1 weight is``."""
+    return f"{number} {plural(number, one, many)}"
+
+
 def format_ranges(numbers: Iterable[int]) -> str:
     """Return numbers as ranges: ``0-3,7`` for 0, 1, 2, 3, 7 in any order."""
     runs: list[list[int]] = []

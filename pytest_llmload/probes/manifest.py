@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_llmload.core.results import LoadResult, ManifestRow
-from pytest_llmload.core.units import format_change, format_ranges
+from pytest_llmload.core.units import counted, format_change, format_ranges
 from pytest_llmload.probes.base import Probe
 from pytest_llmload.quantisation.stored import stored_weights
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
@@ -46,7 +46,8 @@ def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
             ]
             alike[", ".join(changed) or "their bytes"].append((row, row.bytes - old.bytes))
     return [
-        f"the first forward changed {sum(row.count for row, _ in rows)} modules, {rows[0][0].module} among them: "
+        f"the first forward changed {counted(sum(row.count for row, _ in rows), 'module')} ({rows[0][0].module}"
+        f"{' …' if len(rows) > 1 else ''}): "
         f"{text} ({format_change(sum(size for _, size in rows), 'B')})"
         for text, rows in alike.items()
     ]

@@ -12,6 +12,7 @@ from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed
 from pytest_llmload.core.job import MEMORY, Job
 from pytest_llmload.core.results import LOADED, NOT_APPLIED, LoadResult, Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.probes.own import declared_by, own_probes
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.check_calls import CheckCalls
@@ -210,7 +211,8 @@ class Measurement:
             self.result.samples["load"] = [seconds]
         late = sorted(set(sys.modules) - modules)
         if late:
-            loaded.notes.append(f"{len(late)} modules were imported during the load: {', '.join(late[:8])}")
+            what = counted(len(late), "module was", "modules were")
+            loaded.notes.append(f"{what} imported during the load: {', '.join(late[:8])}")
         return loaded
 
     def _called(self, strategy: Strategy, kwargs: dict[str, Any], log: list[str]) -> Any:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from pytest_llmload.core.units import counted
 from pytest_llmload.process import load_process, server_imports
 from pytest_llmload.system import garbage, process
 from pytest_llmload.system.process_tree import descendants
@@ -73,7 +74,7 @@ class Server:
 
     def _unsafe(self) -> str | None:
         if process.thread_count() > self._threads:
-            return f"it runs {process.thread_count()} threads, {self._threads} after its imports"
+            return f"it runs {counted(process.thread_count(), 'thread')}, {self._threads} after its imports"
         if files := process.open_gpu_files():
             return f"it holds {files[0]}: a module that it imported has touched the GPU"
         torch: Any = sys.modules.get("torch")

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.dtypes import SHORT_NAMES, TORCH_NAMES
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation.base import (
     COMPUTE_DTYPE,
     DENSE_OK,
@@ -360,8 +361,9 @@ class BitsAndBytes(Method):
             return ""
         return (
             f"bitsandbytes' kernels for the CPU need dimensions that are multiples of {_BLOCK}, its block; {len(odd)} "
-            f"of {len(shapes)} weights have others ({odd[0]} is {' x '.join(map(str, shapes[odd[0]]))}): leave them "
-            "out with skip_modules=, or take a GPU"
+            f"of {counted(len(shapes), 'weight')} {plural(len(odd), 'has', 'have')} others ({odd[0]} is "
+            f"{' x '.join(map(str, shapes[odd[0]]))}): leave {plural(len(odd), 'it', 'them')} out with "
+            "skip_modules=, or take a GPU"
         )
 
 

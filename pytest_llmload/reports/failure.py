@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pytest_llmload.core.results import CRASHED, FAILED, NOT_APPLIED, OUT_OF_MEMORY, TIMEOUT, ErrorInfo, LoadResult
 from pytest_llmload.core.runs import Subject
-from pytest_llmload.core.units import format_bytes, format_change, format_seconds, format_value
+from pytest_llmload.core.units import counted, format_bytes, format_change, format_seconds, format_value
 from pytest_llmload.core.verdicts import (
     CHANGED,
     IMPROVED,
@@ -93,7 +93,7 @@ def _metrics(comparison: Comparison) -> list[tuple[str, str]]:
     width = max((len(movement(item)) for item in items if item.verdict in (REGRESSED, IMPROVED)), default=0)
     rows = [(item.name, _metric(item, width)) for item in items[:_METRICS]]
     rest = len(items) - _METRICS
-    rows += [("…", f"and {rest} more metrics")] if rest > 0 else []
+    rows += [("…", f"and {counted(rest, 'more metric')}")] if rest > 0 else []
     if not rows and comparison.reason:
         rows = [("because", comparison.reason)]
     return rows

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_llmload.core.runs import Run
+from pytest_llmload.core.units import counted
 from pytest_llmload.reports import figures
 
 
@@ -15,12 +16,8 @@ def headline(runs: Sequence[Run]) -> str:
     if not runs:
         return "Model loading: nothing was loaded"
     if not failed:
-        return f"Model loading: {_loads(len(runs))}, none failed"
+        return f"Model loading: {counted(len(runs), 'load')}, none failed"
     words = ", ".join(
         f"{count} {verdict.replace('_', ' ')}" for verdict, count in Counter(run.fate for run in failed).items()
     )
-    return f"Model loading: {len(failed)} of {_loads(len(runs))} failed ({words})"
-
-
-def _loads(count: int) -> str:
-    return f"{count} load" if count == 1 else f"{count} loads"
+    return f"Model loading: {len(failed)} of {counted(len(runs), 'load')} failed ({words})"

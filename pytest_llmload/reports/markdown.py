@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_llmload.core.runs import Run
-from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.core.units import counted, format_bytes, format_seconds
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.headline import headline
 from pytest_llmload.reports.layout import change, limited, movement, shortened
@@ -49,7 +49,7 @@ def _text(report: Report, failures: int, rows: int, entries: int) -> str:
     slack = [
         f"{run.spec.id}: {item.name} {movement(item)} ({change(item)})" for run, item in figures.improved(report.runs)
     ]
-    differing = [f"{text} ({count} load{'s' * (count > 1)})" for text, count in figures.changed(report.runs).items()]
+    differing = [f"{text} ({counted(count, 'load')})" for text, count in figures.changed(report.runs).items()]
     for title, lines in (
         ("Differs from the baselines' environment", differing),
         ("Improved, not accepted", slack),
@@ -71,8 +71,8 @@ def _table(runs: Sequence[Run], most: int) -> str:
     lines = [_row(run) for run in sorted(runs, key=lambda run: run.outcome not in ("fail", "error"))[:most]]
     rest = len(runs) - most
     text = "\n".join([*head, *lines])
-    more = f"\n\n… and {rest} more loads." if rest > 0 else ""
-    return f"<details><summary>{len(runs)} loads</summary>\n\n{text}{more}\n\n</details>"
+    more = f"\n\n… and {counted(rest, 'more load')}." if rest > 0 else ""
+    return f"<details><summary>{counted(len(runs), 'load')}</summary>\n\n{text}{more}\n\n</details>"
 
 
 def _row(run: Run) -> str:

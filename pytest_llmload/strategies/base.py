@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import HERE, Device, Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.planning.placement import Placement
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Strategy:
         if device.kind != "cuda":
             return f"on a CPU run only if --llm-strategy={cls.name} requests it"
         gpus = len(device.gpus)
-        return f"needs {world_size} GPUs, this run sees {gpus}" if gpus < world_size else ""
+        return f"needs {counted(world_size, 'GPU')}, this run sees {gpus}" if gpus < world_size else ""
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:

@@ -66,7 +66,7 @@ def test_red_accepted_green_and_seen_in_history(
     renamed = project("--llm-model=other=random:tiny-llama", fast=False)
     renamed.stdout.fnmatch_lines(
         [
-            "llmload: 1 of 1 baselines are missing, their tests will fail: baselines/other/*",
+            "llmload: 1 of 1 baseline is missing, its tests will fail: baselines/other/*",
             "*renamed?*recorded as tiny-llama: llmload rename tiny-llama other",
         ]
     )

@@ -202,11 +202,11 @@ def test_revisions_folders_and_reports_are_compared(capsys: pytest.CaptureFixtur
     name = write(gated())
     out = said(capsys, "diff", "HEAD", name, status=1)
     assert "gpu.settled  6.64 GiB -> 7.17 GiB  (+8.0 %, tolerance 2 MiB)" in out
-    assert "1 of 1 loads differ" in out
+    assert "1 of 1 load differs" in out
     said(capsys, "accept", name)
     assert "gpu.load_peak" not in said(capsys, "diff", "HEAD", "baselines", status=1)
     assert "gpu.load_peak" in said(capsys, "diff", "HEAD", "baselines", "--all", status=1)
-    assert "0 of 1 loads differ" in said(capsys, "diff", "baselines", "baselines")
+    assert "0 of 1 load differ" in said(capsys, "diff", "baselines", "baselines")
     found = json.loads(said(capsys, "diff", "HEAD", "baselines", "--json", status=1))
     assert {row["name"] for row in found[0]["rows"] if row["kind"] == "moved"} == {"gpu.settled"}
     for bad in ("nowhere", "--output=x", "HEAD~9"):
@@ -222,14 +222,14 @@ def test_a_load_that_failed_is_not_one_that_is_gone(capsys: pytest.CaptureFixtur
     out = said(capsys, "diff", "HEAD", red, status=1)
     assert out.splitlines()[0].endswith(f" on {DEVICE}: NEW: {reason}")
     assert f"OLD: {reason}" in said(capsys, "diff", red, "HEAD", status=1)
-    assert said(capsys, "diff", red, red) == "0 of 1 loads differ\n"
+    assert said(capsys, "diff", red, red) == "0 of 1 load differ\n"
 
 
 def test_the_time_of_one_load_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     slow = measured(NF4, samples={"load": [99.0]}, metrics={"load": 99.0})
     one = write(judged(NF4, None, measured(NF4)), name="one.json")
     two = write(judged(NF4, None, slow), name="two.json")
-    assert said(capsys, "diff", one, two) == "0 of 1 loads differ\n"
+    assert said(capsys, "diff", one, two) == "0 of 1 load differ\n"
     assert "99.00 s" in said(capsys, "diff", one, two, "--all")
 
 

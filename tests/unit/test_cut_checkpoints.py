@@ -239,7 +239,7 @@ def test_a_cut_that_is_no_part_of_the_whole_is_refused() -> None:
     every = {f"layers.{number}.weight": (4, 4) for number in range(3)} | {"head.weight": (3, 4)}
     one = {"layers.0.weight": (4, 4), "head.weight": (3, 4)}
     assert kept_layers(every, one, {3: (2,)}, 1).stacks == {"layers": (2,)}
-    with pytest.raises(MachineError, match=r"its tensor head\.weight is \[1, 4\] in 1 layers and \[3, 4\] in all"):
+    with pytest.raises(MachineError, match=r"its tensor head\.weight is \[1, 4\] in 1 layer and \[3, 4\] in all"):
         kept_layers(every, {**one, "head.weight": (1, 4)}, {3: (0,)}, 1)
     with pytest.raises(MachineError, match=r"that would take away head\.weight too"):
         kept_layers(every, {"layers.0.weight": (4, 4)}, {3: (0,)}, 1)

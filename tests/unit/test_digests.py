@@ -239,7 +239,7 @@ def test_a_truncated_file_names_both_sizes(checkpoint: Path) -> None:
         ),
         (
             {headers.INDEX: '{"metadata": {}, "weight_map": {"a": "m-1", "b": "m-2"}}', "m-2": ""},
-            "2 files of which 1 are missing: m-1",
+            "2 files of which 1 is missing: m-1",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from pytest_llmload.core.units import (
     Tolerance,
+    counted,
     format_bytes,
     format_change,
     format_movement,
@@ -15,7 +16,21 @@ from pytest_llmload.core.units import (
     parse_bytes,
     parse_seconds,
     parse_tolerance,
+    plural,
 )
+
+
+@pytest.mark.parametrize(
+    ("number", "texts"),
+    [
+        (0, ["0 weights", "0 weights are", "do"]),
+        (1, ["1 weight", "1 weight is", "does"]),
+        (3, ["3 weights", "3 weights are", "do"]),
+    ],
+)
+def test_a_counted_word_fits_its_number(number: int, texts: list[str]) -> None:
+    found = [counted(number, "weight"), counted(number, "weight is", "weights are"), plural(number, "does", "do")]
+    assert found == texts
 
 
 @pytest.mark.parametrize(

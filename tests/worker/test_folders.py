@@ -117,7 +117,7 @@ def test_names_with_the_prefix_of_a_wrapper(prefix: str, tmp_path: Path) -> None
     named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
     missing, unused = quick(resolve(str(tmp_path), tmp_path)).problems
-    assert missing.message == "30 tensors are not in the checkpoint, so their values are random"
+    assert missing.message == "30 tensors are not in the checkpoint, so the values are random"
     assert unused.message == "30 tensors are in the checkpoint, but not used by the model"
     assert all(name.startswith(prefix) for name in unused.names)
     assert f"keys_ok=['{prefix}*']" in unused.hint

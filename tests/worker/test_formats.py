@@ -156,7 +156,7 @@ def test_four_bits_that_take_a_byte_each_are_told() -> None:
     result = quick(TINY, quant="config", quant_config="own_quantisers:intx_int4")
     assert messages(result) == []
     assert quants(result) == {"torchao-intx4 scale=bfloat16 group=64 held=8bit"}
-    assert "21 weights of torchao-intx4 hold their 4 bits in 8 bits of memory each" in result.notes
+    assert "21 weights of torchao-intx4 hold their 4 bits an element in 8 bits of memory" in result.notes
 
 
 def test_a_config_that_quantises_nothing() -> None:
@@ -244,8 +244,8 @@ def test_compressed_tensors_that_go_dense_in_the_first_forward(tmp_path: Path) -
     result = quick(made(format_files.compressed_tensors, tmp_path / "ct"))
     assert quants(result) == {"compressed-tensors-int4 scale=bfloat16 group=64"}
     (text,) = messages(result)
-    assert text.startswith("the first forward made 21 of 21 quantised weights dense: they took ")
-    assert text.endswith("serve in 13.50 MiB: compressed-tensors decompressed it")
+    assert text.startswith("the first forward made 21 of 21 quantised weights dense: ")
+    assert text.endswith("and 13.50 MiB while it serves: compressed-tensors decompressed it")
 
 
 def test_fp8_that_is_made_dense_is_told_once(tmp_path: Path) -> None:
@@ -480,4 +480,4 @@ def test_an_output_head_that_is_quantised(monkeypatch: pytest.MonkeyPatch) -> No
         BitsAndBytes, "config", lambda self, job, scheme, skips: config(self, job, scheme, ("nothing",))
     )
     result = quick("tiny-gpt-neox", quant="nf4")
-    assert any("dense by default are quantised: output head" in text for text in messages(result))
+    assert any("is dense by default is quantised: output head" in text for text in messages(result))

@@ -217,7 +217,7 @@ def test_other_formats_are_told_in_the_manifest_and_counted(tmp_path: Path, monk
     tensors["model.layers.0.mlp.gate_proj.weight"] = tensors["model.layers.0.mlp.gate_proj.weight"].to(torch.int8)
     save_file(tensors, file, {"format": "pt"})
     (problem,) = prequantised.check(Loaded(job=job(files), model=model), found)
-    assert "gptq 4 bit group=128, but 1 weights" in problem.message
+    assert "gptq 4 bit group=128, but 1 weight (" in problem.message
     assert problem.names[0].startswith("model.layers.0.mlp.gate_proj.weight")
 
 

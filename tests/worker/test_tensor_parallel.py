@@ -223,7 +223,7 @@ def test_one_weight_left_whole(rules: Callable[..., None]) -> None:
     rules(unsplit)
     found = problems(parallel("tiny-llama"), "shards")
     assert [problem.message for problem in found] == [
-        f"rank {rank} holds 1 weights whole (1.00 MiB), of which the plan gives it 50.0% of each" for rank in range(2)
+        f"rank {rank} holds 1 weight (1.00 MiB) whole, of which the plan gives it 50.0% of each" for rank in range(2)
     ]
     assert found[0].names == ("rank0.model.embed_tokens.weight (1.00 MiB)",)
 
@@ -234,7 +234,7 @@ def test_a_shard_left_out(tampered: Callable[..., None]) -> None:
 
     tampered(drop)
     (problem,) = problems(parallel("tiny-llama"), "shards")
-    assert problem.message == "1 of 2 shards are there"
+    assert problem.message == "1 of 2 shards is there"
     assert problem.names == ("rank 1",)
 
 

@@ -111,7 +111,7 @@ def test_a_missing_key(tmp_path: Path) -> None:
 def test_a_missing_key_behind_a_users_own_loader(tmp_path: Path, name: str) -> None:
     problem = only_problem(by_loader(without("tiny-llama", tmp_path, name)), "keys")
     assert [told.split(" ")[0] for told in problem.names] == [name]
-    assert "1 parameters of the model are not in the checkpoint" in problem.message
+    assert "1 parameter of the model is not in the checkpoint" in problem.message
 
 
 def test_a_checkpoint_under_other_names_is_noted(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_checkpoint_under_other_names_is_noted(tmp_path: Path) -> None:
     save_file({f"other.{name}.w": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     result = by_loader(files)
     assert result.problems == []
-    assert any("they may have other names there" in note for note in result.notes)
+    assert any("there they may have other names" in note for note in result.notes)
 
 
 def _fewer(model: Any) -> None:

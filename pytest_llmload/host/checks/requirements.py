@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
-from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.core.units import counted, format_bytes, format_seconds
 from pytest_llmload.host.doctor import disk
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.markers.limits import GpuMemoryMarker
@@ -53,7 +53,7 @@ def missing(state: State, item: pytest.Item, spec: LoadSpec | None) -> str | Non
         if state.device.kind == "cuda" or spec.world_size == 1 < needed:
             wanted = max(wanted, needed)
     if wanted > len(gpus):
-        return f"needs {wanted} GPU{'s' * (wanted > 1)}, this run sees {len(gpus)} ({state.device.key})"
+        return f"needs {counted(wanted, 'GPU')}, this run sees {len(gpus)} ({state.device.key})"
     for mark in limit_marks(item, GpuMemoryMarker.name):
         size = GpuMemoryMarker.read(mark, item.nodeid)
         smallest = min((gpu.total for gpu in gpus[: max(wanted, 1)]), default=0)

@@ -18,6 +18,7 @@ _NAMES = 3
 
 def missing_baselines(state: State) -> list[str]:
     """Return the line that says, before anything is loaded, which tests cannot pass since a baseline is missing."""
+    from pytest_llmload.core.units import counted, plural
     from pytest_llmload.reports.layout import joined
 
     settings = state.settings
@@ -28,7 +29,8 @@ def missing_baselines(state: State) -> list[str]:
     record = options.flag(state.config, "record-missing")
     used = len(state.log.used_baselines)
     return [
-        f"llmload: {len(missing)} of {used} baselines are missing, their tests will fail: {names}",
+        f"llmload: {len(missing)} of {counted(used, 'baseline')} {plural(len(missing), 'is', 'are')} missing, "
+        f"{plural(len(missing), 'its tests', 'their tests')} will fail: {names}",
         f"         {record} writes them in this run; llmload accept writes them from its JSON report",
     ]
 

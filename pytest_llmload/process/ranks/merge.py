@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.metrics import find
 from pytest_llmload.core.results import LOAD_PARTS, LOADED, NOT_APPLIED, LoadResult, ManifestRow, Numbers, Problem
+from pytest_llmload.core.units import plural
 
 #: Relative difference above which ranks disagree; the order of a sum changes the logits by less.
 _DISAGREE = 1e-2
@@ -129,7 +130,7 @@ def _said(texts: Mapping[int, Iterable[str]]) -> list[str]:
 
 
 def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return f"{plural(len(ranks), 'rank')} {', '.join(map(str, ranks))}"
 
 
 def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.model.prompts import Prompt
 
 #: If pieces come in fewer reads than this share of their number, they came in lumps, and their times are the lumps'.
@@ -80,7 +81,7 @@ class Answer:
         """Return why the times of its pieces are not those of its tokens; empty if they are."""
         if len(self.pieces) < 2 or self.reads >= max(2.0, _LUMPED * len(self.pieces)):
             return ""
-        came = f"{len(self.pieces)} pieces of text came in {self.reads} read{'s' * (self.reads != 1)}"
+        came = f"{len(self.pieces)} pieces of text came in {counted(self.reads, 'read')}"
         if self.is_starved:
             return f"{came}, since this client waited {self.starved:.2g} of {self.seconds:.2g} s for a processor"
         return f"{came}: the server, or a proxy in front of it, buffers them (nginx: set proxy_buffering off)"

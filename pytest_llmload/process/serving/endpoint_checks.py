@@ -10,7 +10,7 @@ from pytest_llmload.core.endpoint_address import EndpointAddress
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import SINGLE
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import format_bytes, plural
 from pytest_llmload.process.serving import memory
 from pytest_llmload.process.serving.answers import About, Answer
 from pytest_llmload.process.serving.prompts import Prompts
@@ -85,8 +85,8 @@ def counted(kind: ServerKind, prompts: Prompts, prompt: str, answer: Answer) -> 
     if own != answer.prompt_tokens:
         yield Problem(
             "tokenizer",
-            f"a prompt of {own} tokens by the checkpoint's tokenizer has {answer.prompt_tokens} by the endpoint's: "
-            "it has a different tokenizer",
+            f"a prompt of {own} {plural(own, 'token')} by the checkpoint's tokenizer has {answer.prompt_tokens} by the "
+            "endpoint's: it has a different tokenizer",
         )
 
 

@@ -11,6 +11,7 @@ from time import perf_counter
 
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import Workload
+from pytest_llmload.core.units import counted
 from pytest_llmload.process.serving.answers import Answer, CutOff
 from pytest_llmload.process.serving.counting import count, per_token
 from pytest_llmload.process.serving.prompts import Prompts
@@ -105,19 +106,17 @@ class RoundTimes:
     def _left_out(self) -> Iterator[str]:
         """Yield a text for each reason to leave answers out: how many there are, and the numbers of one of them."""
         if self.cut_off:
-            yield f"{_answers(len(self.cut_off))} cut off: {self.kind.cut_off} ({self.cut_off[0]})"
+            yield f"{counted(len(self.cut_off), 'answer')} cut off: {self.kind.cut_off} ({self.cut_off[0]})"
         if self.short:
             fewest, most = min(self.short), max(self.short)
             tokens = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-            stopped = f"{_answers(len(self.short))} stopped after {tokens} of {self.new_tokens} tokens"
+            stopped = (
+                f"{counted(len(self.short), 'answer')} stopped after {tokens} of {counted(self.new_tokens, 'token')}"
+            )
             yield f"{stopped}: {self.kind.stops_early}"
         for alike in ([each for each in self.lumped if each.is_starved is starved] for starved in (False, True)):
             if alike:
-                yield f"{_answers(len(alike))} in lumps: {'for example, ' * (len(alike) > 1)}{alike[0].lumps}"
-
-
-def _answers(number: int) -> str:
-    return f"{number} answer{'s' * (number != 1)}"
+                yield f"{counted(len(alike), 'answer')} in lumps: {'for example, ' * (len(alike) > 1)}{alike[0].lumps}"
 
 
 def _write(result: LoadResult, name: str, samples: list[float], why: str) -> None:

@@ -18,6 +18,7 @@ from pytest_llmload.core import results
 from pytest_llmload.core.endpoint_address import EndpointAddress
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import NOT_APPLIED, ErrorInfo, LoadResult, Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.probes.own import declared_by, own_probes
 from pytest_llmload.process.serving import endpoint_checks, finding, launch, memory, request_rounds, server_memory
 from pytest_llmload.process.serving.answers import About, Answer, BadAnswer
@@ -236,9 +237,10 @@ class ServedModel:
         """Add a note if the prompt has a different length from the workload's."""
         workload = self._job.spec.workload
         if answer.prompt_tokens is not None and answer.prompt_tokens != workload.prompt_tokens:
+            why = "there is no tokenizer here" if self._tokenizer is None else "a template"
             self._result.notes.append(
-                f"the endpoint counts {answer.prompt_tokens} tokens in the prompt, the workload's prompt has "
-                f"{workload.prompt_tokens}: {'there is no tokenizer here' if self._tokenizer is None else 'a template'}"
+                f"the endpoint counts {counted(answer.prompt_tokens, 'token')} in the prompt, the workload's prompt "
+                f"has {workload.prompt_tokens}: {why}"
             )
 
     # --- what else -----------------------------------------------------------------------------------------------

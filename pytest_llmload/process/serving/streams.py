@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pytest_llmload.core.units import counted
 from pytest_llmload.process.serving.answers import Answer, BadAnswer, CutOff
 from pytest_llmload.process.serving.http import Endpoint, HungUp, Reply
 
@@ -66,8 +67,7 @@ def run_delay() -> float:
 
 
 def _so_far(answer: Answer) -> str:
-    count = len(answer.stamps)
-    return f"{count} piece{'s' * (count != 1)} of text came"
+    return f"{counted(len(answer.stamps), 'piece')} of text came"
 
 
 def _no_stream(path: str, reply: Reply) -> Exception:

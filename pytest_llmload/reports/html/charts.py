@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llmload.core.units import format_bytes, format_seconds
+from pytest_llmload.core.units import counted, format_bytes, format_seconds
 from pytest_llmload.reports.html.elements import el
 
 #: The most points of a line, and the most dots of a distribution, that a picture needs.
@@ -57,7 +57,7 @@ def strip(samples: Sequence[float], low: float, high: float, *, baseline: float 
             place = _percent(value - low, span)
             marks.append(el("line", x1=place, x2=place, y1="0", y2="100%", class_=kind))
     words = (
-        f"{len(samples)} samples from {format_seconds(ordered[0])} to {format_seconds(ordered[-1])}, "
+        f"{counted(len(samples), 'sample')} from {format_seconds(ordered[0])} to {format_seconds(ordered[-1])}, "
         f"median {format_seconds(median)}"
     )
     words += f", baseline {format_seconds(baseline)}" if baseline is not None else ""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from pytest_llmload.core.runs import Run
+from pytest_llmload.core.units import counted
 from pytest_llmload.core.verdicts import SEVERITY
 from pytest_llmload.reports import figures
 from pytest_llmload.reports.headline import headline
@@ -56,7 +57,9 @@ def _page(report: Report, shown: Sequence[Run], rows: int) -> str:
         el("h1", title),
         el("p", _scope(report.runs), class_="scope"),
         el("p", *_counts(report.runs), class_="counts"),
-        el("p", f"{hidden} loads are omitted to keep this file small; the JSON report has them.") if hidden else None,
+        el("p", f"{counted(hidden, 'load is', 'loads are')} omitted to keep this file small; the JSON report has all.")
+        if hidden
+        else None,
     )
     made = [
         sections.attention(numbered),

@@ -16,6 +16,7 @@ from typing import Any
 
 from pytest_llmload.core.canonical import digest
 from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.units import counted
 from pytest_llmload.system.json_text import read_json
 from pytest_llmload.worker.checkpoints.build import check_space, write_header, write_json, write_once
 from pytest_llmload.worker.checkpoints.digests import read_config
@@ -57,7 +58,7 @@ def cut_checkpoint(
         cut.write_small(folder)
         by_file = {file: cut.kept(read_header(file)) for file in files}
         total = sum(map(_bytes, by_file.values()))
-        check_space(f"the cut of {source.name} to {layers} layers", total, target)
+        check_space(f"the cut of {source.name} to {counted(layers, 'layer')}", total, target)
         for file, kept in by_file.items():
             copy_tensors(file, folder / file.name, kept)
         if WEIGHTS not in {file.name for file in files}:
@@ -122,7 +123,9 @@ class Cut:
             cut = _outline(Path(folder), trust_remote_code)
         self.layers = kept_layers(whole.tensors, cut.tensors, kept, layers)
         if not whole.is_cut_to(cut, kept):
-            raise MachineError(f"the model cannot be cut to {layers} layers: those would be of other kinds")
+            raise MachineError(
+                f"the model cannot be cut to {counted(layers, 'layer')}: the first ones would be of other kinds"
+            )
         if "quantization_config" in self.config:
             self.config["quantization_config"] = self.layers.in_names(self.config["quantization_config"])
 

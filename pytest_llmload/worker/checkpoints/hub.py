@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checkpoints.build import check_space
 from pytest_llmload.worker.checkpoints.cut import Cut
 from pytest_llmload.worker.checkpoints.headers import (
@@ -65,9 +66,9 @@ def download_model(
         directory, missing = _fetched(spec, directory, _absent(directory, indexed or [PICKLED]), tell)
     if missing and indexed:
         raise MachineError(
-            f"{spec} is not wholly in the hub's cache: {len(missing)} of {len(indexed)} files that its index names are "
-            f"missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}); run once with access to "
-            "the hub, without HF_HUB_OFFLINE"
+            f"{spec} is not wholly in the hub's cache: {len(missing)} of {counted(len(indexed), 'file')} that its "
+            f"index names {plural(len(missing), 'is', 'are')} missing ({', '.join(missing[:3])}"
+            f"{' …' if len(missing) > 3 else ''}); run once with access to the hub, without HF_HUB_OFFLINE"
         )
     if missing:
         raise MachineError(

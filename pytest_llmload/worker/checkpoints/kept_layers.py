@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.checkpoints.layer_kinds import Kept
 
 #: Module path of a stack -> the numbers of the layers that stay.
@@ -72,12 +73,13 @@ def kept_layers(
     shorter = (path for path, count in sizes[0].items() if sizes[1].get(path, 0) < count)
     found = KeptLayers({path: kept[sizes[0][path]] for path in shorter if sizes[0][path] in kept}, whole)
     placed = {new: name for name in whole if (new := found.placed(name)) is not None}
-    refused = f"the model cannot be cut to {layers} layers"
+    refused = f"the model cannot be cut to {counted(layers, 'layer')}"
     for name in sorted(cut):
         shape = whole.get(placed.get(name, ""))
         if cut[name] != shape:
             raise MachineError(
-                f"{refused}: its tensor {name} is {list(cut[name])} in {layers} layers and {list(shape or ())} in all"
+                f"{refused}: its tensor {name} is {list(cut[name])} in {counted(layers, 'layer')} and "
+                f"{list(shape or ())} in all"
             )
     if lost := sorted(placed.keys() - cut.keys()):
         raise MachineError(f"{refused}: that would take away {placed[lost[0]]} too")

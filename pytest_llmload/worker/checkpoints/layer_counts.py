@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.errors import MachineError
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.checkpoints.layer_kinds import Kept
 
 #: What architectures call the number of their layers, beside the name that their class maps ``num_hidden_layers`` to.
@@ -54,8 +55,8 @@ def nothing_left_out(config: dict[str, Any], kept: Kept, layers: int, kinds: int
     """Return the error of a cut that keeps every layer; its longest stack has so many ``kinds`` of layers."""
     each = f" of each of its {kinds} kinds" if kinds > 1 else ""
     return MachineError(
-        f"{_name(config)} has {max(kept)} layers, and a cut to {layers}{each} leaves none of them out: load fewer "
-        "layers, or the whole model"
+        f"{_name(config)} has {counted(max(kept), 'layer')}, and a cut to {layers}{each} leaves none of them out: "
+        "load fewer layers, or the whole model"
     )
 
 

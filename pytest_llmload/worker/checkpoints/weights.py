@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_llmload.core.errors import LoadFailed
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checkpoints import gguf_files, pickled
 from pytest_llmload.worker.checkpoints.headers import INDEX, WEIGHTS, Tensor, read_header, read_index
 
@@ -40,7 +41,10 @@ def _indexed(index: Path) -> list[Path]:
     names = sorted(set(read_index(index).values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise LoadFailed(f"{index} names {len(names)} files of which {len(missing)} are missing: {', '.join(missing)}")
+        raise LoadFailed(
+            f"{index} names {counted(len(names), 'file')} of which {len(missing)} {plural(len(missing), 'is', 'are')} "
+            f"missing: {', '.join(missing)}"
+        )
     return [index.parent / name for name in names]
 
 
@@ -54,13 +58,14 @@ def _without(directory: Path) -> str:
         str(path.relative_to(directory)) for path in (*directory.glob(_PART), *directory.glob(f"*/{_PART}"))
     ):
         return (
-            f"{none}, but {len(parts)} parts of a distributed checkpoint ({parts[0]}): merge them with accelerate "
-            "merge-weights, or load them in a loader of your own: strategy('loader', target='module:function')"
+            f"{none}, but {counted(len(parts), 'part')} of a distributed checkpoint ({parts[0]}): merge them with "
+            "accelerate merge-weights, or load them in a loader of your own: "
+            "strategy('loader', target='module:function')"
         )
     if not found:
         return f"{none}, so it contains no weights"
     if ggufs == found:
-        return f"{directory} has {len(ggufs)} GGUF files; name one of them as the model: {', '.join(ggufs)}"
+        return f"{directory} has {counted(len(ggufs), 'GGUF file')}; name one of them as the model: {', '.join(ggufs)}"
     return (
         f"{none}, but {', '.join(found[:4])}{' …' if len(found) > 4 else ''}: give a folder that has the files to load "
         f"under their plain names ({WEIGHTS}), or load them in a loader of your own: "

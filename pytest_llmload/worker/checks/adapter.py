@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.worker.adapters.attached import active_names
 from pytest_llmload.worker.adapters.files import AdapterFiles, in_base
 from pytest_llmload.worker.checks import merged
@@ -106,8 +106,8 @@ def _unused(loaded: Loaded, heard: tuple[int, ...]) -> str:
     if not changed:
         return ""
     return (
-        f", although {len(changed)} of the {len(enabled)} layers that it tunes give other outputs: the model's own "
-        "code does not use these"
+        f", although {len(changed)} of the {counted(len(enabled), 'layer')} that it tunes "
+        f"{plural(len(changed), 'gives', 'give')} other outputs: the model's own code does not use these"
     )
 
 
@@ -147,8 +147,9 @@ def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
         known = [held[id(tensor)] for tensor in empty.values() if id(tensor) in held]
         yield Problem(
             CHECK,
-            f"{len(empty)} of the adapter's {len(stored)} tensors in the model are left at their initial values: its "
-            "file has none for them",
+            f"{len(empty)} of the adapter's {counted(len(stored), 'tensor')} in the model "
+            f"{plural(len(empty), 'is left at its', 'are left at their')} initial values: its file has none for "
+            f"{plural(len(empty), 'it', 'them')}",
             tuple(each.path for each in known) or tuple(empty),
             sum(each.nbytes for each in known),
         )
@@ -158,15 +159,16 @@ def _tensors(loaded: Loaded, files: AdapterFiles) -> Iterator[Problem]:
     if nowhere:
         yield Problem(
             CHECK,
-            f"{len(nowhere)} of the adapter's tensors are left without values on meta: their layers are offloaded",
+            f"{counted(len(nowhere), 'tensor')} of the adapter {plural(len(nowhere), 'is', 'are')} left without values "
+            f"on meta: {plural(len(nowhere), 'its layer is', 'their layers are')} offloaded",
             tuple(nowhere),
         )
     wrong = [name for name, tensor in found.items() if not _equal(given[name], tensor, id(tensor) in held)]
     if wrong:
         yield Problem(
             CHECK,
-            f"{len(wrong)} of {len(found)} tensors do not hold the values of the adapter's file"
-            + _renamed(loaded, files),
+            f"{len(wrong)} of {counted(len(found), 'tensor')} {plural(len(wrong), 'does', 'do')} not hold the values "
+            "of the adapter's file" + _renamed(loaded, files),
             tuple(shown[name] for name in wrong),
             sum(found[name].nbytes for name in wrong),
         )
@@ -207,7 +209,8 @@ def _unplaced(loaded: Loaded, files: AdapterFiles, names: list[str]) -> Iterator
     for reason, found in reasons.items():
         yield Problem(
             CHECK,
-            f"{len(found)} of {len(files.names)} tensors of the adapter's file are not in the model: {reason}",
+            f"{len(found)} of {counted(len(files.names), 'tensor')} of the adapter's file "
+            f"{plural(len(found), 'is', 'are')} not in the model: {reason}",
             tuple(found),
         )
 
@@ -262,7 +265,8 @@ def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]
         if scaling and expected is not None and abs(scaling - expected) > 1e-6 * expected:
             wrong[f"scaled by {scaling:g}, its config says {expected:g}"].append(path)
     for what, paths in wrong.items():
-        yield Problem(CHECK, f"the adapter is {what}, in {len(paths)} of {len(wrapping.layers)} layers", tuple(paths))
+        where = f"{len(paths)} of {counted(len(wrapping.layers), 'layer')}"
+        yield Problem(CHECK, f"the adapter is {what}, in {where}", tuple(paths))
 
 
 def _expected_scaling(files: AdapterFiles, module: str) -> float | None:
@@ -279,4 +283,4 @@ def _note(loaded: Loaded) -> None:
             count += 1
     if sizes:
         what = ", ".join(f"{format_bytes(size)} in {dtype}" for dtype, size in sorted(sizes.items()))
-        loaded.notes.append(f"the adapter holds {what} ({count} tensors)")
+        loaded.notes.append(f"the adapter holds {what} ({counted(count, 'tensor')})")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks.keys import CHECK, HINTED, hint, is_allowed, patterns
@@ -46,8 +47,10 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     unused, unknown = _parted(unclaimed, lambda name: _like(name) in in_model)
     if strange and (unknown or names.divided):
         loaded.notes.append(
-            f"{len(strange)} parameters, {strange[0].path} among them, were not found in the checkpoint, of which "
-            f"{len(unknown)} tensors were not found in the model: they may have other names there"
+            f"{counted(len(strange), 'parameter')} ({strange[0].path}{' …' if len(strange) > 1 else ''}) "
+            f"{plural(len(strange), 'was', 'were')} not found in the checkpoint, of which "
+            f"{counted(len(unknown), 'tensor was', 'tensors were')} not found in the model: there they may have "
+            "other names"
         )
     else:
         missing += strange
@@ -55,7 +58,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if missing and loaded.loading_info is None:
         yield Problem(
             CHECK,
-            f"{len(missing)} parameters of the model are not in the checkpoint, so nothing says what they should hold",
+            f"{counted(len(missing), 'parameter of the model is', 'parameters of the model are')} not in the "
+            f"checkpoint, so nothing says what {plural(len(missing), 'it', 'they')} should hold",
             named(missing),
             size_of(missing),
         )
@@ -63,7 +67,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         found = patterns(unused, claimed)
         yield Problem(
             CHECK,
-            f"{len(unused)} tensors are in the checkpoint, but not in the model: their place is gone or changed",
+            f"{counted(len(unused), 'tensor is', 'tensors are')} in the checkpoint, but not in the model: "
+            f"{plural(len(unused), 'its place is', 'their places are')} gone or changed",
             tuple(sorted(unused)),
             hint=hint(loaded, found) if len(found) <= HINTED else "",
         )

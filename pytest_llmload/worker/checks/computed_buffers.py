@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checks.problem_names import named, size_of
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER, Held
@@ -56,7 +57,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     for difference, found in wrong.items():
         yield Problem(
             CHECK,
-            f"{len(found)} buffers are not what their class's constructor computes: {difference}",
+            f"{counted(len(found), 'buffer is', 'buffers are')} not what the constructor of "
+            f"{plural(len(found), 'its class', 'their classes')} computes: {difference}",
             named(found),
             size_of(found),
         )

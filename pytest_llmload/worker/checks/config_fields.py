@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.model.loaded import Loaded
 
@@ -47,8 +48,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if changed and (loaded.own_code or users):
         loaded.notes.append(f"the load's own code changed the model's config: {'; '.join(changed[:4])}")
     elif changed:
-        fields = "1 field" if len(changed) == 1 else f"{len(changed)} fields"
-        yield Problem(CHECK, f"{fields} of the model's config differ from the checkpoint's", tuple(changed))
+        what = f"{counted(len(changed), 'field')} of the model's config {plural(len(changed), 'differs', 'differ')}"
+        yield Problem(CHECK, f"{what} from the checkpoint's", tuple(changed))
 
 
 @cache

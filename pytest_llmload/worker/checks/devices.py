@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.core.units import plural
+from pytest_llmload.worker.checks.problem_names import named, size_of, sized
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import STATE, Held
 from pytest_llmload.worker.planning.placement import lookup
@@ -35,15 +35,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         if held.device.split(":")[0] not in allowed:
             wrong[held.device].append(held)
     for device, found in wrong.items():
-        size = size_of(found)
-        verb = (
-            "are left without values on" if device == "meta" else "are offloaded to" if found[0].offloaded else "are on"
-        )
+        where = "left without values on" if device == "meta" else "offloaded to" if found[0].offloaded else "on"
         yield Problem(
             CHECK,
-            f"{len(found)} tensors ({format_bytes(size)}) {verb} {device}; the load was for {target}",
+            f"{sized(found, 'tensor')} {plural(len(found), 'is', 'are')} {where} {device}; the load was for {target}",
             named(found),
-            size,
+            size_of(found),
         )
 
 
@@ -56,12 +53,11 @@ def as_planned(loaded: Loaded) -> Iterator[Problem]:
         if want and held.device != want:
             wrong[want, held.device].append(held)
     for (want, have), found in wrong.items():
-        size = size_of(found)
         yield Problem(
             CHECK,
-            f"{len(found)} tensors ({format_bytes(size)}) are on {have}, the plan says {want}",
+            f"{sized(found, 'tensor')} {plural(len(found), 'is', 'are')} on {have}, the plan says {want}",
             named(found),
-            size,
+            size_of(found),
         )
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.problem_names import named, size_of, sized
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import Held, Inventory
 from pytest_llmload.worker.planning.planner import load_dtype
@@ -56,16 +56,16 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             wrong[held.dtype].append(held)
     source = "is what the checkpoint says" if spec.dtype is None else "was requested"
     for dtype, found in wrong.items():
-        size = size_of(found)
         yield Problem(
             CHECK,
-            f"{expected} {source}, but {len(found)} parameters ({format_bytes(size)}) are {dtype}",
+            f"{expected} {source}, but {sized(found, 'parameter')} {plural(len(found), 'is', 'are')} {dtype}",
             named(found),
-            size,
+            size_of(found),
         )
     if pinned:
         names = ", ".join(held.path for held in pinned[:8])
-        loaded.notes.append(f"the model class pins {len(pinned)} parameters to {pinned[0].dtype}: {names}")
+        what = counted(len(pinned), "parameter")
+        loaded.notes.append(f"the model class pins {what} to {pinned[0].dtype}: {names}")
 
 
 def _stored_dtype(names: CheckpointNames, path: str) -> str:

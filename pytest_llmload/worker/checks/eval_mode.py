@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.model.loaded import Loaded
 
 CHECK = "mode"
@@ -22,7 +23,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         remedy = ": call model.eval() in it" if by_user else ""
         yield Problem(
             CHECK,
-            f"{where} in training mode, in which {len(random)} modules drop activations at random{remedy}",
+            f"{where} in training mode, in which {counted(len(random), 'module drops', 'modules drop')} activations at "
+            f"random{remedy}",
             random,
         )
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
@@ -26,7 +26,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         return
     wrong = int((~loaded.logits.isfinite()).sum())
     nans = int(loaded.logits.isnan().sum())
-    yield Problem(CHECK, f"{wrong} of {loaded.logits.numel()} logits of the first forward are not finite ({nans} NaN)")
+    what = f"{wrong} of {loaded.logits.numel()} logits of the first forward"
+    yield Problem(CHECK, f"{what} {plural(wrong, 'is', 'are')} not finite ({nans} NaN)")
 
 
 def weights(loaded: Loaded) -> Iterator[Problem]:
@@ -50,7 +51,12 @@ def weights(loaded: Loaded) -> Iterator[Problem]:
         found.append(f"{where} ({format_bytes(held.nbytes)})")
         size += held.nbytes
     if found:
-        yield Problem(CHECK, f"{len(found)} stored weights hold NaN or infinity", tuple(found), size)
+        yield Problem(
+            CHECK,
+            f"{counted(len(found), 'stored weight holds', 'stored weights hold')} NaN or infinity",
+            tuple(found),
+            size,
+        )
 
 
 def _is_made_so(loaded: Loaded, held: Held) -> bool:
@@ -75,7 +81,7 @@ def decoded(loaded: Loaded) -> Iterator[Problem]:
         how = "the prefill's" if wrong[0] == 1 else "decoded after the prefill"
         yield Problem(
             CHECK,
-            f"the logits of {len(wrong)} of {len(monitor.wrong)} generated tokens are not finite, "
+            f"the logits of {len(wrong)} of {counted(len(monitor.wrong), 'generated token')} are not finite, "
             f"from token {wrong[0]} on ({how})",
         )
 

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.model.loaded import Loaded
 
 CHECK = "keys"
@@ -24,19 +25,21 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if info is None:
         return
     for kind, message in (
-        ("missing_keys", "not in the checkpoint, so their values are random"),
-        ("mismatched_keys", "in the checkpoint with a different shape, so their values are random"),
+        ("missing_keys", "not in the checkpoint, so the values are random"),
+        ("mismatched_keys", "in the checkpoint with a different shape, so the values are random"),
         ("unexpected_keys", "in the checkpoint, but not used by the model"),
     ):
         keys = sorted(key for key in info.get(kind, ()) if kind != "unexpected_keys" or not is_allowed(loaded, {key}))
         if keys:
             said = _allowing(loaded, keys) if kind == "unexpected_keys" else ""
-            yield Problem(CHECK, f"{len(keys)} tensors are {message}", tuple(keys), _bytes(loaded, keys), said)
+            what = counted(len(keys), "tensor is", "tensors are")
+            yield Problem(CHECK, f"{what} {message}", tuple(keys), _bytes(loaded, keys), said)
     if info.get("error_msgs"):
         yield Problem(CHECK, "; ".join(info["error_msgs"]))
     ignored = [key for key in info.get("unexpected_keys", ()) if is_allowed(loaded, {key})]
     if ignored:
-        loaded.notes.append(f"{len(ignored)} unexpected checkpoint keys are allowed by {OPTION}")
+        what = counted(len(ignored), "unexpected checkpoint key is", "unexpected checkpoint keys are")
+        loaded.notes.append(f"{what} allowed by {OPTION}")
 
 
 def _allowing(loaded: Loaded, keys: list[str]) -> str:

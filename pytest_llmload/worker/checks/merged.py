@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import Stored
 from pytest_llmload.worker.adapters.files import AdapterFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
@@ -43,7 +44,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     targets = _targets(loaded)
     missing = sorted(loaded.merged - set(targets))
     if missing:
-        yield Problem(CHECK, f"{len(missing)} weights that the adapter changes are not in the model", tuple(missing))
+        what = counted(len(missing), "weight that the adapter changes is", "weights that the adapter changes are")
+        yield Problem(CHECK, f"{what} not in the model", tuple(missing))
     if not files.is_plain_lora:
         yield from _lost(loaded, targets)
         loaded.notes.append(
@@ -68,12 +70,15 @@ def check(loaded: Loaded) -> Iterator[Problem]:
             wrong.append(weight)
             worst = max(worst, error)
     if unknown:
-        loaded.notes.append(f"{unknown} merged weights were not compared: they have a different form in the checkpoint")
+        what = counted(unknown, "merged weight was", "merged weights were")
+        loaded.notes.append(
+            f"{what} not compared: the checkpoint has a different form of {plural(unknown, 'it', 'them')}"
+        )
     if wrong:
         yield Problem(
             CHECK,
-            f"{len(wrong)} of {len(targets)} weights are not the checkpoint's with the adapter merged in"
-            + (f": off by {worst:.1f} times what their type allows" if worst else ""),
+            f"{len(wrong)} of {counted(len(targets), 'weight')} {plural(len(wrong), 'is', 'are')} not the checkpoint's "
+            "with the adapter merged in" + (f": off by {worst:.1f} times what their type allows" if worst else ""),
             tuple(weight.name for weight in wrong),
             sum(weight.held.nbytes for weight in wrong),
         )
@@ -105,7 +110,9 @@ def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
             same[weight.module_path] = same.get(weight.module_path, True) and equal
     lost = [module for module, equal in same.items() if equal]
     if lost:
-        yield Problem(CHECK, f"the adapter is not merged into {len(lost)} of {len(same)} modules", tuple(lost))
+        yield Problem(
+            CHECK, f"the adapter is not merged into {len(lost)} of {counted(len(same), 'module')}", tuple(lost)
+        )
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import FileFormat
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import known_method
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.problem_names import dense_weights, named, size_of, sized
 from pytest_llmload.worker.checks.quantised_values import FileTensors, stored_in_file, wrong_shapes, wrong_values
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import Weight, quantisable
@@ -28,7 +28,7 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
     packed = packed_modules(loaded)
     if not packed:
         lost = _packed_in_file(loaded, dense, found) or dense
-        what = f"{len(lost)} weights ({format_bytes(size_of(lost))}) are dense"
+        what = dense_weights(lost)
         yield Problem(CHECK, f"{_nothing(found)}: {what}", named(lost), size_of(lost))
         return
     yield from wrong_shapes(quantised)
@@ -38,14 +38,14 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
     if lost:
         yield Problem(
             CHECK,
-            f"the checkpoint is {found.description}, but {len(lost)} weights ({format_bytes(size_of(lost))}) that its "
-            "files hold quantised are dense in the model",
+            f"the checkpoint is {found.description}, but {sized(lost, 'weight')} that its files hold quantised "
+            f"{plural(len(lost), 'is', 'are')} dense in the model",
             named(lost),
             size_of(lost),
         )
     loaded.notes.append(
-        f"the checkpoint is {found.description}: {packed} modules hold quantised weights, "
-        f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
+        f"the checkpoint is {found.description}: {counted(packed, 'module holds', 'modules hold')} quantised weights, "
+        f"{dense_weights(dense)}"
     )
     if not any(found.method in method.file_methods for method in methods()):
         loaded.notes.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import BY_CONFIG, NONE
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation import Method, Request
 from pytest_llmload.quantisation.registry import method_of, methods
 from pytest_llmload.quantisation.stored import stored
@@ -20,7 +20,7 @@ from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks import prequantised
 from pytest_llmload.worker.checks.devices import planned_device
 from pytest_llmload.worker.checks.dtype import is_kept, kept_in_fp32
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.problem_names import dense_weights, named, size_of, sized
 from pytest_llmload.worker.checks.quantised_values import wrong_shapes, wrong_values
 from pytest_llmload.worker.checks.tied import pairs
 from pytest_llmload.worker.model.loaded import Loaded
@@ -84,8 +84,8 @@ def after_forward(loaded: Loaded) -> Iterator[Problem]:
     before = format_bytes(sum(loaded.quantised[weight.name] for weight in dense))
     reasons = {reason for weight in dense for method in methods() if (reason := method.why_dense(weight.module))}
     text = (
-        f"the first forward made {len(dense)} of {len(loaded.quantised)} quantised weights dense: they took {before} "
-        f"when the load returned, and serve in {format_bytes(size_of(dense))}"
+        f"the first forward made {len(dense)} of {counted(len(loaded.quantised), 'quantised weight')} dense: "
+        f"{before} when the load returned, and {format_bytes(size_of(dense))} while it serves"
     )
     yield Problem(CHECK, ": ".join([text, *sorted(reasons)]), named(dense), size_of(dense))
 
@@ -97,20 +97,18 @@ def _as_configured(loaded: Loaded, skips: tuple[str, ...]) -> Iterator[Problem]:
     dense = [weight for weight in weights if weight.quantised is None]
     packed = prequantised.packed_modules(loaded)
     if not packed:
-        text = f"{loaded.job.spec.quant_config} was requested, but nothing is quantised: {len(dense)} weights"
-        yield Problem(CHECK, f"{text} ({format_bytes(size_of(dense))}) are dense", named(dense), size_of(dense))
+        text = f"{loaded.job.spec.quant_config} was requested, but nothing is quantised: {dense_weights(dense)}"
+        yield Problem(CHECK, text, named(dense), size_of(dense))
         return
     yield from wrong_shapes(quantised)
     yield from wrong_values(loaded, quantised)
     kinds = ", ".join(sorted({weight.quantised.scheme for weight in quantised if weight.quantised is not None}))
-    loaded.notes.append(
-        f"{loaded.job.spec.quant_config} quantised {len(quantised)} weights ({kinds or 'of an unknown method'}); "
-        f"{len(dense)} weights ({format_bytes(size_of(dense))}) are dense"
-    )
+    what = f"{counted(len(quantised), 'weight')} ({kinds or 'of an unknown method'})"
+    loaded.notes.append(f"{loaded.job.spec.quant_config} quantised {what}; {dense_weights(dense)}")
     if packed and not quantised:
         loaded.notes.append(
-            f"{packed} modules hold quantised weights in a form that pytest-llmload does not know: they are counted "
-            "and named, but neither their type nor their values were checked"
+            f"{counted(packed, 'module holds', 'modules hold')} quantised weights in a form that pytest-llmload does "
+            "not know: they are counted and named, but neither their type nor their values were checked"
         )
 
 
@@ -122,7 +120,8 @@ def _note_held_bits(loaded: Loaded) -> None:
         if state is not None and state.packed_bytes * 8 > state.elements * state.bits:
             found[state.scheme, state.bits, state.packed_bytes * 8 / state.elements] += 1
     for (scheme, bits, held), count in found.items():
-        loaded.notes.append(f"{count} weights of {scheme} hold their {bits:g} bits in {held:g} bits of memory each")
+        what = counted(count, f"weight of {scheme} holds its", f"weights of {scheme} hold their")
+        loaded.notes.append(f"{what} {bits:g} bits an element in {held:g} bits of memory")
 
 
 def library_hint(loaded: Loaded, place: str) -> str:
@@ -162,13 +161,12 @@ def _as_asked(loaded: Loaded, what: Request) -> Iterator[Problem]:
     yield from _not_asked(loaded)
     for source, weights in (("dense_ok", allowed), ("skip_modules", skipped), ("the device map", offloaded)):
         if weights:
-            loaded.notes.append(f"{len(weights)} weights ({format_bytes(size_of(weights))}) are dense as {source} says")
+            loaded.notes.append(f"{dense_weights(weights)} as {source} says")
     unreached = out_of_reach(loaded.inventory)
     if unreached:
-        size = format_bytes(sum(held.nbytes for held in unreached))
         loaded.notes.append(
-            f"{len(unreached)} weights ({size}) of torch.nn.MultiheadAttention are dense: it hands them to a function, "
-            f"so that no module of {method_of(what.scheme).name} can take their place"
+            f"{dense_weights(unreached)} since they are of torch.nn.MultiheadAttention, which hands them to a "
+            f"function, so that no module of {method_of(what.scheme).name} can take their place"
         )
     if not asked and not allowed:
         where = " where the device map puts it" if offloaded else ""
@@ -190,11 +188,15 @@ def _not_asked(loaded: Loaded) -> Iterator[Problem]:
     by_class = [held for held in others if _is_linear(loaded, held) and held.module not in heads]
     others = [held for held in others if held not in by_class]
     if by_class:
-        what = f"{len(by_class)} weights that most architectures keep dense are a Linear here, and quantised"
+        what = counted(len(by_class), "weight") + " that most architectures keep dense"
+        what += f" {plural(len(by_class), 'is', 'are')} a Linear here, and quantised"
         loaded.notes.append(f"{what}: {', '.join(held.path for held in by_class[:3])}")
     if not others:
         return
-    what = f"{len(others)} weights that are dense by default are quantised: output head or embedding"
+    what = counted(
+        len(others), "weight that is dense by default is quantised", "weights that are dense by default are quantised"
+    )
+    what += ": output head or embedding"
     if loaded.own_code:
         loaded.notes.append(f"{what} ({', '.join(held.path for held in others[:3])})")
     else:
@@ -240,9 +242,13 @@ def _dense(loaded: Loaded, scheme: str, dense: list[Weight], asked: list[Weight]
             if nothing
             else f"only {_percent(share)} of the quantisable weights are {scheme}"
         )
-        count = "1 weight" if len(weights) == 1 else f"{len(weights)} weights"
-        what = f"{count} ({format_bytes(size_of(weights))}) dense"
-        yield Problem(CHECK, f"{head}: {what}: {reason}", named(weights), size_of(weights), _hint(scheme, weights))
+        yield Problem(
+            CHECK,
+            f"{head}: {sized(weights, 'weight')} dense: {reason}",
+            named(weights),
+            size_of(weights),
+            _hint(scheme, weights),
+        )
 
 
 def _hint(scheme: str, weights: list[Weight]) -> str:
@@ -306,7 +312,9 @@ def _wrong_type(asked: Request, weights: list[Weight]) -> Iterator[Problem]:
         for message in _differences(asked, weight):
             found[message].append(weight)
     for message, wrong in found.items():
-        yield Problem(CHECK, f"{message} ({len(wrong)} of {len(weights)} weights)", named(wrong), size_of(wrong))
+        yield Problem(
+            CHECK, f"{message} ({len(wrong)} of {counted(len(weights), 'weight')})", named(wrong), size_of(wrong)
+        )
 
 
 def _differences(asked: Request, weight: Weight) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import FileFormat, Stored
 from pytest_llmload.quantisation.registry import methods
 from pytest_llmload.worker.adapters.rewritten import rewritten
@@ -48,7 +49,8 @@ def wrong_shapes(weights: list[Weight]) -> Iterator[Problem]:
     for text, wrong in found.items():
         yield Problem(
             CHECK,
-            f"{len(wrong)} quantised weights do not have the shape that the config gives them: {text}",
+            f"{counted(len(wrong), 'quantised weight does', 'quantised weights do')} not have the shape that the "
+            f"config gives {plural(len(wrong), 'it', 'them')}: {text}",
             named(wrong),
             size_of(wrong),
         )
@@ -87,11 +89,12 @@ def wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
         if kind:
             found[kind].append((weight, errors))
     if unread:
-        loaded.notes.append(f"values of {unread} quantised weights were not read: their order belongs to a kernel")
+        what = f"values of {counted(unread, 'quantised weight')}"
+        loaded.notes.append(f"{what} were not read: their order belongs to a kernel")
     if unnamed:
         loaded.notes.append(
-            f"values of {unnamed} quantised weights were not compared: the checkpoint has no counterpart, or their "
-            "error has no bound"
+            f"values of {counted(unnamed, 'quantised weight')} were not compared: the checkpoint has no counterpart, "
+            "or their error has no bound"
         )
     for kind, judged in found.items():
         wrong = [weight for weight, _ in judged]
@@ -99,14 +102,15 @@ def wrong_values(loaded: Loaded, weights: list[Weight]) -> Iterator[Problem]:
         if kind == "largest":
             worst = max(errors.largest for _, errors in judged)
             off = f"off by {worst:.1f} times the error of {scheme}" if math.isfinite(worst) else "not near it"
-            text = f"a dequantised block of {len(wrong)} of {len(weights)} weights is not the checkpoint's: {off}"
+            of = f"{len(wrong)} of {counted(len(weights), 'weight')}"
+            text = f"a dequantised block of {of} is not the checkpoint's: {off}"
         else:
             spread = max(errors.spread for _, errors in judged) ** 0.5
             slope = max((errors.slope for _, errors in judged), key=lambda slope: abs(slope - 1))
             text = (
-                f"{len(wrong)} of {len(weights)} weights are not what {scheme} makes of the checkpoint's values, "
-                f"although each is within its error: quantised twice, scaled or clipped (up to {spread:.1f} times its "
-                f"mean error, and {slope:.2f} times the size)"
+                f"{len(wrong)} of {counted(len(weights), 'weight')} {plural(len(wrong), 'is', 'are')} not what "
+                f"{scheme} makes of the checkpoint's values, although each is within its error: quantised twice, "
+                f"scaled or clipped (up to {spread:.1f} times its mean error, and {slope:.2f} times the size)"
             )
         yield Problem(CHECK, text, named(wrong), size_of(wrong))
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import plural
 from pytest_llmload.quantisation.stored import stored
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.problem_names import named, size_of, sized
 from pytest_llmload.worker.checks.quantised import CHECK
 from pytest_llmload.worker.model.consumed import Consumed
 from pytest_llmload.worker.model.generation import first_forward
@@ -48,19 +48,20 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if found:
         yield Problem(
             CHECK,
-            f"{len(found)} dense weights ({format_bytes(size_of(found))}) are consumed by matrix products as plain "
-            f"parameters, not as nn.Linear: {spec.quant} does not see them",
+            f"{sized(found, 'dense weight')} {plural(len(found), 'is', 'are')} "
+            f"consumed by matrix products outside any nn.Linear: {spec.quant} does not see "
+            f"{plural(len(found), 'it', 'them')}",
             named(found),
             size_of(found),
             _hint(spec.quant, found),
         )
     for text, helds in (
-        ("are dense as dense_ok or skip_modules says", allowed),
-        ("are dense parameters that reading text does not use", unread),
+        ("dense as dense_ok or skip_modules says", allowed),
+        ("dense, and not used to read text", unread),
     ):
         if helds:
             names = ", ".join(held.path for held in helds[:3])
-            loaded.notes.append(f"{len(helds)} weights ({format_bytes(size_of(helds))}) {text}: {names}")
+            loaded.notes.append(f"{sized(helds, 'weight')} {plural(len(helds), 'is', 'are')} {text}: {names}")
 
 
 def _candidates(loaded: Loaded) -> dict[str, Held]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
-from pytest_llmload.worker.checks.problem_names import named, size_of
+from pytest_llmload.worker.checks.problem_names import named, size_of, sized
 from pytest_llmload.worker.checks.values import equal
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.shards import Piece, Shards
@@ -39,7 +39,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     missing = [rank for rank in shards.ranks if rank not in held]
     if missing:
         names = tuple(f"rank {rank}" for rank in missing)
-        yield Problem(CHECK, f"{len(held)} of {len(shards.ranks)} shards are there", names)
+        yield Problem(CHECK, f"{len(held)} of {len(shards.ranks)} shards {plural(len(held), 'is', 'are')} there", names)
     for rank, tensors in sorted(held.items()):
         yield from _sizes(shards, rank, tensors)
         yield from _values(loaded, shards, rank, tensors, loaded.checkpoint_names)
@@ -53,14 +53,15 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
     divided = [held for held, piece in tensors if held.shape != piece.whole]
     if not divided:
         size = sum(held.nbytes for held, _ in tensors)
-        message = f"rank {rank} holds the whole model ({format_bytes(size)}): none of {total} weights is sharded"
+        message = (
+            f"rank {rank} holds the whole model ({format_bytes(size)}): none of {counted(total, 'weight')} is sharded"
+        )
         yield Problem(CHECK, message, named(held for held, _ in tensors), size, rank=rank)
         return
     if whole:
         yield Problem(
             CHECK,
-            f"rank {rank} holds {len(whole)} weights whole ({format_bytes(size_of(whole))}), "
-            f"of which the plan gives it {wanted}",
+            f"rank {rank} holds {sized(whole, 'weight')} whole, of which the plan gives it {wanted}",
             named(whole),
             size_of(whole),
             rank=rank,
@@ -70,8 +71,8 @@ def _sizes(shards: Shards, rank: int, tensors: list[tuple[Held, Piece]]) -> Iter
         first = next((held.shape, piece.whole) for held, piece in tensors if held is wrong[0])
         yield Problem(
             CHECK,
-            f"rank {rank} holds parts of the wrong size of {len(wrong)} weights ({list(first[0])} of {list(first[1])} "
-            f"among them), not {wanted}",
+            f"rank {rank} holds parts of the wrong size of {counted(len(wrong), 'weight')} ({list(first[0])} of "
+            f"{list(first[1])}{' …' if len(wrong) > 1 else ''}), not {wanted}",
             named(wrong),
             size_of(wrong),
             rank=rank,
@@ -117,8 +118,8 @@ def _values(
         # Of a rank with a process of its own, the merged result says which one it is.
         whose = f" of rank {rank}" if len(shards.ranks) > 1 else ""
         loaded.notes.append(
-            f"values of {len(unknown)} tensors{whose} were not compared: the checkpoint holds them under other "
-            f"names or in a different shape ({', '.join(held.path for held in unknown[:3])})"
+            f"values of {counted(len(unknown), 'tensor')}{whose} were not compared: the checkpoint has none of the "
+            f"same name and shape ({', '.join(held.path for held in unknown[:3])})"
         )
 
 

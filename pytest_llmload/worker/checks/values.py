@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.units import format_bytes
+from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.adapters.rewritten import is_rewritten
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
@@ -70,18 +70,18 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     for difference, tensors in found.items():
         yield Problem(
             CHECK,
-            f"{len(tensors)} of {compared} dense tensors do not hold the checkpoint's values: {difference}",
+            f"{len(tensors)} of {counted(compared, 'dense tensor')} {plural(len(tensors), 'does', 'do')} not hold the "
+            f"checkpoint's values: {difference}",
             tuple(f"{path} ({format_bytes(nbytes)})" for path, nbytes in tensors),
             sum(nbytes for _, nbytes in tensors),
         )
     if written:
-        loaded.notes.append(
-            f"the class writes constants into {len(written)} tensors after every load ({', '.join(written[:3])})"
-        )
+        what = counted(len(written), "tensor")
+        loaded.notes.append(f"the class writes constants into {what} after every load ({', '.join(written[:3])})")
     if unknown:
         why = names.files.unread or "the checkpoint has no tensor of their name and shape"
         loaded.notes.append(
-            f"values of {len(unknown)} dense tensors were not compared: {why} "
+            f"values of {counted(len(unknown), 'dense tensor')} were not compared: {why} "
             f"({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_llmload.core.canonical import digest
+from pytest_llmload.core.units import counted
 from pytest_llmload.worker.model.loaded import Loaded
 
 #: Fields of a config that say where a model came from and which release wrote it.
@@ -54,10 +55,14 @@ def modes(loaded: Loaded) -> dict[str, str]:
     modules = list(loaded.model.modules())
     parameters = [parameter.requires_grad for parameter in loaded.model.parameters()]
     return {
-        "mode.training": f"{len(loaded.trained) or sum(module.training for module in modules)} modules",
-        "mode.gradient_checkpointing": f"{sum(bool(vars(m).get('gradient_checkpointing')) for m in modules)} modules",
-        "mode.requires_grad": f"{sum(parameters)} of {len(parameters)} parameters",
+        "mode.training": counted(len(loaded.trained) or sum(module.training for module in modules), "module"),
+        "mode.gradient_checkpointing": counted(sum(map(_recomputes, modules)), "module"),
+        "mode.requires_grad": f"{sum(parameters)} of {counted(len(parameters), 'parameter')}",
     }
+
+
+def _recomputes(module: Any) -> bool:
+    return bool(vars(module).get("gradient_checkpointing"))
 
 
 def cache_settings(cache: Any, tokens: int, batch: int) -> dict[str, str]:
