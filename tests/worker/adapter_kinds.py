@@ -54,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "pissa": lora(init_lora_weights="pissa"),
     "olora": lora(init_lora_weights="olora"),
     "eva": lora(init_lora_weights="eva"),
+    "loftq": lora(init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1}),
     "orthogonal": lora(init_lora_weights="orthogonal"),
     "adalora": Kind("AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ATTENTION}),
     "adamss": layers("AdamssConfig", r=8, num_subspaces=2),

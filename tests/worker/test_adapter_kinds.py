@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ import transformers
 from adapter_kinds import KINDS, Kind
 from loads import checkpoint, job, quick
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import layer as lora_layer
+from peft.utils import loftq_utils
 from safetensors import safe_open
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.worker.checkpoints.resolve import resolve
-from pytest_llmload.worker.checks import adapter
+from pytest_llmload.worker.checks import adapter, values
 from pytest_llmload.worker.model.loaded import Loaded
 
 LLAMA = {
@@ -59,6 +62,21 @@ LAYERED = [name for name, kind in KINDS.items() if kind.config.removesuffix("Con
 #: Kinds whose layers have a scaling.
 SCALED = [name for name in KINDS if KINDS[name].config in ("LoraConfig", "AdaLoraConfig")]
 SCALED += ["gralora", "lily", "loha", "lokr", "peanut", "psoft", "randlora", "randlora_not_saved", "shira"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loftq_without_a_gpu() -> Iterator[None]:
+    """Let LoftQ initialise where there is no GPU: PEFT's own code, with the CPU in place of its device."""
+    if torch.cuda.is_available():
+        yield
+        return
+    source = inspect.getsource(loftq_utils.loftq_init)
+    assert source.count('"cuda"') == 1
+    scope = vars(loftq_utils).copy()
+    exec(source.replace('"cuda"', '"cpu"'), scope)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lora_layer, "loftq_init", scope["loftq_init"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +157,7 @@ def test_one_tensor_that_was_not_loaded(name: str, small: Checkpoint, saved: Cal
     with torch.no_grad():
         victim.copy_(victim + 1 if victim.is_floating_point() else victim.flip(0).roll(1))
     (problem, *_) = looked_at(small, saved(name), wrapped)
-    assert "do not hold the values of the adapter's file" in problem.message
+    assert "not hold the values of the adapter's file" in problem.message
     assert held[id(victim)] in problem.names
 
 
@@ -152,7 +170,7 @@ def test_a_cartridge_of_a_different_training(small: Checkpoint, saved: Callable[
         for param in parts:
             param += 1
     (problem, *_) = looked_at(small, saved("cartridge"), wrapped)
-    assert "do not hold the values of the adapter's file" in problem.message
+    assert "not hold the values of the adapter's file" in problem.message
     assert problem.names[0].startswith("prompt_e")
 
 
@@ -180,6 +198,17 @@ def test_a_scaling_of_zero(name: str, small: Checkpoint, saved: Callable[[str], 
         layer.scaling = dict.fromkeys(layer.scaling, 0.0)
     messages = [problem.message for problem in looked_at(small, saved(name), wrapped)]
     assert f"the adapter is scaled by 0, so it does nothing, in {len(scaled)} of" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["pissa", "loftq"])
+def test_a_weight_that_the_adapter_changed_wrongly(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
+    """These kinds change the weights below them while they are attached; one of these is changed once more."""
+    wrapped = attach(small, saved(name))
+    weight = "base_model.model.model.layers.1.self_attn.v_proj.base_layer.weight"
+    wrapped.get_parameter(weight).data *= 1.1
+    (problem,) = values.check(Loaded(job(small, adapter=saved(name)), wrapped))
+    assert problem.message.startswith("1 of 29 dense tensors does not hold the checkpoint's values")
+    assert weight in problem.names[0]
 
 
 def test_corda_cannot_be_attached_as_it_was_saved(
