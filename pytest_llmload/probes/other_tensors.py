@@ -101,9 +101,12 @@ def storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
     inner = inner_tensors(part)
     if inner:
         return [entry for _, leaf in inner for entry in storages(leaf)]
-    if part.layout != torch.strided or part.device.type == "meta":
+    if part.layout != torch.strided or torch._is_functional_tensor(part):
         return []
     storage = part.untyped_storage()
+    # A fake tensor, as torch.compile leaves them, names a device and holds nothing.
+    if storage.device.type == "meta":
+        return []
     return [((str(part.device), storage.data_ptr()), storage.nbytes())]
 
 

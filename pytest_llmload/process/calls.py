@@ -29,7 +29,7 @@ def call(message: Message, loaded: Any) -> Message:
         args, kwargs = pickle.loads(base64.b64decode(message["arguments"]))
     else:
         function, args, kwargs = pickle.loads(base64.b64decode(message["payload"]))
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer = loaded.outermost, loaded.tokenizer
     synchronize(loaded.job)
     begin = perf_counter()
     value = function(model, tokenizer, *args, **kwargs)

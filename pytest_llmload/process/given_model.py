@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmload.core.job import Job
@@ -20,9 +21,18 @@ def as_loaded(job: Job, given: Any) -> Loaded:
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    loaded = Loaded(job=job, model=model, given_tokenizer=tokenizer)
+    compiled = model if _is_compiled(model) else None
+    # The model inside has the names of the checkpoint.
+    model = model if compiled is None else compiled._orig_mod
+    loaded = Loaded(job=job, model=model, compiled=compiled, given_tokenizer=tokenizer)
     _evaluate(loaded)
     return loaded
+
+
+def _is_compiled(model: Any) -> bool:
+    """Return whether ``torch.compile`` was called on the model, which puts a module of its own around it."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
 def _evaluate(loaded: Loaded) -> None:

@@ -260,7 +260,7 @@ def _fingerprint(loaded: Any) -> object:
     from pytest_llmload.process.model_changes import fingerprint
 
     try:
-        return fingerprint(loaded.model)
+        return fingerprint(loaded.outermost)
     except Exception:  # noqa: BLE001 - after any exception the model is not given to a further test
         return None
 

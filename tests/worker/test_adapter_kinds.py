@@ -249,6 +249,45 @@ def test_an_adapter_that_was_not_asked_for(
     assert result.problems[0].bytes > 0
 
 
+def loader_that_compiles(spec: LoadSpec) -> Any:
+    return torch.compile(peft.PeftModel.from_pretrained(adapter_kinds.base(spec.model), spec.adapter))
+
+
+def loader_that_compiles_before_it_attaches(spec: LoadSpec) -> Any:
+    return peft.PeftModel.from_pretrained(torch.compile(adapter_kinds.base(spec.model)), spec.adapter)
+
+
+@pytest.fixture
+def no_kernels() -> Iterator[None]:
+    """Run what torch.compile was called on without a compiler, which takes seconds for each shape."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_a_model_that_is_compiled_with_its_adapter(small: Checkpoint, saved: Callable[[str], str]) -> None:
+    fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_compiles"}
+    result = quick(small, adapter=saved("lora"), **fields)
+    assert (result.problems, result.faults) == ([], [])
+    assert not [note for note in result.notes if "were not compared" in note or "may have other names" in note]
+    assert not [row.module for row in result.manifest if "_orig_mod" in row.module]
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_an_adapter_that_is_attached_to_a_compiled_model_is_dead(
+    small: Checkpoint, saved: Callable[[str], str]
+) -> None:
+    """PEFT looks for the names of the module that torch.compile has put around the model, and warns only."""
+    fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_compiles_before_it_attaches"}
+    result = quick(small, adapter=saved("lora"), **fields)
+    assert not result.faults
+    assert [problem.message for problem in result.problems] == [
+        "8 of 8 tensors of the adapter's file are not in the model: the model has no such modules",
+        "8 of the adapter's 8 tensors in the model are left at their initial values: its file has none for them",
+        "the adapter changes nothing: the logits with it and without it are the same",
+    ]
+
+
 def test_an_adapter_that_lies_beside_the_checkpoint(
     small: Checkpoint, saved: Callable[[str], str], tmp_path: Path
 ) -> None:

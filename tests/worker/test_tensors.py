@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from loads import checkpoint, load
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pytest_llmload.probes.other_tensors import storages
 from pytest_llmload.worker.checkpoints.files import CheckpointFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.model.quantisable import out_of_reach, quantisable
@@ -52,6 +54,16 @@ def test_every_place_that_holds_a_tensor_is_found_once() -> None:
         "0.tables.view": ("state", 96, True),
     }
     assert sum(inventory.storages().values()) == 128 + 44 + 12 + 20 + 28
+
+
+def test_a_tensor_that_holds_no_values_has_no_storage() -> None:
+    """As torch.compile leaves them behind: they name a device, and asking for their address raises."""
+    with FakeTensorMode():
+        fake = torch.zeros(8)
+    assert fake.device.type == "cpu"
+    for tensor in (fake, torch._to_functional_tensor(torch.zeros(8)), torch.zeros(8, device="meta")):
+        assert storages(tensor) == []
+    assert [size for _, size in storages(torch.zeros(8))] == [32]
 
 
 def test_tied_weights_count_once_and_slices_of_a_storage_are_told_apart() -> None:

@@ -101,7 +101,7 @@ def _forward(loaded: Loaded, ids: Any) -> Any:
     # Not inference_mode: bitsandbytes replaces values of parameters in a forward, and those would stay inference
     # tensors that a test's own code cannot use.
     with torch.no_grad():
-        return loaded.model(**inputs)
+        return loaded.outermost(**inputs)
 
 
 def can_generate(loaded: Loaded) -> bool:

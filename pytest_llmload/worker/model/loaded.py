@@ -30,6 +30,8 @@ class Loaded:
 
     job: Job
     model: Any
+    #: torch.compile's module around the model, where the user's loader returned one.
+    compiled: Any = None
     #: The one that the loading code gave with the model.
     given_tokenizer: Any = None
     #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
@@ -73,6 +75,11 @@ class Loaded:
     _inventory: Inventory | None = field(default=None, repr=False)
     _names: CheckpointNames | None = field(default=None, repr=False)
     _attached: Attached | None = field(default=None, repr=False)
+
+    @property
+    def outermost(self) -> Any:
+        """Return what the loading code returned as its model, which a forward goes through."""
+        return self.model if self.compiled is None else self.compiled
 
     @property
     def inventory(self) -> Inventory:
