@@ -76,7 +76,7 @@ def serving() -> Iterator[str]:
     """Serve ``Hub.files`` as org/model; the address is for HF_ENDPOINT."""
     Hub.asked, Hub.sizes = [], {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
