@@ -32,6 +32,8 @@ CPU: {versions}. The bare script runs {run} of {mapped} model types; {measured} 
 - `does not run`: the library's own code raises under that strategy. A bare script gets no further with vibevoice, which
   needs diffusers, with pop2piano, whose settings of generation must name composers, and with dbrx and jetmoe offloaded:
   their modules read the weights of others, and accelerate loads a module's weights only for its own forward.
+- `offloaded`: longcat_flash runs offloaded, and its router computes with memory as it was found in place of a weight
+  that accelerate has not loaded: torch's `linear` of a CPU tensor and a meta weight raises nothing.
 - The column of a GPU says what it was there, in the order bf16, nf4, int8, where that is not what it was on the CPU;
   `same` where it is; nothing where the type was not measured there.
 
@@ -102,7 +104,7 @@ def _word(found: dict[str, Any]) -> str:
     checks = {problem[0] for problem in found.get("problems", ())}
     if found["verdict"] == "refused" or any(cause in text for cause in _OF_THE_LIBRARY for text in texts):
         return "finding"
-    return "finding" if checks and checks <= {"quantised", "forward", "generate", "finite"} else "other"
+    return "finding" if checks and checks <= {"quantised", "forward", "generate", "finite", "offloaded"} else "other"
 
 
 def _versions(rows: Iterable[dict[str, Any]]) -> str:

@@ -121,7 +121,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "longcat_flash": {"qk_head_dim": 2 * HEAD},
+    "longcat_flash": {"qk_head_dim": 2 * HEAD, "zero_expert_num": 2},
     "mistral4": {"qk_head_dim": 2 * HEAD, "head_dim": 2 * HEAD},
     "nemotron": {"num_key_value_heads": KV_HEADS},
     "nemotron_h": {"num_hidden_layers": None, "layers_block_type": _BLOCKS, "mamba_num_heads": 8},

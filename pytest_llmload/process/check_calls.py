@@ -110,11 +110,11 @@ class CheckCalls:
 
     def _does_not_run(self, check: str, loaded: Loaded, error: Exception) -> Problem:
         """Return the problem of a model whose own code raised."""
-        from pytest_llmload.worker.checks.offload_hint import offload_hint
+        from pytest_llmload.worker.checks import offloaded
         from pytest_llmload.worker.checks.quantised import library_hint
 
         text = f"the model does not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         place = innermost(error)
         causes = (strategy.why_not_run(self._job, loaded) for strategy in self._served_by)
-        hint = library_hint(loaded, place) or offload_hint(loaded, error) or next(filter(None, causes), "")
+        hint = library_hint(loaded, place) or offloaded.hint(loaded, error) or next(filter(None, causes), "")
         return Problem(check, f"{text} ({place})", hint=hint)

@@ -344,6 +344,15 @@ def test_something_is_offloaded_though_no_layer_lies_past_the_half() -> None:
     assert default_offload_map(job_on("cpu", 0), blocks)["model.layers.1"] == "disk"
 
 
+def test_the_last_layer_is_offloaded_whole_where_it_is_several_blocks() -> None:
+    layers = {f"encoder.layer.{index}.{part}": 1 for index in range(2) for part in ("query", "norm")}
+    found = default_offload_map(job_on("cpu", 0), Blocks({**layers, "lm_head": 100}))
+    assert [name for name, place in found.items() if place == "disk"] == [
+        "encoder.layer.1.query",
+        "encoder.layer.1.norm",
+    ]
+
+
 @pytest.mark.parametrize(
     ("module", "device"), [("a.b.c", 1), ("a.bc", 0), ("a", 0), ("x.y", "disk"), ("", "disk"), ("a.b", 1)]
 )

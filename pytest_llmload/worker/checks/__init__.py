@@ -16,6 +16,7 @@ from pytest_llmload.worker.checks import (
     eval_mode,
     finite,
     keys,
+    offloaded,
     quantised,
     raw_weights,
     shards,
@@ -47,6 +48,7 @@ AFTER_FORWARD: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (finite.check
 AFTER_FIGURES: tuple[Callable[[Loaded], Iterable[Problem]], ...] = (
     finite.weights,
     finite.decoded,
+    offloaded.check,
     raw_weights.check,
 )
 

@@ -64,8 +64,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         )
     if unknown:
         loaded.notes.append(
-            f"{len(unknown)} buffers that no checkpoint holds were not compared: their class is not constructed from a "
-            f"config alone ({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
+            f"{counted(len(unknown), 'buffer')} that no checkpoint holds {plural(len(unknown), 'was', 'were')} not "
+            f"compared: no config alone constructs {plural(len(unknown), 'its class', 'their classes')} "
+            f"({', '.join(held.path for held in unknown[:3])}{' …' if len(unknown) > 3 else ''})"
         )
 
 

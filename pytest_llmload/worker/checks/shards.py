@@ -107,7 +107,7 @@ def _values(
     for what, found in wrong.items():
         yield Problem(
             CHECK,
-            f"the values of {len(found)} of rank {rank}'s {len(tensors)} tensors are {what}",
+            f"the values of {len(found)} of rank {rank}'s {counted(len(tensors), 'tensor')} are {what}",
             named(found),
             size_of(found),
             rank=rank,

@@ -92,7 +92,7 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
     In the order of the forward pass, half of the weights stay on the device that computes; then a quarter goes to the
     CPU and the rest to disk (on a CPU run all of it). Blocks without weights, and those after the last decoder layer
     (norm, head, and what is tied to the embedding), stay on the device that computes; so do blocks that share weights,
-    which can be in one place only. If no layer lies past the half, the last one goes to disk, so that something does.
+    which can be in one place only. If no layer lies past the half, the last one goes to disk whole.
     """
     main: int | str = 0 if job.device.kind == "cuda" else "cpu"
     total, before = sum(blocks.sizes.values()), 0
@@ -112,8 +112,15 @@ def default_offload_map(job: Job, blocks: Blocks) -> dict[str, int | str]:
         else:
             found[name] = "disk"
     if layers and set(found.values()) == {main}:
-        found[layers[-1]] = "disk"
+        last = _layer(layers[-1])
+        found |= {name: "disk" for name in layers if _layer(name) == last}
     return found
+
+
+def _layer(name: str) -> str:
+    """Return a block's path up to its first number: that of the layer that it is a part of."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 + next(index for index, part in enumerate(parts) if part.isdigit())])
 
 
 def lookup(device_map: Mapping[str, int | str], name: str, default: str) -> int | str:
