@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult, Numbers
@@ -37,13 +38,13 @@ class Fingerprint(Probe):
             return
         positions = spread(logits.shape[1], POSITIONS)
         # Only a few rows are copied: the logits of a long prompt are larger than many models.
-        # numpy's arithmetic: torch's would start a thread for each core, which takes longer than all of it.
+        # numpy's arithmetic: torch's would start a thread for each core, which takes longer than the arithmetic.
         rows = logits[0, torch.tensor(positions, device=logits.device)].detach().cpu().float().numpy()
         top = np.sort(np.partition(rows, -min(2, rows.shape[1]), axis=1)[:, -2:], axis=1)
         self.numbers.logits = [float(value) for value in rows[:, spread(rows.shape[1], IDS)].reshape(-1)]
         # What is not finite is a finding of the checks.
         with np.errstate(invalid="ignore"):
-            self.numbers.logsumexp = [float(value) for value in np.logaddexp.reduce(rows, axis=1, dtype=np.float64)]
+            self.numbers.logsumexp = [float(value) for value in _logsumexp(rows.astype(np.float64))]
             self.numbers.margin = [float(value) for value in top[:, -1] - top[:, 0]]
 
     def finished(self, loaded: Loaded) -> None:
@@ -57,6 +58,12 @@ class Fingerprint(Probe):
 
     def fill(self, result: LoadResult) -> None:
         result.numbers = self.numbers
+
+
+def _logsumexp(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``log(sum(exp(row)))`` of each row, shifted by its maximum so that nothing overflows."""
+    highest = rows.max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.exp(rows - highest).sum(axis=1)) + highest[:, 0])
 
 
 def spread(size: int, count: int) -> list[int]:

@@ -12,6 +12,7 @@ from pytest_llmload.core.job import Job
 from pytest_llmload.core.libraries import LIBRARY, PLACEMENT, is_installed
 from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies.base import Strategy
+from pytest_llmload.system import garbage
 from pytest_llmload.worker.checkpoints.digests import read_config
 
 #: Modules that attaching an adapter imports -> the packages that they need.
@@ -34,16 +35,17 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
             sys.path.insert(0, path)
     packages = {package: None for strategy in served_by for package in strategy.packages}
     left_out = set() if cold else {package for strategy in served_by for package in strategy.cold_packages}
-    for package in packages:
-        if package not in left_out:
-            importlib.import_module(package)
-    if find_spec("transformers") is not None:
-        # A user's own loader most likely uses them too, even if it does not say so.
-        for name in (*LIBRARY, *PLACEMENT, *_of_method(job)):
-            if find_spec(name.partition(".")[0]) is not None:
-                importlib.import_module(name)
-        _import_architecture(job)
-        fill_caches()
+    with garbage.deferred():
+        for package in packages:
+            if package not in left_out:
+                importlib.import_module(package)
+        if find_spec("transformers") is not None:
+            # A user's own loader most likely uses them too, even if it does not say so.
+            for name in (*LIBRARY, *PLACEMENT, *_of_method(job)):
+                if find_spec(name.partition(".")[0]) is not None:
+                    importlib.import_module(name)
+            _import_architecture(job)
+            fill_caches()
     if cold:
         _import_own(job)
 

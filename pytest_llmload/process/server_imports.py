@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llmload.core.libraries import is_installed
 from pytest_llmload.process import environment
 from pytest_llmload.process.load_imports import fill_caches
+from pytest_llmload.system import garbage
 
 
 def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
@@ -24,7 +25,8 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
     ``cuda`` has torch's answers about GPUs meanwhile: ``count`` and ``capability``; None leaves torch unchanged, which
     need not be installed.
     """
-    with answering(cuda) if cuda is not None and is_installed("torch") else contextlib.nullcontext():
+    asking = answering(cuda) if cuda is not None and is_installed("torch") else contextlib.nullcontext()
+    with garbage.deferred(), asking:
         for name in modules:
             if name not in sys.modules and not is_installed(name):
                 continue

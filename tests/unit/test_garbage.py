@@ -54,3 +54,19 @@ def test_what_is_frozen_for_good_is_listed_on_request_only() -> None:
 
 def test_a_process_that_freezes_nothing_gets_all_its_objects_back() -> None:
     assert _forked(_in_a_users_process) == [True, False, True, True]
+
+
+def test_nothing_is_collected_while_it_is_deferred() -> None:
+    with garbage.deferred():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_what_the_user_switched_off_stays_so() -> None:
+    gc.disable()
+    try:
+        with garbage.deferred():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -105,6 +105,8 @@ class Spares:
         return process, Lease(job.device.gpus, locks)
 
     def discard(self) -> None:
-        """End the spares."""
+        """End the spares, all at once: the kernel needs a while to take the context of each apart."""
+        for process, _ in self._waiting:
+            process.hang_up()
         while self._waiting:
             self._waiting.popleft()[0].kill()
