@@ -107,7 +107,8 @@ class StoredFourBit(Stored):
         yield "offset", self.offset
 
     def kept(self) -> dict[str, Any]:
-        return {self.name: self.data, f"{self.name}.absmax": self.scales}
+        found = {self.name: self.data, f"{self.name}.absmax": self.scales}
+        return found if self.nested is None else {**found, f"{self.name}.nested_absmax": self.nested.absmax}
 
     def dequantised(self, start: int, stop: int) -> Any:
         """Return the elements as value = code[nibble] * absmax of its block.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmload.quantisation.base import Stored, dtype_name
+from pytest_llmload.quantisation.base import Stored, dtype_name, shape_of
 
 #: Room for the rounding of a weight and its scale to 16 bit, relative to the largest value of a row.
 _ROUNDING = 0.006
@@ -56,18 +56,15 @@ class Grouped(Stored):
 
     def codes(self, first: int, last: int) -> Any:
         """Return the codes of rows ``first`` to ``last`` as float32 on the CPU, rows x columns."""
-        rows = self.data.reshape(-1, self.data.shape[-1]) if self.data.dim() != 2 else self.data
-        return rows[first:last].detach().cpu().float()
+        return _rows(self.data, first, last)
 
     def row_scales(self, first: int, last: int) -> Any:
         """Return the scales of rows ``first`` to ``last`` as float32 on the CPU, rows x groups."""
-        return self.scales.reshape(-1, self.scales.shape[-1])[first:last].detach().cpu().float()
+        return _rows(self.scales, first, last)
 
     def row_zeros(self, first: int, last: int) -> Any:
         """Return the zero points of rows ``first`` to ``last`` as float32 on the CPU; None if there are none."""
-        if self.zeros is None:
-            return None
-        return self.zeros.reshape(-1, self.zeros.shape[-1])[first:last].detach().cpu().float()
+        return None if self.zeros is None else _rows(self.zeros, first, last)
 
     def dequantised(self, start: int, stop: int) -> Any:
         columns = int(self.shape[-1])
@@ -87,6 +84,12 @@ class Grouped(Stored):
         scales = groups.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / self.largest_code
         highest = 2 ** (self.code_bits - 1)
         return ((groups / scales).round().clamp(-highest, highest - 1) * scales).reshape(values.shape)
+
+
+def _rows(tensor: Any, first: int, last: int) -> Any:
+    """Return rows of a tensor, or of a lazy slice of a matrix, as float32 on the CPU."""
+    matrix = tensor if len(shape_of(tensor)) == 2 else tensor.reshape(-1, tensor.shape[-1])
+    return matrix[first:last].detach().cpu().float()
 
 
 #: The largest value of float8_e4m3fn, and half of the gap below it relative to it.

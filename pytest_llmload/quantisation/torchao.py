@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmload.quantisation.base import Method, Scheme, Stored
+from pytest_llmload.quantisation.base import FileFormat, Method, Scheme, Stored, shape_of
 from pytest_llmload.quantisation.grouped import Grouped, GroupedFloat8
 
 if TYPE_CHECKING:
@@ -30,6 +30,27 @@ _BESIDE_A_ROW = {INT8: 5, INT8_DYNAMIC: 5, FP8: 4}
 _INT4_GROUP = 128
 
 
+def _in_file(name: str, **parts: Any) -> dict[str, Any]:
+    """Return the tensors inside a subclass by the names that ``save_pretrained`` gives them in a file."""
+    return {f"_{name}_{part}": tensor for part, tensor in parts.items() if tensor is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredInteger(Grouped):
+    """Int8Tensor and IntxUnpackedToInt8Tensor: a code in each byte."""
+
+    def kept(self) -> dict[str, Any]:
+        return _in_file(self.name, qdata=self.data, scale=self.scales, zero_point=self.zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFloat8(GroupedFloat8):
+    """Float8Tensor with a scale for each row."""
+
+    def kept(self) -> dict[str, Any]:
+        return _in_file(self.name, qdata=self.data, scale=self.scales)
+
+
 @dataclass(frozen=True, eq=False)
 class StoredOpaque(Stored):
     """A subclass whose packing belongs to a kernel: counted and named, its values are not read."""
@@ -42,6 +63,9 @@ class StoredOpaque(Stored):
 
     def describe(self) -> str:
         return self.scheme
+
+    def kept(self) -> dict[str, Any]:
+        return _in_file(self.name, qdata=self.data)
 
 
 class TorchAO(Method):
@@ -65,7 +89,7 @@ class TorchAO(Method):
     phases = (("torchao.quantization", (), "convert"),)
     runs_on = "CPU, GPU (int4: GPU)"
     held_as = "tensors inside a subclass of Tensor, whose own size is that of the dense weight"
-    proved = "type, bytes; blocks of int8, float8 and intx dequantised against the checkpoint's values"
+    proved = "type, bytes; blocks of int8, float8 and intx against the checkpoint's values, or its own codes and scales"
 
     def config(self, job: Job, scheme: str, skips: tuple[str, ...]) -> Any:
         import torchao.quantization
@@ -89,6 +113,31 @@ class TorchAO(Method):
             if type(param).__module__.partition(".")[0] == "torchao" and hasattr(param, "qdata"):
                 yield _stored(name, param)
 
+    def described(self, config: Mapping[str, Any]) -> FileFormat | None:
+        found, kind = super().described(config), _kind(config)
+        if found is None or not kind:
+            return found
+        scheme = next((scheme for scheme, name in _CONFIGS.items() if name == kind), "")
+        return replace(found, scheme=scheme, description=scheme or f"{self.name} {kind}")
+
+    def in_file(self, tensors: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> Stored | None:
+        data, scales, zeros = (tensors.get(f"_{name}_{part}") for part in ("qdata", "scale", "zero_point"))
+        if data is None or scales is None or len(shape_of(data)) != 2 or "Int4" in _kind(config):
+            # The order of 4-bit values on a GPU is a kernel's.
+            return None
+        kind = GroupedFloat8 if data.get_dtype().startswith("F8") else Grouped
+        return kind(self.name, shape_of(data), data, name=name, scales=scales, zeros=zeros)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """Return the class of torchao.quantization that a checkpoint's config names: ``Int8WeightOnlyConfig``; else empty.
+
+    transformers writes it as ``{"default": {"_type": "Int8WeightOnlyConfig", …}}``.
+    """
+    asked = config.get("quant_type")
+    asked = asked.get("default") if isinstance(asked, dict) else None
+    return str(asked.get("_type", "")) if isinstance(asked, dict) else ""
+
 
 def _stored(name: str, tensor: Any) -> Stored:
     kind = type(tensor).__name__
@@ -96,7 +145,7 @@ def _stored(name: str, tensor: Any) -> Stored:
     if kind == "Int8Tensor":
         dynamic = tensor.act_quant_kwargs is not None
         zeros = tensor.zero_point
-        return Grouped(
+        return StoredInteger(
             INT8_DYNAMIC if dynamic else INT8,
             **common,
             scales=tensor.scale,
@@ -104,10 +153,10 @@ def _stored(name: str, tensor: Any) -> Stored:
             largest_code=0.0 if tensor.reduce_range else _INT8_LARGEST,
         )
     if kind == "Float8Tensor" and tensor.scale.shape[:-1] == tensor.shape[:-1]:
-        return GroupedFloat8(FP8, **common, scales=tensor.scale)
+        return StoredFloat8(FP8, **common, scales=tensor.scale)
     if kind == "IntxUnpackedToInt8Tensor":
         bits = int(str(tensor.target_dtype).removeprefix("torch.int"))
-        return Grouped(
+        return StoredInteger(
             f"torchao-intx{bits}",
             **common,
             scales=tensor.scale,

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,29 @@ SCHEMES: dict[str, dict[str, Any]] = {
     },
     "int8": {"load_in_8bit": True},
 }
+#: The configs of torchao.quantization, by what is asked for.
+TORCHAO = {"torchao-int8": "Int8WeightOnlyConfig", "torchao-fp8": "Float8WeightOnlyConfig"}
+TORCHAO["torchao-intx4"] = "IntxWeightOnlyConfig"
+five = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 saves torchao pickled")
 _FOLDER = tempfile.TemporaryDirectory(prefix="llmload-prequantised-")
 
 
 @functools.cache
 def saved(scheme: str) -> Checkpoint:
-    """A checkpoint that bitsandbytes quantised and transformers saved."""
+    """A checkpoint that bitsandbytes or torchao quantised and transformers saved."""
     path = Path(_FOLDER.name) / scheme
-    config = transformers.BitsAndBytesConfig(**SCHEMES[scheme])
+    config = transformers.BitsAndBytesConfig(**SCHEMES[scheme]) if scheme in SCHEMES else torchao_config(scheme)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint("tiny-llama").path, quantization_config=config, dtype="auto", device_map={"": "cpu"}
     )
     model.save_pretrained(path)
     return Checkpoint(str(path), "shape", "weights")
+
+
+def torchao_config(scheme: str) -> Any:
+    quantization = pytest.importorskip("torchao.quantization")
+    bits = {"weight_dtype": torch.int4} if scheme == "torchao-intx4" else {}
+    return transformers.TorchAoConfig(getattr(quantization, TORCHAO[scheme])(**bits))
 
 
 def with_config(directory: Path, quantization: dict[str, Any], source: Checkpoint | None = None) -> Checkpoint:
@@ -79,8 +90,21 @@ def test_none_is_what_the_checkpoint_says(scheme: str, row: str) -> None:
     assert not [note for note in result.notes if "were not compared" in note]
 
 
-def test_a_keyword_that_says_the_same_is_fine() -> None:
-    assert quick(saved("nf4"), quant="nf4").problems == []
+@five
+@pytest.mark.parametrize("scheme", TORCHAO)
+def test_torchaos_tensors_are_read_from_the_file(scheme: str) -> None:
+    """save_pretrained writes the tensors inside a subclass beside each other, under names of their own."""
+    result = quick(saved(scheme))
+    assert [problem.message for problem in result.problems] == []
+    assert {found.quant.split(" ")[0] for found in result.manifest if found.module.endswith("q_proj")} == {scheme}
+    assert not [note for note in result.notes if "were not compared" in note or "were not read" in note]
+    said = scheme if scheme != "torchao-intx4" else "torchao IntxWeightOnlyConfig"
+    assert any(f"the checkpoint is quantised already: {said}" in note or said in note for note in result.notes)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", pytest.param("torchao-int8", marks=five)])
+def test_a_keyword_that_says_the_same_is_fine(scheme: str) -> None:
+    assert quick(saved(scheme), quant=scheme).problems == []
 
 
 def test_an_adapter_on_a_checkpoint_that_is_quantised_already() -> None:
@@ -128,14 +152,43 @@ def read_quantization(files: Checkpoint) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_packed_values_must_be_the_files_own(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def flipped(weight: Any) -> None:
+    weight.data = weight.data.flip(0)
+
+
+def between_the_ends(weight: Any) -> None:
+    """Change three quarters of the packed values, and neither the first nor the last of them."""
+    codes = weight.qdata if hasattr(weight, "qdata") else weight.data
+    quarter = codes.shape[0] // 8
+    codes[quarter:-quarter].copy_(codes[quarter:-quarter].flip(0).clone())
+
+
+def nested_scales(weight: Any) -> None:
+    weight.quant_state.state2.absmax *= 1.2
+
+
+def scales(weight: Any) -> None:
+    weight.scale[-8:] *= 1.2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "change"),
+    [
+        *(("nf4", flipped), ("nf4", between_the_ends), ("nf4-dq", nested_scales)),
+        *(("int8", flipped), ("int8", between_the_ends)),
+        *(pytest.param("torchao-int8", change, marks=five) for change in (between_the_ends, scales)),
+        pytest.param("torchao-fp8", scales, marks=five),
+    ],
+)
+def test_packed_values_must_be_the_files_own(
+    scheme: str, change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = transformers.PreTrainedModel.from_pretrained.__func__
 
     def loading(cls: type, *args: Any, **kwargs: Any) -> Any:
         model, info = original(cls, *args, **kwargs)
-        weight = model.model.layers[1].mlp.up_proj.weight
-        weight.data = weight.data.flip(0)
+        with torch.no_grad():
+            change(model.model.layers[1].mlp.up_proj.weight)
         return model, info
 
     files = saved(scheme)

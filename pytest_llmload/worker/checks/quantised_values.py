@@ -215,7 +215,7 @@ def _as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file:
     """
     if not any(_is_narrow(tensors[part]) for part in {*state.kept(), *state.holders} if part in tensors):
         return None
-    if not all(_begins_as(tensor, tensors[part]) for part, tensor in state.kept().items() if part in tensors):
+    if not all(_is_in_file(part, tensor, tensors[part]) for part, tensor in state.kept().items() if part in tensors):
         return False
     original = stored_in_file(tensors, weight.name.rpartition(".")[2], in_file)
     if original is None or original.shape != state.shape:
@@ -261,15 +261,25 @@ def _is_narrow(part: Any) -> bool:
     return part.get_dtype() not in ("F64", "F32", "F16", "BF16")
 
 
-def _begins_as(tensor: Any, original: Any) -> bool:
-    """Return whether a tensor's first values are those of a tensor of the checkpoint."""
-    values = tensor.detach().reshape(-1)[:_PACKED_BLOCK].cpu()
-    shape = original.get_shape()
-    rows = -(-values.numel() // max(1, math.prod(shape[1:])))
-    first = (original[:rows] if shape else original[...]).reshape(-1)[: values.numel()]
-    if first.dtype.itemsize == 1 and values.dtype.itemsize == 1:
-        return bool(torch.equal(values.view(torch.uint8), first.view(torch.uint8)))
-    return bool(torch.equal(values, first))
+def _is_in_file(name: str, tensor: Any, original: Any) -> bool:
+    """Return whether a tensor's first and last rows, and some between them, are those of a tensor of the checkpoint."""
+    flat, shape = tensor.detach().reshape(-1), original.get_shape()
+    if not shape:
+        return _equal(flat.cpu(), original[...].reshape(-1))
+    size = max(1, math.prod(shape[1:]))
+    rows = min(max(1, _PACKED_BLOCK // size), shape[0])
+    places = {0, shape[0] - rows, *(spot(name, shape[0] - rows + 1, number) for number in range(BETWEEN))}
+    return all(
+        _equal(flat[first * size : (first + rows) * size].cpu(), original[first : first + rows].reshape(-1))
+        for first in sorted(places)
+    )
+
+
+def _equal(values: Any, original: Any) -> bool:
+    """Return whether values are the same; those of one byte are the same if their bytes are."""
+    if original.dtype.itemsize == 1 and values.dtype.itemsize == 1:
+        return bool(torch.equal(values.view(torch.uint8), original.view(torch.uint8)))
+    return bool(torch.equal(values, original))
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
