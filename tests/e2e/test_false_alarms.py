@@ -50,7 +50,7 @@ def test_twenty_clean_runs_in_a_row(pytester: pytest.Pytester, project: Callable
                 assert llm.memory.weights.logical > 200 << 20
         """
     )
-    recorded = project("--llm-update-baselines", "-k", "0 or 1")
+    recorded = project("--llm-update-baselines", "--llm-record-repeats=1", "-k", "0 or 1")
     recorded.assert_outcomes(passed=8, deselected=12)
     clean = project()
     clean.assert_outcomes(passed=20)

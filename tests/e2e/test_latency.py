@@ -47,7 +47,7 @@ def test_a_slowdown_is_caught_and_explained(
             latency_baseline.check(llm, metrics=["load"])
         """,
     )
-    project("test_it.py::test_times", *RECORD, "--llm-latency-time=3s").assert_outcomes(passed=1)
+    project("test_it.py::test_times", *RECORD, SHORT).assert_outcomes(passed=1)
     stored = json.loads(BASELINE.read_text())
     (host, times), *others = stored["time"].items()
     assert not others
@@ -58,7 +58,7 @@ def test_a_slowdown_is_caught_and_explained(
     assert max(map(len, times["per_token"]["samples"])) <= 11
     assert set(stored["work"]) == {"prefill.ops", "token.ops"}
 
-    project("--llm-latency-time=3s").assert_outcomes(passed=3)
+    project(SHORT).assert_outcomes(passed=3)
     before = BASELINE.read_bytes()
 
     eager = project("test_it.py::test_work", "--llm-import=falls_back")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pytest_llmload.process.serving.finding import KEY
 from pytest_llmload.process.serving.http import Endpoint, Event, Reply
 from pytest_llmload.process.serving.prompts import Prompts
 from pytest_llmload.process.serving.request_rounds import Round, RoundTimes
+from pytest_llmload.process.serving.served_model import ServedModel
 from pytest_llmload.process.serving.servers.base import SelfDescription
 from pytest_llmload.process.serving.servers.llama_server import LlamaServer
 from pytest_llmload.process.serving.servers.vllm import Vllm
@@ -83,37 +85,54 @@ def real(tmp_path: Path, **fields: Any) -> Any:
     return dataclasses.replace(loads.job("tiny-llama", strategy="served", **fields), timeout=600.0)
 
 
-def test_a_real_server_is_measured_and_ends(tmp_path: Path) -> None:
-    with client(real(tmp_path, dtype="fp32"), tmp_path) as served:
-        result = served.load()
-        assert (result.outcome, problems(result)) == (LOADED, [])
-        metrics = result.metrics
-        assert metrics["load"] > result.phases["start"] > 0.5
-        assert 0 < metrics["per_token"] < metrics["load"]
-        assert 0 < metrics["ttft"] < metrics["served.total.x8"]
-        assert {"served.ttft.x8", "served.per_token.x8"} <= set(metrics)
-        assert 100 << 20 < metrics["server.settled"] <= metrics["server.peak"] < 4 << 30
-        assert len(result.samples["ttft"]) == 5
-        # On a machine whose cores are busy, an answer may come in lumps; its times are left out, and a note says so.
-        lumps = [note for note in result.notes if "pieces of text came in" in note]
-        assert len(result.samples["served.ttft.x8"]) == 16 or lumps
-        # Of all metrics it is said what they are or why they are not.
-        assert set(METRICS) <= set(metrics) | set(result.unavailable)
-        assert "cannot be inspected" in result.unavailable["host.weights"]
-        assert result.environment["server"] == "transformers serve"
-        assert result.notes == lumps
-        # What it generates is what the model generates.
-        said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
-        _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
-        from pytest_llmload.worker.model.generation import generate
-
-        assert said["text"] == generate(loaded, "Hello", 8)["text"]
-        assert len(said["tokens"]) == 8
-        refused = served.ask({"kind": "run"})
-        assert "use llm.generate()" in refused["error"]["message"]
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServedModel, LoadResult]]:
+    """A server of the dense model in fp32, which takes seconds to start, and its load; it ends with its client."""
+    folder = tmp_path_factory.mktemp("dense")
+    with client(real(folder, dtype="fp32"), folder) as served:
+        yield served, served.load()
         assert served._server is not None
         pids = tree(served._server.pid)
+    assert pids
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+
+
+def lend(served: ServedModel, patch: pytest.MonkeyPatch) -> None:
+    """Have the next load get this server, which it neither starts nor ends, as the one that it has started."""
+    server = copy.copy(served._server)
+    assert server is not None
+    patch.setattr(server, "stop", lambda: None)
+    patch.setattr(served_model, "ServerProcess", lambda command, log: server)
+    patch.setattr(served_model, "free_port", lambda: int(served._endpoint.url.rpartition(":")[2]))
+
+
+def test_a_real_server_is_measured(dense: tuple[ServedModel, LoadResult]) -> None:
+    served, result = dense
+    assert (result.outcome, problems(result)) == (LOADED, [])
+    metrics = result.metrics
+    assert metrics["load"] > result.phases["start"] > 0.5
+    assert 0 < metrics["per_token"] < metrics["load"]
+    assert 0 < metrics["ttft"] < metrics["served.total.x8"]
+    assert {"served.ttft.x8", "served.per_token.x8"} <= set(metrics)
+    assert 100 << 20 < metrics["server.settled"] <= metrics["server.peak"] < 4 << 30
+    assert len(result.samples["ttft"]) == 5
+    # On a machine whose cores are busy, an answer may come in lumps; its times are left out, and a note says so.
+    lumps = [note for note in result.notes if "pieces of text came in" in note]
+    assert len(result.samples["served.ttft.x8"]) == 16 or lumps
+    # Of all metrics it is said what they are or why they are not.
+    assert set(METRICS) <= set(metrics) | set(result.unavailable)
+    assert "cannot be inspected" in result.unavailable["host.weights"]
+    assert result.environment["server"] == "transformers serve"
+    assert result.notes == lumps
+    # What it generates is what the model generates.
+    said = served.ask({"kind": "generate", "text": "Hello", "max_new_tokens": 8})
+    _, loaded = loads.load("tiny-llama", dtype="fp32", measure=False)
+    from pytest_llmload.worker.model.generation import generate
+
+    assert said["text"] == generate(loaded, "Hello", 8)["text"]
+    assert len(said["tokens"]) == 8
+    refused = served.ask({"kind": "run"})
+    assert "use llm.generate()" in refused["error"]["message"]
 
 
 def test_a_quantised_server(tmp_path: Path) -> None:
@@ -124,9 +143,11 @@ def test_a_quantised_server(tmp_path: Path) -> None:
     assert any("double quantisation" in note for note in result.notes)
 
 
-def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_flag", lambda quant: None)
-    with client(real(tmp_path, quant="nf4"), tmp_path) as served:
+def test_a_server_that_quantised_nothing(
+    dense: tuple[ServedModel, LoadResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend(dense[0], monkeypatch)
+    with client(real(tmp_path, dtype="fp32", quant="nf4"), tmp_path) as served:
         result = served.load()
     assert result.outcome == NOT_APPLIED
     assert problems(result) == [
@@ -138,25 +159,26 @@ def test_a_server_that_quantised_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-def test_a_server_of_other_weights_under_the_right_name(tmp_path: Path) -> None:
+def test_a_server_of_other_weights_under_the_right_name(
+    dense: tuple[ServedModel, LoadResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same shape, same tokenizer, same id: only what it says tells."""
     from safetensors.torch import load_file, save_file
 
-    other = tmp_path / "other"
-    shutil.copytree(loads.checkpoint("tiny-llama").path, other)
-    (file,) = other.glob("*.safetensors")
+    served_path = loads.checkpoint("tiny-llama").path
+    requested = tmp_path / "requested"
+    shutil.copytree(served_path, requested)
+    (file,) = requested.glob("*.safetensors")
     tensors = load_file(file)
     name = next(name for name in tensors if "down_proj" in name)
     tensors[name] = -tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
     right = real(tmp_path, dtype="fp32")
-    with client(right, tmp_path) as served:
-        command = launch.command
-        with pytest.MonkeyPatch.context() as patch:
-            wrong = dataclasses.replace(right, checkpoint=dataclasses.replace(right.checkpoint, path=str(other)))
-            patch.setattr(launch, "command", lambda job, port: command(wrong, port))
-            patch.setattr("pytest_llmload.process.serving.endpoint_checks.choose", lambda job, about: (str(other), []))
-            result = served.load()
+    wrong = dataclasses.replace(right, checkpoint=dataclasses.replace(right.checkpoint, path=str(requested)))
+    lend(dense[0], monkeypatch)
+    monkeypatch.setattr("pytest_llmload.process.serving.endpoint_checks.choose", lambda job, about: (served_path, []))
+    with client(wrong, tmp_path) as served:
+        result = served.load()
     assert result.outcome == NOT_APPLIED
     ((check, text),) = problems(result)
     assert check == "output"
