@@ -37,7 +37,7 @@ def test_red_accepted_green_and_seen_in_history(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     pytester.makepyfile(serving=SERVING.format(dtype="bfloat16"), test_serving=TESTS)
     git("init", "-q", "-b", "main")
-    project("--llm-update-baselines").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
     commit("Record the production loader")
 
     git("checkout", "-q", "-b", "fp32")

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes  # noqa: F401 - pytester unloads what a test was the first to import, and these load once only
 import pytest
+import transformers.modeling_utils  # noqa: F401
 
 from pytest_llmload.cli import main, plan
 from pytest_llmload.core.presets import PRESETS

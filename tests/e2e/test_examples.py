@@ -26,7 +26,7 @@ def test_the_readmes_example_records_and_gates(
 ) -> None:
     shutil.copytree(EXAMPLE, pytester.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     small = ("--llm-model=random:tiny-llama", "--llm-device=cpu")
-    project(*small, "--llm-update-baselines", fast=False).assert_outcomes(passed=5)
+    project(*small, "--llm-update-baselines", "--llm-record-repeats=1", fast=False).assert_outcomes(passed=5)
     assert len(list(pytester.path.glob("baselines/tiny-llama/*/*.json"))) == 4
     project(*small, fast=False).assert_outcomes(passed=5)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 MEMORY = """
-    import pytest
-    @pytest.mark.quant("nf4")
     def test_memory(llm, memory_baseline):
         memory_baseline.check(llm)
 """
-NF4 = Path("baselines/tiny-llama/cpu-x86_64/nf4.json")
+#: A load that takes twice the time, where the scheme is part of what is tested.
+QUANTISED = f"""
+    import pytest
+    @pytest.mark.quant("nf4"){MEMORY}"""
+BASELINE = Path("baselines/tiny-llama/cpu-x86_64/none.json")
 
 #: A quantiser that drops double quantisation when a test requests it.
 NO_DOUBLE_QUANT = """
@@ -32,7 +34,7 @@ NO_DOUBLE_QUANT = """
 def baseline(pytester: pytest.Pytester) -> Path:
     import platform
 
-    return pytester.path / str(NF4).replace("x86_64", platform.machine())
+    return pytester.path / str(BASELINE).replace("x86_64", platform.machine())
 
 
 def first_lines(result: pytest.RunResult, count: int = 3) -> str:
@@ -50,7 +52,7 @@ def test_record_gate_tamper_update(
 
     missing = project()
     missing.assert_outcomes(failed=1)
-    assert "memory baseline missing: tiny-llama / nf4" in first_lines(missing)
+    assert "memory baseline missing: tiny-llama / none" in first_lines(missing)
     command = next(line for line in missing.outlines if line.strip().startswith("record "))
     assert "--llm-update-baselines" in command
     assert "--llm-model=random:tiny-llama" in command
@@ -71,7 +73,7 @@ def test_record_gate_tamper_update(
     baseline.write_text(json.dumps(stored))
     regressed = project("--junitxml=junit.xml", "--llm-report=run.json")
     regressed.assert_outcomes(failed=1)
-    assert "memory regressed: tiny-llama / nf4" in first_lines(regressed)
+    assert "memory regressed: tiny-llama / none" in first_lines(regressed)
     assert "host.weights" in first_lines(regressed)
     assert "(+1 B, exact)" in first_lines(regressed)
     junit = (pytester.path / "junit.xml").read_text()
@@ -92,7 +94,7 @@ def test_record_gate_tamper_update(
     del stored["memory"]["weights.logical"]
     stored["memory"]["host.weights"] -= 1
     baseline.write_text(json.dumps(stored))
-    mixed = project("--llm-record-missing")
+    mixed = project("--llm-record-missing", "--llm-record-repeats=1")
     mixed.assert_outcomes(failed=1)
     stored = json.loads(baseline.read_text())
     assert "weights.logical" in stored["memory"]
@@ -165,9 +167,9 @@ def test_another_workload_is_incomparable_and_says_so(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1, "memo', "nf4.json"),
+        ('{"schema": 1, "memo', "none.json"),
         ('{"schema": 99}', "99"),
-        ("[]", "nf4.json"),
+        ("[]", "none.json"),
     ],
 )
 def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(
@@ -187,8 +189,9 @@ def test_a_baseline_that_cannot_be_read_is_an_error_of_the_setup(
 def test_a_baseline_of_another_spec_is_refused(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
-    pytester.makepyfile(MEMORY)
+    pytester.makepyfile(QUANTISED)
     project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
+    baseline = baseline.with_name("nf4.json")
     baseline.write_text(baseline.read_text().replace('"quant": "nf4"', '"quant": "fp4"'))
     result = project()
     result.assert_outcomes(failed=1)
@@ -199,12 +202,12 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
     pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
-    pytester.makepyfile(MEMORY.replace('"nf4"', '"nf4", "none"'))
+    pytester.makepyfile(QUANTISED.replace('"nf4"', '"none", "nf4"'))
     project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=2)
     pytester.makepyfile(MEMORY)
     result = project("--llm-report=run.json")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["stale baselines*", "*none.json*"])
+    result.stdout.fnmatch_lines(["stale baselines*", "*nf4.json*"])
     strict = project("--llm-strict", "--junitxml=junit.xml")
     strict.assert_outcomes(passed=1, errors=1)
     strict.stdout.fnmatch_lines(["ERROR llmload::baselines*"])
@@ -212,12 +215,12 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(
     assert 'errors="1"' in (pytester.path / "junit.xml").read_text()
     project("--llm-strict", "-k", "memory").assert_outcomes(passed=1)
     dry = pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json", "--dry-run")
-    dry.stdout.fnmatch_lines(["would delete *none.json"])
-    assert (baseline.parent / "none.json").exists()
+    dry.stdout.fnmatch_lines(["would delete *nf4.json"])
+    assert (baseline.parent / "nf4.json").exists()
     pytester.run(sys.executable, "-m", "pytest_llmload.cli", "prune", "run.json").stdout.fnmatch_lines(
-        ["deleted *none.json"]
+        ["deleted *nf4.json"]
     )
-    assert not (baseline.parent / "none.json").exists()
+    assert not (baseline.parent / "nf4.json").exists()
     assert baseline.exists()
 
 
@@ -231,7 +234,7 @@ def test_what_a_test_checks_it_owns_however_it_came_by_it(
         def test_late(llm, request): request.getfixturevalue("memory_baseline").check(llm)
         """
     )
-    project("--llm-record-missing", "--llm-report=run.json").assert_outcomes(passed=2)
+    project("--llm-record-missing", "--llm-record-repeats=1", "--llm-report=run.json").assert_outcomes(passed=2)
     report = json.loads((pytester.path / "run.json").read_text())
     assert report["stale"] == []
     assert [run["verdict"] for run in report["runs"]] == ["recorded", "recorded"]

@@ -138,7 +138,7 @@ def test_a_strategy_of_ones_own_is_selected_checked_and_recorded(pytester: pytes
         ours=STRATEGY,
     )
     pytester.makeconftest("def pytest_llmload_strategies(config): return {'half_context': 'ours:HalfContext'}")
-    result = project("--llm-record-missing", "--llm-report=run.md")
+    result = project("--llm-record-missing", "--llm-record-repeats=1", "--llm-report=run.md")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         ["*half_context+* was not applied: tiny-llama*", "*positions  the model has 8192 positions*"]
