@@ -396,6 +396,17 @@ def test_a_merge_that_was_not_asked_for_is_the_first_line(small: Checkpoint, sav
     assert first.message.startswith("the adapter is merged into the model's weights, which was not requested")
 
 
+@pytest.mark.parametrize("trained", [["lm_head", "embed_tokens"], ["embed_tokens"]], ids=len)
+def test_a_merge_of_trained_copies_unties_them(trained: list[str], tmp_path: Path) -> None:
+    """PEFT then says so in the live config; the weights are the adapter's, and that is no fault."""
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))
+    tied = resolve(f"random:{tmp_path}", tmp_path / "cache")
+    kind = Kind("LoraConfig", {"r": 4, "target_modules": NAMES, "modules_to_save": trained})
+    adapter_kinds.save(kind, adapter_kinds.base(tied.path), tmp_path / "adapter")
+    result = quick(tied, adapter=str(tmp_path / "adapter"), adapter_merged=True)
+    assert [problem.message for problem in result.problems] == []
+
+
 def test_a_merge_into_a_head_that_is_tied_to_the_embedding(tmp_path: Path) -> None:
     """PEFT changes the embedding with it; both are told, and the logits are held against untied ones."""
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 import torch
 import transformers
 from loads import checkpoint, measured, quick
+from planted_faults import Tamper
 from safetensors.torch import load_file, save_file
 from transformers.models.llama import modeling_llama
 
 from pytest_llmload.core.errors import LoadFailed, MachineError
+from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.worker.checkpoints import hub
 from pytest_llmload.worker.checkpoints.build import write_file
 from pytest_llmload.worker.checkpoints.headers import Tensor
@@ -167,6 +170,23 @@ def test_a_class_that_the_users_code_registers(tmp_path: Path, monkeypatch: pyte
     AutoModelForCausalLM.register(OwnConfig, _Registered)
     result = quick(files)
     assert (result.problems, result.faults) == ([], [])
+
+
+def test_a_class_with_a_weight_norm_saves_its_parts(tmp_path: Path, tampered: Callable[[Tamper], None]) -> None:
+    """They are parametrizations, under these names in the file too."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Wav2Vec2Config(
+        **sizes, vocab_size=32, conv_dim=[32] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4
+    )
+    transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
+    files = Checkpoint(str(tmp_path), "shape", "weights")
+    result = quick(files)
+    assert result.problems == []
+    assert not [note for note in result.notes if "not found" in note or "not compared" in note]
+    part = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    tampered(lambda model: model.get_parameter(part).data.normal_())
+    (problem,) = quick(files).problems
+    assert problem.names[0].startswith(part)
 
 
 def test_a_typo_in_auto_class_says_where_it_stands() -> None:

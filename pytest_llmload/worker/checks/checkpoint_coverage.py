@@ -114,10 +114,14 @@ def _left_over(loaded: Loaded, names: CheckpointNames) -> tuple[list[Held], list
 
 
 def _paths(loaded: Loaded, held: Held) -> tuple[str, ...]:
-    """Return a tensor's names in the whole model, without what adapters and parametrizations put around it."""
+    """Return a tensor's names in the whole model, without what adapters put around it.
+
+    That of a parametrization is looked through, unless the checkpoint has it too: a class with a weight norm saves it.
+    """
     piece = loaded.shards.pieces.get(held.path) if loaded.shards is not None else None
     paths = (piece.name,) if piece is not None else loaded.inventory.base_paths(held)
-    return tuple(_PARAMETRIZED.sub(r"\1", path) for path in paths)
+    in_file = loaded.checkpoint_names.find
+    return tuple(path if in_file(path) is not None else _PARAMETRIZED.sub(r"\1", path) for path in paths)
 
 
 def _modules(loaded: Loaded, names: CheckpointNames, held: Held) -> set[str]:

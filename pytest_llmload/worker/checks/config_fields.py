@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, plural
 from pytest_llmload.worker.checkpoints.architecture import meta_model
+from pytest_llmload.worker.checks.tied import TIES, trained_apart
 from pytest_llmload.worker.model.loaded import Loaded
 
 CHECK = "config"
@@ -38,6 +39,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     if loaded.adapter is not None and loaded.adapter.config.get("layer_replication"):
         # Such an adapter repeats decoder layers of the base.
         asked |= {"num_hidden_layers", "layer_types"}
+    if trained_apart(loaded):
+        asked.add(TIES)
     before, now = dict(_fields(expected.to_dict())), dict(_fields(loaded.config.to_dict()))
     changed = [
         f"{name} is {now[name]!r}, config.json says {before[name]!r}"

@@ -12,7 +12,8 @@ from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import Held
 
 CHECK = "tied"
-_KEY = "tie_word_embeddings"
+#: The config's field that ties the output head to the embedding.
+TIES = "tie_word_embeddings"
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
@@ -21,6 +22,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     for target, source in pairs(loaded):
         first, second = held.get(source), held.get(target)
         if first is None or second is None or _shared(first, second) or _own_values(loaded, source, target):
+            continue
+        if {source, target} & trained_apart(loaded):
             continue
         if first.shape != second.shape:
             loaded.notes.append(f"{target} is split and {source} is not, so that they are not tied as the config says")
@@ -35,11 +38,17 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 def pairs(loaded: Loaded) -> list[tuple[str, str]]:
     """Return (target, source) of the weights that should share their storage."""
+    return _declared(loaded) or (_ends(loaded) if getattr(loaded.text_config, TIES, False) else [])
+
+
+def _declared(loaded: Loaded) -> list[tuple[str, str]]:
+    """Return the pairs that the library tells; none if it is transformers 4, or its class ties nothing."""
     declared = getattr(loaded.model, "all_tied_weights_keys", None)
-    if isinstance(declared, dict) and declared:
-        return list(declared.items())
-    if not getattr(loaded.text_config, _KEY, False):
-        return []
+    return list(declared.items()) if isinstance(declared, dict) else []
+
+
+def _ends(loaded: Loaded) -> list[tuple[str, str]]:
+    """Return the weights of the output head and of the input embedding as a pair; none if the model lacks one."""
     inventory = loaded.inventory
     paths = {id(module): inventory.wrapping.base_module(path) for path, module in inventory.modules.items()}
     parts = [
@@ -52,10 +61,18 @@ def pairs(loaded: Loaded) -> list[tuple[str, str]]:
     return [(target, source)]
 
 
+def trained_apart(loaded: Loaded) -> set[str]:
+    """Return the tied weights of which a merged adapter has a trained copy: after that PEFT does not tie them."""
+    if loaded.adapter is None or not loaded.job.spec.adapter_merged:
+        return set()
+    # The merge has changed the live config, so that it does not tie any more.
+    return {name for pair in _declared(loaded) or _ends(loaded) for name in pair} & loaded.adapter.whole.keys()
+
+
 def says_untied(loaded: Loaded) -> bool:
     """Return whether the checkpoint's own config unties the weights; the load may have changed the live one."""
     config = read_config(Path(loaded.job.checkpoint.path))
-    said = [part[_KEY] for part in (config, config.get("text_config")) if part and _KEY in part]
+    said = [part[TIES] for part in (config, config.get("text_config")) if part and TIES in part]
     return bool(said) and not any(said)
 
 
