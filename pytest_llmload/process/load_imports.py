@@ -35,7 +35,7 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
             sys.path.insert(0, path)
     packages = {package: None for strategy in served_by for package in strategy.packages}
     left_out = set() if cold else {package for strategy in served_by for package in strategy.cold_packages}
-    with garbage.deferred():
+    with garbage.collected_rarely():
         for package in packages:
             if package not in left_out:
                 importlib.import_module(package)

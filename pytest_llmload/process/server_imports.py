@@ -26,7 +26,7 @@ def import_all(modules: Sequence[str], cuda: dict[str, Any] | None) -> None:
     need not be installed.
     """
     asking = answering(cuda) if cuda is not None and is_installed("torch") else contextlib.nullcontext()
-    with garbage.deferred(), asking:
+    with garbage.collected_rarely(), asking:
         for name in modules:
             if name not in sys.modules and not is_installed(name):
                 continue

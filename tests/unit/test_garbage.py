@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import pytest
+
 from pytest_llmload.system import garbage
 
 
@@ -56,17 +58,19 @@ def test_a_process_that_freezes_nothing_gets_all_its_objects_back() -> None:
     assert _forked(_in_a_users_process) == [True, False, True, True]
 
 
-def test_nothing_is_collected_while_it_is_deferred() -> None:
-    with garbage.deferred():
-        assert not gc.isenabled()
-    assert gc.isenabled()
+def test_garbage_is_collected_rarely_for_a_while_only() -> None:
+    before = gc.get_threshold()
+    with garbage.collected_rarely():
+        assert gc.get_threshold()[0] == 10_000
+    assert gc.get_threshold() == before
 
 
-def test_what_the_user_switched_off_stays_so() -> None:
-    gc.disable()
+@pytest.mark.parametrize("own", [0, 50_000])
+def test_a_collector_that_is_switched_off_or_rarer_stays_so(own: int) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(own)
     try:
-        with garbage.deferred():
-            pass
-        assert not gc.isenabled()
+        with garbage.collected_rarely():
+            assert gc.get_threshold()[0] == own
     finally:
-        gc.enable()
+        gc.set_threshold(*before)
