@@ -172,6 +172,23 @@ def test_a_class_that_the_users_code_registers(tmp_path: Path, monkeypatch: pyte
     assert (result.problems, result.faults) == ([], [])
 
 
+def test_values_in_8_bit_that_nothing_scales(tmp_path: Path, tampered: Callable[[Tamper], None]) -> None:
+    """A file may keep weights in float8 as they are: they are not codes, and transformers casts them."""
+    shutil.copytree(checkpoint("tiny-llama").path, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = {
+        name: tensor.to(torch.float8_e4m3fn) if "_proj" in name else tensor for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, {"format": "pt"})
+    files = Checkpoint(str(tmp_path), "shape", "weights")
+    result = quick(files)
+    assert result.problems == []
+    assert not [note for note in result.notes if "not compared" in note]
+    tampered(lambda model: model.model.layers[1].mlp.up_proj.weight.data.normal_(std=0.02))
+    (problem,) = quick(files).problems
+    assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
+
+
 def test_a_class_with_a_weight_norm_saves_its_parts(tmp_path: Path, tampered: Callable[[Tamper], None]) -> None:
     """They are parametrizations, under these names in the file too."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import safe_open
 
 from pytest_llmload.worker.checkpoints import pickled
 from pytest_llmload.worker.checkpoints.gguf_files import GgufTensors
+from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checkpoints.weights import NoWeights, tensors_in, weight_files
 
 
@@ -16,6 +18,7 @@ class CheckpointFiles:
     """A checkpoint's weight files; one block of one tensor at a time."""
 
     def __init__(self, path: str) -> None:
+        self._path = Path(path)
         self._files: dict[str, Any] = {}
         #: Why the values of some or all tensors cannot be read from the files; empty if they can.
         self.unread = ""
@@ -40,6 +43,11 @@ class CheckpointFiles:
             else:
                 self._files[str(file)] = safe_open(str(file), framework="pt", device="cpu")
         return self._files[str(file)]
+
+    @cached_property
+    def are_quantised(self) -> bool:
+        """Return whether the checkpoint's config says that it is quantised, so that narrow types are codes."""
+        return (self._path / "config.json").is_file() and read_format(self._path) is not None
 
     def find(self, name: str, prefix: str = "") -> str | None:
         """Return the file's name of the model's tensor ``name``; None if the file does not contain it as such.
