@@ -44,7 +44,7 @@ def _changes(before: list[ManifestRow], after: list[ManifestRow]) -> list[str]:
                 for name in ("cls", "dtype", "device", "quant")
                 if getattr(old, name) != getattr(row, name)
             ]
-            alike[", ".join(changed) or "their bytes"].append((row, row.bytes - old.bytes))
+            alike[", ".join(changed) or "bytes"].append((row, row.bytes - old.bytes))
     return [
         f"the first forward changed {counted(sum(row.count for row, _ in rows), 'module')} ({rows[0][0].module}"
         f"{' …' if len(rows) > 1 else ''}): "

@@ -136,6 +136,7 @@ class Session:
             cache_dir,
             trust_remote_code=message["trust_remote_code"],
             layers=message.get("layers"),
+            auto_class=message.get("auto_class"),
         )
         return {"kind": "adapter", "adapter": asdict(Adapter(str(path), adapter_digest(path, cache_dir)))}
 

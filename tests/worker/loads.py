@@ -63,12 +63,12 @@ def job(preset: str | Checkpoint, **fields: Any) -> Job:
     }
     spec = LoadSpec(model=files.path, name=Path(files.path).name, **{"workload": WORKLOAD, **fields})
     if spec.adapter is not None:
-        extra["adapter"] = adapter_files(spec.adapter, files)
+        extra["adapter"] = adapter_files(spec.adapter, files, spec.auto_class)
     return Job(spec=spec, device=CPU, checkpoint=files, **extra)
 
 
-def adapter_files(adapter: str, files: Checkpoint) -> Adapter:
-    path = resolve_adapter(adapter, files, _CACHE)
+def adapter_files(adapter: str, files: Checkpoint, auto_class: str | None = None) -> Adapter:
+    path = resolve_adapter(adapter, files, _CACHE, auto_class=auto_class)
     return Adapter(str(path), adapter_digest(path, _CACHE))
 
 

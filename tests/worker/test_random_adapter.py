@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from loads import adapter_files, quick
+from loads import adapter_files, checkpoint, quick
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -79,3 +80,24 @@ def test_it_tunes_what_tokens_reach_and_peft_takes(name: str, tmp_path: Path) ->
     targets = json.loads((Path(adapter_files("random", checkpoint).path) / "adapter_config.json").read_text())
     assert any(target.endswith(tuned) for target in targets["target_modules"])
     assert not [target for target in targets["target_modules"] if left in target]
+
+
+#: What the head's weight is to a class without one.
+WITHOUT_A_HEAD = (("keys_ok", '["lm_head.weight"]'),)
+
+
+def test_it_fits_the_class_that_is_loaded() -> None:
+    """PEFT's wrapper of a causal model needs what generates; the bare model has other names, and does not generate."""
+    result = quick("tiny-llama", adapter="random", auto_class="AutoModel", options=WITHOUT_A_HEAD)
+    assert [problem.message for problem in result.problems] == []
+    assert result.metrics["weights.adapter"] > 0
+
+
+def test_a_config_that_names_a_different_class_has_an_adapter_of_its_own(tmp_path: Path) -> None:
+    for cls, options in (("LlamaForCausalLM", ()), ("LlamaModel", WITHOUT_A_HEAD)):
+        folder = tmp_path / cls
+        shutil.copytree(checkpoint("tiny-llama").path, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": [cls]}))
+        result = quick(resolve(str(folder), tmp_path / "cache"), adapter="random", options=options)
+        assert [problem.message for problem in result.problems] == []

@@ -33,7 +33,7 @@ class Files:
         self._settings = settings
         self._start = start
         self._checkpoints: dict[str, Checkpoint | MachineError | LoadFailed] = {}
-        self._adapters: dict[tuple[str, str], Adapter | MachineError | LoadFailed] = {}
+        self._adapters: dict[tuple[str, str, str | None], Adapter | MachineError | LoadFailed] = {}
 
     def checkpoint(self, model: str) -> Checkpoint:
         """Return a model's files, downloaded or built once per run.
@@ -59,16 +59,18 @@ class Files:
         return found
 
     def adapter(self, spec: LoadSpec) -> Adapter | None:
-        """Return the files of a load's adapter, downloaded or built once per run and model; None without an adapter.
+        """Return the files of a load's adapter, downloaded or built once per run, model and class of it; None if the
+        load has no adapter.
 
         Raises the errors of :func:`checkpoint`.
         """
         if spec.adapter is None:
             return None
-        key = spec.model, spec.adapter
+        key = spec.model, spec.adapter, spec.auto_class
         if key not in self._adapters:
             where = location(spec.adapter, self._settings.root)
-            message = {"kind": "adapter", "spec": where, "checkpoint": asdict(self.checkpoint(spec.model))}
+            checkpoint = asdict(self.checkpoint(spec.model))
+            message = {"kind": "adapter", "spec": where, "checkpoint": checkpoint, "auto_class": spec.auto_class}
             reply = self._request(where, message)
             self._adapters[key] = Adapter(**reply["adapter"]) if isinstance(reply, dict) else reply
         found = self._adapters[key]

@@ -18,6 +18,7 @@ from pytest_llmload.worker.checkpoints import random_values
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.build import write_file, write_json, write_once
 from pytest_llmload.worker.checkpoints.cut import cut_adapter
+from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Tensor
 from pytest_llmload.worker.checkpoints.hub import download_adapter
 
@@ -40,15 +41,16 @@ def resolve_adapter(
     *,
     trust_remote_code: bool = False,
     layers: int | None = None,
+    auto_class: str | None = None,
 ) -> Path:
     """Return the directory of ``random``, of a local adapter or of a hub id; with ``layers``, of what it holds for the
-    layers of a cut ``checkpoint``.
+    layers of a cut ``checkpoint``. A random one fits the class that ``auto_class`` loads, by default the config's own.
 
     Raises ValueError for what can be none of these, LoadFailed for a directory without an adapter, MachineError where
     a download or the disk fails.
     """
     if spec == "random":
-        return build_adapter(checkpoint, cache_dir, trust_remote_code=trust_remote_code)
+        return build_adapter(checkpoint, cache_dir, trust_remote_code=trust_remote_code, auto_class=auto_class)
     directory = Path(spec).expanduser()
     found = _local_adapter(directory) if directory.is_dir() else download_adapter(spec)
     return found if layers is None else cut_adapter(found, dict(checkpoint.kept_layers), layers, cache_dir)
@@ -62,7 +64,9 @@ def _local_adapter(directory: Path) -> Path:
     return directory.resolve()
 
 
-def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code: bool = False) -> Path:
+def build_adapter(
+    checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code: bool = False, auto_class: str | None = None
+) -> Path:
     """Return the directory of a LoRA (rank 8, alpha 16, fp32) on the attention; build it if it does not exist.
 
     Both factors are non-zero, so that the adapter changes every output. Raises ValueError if the model has no linear
@@ -70,7 +74,7 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
     """
 
     def write(directory: Path) -> None:
-        model = meta_model(Path(checkpoint.path), trust_remote_code=trust_remote_code)
+        model = meta_model(Path(checkpoint.path), trust_remote_code=trust_remote_code, auto_class=auto_class)
         projections = _projections(model)
         if not projections:
             raise ValueError(
@@ -78,8 +82,9 @@ def build_adapter(checkpoint: Checkpoint, cache_dir: Path, *, trust_remote_code:
             )
         _write(directory, projections, _targets(model, list(projections)), _task(model))
 
-    # Module names are transformers', so its version is part of the key.
-    key = digest([VERSION, random_values.VERSION, checkpoint.shape, version("transformers")], 12)
+    # Module names are those of a class of transformers, so its version is part of the key.
+    cls = [auto_class] if auto_class else read_config(Path(checkpoint.path)).get("architectures") or []
+    key = digest([VERSION, random_values.VERSION, checkpoint.shape, version("transformers"), cls], 12)
     target = cache_dir / "adapters" / f"{checkpoint.model_type}-lora-{key}"
     write_once(target, write)
     return target
