@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,13 @@ def save(kind: Kind, model: Any, directory: Path) -> None:
 
 def base(path: str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+
+
+@cache
+def _read(path: str) -> Any:
+    return base(path)
+
+
+def fresh(path: str) -> Any:
+    """A model that no other test has, copied from one that is read once and never changed."""
+    return copy.deepcopy(_read(path))

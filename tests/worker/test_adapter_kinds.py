@@ -95,7 +95,7 @@ def saved(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callab
     def directory(name: str) -> str:
         if name == "adamss":
             pytest.importorskip("sklearn")
-        adapter_kinds.save(KINDS[name], adapter_kinds.base(small.path), folder / name)
+        adapter_kinds.save(KINDS[name], adapter_kinds.fresh(small.path), folder / name)
         return str(folder / name)
 
     return directory
@@ -103,12 +103,12 @@ def saved(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 def attach(small: Checkpoint, directory: str) -> Any:
     """A model with the adapter, as a bare script loads it."""
-    return peft.PeftModel.from_pretrained(adapter_kinds.base(small.path), directory, torch_device="cpu")
+    return peft.PeftModel.from_pretrained(adapter_kinds.fresh(small.path), directory, torch_device="cpu")
 
 
 def bytes_of(small: Checkpoint, directory: str) -> int:
     """What an adapter brings, by counting the tensors that exist since it was attached, less what it took away."""
-    model = adapter_kinds.base(small.path)
+    model = adapter_kinds.fresh(small.path)
     before = sum(_storages([*model.parameters(), *model.buffers()]).values())
     gc.freeze()
     wrapped = peft.PeftModel.from_pretrained(model, directory, torch_device="cpu")
@@ -176,7 +176,7 @@ def test_a_cartridge_of_a_different_training(small: Checkpoint, saved: Callable[
 
 @pytest.mark.parametrize("name", sorted({"lora", "loha", "oft", "vera", "prompt_tuning", "adaption_prompt", "shadow"}))
 def test_an_adapter_that_was_forgotten(name: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
-    (problem,) = looked_at(small, saved(name), adapter_kinds.base(small.path))
+    (problem,) = looked_at(small, saved(name), adapter_kinds.fresh(small.path))
     assert "there is no adapter in the model" in problem.message
 
 
