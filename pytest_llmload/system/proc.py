@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -10,6 +11,8 @@ _SELF = _PROC / "self"
 #: Bytes of a page's entry in ``pagemap`` (proc(5)), and its highest byte for a page that is not resident.
 _PAGEMAP_ENTRY = 8
 _ABSENT = bytes(range(0x80))
+#: A mapping of a library: addresses, permissions, offset, device, inode, path.
+_LIBRARY = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) [^/\n]*/.*\.so[^/\n]*$", re.MULTILINE)
 
 
 def status(pid: int | str = "self") -> dict[str, int]:
@@ -44,7 +47,7 @@ def libraries() -> int:
     """
     size = os.sysconf("SC_PAGESIZE")
     resident = 0
-    with (_SELF / "pagemap").open("rb") as pagemap:
+    with (_SELF / "pagemap").open("rb", buffering=0) as pagemap:
         for begin, end in _library_ranges((_SELF / "maps").read_bytes()):
             pagemap.seek(begin // size * _PAGEMAP_ENTRY)
             entries = pagemap.read((end - begin) // size * _PAGEMAP_ENTRY)
@@ -55,11 +58,8 @@ def libraries() -> int:
 def _library_ranges(maps: bytes) -> list[tuple[int, int]]:
     """Return the addresses of mapped libraries, adjacent mappings as one: a library has four or five of them."""
     ranges: list[tuple[int, int]] = []
-    for line in maps.splitlines():
-        # The fields of a mapping: addresses, permissions, offset, device, inode, path.
-        if b".so" not in line.rpartition(b"/")[2]:
-            continue
-        begin, end = (int(address, 16) for address in line.split(b" ", 1)[0].split(b"-"))
+    for found in _LIBRARY.finditer(maps):
+        begin, end = int(found[1], 16), int(found[2], 16)
         if ranges and ranges[-1][1] == begin:
             begin = ranges.pop()[0]
         ranges.append((begin, end))
