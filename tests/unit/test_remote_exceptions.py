@@ -124,7 +124,8 @@ def test_what_a_function_breaks_is_not_handed_on(function: Any, changed: bool) -
     torch = pytest.importorskip("torch")
     session = Session(SimpleNamespace(send=lambda message: None))  # type: ignore[arg-type]
     device = SimpleNamespace(kind="cpu")
-    session.loaded = SimpleNamespace(model=torch.nn.Linear(2, 2), tokenizer=None, job=SimpleNamespace(device=device))
+    model = torch.nn.Linear(2, 2)
+    session.loaded = SimpleNamespace(model=model, outermost=model, tokenizer=None, job=SimpleNamespace(device=device))
     session._fingerprint = _fingerprint(session.loaded)
     if function is type:
         # One whose class is broken, which concerns the look that comes before the next call too.
@@ -165,7 +166,7 @@ def test_code_keeps_the_name_of_its_file() -> None:
 def test_a_traceback_begins_in_the_functions_file() -> None:
     session = Session(SimpleNamespace(send=lambda message: None))  # type: ignore[arg-type]
     session.loaded = SimpleNamespace(
-        model=None, tokenizer=None, job=SimpleNamespace(device=SimpleNamespace(kind="cpu"))
+        model=None, outermost=None, tokenizer=None, job=SimpleNamespace(device=SimpleNamespace(kind="cpu"))
     )
     text = session.do_run(encode(silent, (), {}))["error"]["traceback"]
     assert next(line for line in text.splitlines() if line.startswith("  File ")).startswith(
