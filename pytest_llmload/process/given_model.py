@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def as_loaded(job: Job, given: Any) -> Loaded:
-    """Return as a Loaded what a strategy or a user's loader returned. Raises TypeError if it has no ``forward``."""
+    """Return as a Loaded what a strategy or a user's loader returned. Raises TypeError if it is not a model."""
     from pytest_llmload.worker.model.loaded import Loaded
 
     if isinstance(given, Loaded):

@@ -45,7 +45,7 @@ def measure(job: Job, phase: Callable[[str], None], into: LoadResult | None = No
     The model is None if the checkpoint contradicts the spec, or if a library refuses the combination.
 
     ``phase`` is called before each of import, context, warm_up, page_cache, prepare, load, settle, applied, forward,
-    logits, generate, timing, fill, exercised and reference; their seconds add up to the load's.
+    logits, generate, timing, padded_batch, settings, fill, exercised and reference; their seconds add up to the load's.
     Exceptions of the import, the context and the loading call propagate; a forward or a generation that raises is a
     problem of the load, unless memory ran out. ``into`` is the result to fill: if an exception propagates, it contains
     what was measured until then. If ``job.measure`` is false, the model is loaded and nothing else is done; if

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def test_what_users_can_name_is_in_the_reference() -> None:
     described = strategies[strategies.index("## The strategies") : strategies.index("## Known failures")]
     assert {name for name in BUILTIN if f"`{name}`" not in described} == set()
     assert {name for name in PRESETS if f"`random:{name}`" not in strategies} == set()
+
+
+def test_every_check_of_a_load_is_in_the_table_of_checks() -> None:
+    sources = (ROOT / "pytest_llmload" / "worker").rglob("*.py")
+    checks = {name for file in sources for name in re.findall(r'^CHECK = "(\w+)"$', file.read_text(), re.MULTILINE)}
+    assert len(checks) > 10
+    strategies = (DOCS / "strategies.md").read_text(encoding="utf-8")
+    table = strategies[strategies.index("| check | fails when |") : strategies.index("**The limits of sampling:**")]
+    rows = {name for names in re.findall(r"^\| ([\w, ]+) \|", table, re.MULTILINE) for name in names.split(", ")}
+    assert checks - rows == set()
+
+
+def test_every_switch_that_can_be_turned_off_is_named_with_its_other_form() -> None:
+    (sentence,) = re.findall(r"^- (.*(?:\n  .*)*?) have a `--no-", REFERENCE, re.MULTILINE)
+    switches = {f"--llm-{name}" for name in OPTIONS if OPTIONS[name][2].get("action") is BooleanOptionalAction}
+    assert set(re.findall(r"`(--llm-[\w-]+)`", sentence)) == switches
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

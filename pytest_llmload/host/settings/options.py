@@ -8,12 +8,9 @@ one of them owns the name.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    pass
 
 #: Type of ini settings that take a number too: TOML has numbers, and before pytest 9.2 a setting has one type only.
 _NUMBER: Any = str | int | float if pytest.version_tuple >= (9, 2) else "string"
