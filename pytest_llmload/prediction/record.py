@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llmload.core.code_paths import short_path
+
 #: Files whose frames are skipped: torch's own, and those of this package.
 _SKIPPED = ("/torch/", "/pytest_llmload/prediction/")
 #: Rows of a table.
@@ -113,12 +115,6 @@ class Record:
         if number is None:
             number = self._numbers[key] = len(self._sites)
             name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
-            line = f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} {name}"
+            line = f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno} {name}"
             self._sites.append(Site(str(self._operator), line))
         return number
-
-
-def _short(file: str) -> str:
-    """Return a file's path from its package on; outside packages, its name with its folder."""
-    _, installed, rest = file.rpartition("/site-packages/")
-    return rest if installed else "/".join(file.split("/")[-2:])

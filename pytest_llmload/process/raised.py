@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
 
+from pytest_llmload.core.code_paths import short_path
 from pytest_llmload.core.results import Fault
 
 #: Packages whose frames are skipped when the code that caused an exception is searched.
@@ -30,15 +30,6 @@ def innermost(error: Exception) -> str:
     frames = [
         (file, line) for file, line, _, _ in traceback.extract_tb(error.__traceback__) if not file.startswith("<")
     ]
-    places = [(_short(file), line) for file, line in frames]
+    places = [(short_path(file), line) for file, line in frames]
     file, line = next((place for place in reversed(places) if not place[0].startswith(_PASSED_THROUGH)), places[-1])
     return f"{file}:{line}"
-
-
-def _short(file: str) -> str:
-    """Return a file's path from its package on, else its name with its folder, so that no path of the machine shows."""
-    _, installed, rest = file.rpartition("/site-packages/")
-    if installed:
-        return rest
-    _, own, rest = file.rpartition(f"/{_OWN}")
-    return f"{_OWN}{rest}" if own else "/".join(Path(file).parts[-2:])

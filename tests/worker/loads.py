@@ -24,7 +24,7 @@ from pytest_llmload.worker.model.loaded import Loaded
 
 WORKLOAD = Workload(1, 16, 3)
 CPU = Device("cpu", "cpu-x86_64")
-_CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
+CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 # What the libraries keep is frozen, as in the server from which loads are forked: each load collects garbage, which
 # would take half of its time.
@@ -53,7 +53,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def checkpoint(preset: str) -> Checkpoint:
-    return resolve(f"random:{preset}", _CACHE)
+    return resolve(f"random:{preset}", CACHE)
 
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
@@ -68,8 +68,8 @@ def job(preset: str | Checkpoint, **fields: Any) -> Job:
 
 
 def adapter_files(adapter: str, files: Checkpoint, auto_class: str | None = None) -> Adapter:
-    path = resolve_adapter(adapter, files, _CACHE, auto_class=auto_class)
-    return Adapter(str(path), adapter_digest(path, _CACHE))
+    path = resolve_adapter(adapter, files, CACHE, auto_class=auto_class)
+    return Adapter(str(path), adapter_digest(path, CACHE))
 
 
 def measured(preset: str | Checkpoint, **fields: Any) -> LoadResult:
@@ -85,7 +85,7 @@ def load(preset: str | Checkpoint, **fields: Any) -> tuple[LoadResult, Loaded]:
 
 
 def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
-    """All but the timing, which takes five rounds of generating."""
+    """Return the result of a load whose times and work are not measured, which takes longer than the rest."""
     return measured(preset, figures=(MEMORY,), **fields)
 
 

@@ -18,7 +18,7 @@ from pytest_llmload.baselines.allocations import beside
 from pytest_llmload.core.job import ALLOCATIONS
 from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
 from pytest_llmload.core.verdicts import REGRESSED, Comparison, MetricVerdict
-from pytest_llmload.probes.allocations.gpu import _timeline
+from pytest_llmload.probes.allocations.gpu import timeline_of
 from pytest_llmload.probes.allocations.sites import Frame, site
 from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline, by_site
 from pytest_llmload.process.measurement import measure
@@ -133,7 +133,7 @@ def test_the_allocators_own_history_is_read() -> None:
         {"action": "free_requested", "addr": 513, "size": 1024},
         {"action": "free_completed", "addr": 513, "size": 1024},
     ]
-    timeline = _timeline(events)
+    timeline = timeline_of(events)
     assert timeline.at_end() == {1: HeldBlock(512, "ourapp/serving.py:3 in load")}
     assert sum(block.bytes for block in timeline.at_peak().values()) == 1536
 

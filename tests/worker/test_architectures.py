@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import transformers
-from loads import _CACHE, quick
+from loads import CACHE, quick
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult
@@ -40,11 +40,11 @@ _COMPOSITE = ("gemma3", "llava", "qwen2_vl", "llama4")
 
 @functools.cache
 def tiny(model_type: str) -> Checkpoint:
-    folder = _CACHE / "configs" / model_type
+    folder = CACHE / "configs" / model_type
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_configs.tiny(model_type, _FAMILIES[model_type])
     (folder / "config.json").write_text(json.dumps(config, default=str))
-    return resolve(f"random:{folder}", _CACHE)
+    return resolve(f"random:{folder}", CACHE)
 
 
 def loaded(model_type: str, **fields: Any) -> LoadResult:
@@ -172,13 +172,13 @@ def test_constants_that_the_class_writes_are_no_wrong_values() -> None:
 
 def test_a_linear_that_is_smaller_than_a_block() -> None:
     """gemma3n has such; a Llama with narrow heads is enough."""
-    folder = _CACHE / "configs" / "small_linear"
+    folder = CACHE / "configs" / "small_linear"
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 512}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, "max_position_embeddings": 64}
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32", **sizes, **heads}
     (folder / "config.json").write_text(json.dumps(config))
-    result = quick(resolve(f"random:{folder}", _CACHE), quant="nf4")
+    result = quick(resolve(f"random:{folder}", CACHE), quant="nf4")
     assert not result.faults
     assert {problem.check for problem in result.problems} <= {"forward"}
 
@@ -288,7 +288,7 @@ def test_an_adapter_whose_tensors_peft_renames_to_names_that_no_layer_has() -> N
 @pytest.mark.skipif("pp_formulanet" not in _FAMILIES, reason="an architecture of transformers 5")
 def test_a_class_that_peft_cannot_tune_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match="has no linear layer that PEFT tunes with a LoRA; give an adapter"):
-        resolve_adapter("random", tiny("pp_formulanet"), _CACHE)
+        resolve_adapter("random", tiny("pp_formulanet"), CACHE)
 
 
 def test_a_text_model_that_owns_buffers_is_constructed_for_them_without_weights(

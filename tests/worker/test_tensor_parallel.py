@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import _CACHE, checkpoint, load, quick
+from loads import CACHE, checkpoint, load, quick
 
 pytest.importorskip("tensor_parallel")
 
@@ -55,10 +55,10 @@ needs_fused_experts = pytest.mark.skipif(not FIVE, reason="transformers 5 fuses 
 
 @functools.cache
 def other(name: str) -> Checkpoint:
-    folder = _CACHE / "halved" / name
+    folder = CACHE / "halved" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**_SMALL, **OTHERS[name]}))
-    return resolve(f"random:{folder}", _CACHE)
+    return resolve(f"random:{folder}", CACHE)
 
 
 def model(name: str) -> str | Checkpoint:

@@ -9,6 +9,7 @@ import pytest
 from _pytest._code.code import ReprEntry, ReprFileLocation, TerminalRepr
 
 from pytest_llmload.core import verdicts
+from pytest_llmload.core.code_paths import INSTALLED
 from pytest_llmload.core.errors import (
     BaselineError,
     BaselineIncomparable,
@@ -228,7 +229,8 @@ def _place(item: pytest.Item) -> tuple[str, int]:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    return path.is_absolute() and path.is_relative_to(folder) and "site-packages" not in path.parts
+    installed = any(packages in path.as_posix() for packages in INSTALLED)
+    return path.is_absolute() and path.is_relative_to(folder) and not installed
 
 
 def _cause(text: str) -> str:

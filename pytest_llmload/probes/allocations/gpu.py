@@ -25,10 +25,11 @@ def timelines() -> dict[int, Timeline]:
         torch.cuda.synchronize(gpu)
     snapshot = torch.cuda.memory._snapshot()
     torch.cuda.memory._record_memory_history(None)
-    return {gpu: _timeline(events) for gpu, events in enumerate(snapshot["device_traces"])}
+    return {gpu: timeline_of(events) for gpu, events in enumerate(snapshot["device_traces"])}
 
 
-def _timeline(events: list[dict[str, Any]]) -> Timeline:
+def timeline_of(events: list[dict[str, Any]]) -> Timeline:
+    """Return the timeline of one GPU, from the events of its ``device_traces`` in a snapshot."""
     found = Timeline()
     for event in events:
         if event["action"] == "alloc":

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from pytest_llmload.core.code_paths import INSTALLED, short_path
+
 #: The most frames of a stack that are read.
 DEPTH = 64
 #: Packages whose lines are skipped: they allocate on behalf of the code to report, or belong to this package.
 _INTERNAL = ("torch", "numpy", "pytest_llmload/process", "pytest_llmload/probes", "pytest_llmload/worker/model")
-_PACKAGES = ("/site-packages/", "/dist-packages/")
 #: The folder of Python's own library: a thread of a pool begins there, and so does an import.
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
@@ -56,7 +57,7 @@ def site(frames: Iterable[Frame]) -> str:
 def _text(frame: Frame) -> str:
     name = frame.function or _function(frame.file, frame.line)
     function = f" in {name}" if name else ""
-    return f"{short(frame.file)}:{frame.line}{function}"
+    return f"{short_path(frame.file)}:{frame.line}{function}"
 
 
 def _function(file: str, line: int) -> str:
@@ -77,22 +78,12 @@ def _functions(file: str) -> tuple[tuple[int, int, str], ...]:
 
 
 @cache
-def short(file: str) -> str:
-    """Return a file's path from its package on, else its name with its folder, so that no path of the machine shows."""
-    for packages in _PACKAGES:
-        _, installed, rest = file.rpartition(packages)
-        if installed:
-            return rest
-    return "/".join(Path(file).parts[-2:])
-
-
-@cache
 def _is_installed(file: str) -> bool:
-    return any(part in file for part in (*_PACKAGES, "/pytest_llmload/")) or file.startswith((sys.base_prefix, "<"))
+    return any(part in file for part in (*INSTALLED, "/pytest_llmload/")) or file.startswith((sys.base_prefix, "<"))
 
 
 @cache
 def _is_internal(file: str) -> bool:
     path = f"/{file}"
-    is_standard = file.startswith(_STANDARD) and not any(packages in file for packages in _PACKAGES)
+    is_standard = file.startswith(_STANDARD) and not any(folder in file for folder in INSTALLED)
     return is_standard or any(f"/{package}/" in path for package in _INTERNAL)
