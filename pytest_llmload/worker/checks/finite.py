@@ -12,7 +12,7 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.model.loaded import Loaded
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
+from pytest_llmload.worker.model.tensors import Held
 
 CHECK = "finite"
 #: Elements that are looked at at once.
@@ -64,8 +64,8 @@ def _is_made_so(loaded: Loaded, held: Held) -> bool:
 
     PEFT fills in infinity for what the file leaves out.
     """
-    stored = loaded.attached.stored(loaded.inventory.state()).values()
-    return not bool(held.tensor.isnan().any()) and all(tensor is not held.tensor for tensor in stored)
+    in_file = loaded.attached.stored(loaded.inventory.state()).values()
+    return not bool(held.tensor.isnan().any()) and all(tensor is not held.tensor for tensor in in_file)
 
 
 def decoded(loaded: Loaded) -> Iterator[Problem]:
@@ -91,8 +91,7 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
     inventory = loaded.inventory
     seen: set[tuple[int, int]] = set()
     for held in inventory.held:
-        weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
-        if not weight or held.tensor is None or held.device == "meta":
+        if not held.in_state_dict or held.tensor is None or held.device == "meta":
             continue
         parts = [(held.tensor, held.name)]
         state = stored(inventory.modules[held.module], held.name)

@@ -23,7 +23,7 @@ from pytest_llmload.worker.checkpoints.files import CheckpointFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checks.tied import pairs, says_untied
 from pytest_llmload.worker.model.loaded import Loaded
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held
+from pytest_llmload.worker.model.tensors import Held
 
 CHECK = "values"
 #: Elements of a block; a smaller tensor is compared whole.
@@ -95,8 +95,7 @@ def _dense(loaded: Loaded) -> Iterator[list[Held]]:
     names: dict[Any, list[Held]] = defaultdict(list)
     replaced = loaded.replaced
     for held in inventory.held:
-        dense = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
-        if not dense or held.tensor is None or held.device == "meta" or not held.nbytes:
+        if not held.in_state_dict or held.tensor is None or held.device == "meta" or not held.nbytes:
             continue
         if inventory.is_adapter(held) or inventory.base_path(held) in replaced:
             continue

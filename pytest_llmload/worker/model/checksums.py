@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory
+from pytest_llmload.worker.model.tensors import Held, Inventory
 
 #: Words of 8 bytes that are summed at once on a GPU.
 _CHUNK = 1 << 22
@@ -48,8 +48,7 @@ def checksums(inventory: Inventory) -> dict[str, str]:
 
 
 def _is_weight(held: Held) -> bool:
-    weight = held.role == PARAMETER or (held.role == BUFFER and held.persistent)
-    return weight and held.tensor is not None and held.nbytes > 0 and not held.source
+    return held.in_state_dict and held.tensor is not None and held.nbytes > 0
 
 
 def _on_host(held: Held) -> int:

@@ -83,6 +83,11 @@ class Held:
         return f"{self.module}.{self.name}" if self.module else self.name
 
     @property
+    def in_state_dict(self) -> bool:
+        """Return whether it is, or is a part of, a parameter or persistent buffer, which a checkpoint may hold."""
+        return self.role == PARAMETER or (self.role == BUFFER and self.persistent)
+
+    @property
     def storage(self) -> tuple[str, int]:
         """Return what two tensors that share memory have in common."""
         return self.device, self.tensor.untyped_storage().data_ptr() if self.tensor is not None else -1
