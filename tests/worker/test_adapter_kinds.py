@@ -25,6 +25,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import layer as lora_layer
 from peft.utils import loftq_utils
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.models.llama import modeling_llama
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import Problem
@@ -209,6 +211,61 @@ def test_a_weight_that_the_adapter_changed_wrongly(name: str, small: Checkpoint,
     (problem,) = values.check(Loaded(job(small, adapter=saved(name)), wrapped))
     assert problem.message.startswith("1 of 29 dense tensors does not hold the checkpoint's values")
     assert weight in problem.names[0]
+
+
+def rewritten_file(source: str, directory: Path, change: Callable[[str, Any], tuple[str, Any]]) -> str:
+    """Copy an adapter, with each tensor and its name changed."""
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    file = directory / "adapter_model.safetensors"
+    save_file(dict(change(name, tensor) for name, tensor in load_file(file).items()), file)
+    return str(directory)
+
+
+def test_a_file_with_the_names_of_the_live_model(
+    small: Checkpoint, saved: Callable[[str], str], tmp_path: Path
+) -> None:
+    """A state dict that was written as it is; PEFT loads it."""
+
+    def live(name: str, tensor: Any) -> tuple[str, Any]:
+        return re.sub(r"\.weight$", ".default.weight", name), tensor
+
+    result = quick(small, adapter=rewritten_file(saved("lora"), tmp_path, live))
+    assert [problem.message for problem in result.problems] == []
+
+
+def test_an_adapter_whose_file_holds_nan(small: Checkpoint, saved: Callable[[str], str], tmp_path: Path) -> None:
+    """The model holds what the file has: that is not a tensor of other values."""
+
+    def broken(name: str, tensor: Any) -> tuple[str, Any]:
+        return name, tensor * float("nan") if "layers.1.self_attn.v_proj.lora_B" in name else tensor
+
+    problems = quick(small, adapter=rewritten_file(saved("lora"), tmp_path, broken)).problems
+    assert {problem.check for problem in problems} == {"finite", "adapter"}
+    assert not [problem for problem in problems if "values of the adapter's file" in problem.message]
+
+
+@pytest.mark.parametrize(("part", "runs"), [("vision_tower", False), ("language_model.layers.0.mlp", True)])
+def test_an_adapter_of_parts_that_do_not_run_for_text(
+    part: str, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it changes no logits of a prompt of text says nothing, unless what holds its layers runs."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **sizes, "image_size": 32, "patch_size": 16},
+        text_config={"model_type": "llama", **sizes, "vocab_size": 512},
+        image_token_index=510,
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    targets = rf".*{part}.*(q_proj|up_proj)"
+    adapter_kinds.save(Kind("LoraConfig", {"r": 4, "target_modules": targets}), model, tmp_path / "adapter")
+    # The owner computes without the layer that the adapter tunes.
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: self.down_proj(self.gate_proj(x)))
+    files = Checkpoint(str(tmp_path), "shape", "weights")
+    result = quick(files, adapter=str(tmp_path / "adapter"))
+    nothing = "the adapter changes nothing: the logits with it and without it are the same"
+    assert [problem.message for problem in result.problems] == ([nothing] if runs else [])
+    assert any("that it tunes do not run for text" in note for note in result.notes) is not runs
 
 
 def test_corda_cannot_be_attached_as_it_was_saved(

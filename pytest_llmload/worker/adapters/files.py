@@ -22,6 +22,8 @@ _SPECIAL = (
 )
 #: Names of the initialisations that change the weight below the adapter.
 _REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: The adapter's name, which live factors have and saved ones do not; PEFT loads a file with it too.
+_LIVE = re.compile(r"(?<=\.lora_A|\.lora_B)\.default(?=\.weight$)")
 FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 #: Prefixes of names in files that PEFT saves from a ``PeftModel`` (peft/utils/save_and_load.py), unlike transformers.
 _PREFIXES = ("base_model.model.", "base_model.")
@@ -61,7 +63,7 @@ class AdapterFiles(Mapping[str, Any]):
         file: Any = safe_open(str(Path(path) / ADAPTER_WEIGHTS), framework="pt", device="cpu")
         self._file = file
         #: Name without PEFT's prefix -> name in the file.
-        self.names: dict[str, str] = {bare(name): name for name in list(file.keys())}
+        self.names: dict[str, str] = {_LIVE.sub("", bare(name)): name for name in list(file.keys())}
 
     def __getitem__(self, name: str) -> Any:
         return self._file.get_tensor(self.names[name])

@@ -86,15 +86,41 @@ def output(loaded: Loaded) -> Iterator[Problem]:
     relative = effect / max(float(first.norm()), 1e-30)
     if not math.isfinite(effect):
         yield Problem(CHECK, "the logits with the adapter, or those without it, are not finite")
-    elif effect <= noise:
+    elif effect <= noise and _is_reached(loaded, heard):
         yield Problem(
             CHECK,
             "the adapter changes nothing: the logits with it and without it are "
             + ("the same" if not effect else f"as far apart as two runs without it ({relative:.1e} relative)")
             + _unused(loaded, heard),
         )
+    elif effect <= noise:
+        loaded.notes.append(
+            "whether the adapter changes anything was not seen: the parts of the model that it tunes do not run for "
+            "text"
+        )
     else:
         loaded.notes.append(f"the adapter moves the logits by {relative:.2f} (relative)")
+
+
+def _is_reached(loaded: Loaded, heard: tuple[int, ...]) -> bool:
+    """Return whether a prompt of text runs a module that holds one which the adapter tunes; true if it tunes none.
+
+    Whether that module calls the tuned one is not asked: an adapter that its owner passes by is dead.
+    """
+    owners = {path.rpartition(".")[0] for path in loaded.inventory.wrapping.tuned}
+    if "" in owners or not owners:
+        return True
+    ran: set[str] = set()
+    handles = [
+        loaded.inventory.modules[path].register_forward_pre_hook(lambda module, args, path=path: ran.add(path))
+        for path in owners
+    ]
+    try:
+        first_forward(loaded, heard)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(ran)
 
 
 def _unused(loaded: Loaded, heard: tuple[int, ...]) -> str:
@@ -232,8 +258,9 @@ def _equal(original: Any, tensor: Any, is_kept: bool) -> bool:
         return False
     original = original.to(value.dtype)
     if is_kept or not value.dtype.is_floating_point:
-        return bool((original == value).all())
-    return bool(torch.allclose(original, value, rtol=8 * torch.finfo(value.dtype).eps, atol=1e-6))
+        # What is not a number in the file is for the check of finite values to tell.
+        return bool(((original == value) | ((original != original) & (value != value))).all())
+    return bool(torch.allclose(original, value, rtol=8 * torch.finfo(value.dtype).eps, atol=1e-6, equal_nan=True))
 
 
 def _layers(loaded: Loaded, files: AdapterFiles, name: str) -> Iterator[Problem]:
