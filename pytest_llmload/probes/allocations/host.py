@@ -30,6 +30,8 @@ _AT_ONCE = 10_000
 _FRAMES, _STEP = 16, 4 << 20
 #: The tracemalloc domain of numpy's allocations (numpy.lib.tracemalloc_domain).
 _NUMPY = 389047
+#: Files whose own memory is not reported.
+_OWN = (__file__, tracemalloc.__file__)
 #: Seconds between two samples of the memory that Python and numpy hold.
 _PERIOD = 0.002
 
@@ -133,8 +135,9 @@ class PythonRecorder:
         self._thread.join()
         snapshot = tracemalloc.take_snapshot()
         self.kept = _large(snapshot)
-        arrays = snapshot.filter_traces((tracemalloc.DomainFilter(True, _NUMPY),))
-        self.holders = _array_holders({block.site for block in _large(arrays)})
+        if self.kept:
+            arrays = snapshot.filter_traces((tracemalloc.DomainFilter(True, _NUMPY),))
+            self.holders = _array_holders({block.site for block in _large(arrays)})
         if self._is_ours:
             tracemalloc.stop()
         kept = {block.site for block in self.kept}
@@ -143,10 +146,15 @@ class PythonRecorder:
 
 
 def _large(snapshot: tracemalloc.Snapshot) -> list[HeldBlock]:
-    """Return the blocks of a snapshot whose line holds at least ``_WORTH`` bytes."""
-    own = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, tracemalloc.__file__)))
+    """Return the blocks of a snapshot whose line holds at least ``_WORTH`` bytes.
+
+    Blocks of this module and of tracemalloc are left out after they are grouped: filters of tracemalloc look at each
+    block, and take a second for a small load's.
+    """
     return [
-        HeldBlock(found.size, _line(found.traceback)) for found in own.statistics("traceback") if found.size >= _WORTH
+        HeldBlock(found.size, _line(found.traceback))
+        for found in snapshot.statistics("traceback")
+        if found.size >= _WORTH and found.traceback[-1].filename not in _OWN
     ]
 
 
