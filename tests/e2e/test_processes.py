@@ -301,24 +301,31 @@ def test_nothing_outlives_pytest(
 
 
 def test_a_server_that_may_not_fork_is_replaced_and_said(
-    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     """A thread in the server makes forking unsafe: the next load starts with exec, and the summary says why."""
     pytester.makepyfile(
-        sitecustomize="""
+        # The server imports the modules of a run's strategies before its first fork.
+        ours="""
         import os, threading
+        from pytest_llmload.strategies import Strategy
         def start():
             threading.Thread(target=threading.Event().wait, daemon=True).start()
         os.register_at_fork(after_in_parent=start)
+        class Threads(Strategy):
+            name, summary, fields = "threads", "Its module starts a thread.", {"strategy": "threads"}
+        """,
+        conftest="""
+        def pytest_llmload_strategies(config): return {"threads": "ours:Threads"}
         """,
         test_it="""
         import pytest
+        @pytest.mark.strategy("threads")
         @pytest.mark.dtype("bf16", "fp32")
         def test_a(llm): assert llm.outcome == "loaded"
         """,
     )
-    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
-    result = project(cold=True)
+    result = project(servers=4)
     result.assert_outcomes(passed=2)
     assert "loads started without the warm server: it runs 2 threads, 1 after its imports" in result.stdout.str()
 
