@@ -42,7 +42,7 @@ SKIP = "skip"
 #: Outcomes of a load's tests, from harmless to worst.
 SEVERITY = (SKIP, PASS, FAIL, ERROR)
 
-#: Verdicts from harmless to worst; ``incomparable`` is placed for a single metric (see :func:`_rank`).
+#: Verdicts from harmless to worst; ``incomparable`` is placed for a single metric (see :func:`rank`).
 _ORDER = (MEASURED, OK, UNAVAILABLE, INCONCLUSIVE, INCOMPARABLE, IMPROVED, MISSING, CHANGED, REGRESSED)
 
 EXACT = Tolerance()

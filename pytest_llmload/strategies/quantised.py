@@ -27,10 +27,6 @@ class Quantised(Strategy):
     def why_not_by_default(cls, device: Device) -> str:
         return "" if cls.scheme.by_default else "only if --llm-strategy names it"
 
-    @classmethod
-    def needs(cls, spec: LoadSpec) -> tuple[str, ...]:
-        return cls.packages
-
     def load_kwargs(self, job: Job) -> dict[str, Any]:
         skips = (*default_skips(job), *job.spec.skip_modules) if job.spec.skip_modules else ()
         try:

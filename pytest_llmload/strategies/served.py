@@ -73,7 +73,7 @@ class Served(Strategy):
             # The load sets the environment of the server that it starts.
             rest = {field: name for field, name in _OURS_TO_TELL.items() if field != "env"}
             return _untold(spec, rest, "the server's own command (command=) says how it loads")
-        if spec.quant != "none" and not any(name == spec.quant for name in SERVED_SCHEMES):
+        if spec.quant != "none" and spec.quant not in SERVED_SCHEMES:
             known = " and ".join(f"{served.flag} ({name})" for name, served in SERVED_SCHEMES.items())
             return f"served with quant({spec.quant!r}): transformers serve supports {known} only"
         return _untold(spec, _UNTOLD, "transformers serve has no option for it")
