@@ -18,7 +18,7 @@ from pytest_llmload.cli import plan
 from pytest_llmload.cli.refused import CommandRefused
 from pytest_llmload.core.job import Gpu
 from pytest_llmload.core.presets import PREFIX
-from pytest_llmload.core.spec import NONE
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.core.units import counted, parse_bytes
 from pytest_llmload.host.doctor.disk import BUILT, HUB, TEMPORARY
 from pytest_llmload.host.doctor.examination import examine
@@ -76,7 +76,7 @@ def _needs(options: argparse.Namespace) -> dict[str, int]:
     ways = {way["slug"]: way["figures"] for way in told["overview"]["ways"] if not way["problem"]}
     needs = {TEMPORARY: int(max((figures.get("disk", 0) for figures in ways.values()), default=0))}
     if options.model.startswith(PREFIX):
-        needs[BUILT] = int(ways.get(NONE, {}).get("weights.logical", 0))
+        needs[BUILT] = int(ways.get(AS_STORED, {}).get("weights.logical", 0))
     else:
         needs[HUB] = told["download"]
     return needs

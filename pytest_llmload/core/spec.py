@@ -14,7 +14,7 @@ from pytest_llmload.core.quoting import quoted
 
 DTYPES = ("fp32", "fp16", "bf16")
 #: Values of ``quant`` that are not schemes: as the checkpoint says, and as the user's ``quantization_config`` says.
-NONE, BY_CONFIG = "none", "config"
+AS_STORED, BY_CONFIG = "none", "config"
 #: ``PeftModel.from_pretrained``, and transformers' own ``model.load_adapter``.
 ADAPTER_WAYS = ("peft", "load_adapter")
 #: The placement of a load without a placement marker: everything on its one device.
@@ -70,7 +70,7 @@ class LoadSpec:
     #: ``fp32``, ``fp16`` or ``bf16``; None for the checkpoint's own.
     dtype: str | None = None
     #: A scheme of a quantisation method (``nf4``); ``none`` for the checkpoint's own.
-    quant: str = NONE
+    quant: str = AS_STORED
     #: The user's function ``pkg.mod:function`` that is called with the spec and returns a ``quantization_config``.
     quant_config: str | None = None
     double_quant: bool = False
@@ -108,7 +108,7 @@ class LoadSpec:
 
     def facets(self) -> list[str]:
         """Return the names of the strategies that the spec uses: its placement, dtype, quantisation, adapter."""
-        names = [self.strategy, self.dtype, self.quant if self.quant != "none" else None]
+        names = [self.strategy, self.dtype, self.quant if self.quant != AS_STORED else None]
         names.append("lora" if self.adapter is not None else None)
         return [name for name in names if name is not None]
 
@@ -126,13 +126,13 @@ class LoadSpec:
         what = []
         if self.strategy != SINGLE:
             what.append(f"{self.strategy}-x{self.world_size}" if self.world_size > 1 else self.strategy)
-        if self.quant != "none":
+        if self.quant != AS_STORED:
             what.append(self.quant)
             what += ["dq"] if self.double_quant else []
             what += [self.compute_dtype] if self.compute_dtype else []
         slug = "-".join(what)
         if self.dtype:
-            slug += f"+{self.dtype}" if self.quant != "none" else f"-{self.dtype}" if slug else self.dtype
+            slug += f"+{self.dtype}" if self.quant != AS_STORED else f"-{self.dtype}" if slug else self.dtype
         slug = slug or "none"
         if self.adapter is not None:
             slug += "+lora" + ("-merged" if self.adapter_merged else "")

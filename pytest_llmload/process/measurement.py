@@ -21,7 +21,7 @@ from pytest_llmload.process.library_warnings import mismatches, warnings_of_libr
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.phases import Phases
 from pytest_llmload.process.probe_calls import ProbeCalls
-from pytest_llmload.quantisation.registry import packages_of
+from pytest_llmload.quantisation.registry import method_of_config
 from pytest_llmload.strategies import Refused, Strategy
 from pytest_llmload.system.garbage import existing_hidden
 from pytest_llmload.system.page_cache import set_page_cache
@@ -237,8 +237,8 @@ class Measurement:
     def _environment(self, loaded: Loaded) -> None:
         from pytest_llmload.process.environment import environment
 
-        config = getattr(loaded.config, "quantization_config", None)
-        quantisers = (*(packages_of(config) if config is not None else ()), *self._packages(loaded))
+        method = method_of_config(getattr(loaded.config, "quantization_config", None))
+        quantisers = (*(method.packages if method is not None else ()), *self._packages(loaded))
         self.result.environment = {**environment(self.job, quantisers), "page_cache": self.page_cache}
         attention = getattr(loaded.config, "_attn_implementation", None)
         if attention:

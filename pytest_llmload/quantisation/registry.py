@@ -66,12 +66,29 @@ def method_of(scheme: str) -> Method:
     return _active.schemes[scheme][1]
 
 
-def packages_of(config: Any) -> tuple[str, ...]:
-    """Return the packages of the method that a ``quantization_config``, an object or a dict, names; none if unknown."""
-    name = config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", "")
+def method_in_file(name: str) -> Method | None:
+    """Return the method that checkpoints call ``name`` (``quant_method``); None if it is not known."""
+    return next((method for method in methods() if name in method.file_methods), None)
+
+
+def method_of_config(config: Any) -> Method | None:
+    """Return the method that a ``quantization_config``, an object or a dict, names; None if it is not known."""
+    named: Any = config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", "")
     # An enumeration's member in the object, its value in the dict.
-    name = getattr(name, "value", name)
-    return next((method.packages for method in methods() if name in method.file_methods), ())
+    return method_in_file(getattr(named, "value", named))
+
+
+def with_default_skips(model: Any, named: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that a ``quantization_config`` has to name so that ``named`` are dense too.
+
+    Naming modules replaces transformers' defaults (transformers/quantizers/base.py, ``get_modules_to_not_convert``),
+    output head and tied weights, so that the head would silently be quantised: both are named. There are none if
+    ``named`` is empty. ``model`` may be on the meta device.
+    """
+    from transformers.quantizers.base import HfQuantizer
+
+    own = tuple(named)
+    return (*HfQuantizer.get_modules_to_not_convert(model), *own) if own else ()
 
 
 def keep_offloaded_dense(job: Job, device_map: object, config: Any, *, offloads: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import RANKS, Job
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class DeepSpeed(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        if spec.quant != "none":
+        if spec.quant != AS_STORED:
             return f"init_inference splits dense weights only; take deepspeed or {spec.quant}, not both"
         kernels = spec.option(KERNELS, False)
         if not isinstance(kernels, bool):

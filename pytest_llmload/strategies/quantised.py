@@ -28,9 +28,8 @@ class Quantised(Strategy):
         return "" if cls.scheme.by_default else "only if --llm-strategy names it"
 
     def load_kwargs(self, job: Job) -> dict[str, Any]:
-        skips = (*default_skips(job), *job.spec.skip_modules) if job.spec.skip_modules else ()
         try:
-            return {"quantization_config": self.method.config(job, self.scheme.name, skips)}
+            return {"quantization_config": self.method.config(job, self.scheme.name, _skips(job))}
         except NotImplementedError as error:
             raise Refused(Problem("quantised", f"{self.name} cannot be loaded: {error}")) from error
 
@@ -78,17 +77,13 @@ def _strategy(scheme: Scheme, method: Method) -> type[Strategy]:
     return type(f"Quantised_{scheme.name}", (Quantised,), members)
 
 
-def default_skips(job: Job) -> list[str]:
-    """Return the modules that transformers leaves dense if no module is named: output head and tied weights.
-
-    Naming modules replaces these defaults (transformers/quantizers/base.py, ``get_modules_to_not_convert``), which
-    would silently quantise the head; so the union of both is passed.
-    """
-    from transformers.quantizers.base import HfQuantizer
-
+def _skips(job: Job) -> tuple[str, ...]:
+    """Return the modules that the config of a load names as dense; the model is made only if the test names some."""
+    from pytest_llmload.quantisation.registry import with_default_skips
     from pytest_llmload.worker.checkpoints.architecture import meta_model
 
-    model = meta_model(
-        Path(job.checkpoint.path), trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class
-    )
-    return list(HfQuantizer.get_modules_to_not_convert(model))
+    if not job.spec.skip_modules:
+        return ()
+    directory = Path(job.checkpoint.path)
+    model = meta_model(directory, trust_remote_code=job.trust_remote_code, auto_class=job.spec.auto_class)
+    return with_default_skips(model, job.spec.skip_modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import SERVER, Device
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.quantisation.registry import Methods
 from pytest_llmload.strategies.base import Strategy
 
@@ -73,7 +74,7 @@ class Served(Strategy):
             # The load sets the environment of the server that it starts.
             rest = {field: name for field, name in _OURS_TO_TELL.items() if field != "env"}
             return _untold(spec, rest, "the server's own command (command=) says how it loads")
-        if spec.quant != "none" and spec.quant not in SERVED_SCHEMES:
+        if spec.quant != AS_STORED and spec.quant not in SERVED_SCHEMES:
             known = " and ".join(f"{served.flag} ({name})" for name, served in SERVED_SCHEMES.items())
             return f"served with quant({spec.quant!r}): transformers serve supports {known} only"
         return _untold(spec, _UNTOLD, "transformers serve has no option for it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.strategies.base import Strategy, why_ignored
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class TensorParallel(Strategy):
 
     @classmethod
     def refuses(cls, spec: LoadSpec, endpoint: str) -> str:
-        if spec.quant != "none":
+        if spec.quant != AS_STORED:
             return (
                 "the tensor_parallel package splits dense weights only: it would lose the state of "
                 f"{spec.quant} weights; take tensor_parallel or quant, not both"

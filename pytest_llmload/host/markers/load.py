@@ -106,6 +106,8 @@ class QuantMarker(LoadMarker):
     ) -> None: ...
 
     def read(self, args: tuple[Any, ...], kwargs: Fields, where: str) -> list[Value]:
+        from pytest_llmload.core.spec import AS_STORED
+
         if kwargs.get("config") is not None:
             return [Value(self._configured(args, kwargs, where))]
         options = {key: quant_option(key, value, f"{where}: quant") for key, value in kwargs.items()}
@@ -115,7 +117,7 @@ class QuantMarker(LoadMarker):
                 key: value for key, value in options.items() if key in self.strategies.heeded(scheme)
             }
 
-        values = self.choices(args, ("none", *self.strategies.schemes), fields, where)
+        values = self.choices(args, (AS_STORED, *self.strategies.schemes), fields, where)
         for key in options:
             # One marker may list schemes of which some do not have an option, but not all.
             if not any(key in value.fields for value in values):
@@ -145,10 +147,12 @@ class QuantMarker(LoadMarker):
         return tuple(self.keywords())
 
     def from_keywords(self, keywords: Fields) -> tuple[tuple[Any, ...], Fields] | None:
+        from pytest_llmload.core.spec import AS_STORED, BY_CONFIG
+
         options = {key: keywords.pop(key) for key in self.extra_keywords() if key in keywords}
         if not options and "quant" not in keywords:
             return None
-        default = "config" if "config" in options else "none"
+        default = BY_CONFIG if "config" in options else AS_STORED
         return (keywords.pop("quant", default),), options
 
 

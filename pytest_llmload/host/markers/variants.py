@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_llmload.core.job import RANKS
-from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.spec import AS_STORED, LoadSpec
 from pytest_llmload.host.markers.base import Fields, Value
 from pytest_llmload.host.markers.nearest import nearest
 from pytest_llmload.host.markers.table import LOAD_MARKERS
@@ -88,7 +88,7 @@ class Marks:
         for option in ("double_quant", "compute_dtype", "skip_modules"):
             if getattr(spec, option) and option not in self._strategies.heeded(spec.quant):
                 heeding = [name for name in self._strategies.schemes if option in self._strategies.heeded(name)]
-                load = spec.quant if spec.quant != "none" else spec.dtype or spec.strategy
+                load = spec.quant if spec.quant != AS_STORED else spec.dtype or spec.strategy
                 return f"{option} has no effect on {load!r}; it belongs to quant({', '.join(map(repr, heeding))})"
         return ""
 
@@ -215,7 +215,7 @@ def _said_twice(spec: LoadSpec, own: set[str]) -> str:
         "dtype": ("dtype", spec.dtype),
         "torch_dtype": ("dtype", spec.dtype),
         "attn_implementation": ("attn", spec.attn),
-        "quantization_config": ("quant", spec.quant if spec.quant != "none" else None),
+        "quantization_config": ("quant", spec.quant if spec.quant != AS_STORED else None),
     }.items():
         value = spec.option(option)
         if option not in own and None not in (said, value) and value != said:

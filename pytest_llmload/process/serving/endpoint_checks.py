@@ -9,7 +9,7 @@ from pathlib import PurePath
 from pytest_llmload.core.endpoint_address import EndpointAddress
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.spec import SINGLE
+from pytest_llmload.core.spec import AS_STORED, SINGLE
 from pytest_llmload.core.units import format_bytes, plural
 from pytest_llmload.process.serving import memory
 from pytest_llmload.process.serving.answers import About, Answer
@@ -106,7 +106,7 @@ def quantised(job: Job, root: int, held: float | None) -> tuple[list[Problem], s
     if held is None:
         return [], f"the server has {method.name} loaded; how much is quantised is unknown without its GPU memory"
     single = dataclasses.replace(job.spec, strategy=SINGLE, options=())
-    dense = dataclasses.replace(single, quant="none", double_quant=False)
+    dense = dataclasses.replace(single, quant=AS_STORED, double_quant=False)
     small, large = (plan(dataclasses.replace(job, spec=spec))["weights.logical"] for spec in (single, dense))
     figures = f"{format_bytes(held)} held, {format_bytes(small)} of weights in {asked}, {format_bytes(large)} dense"
     if held < large:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
-from pytest_llmload.core.spec import CHECK_OPTIONS
+from pytest_llmload.core.spec import AS_STORED, CHECK_OPTIONS
 from pytest_llmload.process.serving.server_process import HOST, transformers_command
 from pytest_llmload.quantisation.registry import schemes
 from pytest_llmload.strategies.served import Served
@@ -52,7 +52,7 @@ def _arguments(job: Job, port: int) -> list[str]:
 
 def _flag(quant: str) -> str | None:
     """Return the value of ``--quantization`` for a scheme; None if the load is not quantised."""
-    if quant == "none":
+    if quant == AS_STORED:
         return None
     served = schemes()[quant][0].served
     return served.flag if served is not None else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.spec import SINGLE, LoadSpec
+from pytest_llmload.core.spec import AS_STORED, SINGLE, LoadSpec
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.job_strategies import plan as planned
@@ -40,7 +40,7 @@ def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Proble
     """
     spec = job.spec
     own = dataclasses.replace(spec, strategy=SINGLE, options=(), **_served_fields(spec.quant))
-    dense = dataclasses.replace(own, quant="none", double_quant=False)
+    dense = dataclasses.replace(own, quant=AS_STORED, double_quant=False)
     if why := _too_large(dataclasses.replace(job, spec=dense)):
         return [], f"the text was not compared with that of the model loaded here: {why}"
     said = _say(job, own, tokenizer, prompt)
@@ -49,14 +49,14 @@ def check(job: Job, tokenizer: Any, prompt: str, text: str) -> tuple[list[Proble
     both = f"the server answers {text[:_QUOTED]!r}, the same model loaded here {said.text[:_QUOTED]!r}"
     if said.exact:
         return [Problem("output", f"{both}, in fp32")], ""
-    if spec.quant != "none" and _bare(_say(job, dense, tokenizer, prompt).text) == _bare(text):
+    if spec.quant != AS_STORED and _bare(_say(job, dense, tokenizer, prompt).text) == _bare(text):
         return [Problem("quantised", f"the server answers as the dense model does, not as the one in {spec.quant}")], ""
     return [], f"{both}; in 16 bit or quantised this difference proves nothing"
 
 
 def _served_fields(quant: str) -> dict[str, Any]:
     """Return the server's settings for a scheme, as fields of a LoadSpec."""
-    served = schemes()[quant][0].served if quant != "none" else None
+    served = schemes()[quant][0].served if quant != AS_STORED else None
     return dict(served.fields) if served is not None else {}
 
 
@@ -86,7 +86,9 @@ def _say(job: Job, spec: LoadSpec, tokenizer: Any, prompt: str) -> _Said:
     served_by = job_strategies.strategies(job)
     import_all(job, served_by)
     model = served_by[0].load(job, job_strategies.load_kwargs(job, served_by)).model
-    exact = spec.quant == "none" and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    exact = spec.quant == AS_STORED and all(
+        p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point()
+    )
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     count = spec.workload.new_tokens
     settings = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.process.serving import endpoint_checks, memory
 from pytest_llmload.quantisation.registry import schemes
 
@@ -26,7 +27,7 @@ def measure(job: Job, result: LoadResult, pid: int) -> None:
             result.metrics |= {f"gpu.{gpu}.process": size for gpu, size in gpus.items()}
             result.metrics["gpu.process"] = sum(gpus.values())
         result.phase_peaks["generate"] |= {f"gpu.{gpu}": size for gpu, size in gpus.items()}
-    if job.spec.quant != "none":
+    if job.spec.quant != AS_STORED:
         problems, note = endpoint_checks.quantised(job, pid, held)
         result.problems += problems
         result.notes += filter(None, [note])

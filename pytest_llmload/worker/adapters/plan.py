@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_llmload.core.job import Job
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.worker.adapters.files import bare
 from pytest_llmload.worker.checkpoints.headers import ADAPTER_WEIGHTS, read_header
 
@@ -23,7 +24,7 @@ def adapter_tensors(job: Job, base_itemsize: int) -> Iterator[tuple[str, str, in
     peft = spec.adapter_via == "peft"
     if job.adapter is None or (peft and spec.adapter_merged):
         return
-    size = _FP32 if peft or spec.quant != "none" else base_itemsize
+    size = _FP32 if peft or spec.quant != AS_STORED else base_itemsize
     for stored in read_header(Path(job.adapter.path) / ADAPTER_WEIGHTS):
         name = bare(stored.tensor.name)
         module, lora, leaf = name.partition(".lora_")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.core.spec import AS_STORED, LoadSpec
 from pytest_llmload.quantisation.base import FileFormat, describe_config, named_skips
-from pytest_llmload.quantisation.registry import methods
+from pytest_llmload.quantisation.registry import method_in_file, methods
 from pytest_llmload.worker.checkpoints.digests import read_config
-
-__all__ = ["FileFormat", "contradiction", "known_method", "read_format"]
 
 
 def read_format(directory: str | Path) -> FileFormat | None:
@@ -33,7 +31,7 @@ def contradiction(spec: LoadSpec, found: FileFormat | None) -> str:
     transformers then follows the file, with only a warning (transformers/quantizers/auto.py,
     ``merge_quantization_configs``), or raises. Do not call this for a user's own loader, which may ignore the config.
     """
-    if found is None or spec.quant == "none" or not known_method(found):
+    if found is None or spec.quant == AS_STORED or not known_method(found):
         return ""
     asked = spec.quant + (" with double quant" if spec.double_quant else "")
     stored = found.scheme + (" with double quant" if found.double_quant else "") or found.description
@@ -52,6 +50,6 @@ def known_method(found: FileFormat) -> bool:
     """Return true if the installed transformers supports the method; it loads others dense, with a warning."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-    own = next((method for method in methods() if found.method in method.file_methods), None)
+    own = method_in_file(found.method)
     names = own.transformers_names if own is not None else ()
     return any(name in AUTO_QUANTIZATION_CONFIG_MAPPING for name in names or (found.method,))

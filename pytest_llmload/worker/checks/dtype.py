@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checkpoints.architecture import meta_model
@@ -114,7 +115,7 @@ def kept_in_fp32(loaded: Loaded, expected: str) -> set[str]:
     It does so for float16 and by quantisers, or (``_strict``) for bfloat16 too.
     """
     kinds = ["_keep_in_fp32_modules_strict"]
-    if expected == "float16" or loaded.job.spec.quant != "none":
+    if expected == "float16" or loaded.job.spec.quant != AS_STORED:
         kinds.append("_keep_in_fp32_modules")
     modules = loaded.inventory.modules.values()
     return {str(pattern) for module in modules for kind in kinds for pattern in getattr(module, kind, None) or ()}

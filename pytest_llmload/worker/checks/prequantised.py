@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import FileFormat
-from pytest_llmload.quantisation.registry import methods
+from pytest_llmload.quantisation.registry import method_in_file
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import known_method
 from pytest_llmload.worker.checks.problem_names import dense_weights, named, size_of, sized
@@ -47,7 +47,7 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
         f"the checkpoint is {found.description}: {counted(packed, 'module holds', 'modules hold')} quantised weights, "
         f"{dense_weights(dense)}"
     )
-    if not any(found.method in method.file_methods for method in methods()):
+    if method_in_file(found.method) is None:
         loaded.notes.append(
             f"{found.method} is not a method that pytest-llmload knows: its weights are counted and named, but neither "
             "their type nor their values were checked"

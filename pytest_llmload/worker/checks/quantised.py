@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.results import Problem
-from pytest_llmload.core.spec import BY_CONFIG, NONE
+from pytest_llmload.core.spec import AS_STORED, BY_CONFIG
 from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation import Method, Request
 from pytest_llmload.quantisation.registry import method_of, methods
@@ -53,7 +53,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
     if spec.quant == BY_CONFIG:
         yield from _as_configured(loaded, skips)
-    elif spec.quant != NONE:
+    elif spec.quant != AS_STORED:
         compute = TORCH_NAMES.get(spec.compute_dtype or "", "")
         yield from _as_asked(
             loaded, Request(spec.quant, spec.double_quant, compute, skips, may_nest=spec.target is not None)

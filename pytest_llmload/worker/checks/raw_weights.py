@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pytest_llmload.core.results import Problem
+from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.core.units import plural
 from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checks.problem_names import named, size_of, sized
@@ -26,7 +27,7 @@ _WORTH = 64
 def check(loaded: Loaded) -> Iterator[Problem]:
     """Run the model once more and look at what its matrix products consume; called after every figure was taken."""
     spec = loaded.job.spec
-    if spec.quant == "none":
+    if spec.quant == AS_STORED:
         return
     candidates = _candidates(loaded)
     if not candidates:

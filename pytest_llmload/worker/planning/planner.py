@@ -19,8 +19,8 @@ from typing import Any
 from pytest_llmload.core.dtypes import TORCH_NAMES
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.references import resolve
-from pytest_llmload.core.spec import BY_CONFIG, NONE
-from pytest_llmload.quantisation.registry import keep_offloaded_dense, method_of, methods
+from pytest_llmload.core.spec import AS_STORED, BY_CONFIG
+from pytest_llmload.quantisation.registry import keep_offloaded_dense, method_of, method_of_config, with_default_skips
 from pytest_llmload.worker.adapters.plan import adapter_tensors
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
@@ -190,16 +190,11 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
 
 def _quantise(model: Any, job: Job, placement: Placement, device_map: dict[str, int | str] | None, dtype: Any) -> Any:
     """Replace modules as the scheme's quantiser in transformers would; return the quantiser, or None."""
-    if job.spec.quant == NONE:
+    if job.spec.quant == AS_STORED:
         return None
     from transformers.quantizers import AutoHfQuantizer
-    from transformers.quantizers.base import HfQuantizer
 
-    skips: tuple[str, ...] = ()
-    if job.spec.skip_modules:
-        # Named modules replace the library's defaults; a load passes the union of both.
-        skips = (*HfQuantizer.get_modules_to_not_convert(model), *job.spec.skip_modules)
-    config = _config(job, skips)
+    config = _config(job, with_default_skips(model, job.spec.skip_modules))
     keep_offloaded_dense(job, device_map, config, offloads=placement.offloads)
     quantiser = AutoHfQuantizer.from_config(config, pre_quantized=False)
     with _default_dtype(dtype):
@@ -209,12 +204,12 @@ def _quantise(model: Any, job: Job, placement: Placement, device_map: dict[str, 
     return quantiser
 
 
-def _config(job: Job, skips: tuple[str, ...]) -> Any:
+def _config(job: Job, skipped: tuple[str, ...]) -> Any:
     """Return the ``quantization_config`` of a load: its method's, or that of the user's own function."""
     if job.spec.quant == BY_CONFIG:
         assert job.spec.quant_config is not None
         return resolve(job.spec.quant_config)(job.spec)
-    return method_of(job.spec.quant).config(job, job.spec.quant, skips)
+    return method_of(job.spec.quant).config(job, job.spec.quant, skipped)
 
 
 def _pieces(model: Any, pinned: tuple[str, ...], quantiser: Any = None) -> Iterator[PlannedStorage]:
@@ -244,8 +239,7 @@ def _made(module: Any, weight: Any, replaced: bool, config: Any) -> dict[str, in
     """Return the storages that the method of a ``quantization_config`` makes of a weight, in bytes; None for a dense
     one.
     """
-    name = str(getattr(config.quant_method, "value", config.quant_method))
-    method = next((method for method in methods() if name in method.file_methods), None)
+    method = method_of_config(config)
     return method.planned(module, weight, replaced=replaced, config=config) if method is not None else None
 
 
