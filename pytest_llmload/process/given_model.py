@@ -21,18 +21,25 @@ def as_loaded(job: Job, given: Any) -> Loaded:
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(model, "named_modules"):
         raise TypeError(f"the loader returned {type(given).__name__}: return a model or (model, tokenizer)")
-    compiled = model if _is_compiled(model) else None
-    # The model inside has the names of the checkpoint.
-    model = model if compiled is None else compiled._orig_mod
-    loaded = Loaded(job=job, model=model, compiled=compiled, given_tokenizer=tokenizer)
+    # The model inside a wrapper has the names of the checkpoint.
+    inside = _inside(model)
+    wrapper = None if inside is model else model
+    loaded = Loaded(job=job, model=inside, wrapper=wrapper, given_tokenizer=tokenizer)
     _evaluate(loaded)
     return loaded
 
 
-def _is_compiled(model: Any) -> bool:
-    """Return whether ``torch.compile`` was called on the model, which puts a module of its own around it."""
+def _inside(model: Any) -> Any:
+    """Return the model inside the module that ``torch.compile`` or data parallelism puts around it, else itself."""
+    import torch
+
+    # Imported where the user's code has compiled something.
     dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        return _inside(model._orig_mod)
+    if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        return _inside(model.module)
+    return model
 
 
 def _evaluate(loaded: Loaded) -> None:

@@ -310,6 +310,10 @@ def loader_that_compiles(spec: LoadSpec) -> Any:
     return torch.compile(peft.PeftModel.from_pretrained(adapter_kinds.base(spec.model), spec.adapter))
 
 
+def loader_that_compiles_data_parallelism(spec: LoadSpec) -> Any:
+    return torch.compile(torch.nn.DataParallel(loader_that_compiles(spec)))
+
+
 def loader_that_compiles_before_it_attaches(spec: LoadSpec) -> Any:
     return peft.PeftModel.from_pretrained(torch.compile(adapter_kinds.base(spec.model)), spec.adapter)
 
@@ -322,12 +326,15 @@ def no_kernels() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_kernels")
-def test_a_model_that_is_compiled_with_its_adapter(small: Checkpoint, saved: Callable[[str], str]) -> None:
-    fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_compiles"}
+@pytest.mark.parametrize("loader", [loader_that_compiles, loader_that_compiles_data_parallelism])
+def test_a_model_that_is_compiled_with_its_adapter(
+    loader: Callable[[LoadSpec], Any], small: Checkpoint, saved: Callable[[str], str]
+) -> None:
+    fields = {"strategy": "loader", "target": f"test_adapter_kinds:{loader.__name__}"}
     result = quick(small, adapter=saved("lora"), **fields)
     assert (result.problems, result.faults) == ([], [])
     assert not [note for note in result.notes if "were not compared" in note or "may have other names" in note]
-    assert not [row.module for row in result.manifest if "_orig_mod" in row.module]
+    assert not [row.module for row in result.manifest if "_orig_mod" in row.module or "module." in row.module]
 
 
 @pytest.mark.usefixtures("no_kernels")

@@ -40,6 +40,12 @@ def cast_loader(spec: Any) -> Any:
     return model
 
 
+def loader_without_values(spec: Any) -> Any:
+    config = transformers.AutoConfig.from_pretrained(spec.model)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def clean_loader(spec: Any) -> Any:
     return _loaded(spec)
 
@@ -187,6 +193,13 @@ def test_values_in_8_bit_that_nothing_scales(tmp_path: Path, tampered: Callable[
     tampered(lambda model: model.model.layers[1].mlp.up_proj.weight.data.normal_(std=0.02))
     (problem,) = quick(files).problems
     assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
+
+
+def test_a_loader_that_loads_no_values() -> None:
+    target = "test_folders:loader_without_values"
+    result = measured("tiny-llama", strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    assert not result.faults
+    assert re.match(r"\d+ tensors \(.*\) are left without values on meta", result.problems[0].message)
 
 
 def test_a_class_with_a_weight_norm_saves_its_parts(tmp_path: Path, tampered: Callable[[Tamper], None]) -> None:

@@ -34,7 +34,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         return
     owned: dict[str, list[Held]] = {}
     for held in loaded.inventory.held:
-        computed = held.role == BUFFER and not held.persistent and held.tensor is not None
+        computed = held.role == BUFFER and not held.persistent and held.tensor is not None and held.device != "meta"
         # An adapter's buffers are judged with its file.
         if computed and held.tensor.is_floating_point() and not loaded.inventory.is_adapter(held):
             owned.setdefault(held.module, []).append(held)

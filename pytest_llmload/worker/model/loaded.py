@@ -30,8 +30,8 @@ class Loaded:
 
     job: Job
     model: Any
-    #: torch.compile's module around the model, where the user's loader returned one.
-    compiled: Any = None
+    #: The module of torch.compile, or of data parallelism, around the model, where the user's loader returned one.
+    wrapper: Any = None
     #: The one that the loading code gave with the model.
     given_tokenizer: Any = None
     #: transformers' loading info: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
@@ -79,7 +79,7 @@ class Loaded:
     @property
     def outermost(self) -> Any:
         """Return what the loading code returned as its model, which a forward goes through."""
-        return self.model if self.compiled is None else self.compiled
+        return self.model if self.wrapper is None else self.wrapper
 
     @property
     def inventory(self) -> Inventory:

@@ -89,7 +89,7 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
 def _layers(loaded: Loaded, found: PaddedRun) -> Iterator[None]:
     """Look at the outputs of the outermost numbered modules during their first call."""
     handles = []
-    if loaded.compiled is None and not any(vars(m).get("_compiled_call_impl") for m in loaded.model.modules()):
+    if loaded.wrapper is None and not any(vars(m).get("_compiled_call_impl") for m in loaded.model.modules()):
         paths = [path for path, _ in generating_module(loaded.model).named_modules() if _LAYER.match(path)]
         modules = dict(generating_module(loaded.model).named_modules())
         handles = [modules[path].register_forward_hook(_look(path, found)) for path in paths]
