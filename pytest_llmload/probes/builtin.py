@@ -19,7 +19,7 @@ from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.load_phases import LoadPhases
 from pytest_llmload.probes.manifest import Manifest
 from pytest_llmload.probes.model_settings import ModelSettings
-from pytest_llmload.probes.numbers import Fingerprint
+from pytest_llmload.probes.numbers import OutputNumbers
 from pytest_llmload.probes.other_tensors import OtherTensors
 from pytest_llmload.probes.rounds import Rounds
 from pytest_llmload.probes.timing import GenerationTimes
@@ -30,7 +30,7 @@ from pytest_llmload.probes.work import Work
 #: others allocate is never part of a figure; no group that reads memory contains a control's memory.
 GROUPS: dict[str, tuple[type[Probe], ...]] = {
     MEMORY: (
-        *(GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, Fingerprint, LoadPhases, GpuTimeline),
+        *(GpuMemory, HostMemory, Weights, Driver, Manifest, OtherTensors, OutputNumbers, LoadPhases, GpuTimeline),
         *(ModelSettings, Growth),
     ),
     TIMING: (GenerationTimes,),

@@ -1,4 +1,4 @@
-"""The model's fingerprint on fixed tokens."""
+"""What the model computes on fixed tokens, and a checksum of its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS = 8
 IDS = 8
 
 
-class Fingerprint(Probe):
+class OutputNumbers(Probe):
     """Records logits at fixed places, log-sum-exp, top-1 margin, and the buffers that a checkpoint does not contain."""
 
     def __init__(self, job: Job) -> None:

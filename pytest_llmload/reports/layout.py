@@ -22,10 +22,10 @@ def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def limited(texts: Sequence[str], most: int, what: str = "more") -> list[str]:
+def limited(texts: Sequence[str], most: int) -> list[str]:
     """Return the first ``most`` texts, followed by the number of further ones."""
     rest = len(texts) - most
-    return [*texts[:most], f"and {rest} {what}"] if rest > 0 else list(texts)
+    return [*texts[:most], f"and {rest} more"] if rest > 0 else list(texts)
 
 
 def joined(names: Sequence[str], most: int) -> str:

@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pytest_llmload.core.metrics import Metric
 from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
+from pytest_llmload.host.hooks.grouping import Grouping
 from pytest_llmload.host.loads.llm import LLM, Memory, Timing
 from pytest_llmload.host.markers.base import LoadMarker
 from pytest_llmload.host.markers.table import LOAD_MARKERS, markers
@@ -27,6 +29,7 @@ from pytest_llmload.quantisation import Method, Scheme, registry
 from pytest_llmload.quantisation import builtin as quantisation_methods
 from pytest_llmload.strategies import Strategy
 from pytest_llmload.strategies.builtin import BUILTIN
+from pytest_llmload.testing import load_once
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,6 +120,7 @@ def test_what_users_can_name_is_in_the_reference() -> None:
         *(f"`{name}`" for name in tables.pytest_llmload.__all__),
         *(f"`{name}`" for name in BUILTIN),
         *(name for name in vars(tables.hookspecs) if name.startswith("pytest_llmload_")),
+        *(f"`{name}=" for name, each in signature(load_once).parameters.items() if each.kind is each.KEYWORD_ONLY),
     }
     assert {name for name in names if name not in REFERENCE} == set()
     commands = (DOCS / "commands.md").read_text(encoding="utf-8")
@@ -204,10 +208,15 @@ def test_the_picture_of_the_layers_is_the_contract_that_is_checked() -> None:
 
 
 def test_every_hook_says_what_it_does_and_where_pytest_describes_it() -> None:
-    hooks = {name: hook for name, hook in vars(plugin).items() if name.startswith("pytest_") and callable(hook)}
+    hooks = [
+        (name, hook)
+        for place in (plugin, Grouping)
+        for name, hook in vars(place).items()
+        if name.startswith("pytest_") and callable(hook)
+    ]
     assert len(hooks) >= 20
     reference = "https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec"
-    assert [name for name, hook in hooks.items() if f"{reference}.{name}\n" not in (hook.__doc__ or "")] == []
+    assert [name for name, hook in hooks if f"{reference}.{name}\n" not in (hook.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize("kind", [LLM, Memory, Timing, LoadResult, LoadSpec], ids=lambda kind: kind.__name__)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from loads import adapter_files, checkpoint, job, load, quick
+from planted_faults import only_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -61,11 +62,8 @@ def messages(result: LoadResult) -> list[str]:
     return [problem.message for problem in result.problems]
 
 
-def only_problem(result: LoadResult, check: str = "adapter") -> Problem:
-    (message,) = messages(result)
-    (problem,) = result.problems
-    assert problem.check == check, message
-    return problem
+def adapter_problem(result: LoadResult) -> Problem:
+    return only_problem(result, "adapter")
 
 
 # Clean loads
@@ -164,7 +162,7 @@ def test_wrong_keys(init: bool, via: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("via", WAYS)
 def test_half_an_adapter(via: str, tmp_path: Path) -> None:
     adapter = edit_weights(random_lora(tmp_path), lambda all_: {k: v for k, v in all_.items() if ".layers.0." not in k})
-    problem = only_problem(quick("tiny-llama", adapter=adapter, adapter_via=via))
+    problem = adapter_problem(quick("tiny-llama", adapter=adapter, adapter_via=via))
     assert "8 of the adapter's 24 tensors in the model are left at their initial values" in problem.message
     assert all(".layers.0." in name for name in problem.names)
     assert problem.bytes > 0
@@ -180,14 +178,14 @@ def test_an_adapter_for_other_target_modules(via: str, tmp_path: Path) -> None:
 
 def test_target_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), target_modules=["c_attn"])
-    problem = only_problem(quick("tiny-llama", adapter=adapter))
+    problem = adapter_problem(quick("tiny-llama", adapter=adapter))
     assert "the adapter cannot be attached to this model: " in problem.message
     assert "Target modules {'c_attn'} not found in the base model" in problem.message
 
 
 def test_another_rank_than_the_configs(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), r=4)
-    assert "size mismatch" in only_problem(quick("tiny-llama", adapter=adapter)).message
+    assert "size mismatch" in adapter_problem(quick("tiny-llama", adapter=adapter)).message
 
 
 def test_a_scaling_of_zero(tmp_path: Path) -> None:
@@ -203,7 +201,7 @@ def test_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
     def zeros(tensors: dict[str, Any]) -> dict[str, Any]:
         return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
 
-    problem = only_problem(quick("tiny-llama", adapter=edit_weights(random_lora(tmp_path), zeros)))
+    problem = adapter_problem(quick("tiny-llama", adapter=edit_weights(random_lora(tmp_path), zeros)))
     assert "the adapter changes nothing" in problem.message
 
 
@@ -236,7 +234,7 @@ def test_an_adapter_that_is_not_the_active_one(attached: Any) -> None:
                 module._active_adapter = []
 
     attached(tamper)
-    problem = only_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick("tiny-llama", adapter="random"))
     assert "the adapter is not active (active: none), in 4 of 12 layers" in problem.message
     assert all(".layers.1." in name for name in problem.names)
 
@@ -247,7 +245,7 @@ def test_a_second_adapter_that_is_active_beside_it(attached: Any) -> None:
         model.base_model.set_adapter(["default", "second"], inference_mode=True)
 
     attached(tamper)
-    problem = only_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick("tiny-llama", adapter="random"))
     assert "the adapter is not alone: second is active beside it, in " in problem.message
     assert any("q_proj" in name for name in problem.names)
 
@@ -269,7 +267,8 @@ def test_a_scaling_that_is_not_the_configs(attached: Any) -> None:
         model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] *= 2
 
     attached(tamper)
-    assert "scaled by 4, its config says 2, in 1 of 12" in only_problem(quick("tiny-llama", adapter="random")).message
+    problem = adapter_problem(quick("tiny-llama", adapter="random"))
+    assert "scaled by 4, its config says 2, in 1 of 12" in problem.message
 
 
 def test_values_of_another_layer(attached: Any) -> None:
@@ -279,7 +278,7 @@ def test_values_of_another_layer(attached: Any) -> None:
         first.data, second.data = second.data, first.data
 
     attached(tamper)
-    problem = only_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick("tiny-llama", adapter="random"))
     assert "2 of 24 tensors do not hold the values of the adapter's file" in problem.message
 
 
@@ -292,7 +291,7 @@ def test_an_adapter_that_was_merged_although_nobody_asked(attached: Any) -> None
 
 def test_an_adapter_that_is_dropped(attached: Any) -> None:
     attached(lambda model: model.unload())
-    assert "there is no adapter in the model" in only_problem(quick("tiny-llama", adapter="random")).message
+    assert "there is no adapter in the model" in adapter_problem(quick("tiny-llama", adapter="random")).message
 
 
 # The base below an adapter
@@ -413,14 +412,15 @@ def test_a_users_own_loader_with_an_adapter() -> None:
 
 
 def test_a_users_own_loader_that_forgets_the_adapter() -> None:
-    assert "there is no adapter in the model" in only_problem(quick("tiny-llama", **loader("forgetful_loader"))).message
+    problem = adapter_problem(quick("tiny-llama", **loader("forgetful_loader")))
+    assert "there is no adapter in the model" in problem.message
 
 
 def test_an_adapter_on_a_model_on_disk_is_refused_before_peft_copies_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    problem = only_problem(quick("tiny-llama", strategy="offload", adapter="random"))
+    problem = adapter_problem(quick("tiny-llama", strategy="offload", adapter="random"))
     assert "part of it is on disk, where peft would copy the checkpoint to a folder" in problem.message
     assert list(tmp_path.iterdir()) == []
 
@@ -434,7 +434,7 @@ def test_offload_with_load_adapter_is_broken_by_transformers() -> None:
 def test_int8_with_load_adapter_is_refused_by_transformers_4() -> None:
     result = quick("tiny-llama", quant="int8", adapter="random", adapter_via="load_adapter")
     if V4:
-        assert "cannot be attached to this model: ValueError: `.to` is not supported" in only_problem(result).message
+        assert "cannot be attached to this model: ValueError: `.to` is not supported" in adapter_problem(result).message
     else:
         assert result.problems == []
 

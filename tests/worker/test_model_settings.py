@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from loads import checkpoint, quick
+from planted_faults import Tamper
 from transformers import cache_utils
 from transformers.models.llama import modeling_llama
 
@@ -21,8 +22,6 @@ from pytest_llmload.baselines.record import record
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.verdicts import CHANGED, OK, REGRESSED, Comparison
 from pytest_llmload.worker.checks import config_fields, values
-
-Tamper = Callable[[Any], None]
 
 
 @functools.cache

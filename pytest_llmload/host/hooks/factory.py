@@ -71,6 +71,7 @@ class Factory:
         return LLM(load)
 
     def close(self) -> None:
+        """Close the loads that only this test used, also if closing one of them raises."""
         with contextlib.ExitStack() as stack:
             for load in self._own:
                 stack.callback(load.close)

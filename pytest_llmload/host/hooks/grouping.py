@@ -20,6 +20,10 @@ class Grouping:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
+        """Move the tests of one load together, unless another plugin sorts tests on purpose.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_collection_modifyitems
+        """
         collected = len(items)
         yield
         state = existing_state(self._config)
@@ -41,6 +45,10 @@ class Grouping:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note, in their order, the loads that the tests will ask for.
+
+        https://docs.pytest.org/en/stable/reference/reference.html#pytest.hookspec.pytest_collection_finish
+        """
         state = existing_state(self._config)
         if state is not None:
             state.expect(session.items)

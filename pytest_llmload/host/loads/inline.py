@@ -51,14 +51,14 @@ class InlineProcess:
 
     @property
     def model(self) -> Any:
+        """Return the live model."""
         return self._session.loaded.model
 
     def tail(self) -> str:
+        """Return nothing: what a load prints is the pytest process's own output."""
         return ""
 
     def close(self) -> None:
+        """Drop the model."""
         self.alive = False
         self._session.loaded = None
-
-    def kill(self) -> None:
-        self.close()

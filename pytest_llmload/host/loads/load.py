@@ -234,6 +234,7 @@ class Load:
         return result
 
     def generate(self, text: str | Sequence[int], max_new_tokens: int) -> dict[str, Any]:
+        """Return ``tokens``, ``text`` and ``count`` of a prompt's continuation; see :meth:`LLM.generate`."""
         __tracebackhide__ = True
         reply = self._ask({"kind": "generate", "text": text, "max_new_tokens": max_new_tokens})
         if reply["kind"] == "error":
@@ -241,6 +242,7 @@ class Load:
         return {name: reply[name] for name in ("tokens", "text", "count")}
 
     def run(self, function: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a function returns where the model is; see :meth:`LLM.run`."""
         __tracebackhide__ = True
         return self.timed_run(function, args, kwargs)[0]
 
@@ -267,6 +269,7 @@ class Load:
 
     @property
     def model(self) -> Any:
+        """Return the model itself. Raises RuntimeError unless it is in this process, and the load's error."""
         __tracebackhide__ = True
         if self.error is not None:
             raise self.error

@@ -22,14 +22,9 @@ class Opened:
         self._end = end
 
     @property
-    def is_closed(self) -> bool:
-        """Return True once the process was ended and the GPUs were given back."""
-        return self._held is None
-
-    @property
     def is_alive(self) -> bool:
         """Return True while the process answers."""
-        return not self.is_closed and self.process.alive
+        return self._held is not None and self.process.alive
 
     def close(self) -> None:
         """End the process and give the GPUs back. May be called twice."""

@@ -176,6 +176,7 @@ class LoadProcess:
             raise
 
     def kill(self) -> None:
+        """Kill the process and every process that it started, and wait until they are gone."""
         if self.alive:
             self._kill_group()
             self._channel.close()

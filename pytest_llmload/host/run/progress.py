@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ class Nothing:
         """Do nothing, since nothing is shown."""
 
 
-def display_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Display:
+def display_of(config: pytest.Config) -> Display:
     """Return the display on which a run shows progress; call it once all plugins are configured."""
     if DISPLAY in config.stash:
         return config.stash[DISPLAY]()
@@ -41,7 +41,7 @@ def display_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -
         return Nothing()
     with _uncaptured(config):
         is_terminal = sys.stdout.isatty()
-    is_terminal = is_terminal and environ.get("TERM") not in (None, "", "dumb") and not environ.get("CI")
+    is_terminal = is_terminal and os.environ.get("TERM") not in (None, "", "dumb") and not os.environ.get("CI")
     # Without capturing, a test's own output may stand anywhere.
     if is_terminal and config.getoption("capture") != "no":
         return LiveLine(config)

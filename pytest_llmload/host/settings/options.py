@@ -132,10 +132,12 @@ _TAKEN_INI = pytest.StashKey[list[str]]()
 
 
 def dest(name: str) -> str:
+    """Return the attribute of ``config.option`` that holds an option."""
     return "llmload_" + name.replace("-", "_")
 
 
 def ini_name(name: str) -> str:
+    """Return an option's name in the ini file."""
     return "llm_" + name.replace("-", "_")
 
 

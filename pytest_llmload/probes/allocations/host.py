@@ -50,6 +50,7 @@ class TorchRecorder:
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def start(self) -> None:
+        """Begin to record, in this thread and in those that start from now on."""
         recorder, run = self, self._run
 
         def recorded(thread: threading.Thread) -> None:
@@ -116,6 +117,7 @@ class PythonRecorder:
         self._is_ours = not tracemalloc.is_tracing()
 
     def start(self) -> None:
+        """Begin to record; if the user's code is tracing already, its recording is used."""
         if self._is_ours:
             tracemalloc.start(_FRAMES)
         self._thread.start()
