@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -73,24 +74,38 @@ print(probe.malloc, probe.peaks["forward"] >> 20, settled >> 20)
 """
 
 
+#: A fork for each moment: the probe's module imports torch.
 _PROBED = """
+import os, sys
 from pytest_llmload.probes.host_memory import HostMemory
-probe = HostMemory(None)
-probe.start()
-probe.mark()
-pinned = mapped()
-probe.{end}
-print(probe.malloc, pinned, mapped())
-probe.close()
+for moment in sys.argv[1:]:
+    if os.fork() == 0:
+        probe = HostMemory(None)
+        probe.start()
+        probe.mark()
+        pinned = mapped()
+        eval(f"probe.{moment}")
+        print(probe.malloc, pinned, mapped(), flush=True)
+        probe.close()
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
+_MOMENTS = ("loaded(None)", "forwarding()", "forwarded(None)", "generating()", "generated(None)", "close()")
 
 
-def blocks(program: str, tuned: dict[str, str]) -> tuple[str, int, int]:
-    """How the allocator stands, and the two numbers that the program prints after it."""
+def blocks(program: str, tuned: dict[str, str], *arguments: str) -> list[tuple[str, int, int]]:
+    """How the allocator stands, and the two numbers that the program prints after it, of each of its lines."""
     env = {name: value for name, value in os.environ.items() if name not in allocator.USERS} | tuned
-    run = subprocess.run([sys.executable, "-c", _BLOCKS + program], env=env, capture_output=True, text=True, check=True)
-    said, pinned, after = run.stdout.rsplit(maxsplit=2)
-    return said, int(pinned), int(after)
+    command = [sys.executable, "-c", _BLOCKS + program, *arguments]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    found = [line.rsplit(maxsplit=2) for line in run.stdout.splitlines()]
+    return [(said, int(pinned), int(after)) for said, pinned, after in found]
+
+
+@cache
+def probed() -> dict[str, tuple[str, int, int]]:
+    """How the allocator stands before and after each moment of a load."""
+    return dict(zip(_MOMENTS, blocks(_PROBED, {}, *_MOMENTS), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +116,7 @@ def blocks(program: str, tuned: dict[str, str]) -> tuple[str, int, int]:
     ],
 )
 def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], stands: str, let_go: bool) -> None:
-    said, pinned, after = blocks(_PINNED, tuned)
+    [(said, pinned, after)] = blocks(_PINNED, tuned)
     assert said == stands
     assert pinned >= 48
     assert (after >= 48) == let_go
@@ -111,12 +126,12 @@ def test_the_allocator_is_pinned_and_left_alone_again(tuned: dict[str, str], sta
     ("tuned", "given_back"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "1000000000"}, False)], ids=["ours", "user's"]
 )
 def test_what_the_heap_keeps_of_freed_blocks_is_given_back(tuned: dict[str, str], given_back: bool) -> None:
-    _, before, after = blocks(_TRIMMED, tuned)
+    [(_, before, after)] = blocks(_TRIMMED, tuned)
     assert (before - after >= 60) == given_back
 
 
 def test_what_the_heap_keeps_of_a_forward_is_in_its_peak_and_not_in_what_is_settled() -> None:
-    _, peak, settled = blocks(_FORWARD, {})
+    [(_, peak, settled)] = blocks(_FORWARD, {})
     assert peak >= 64
     assert settled <= 4
 
@@ -124,7 +139,7 @@ def test_what_the_heap_keeps_of_a_forward_is_in_its_peak_and_not_in_what_is_sett
 def test_the_allocator_stays_pinned_for_every_figure_of_memory() -> None:
     """Else temporaries come from a heap that fragments differently in each process, and clean loads are called red."""
     for moment in ("loaded(None)", "forwarding()", "forwarded(None)", "generating()"):
-        _, pinned, after = blocks(_PROBED.format(end=moment), {})
+        _, pinned, after = probed()[moment]
         assert pinned >= 48, moment
         assert after >= 48, moment
 
@@ -132,7 +147,7 @@ def test_the_allocator_stays_pinned_for_every_figure_of_memory() -> None:
 @pytest.mark.parametrize("end", ["generated(None)", "close()"])
 def test_the_allocator_is_let_go_when_the_load_ends_however_it_does(end: str) -> None:
     """Else what is run on the model afterwards would be slower than without us."""
-    said, pinned, after = blocks(_PROBED.format(end=end), {})
+    said, pinned, after = probed()[end]
     assert said == "mmap_threshold=65536"
     assert pinned >= 48
     assert after == 0
