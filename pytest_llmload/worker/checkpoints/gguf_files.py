@@ -97,6 +97,8 @@ class GgufTensors:
         self.tensors: dict[str, _Quantised] = {}
         #: True if every tensor of the file is one of the model's; some kinds of experts are divided while loading.
         self.is_whole = True
+        #: The name and the slice that were asked for last: a check reads some ten blocks of one tensor after the other.
+        self._last: tuple[str, Slice] | None = None
         parts: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
@@ -113,7 +115,11 @@ class GgufTensors:
 
     def get_slice(self, name: str) -> Slice:
         """Return a tensor as transformers loads it, dequantised, with the methods of a lazy slice."""
-        return Slice(self.tensors[name].dense())
+        if self._last is None or self._last[0] != name:
+            # Released first, so that one dense tensor is in memory, not two.
+            self._last = None
+            self._last = name, Slice(self.tensors[name].dense())
+        return self._last[1]
 
 
 class _Quantised:
@@ -134,9 +140,11 @@ class _Quantised:
         return (made[0] if len(made) == 1 else torch.cat(made, dim=1)).reshape(self.shape)
 
     def _processed(self, tensor: Any) -> Any:
+        import numpy
         from gguf import dequantize
 
-        values = dequantize(tensor.data, tensor.tensor_type)
+        # Not as a memmap, which numpy makes anew for each group of rows.
+        values = dequantize(numpy.asarray(tensor.data), tensor.tensor_type)
         return self._processor.process(
             weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
         ).weights
