@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -109,6 +110,18 @@ def test_a_keyword_that_says_the_same_is_fine(scheme: str) -> None:
 
 def test_an_adapter_on_a_checkpoint_that_is_quantised_already() -> None:
     assert quick(saved("nf4"), adapter="random").problems == []
+
+
+@pytest.mark.parametrize("scheme", ["nf4-dq", "int8", pytest.param("torchao-int8", marks=five)])
+def test_a_merge_into_a_checkpoint_that_is_quantised_already(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums are not computed, since the file has no dense weights; that nothing was merged is seen all the same."""
+    result = quick(saved(scheme), adapter="random", adapter_merged=True)
+    assert [problem.message for problem in result.problems] == []
+    assert any("12 merged weights were not compared" in note for note in result.notes)
+    assert not [note for note in result.notes if "merging moved the logits" in note]
+    monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    told = quick(saved(scheme), adapter="random", adapter_merged=True).problems
+    assert [problem.message for problem in told] == ["the adapter is not merged into 12 of 12 modules"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import Stored
 from pytest_llmload.worker.adapters.files import AdapterFiles
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
+from pytest_llmload.worker.checkpoints.quantisation_config import read_format
+from pytest_llmload.worker.checks.quantised_values import FileTensors, as_in_file
 from pytest_llmload.worker.checks.values import difference_from
 from pytest_llmload.worker.model.generation import first_forward
 from pytest_llmload.worker.model.loaded import Loaded
@@ -56,6 +58,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     names = loaded.checkpoint_names
     wrong: list[Weight] = []
     worst, unknown = 0.0, 0
+    lost: list[str] = []
+    is_in_file = _of_quantised_file(loaded)
     for path, weight in targets.items():
         if path in files.whole:
             same = torch.equal(files[files.whole[path]].to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu())
@@ -64,6 +68,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         name = _name_in_file(loaded, path, weight)
         if name is None:
             unknown += 1
+            lost += [weight.module_path] if is_in_file(weight) else []
             continue
         error = _error(weight, _Sum(files, names, path, name, weight))
         if error > 1:
@@ -74,6 +79,8 @@ def check(loaded: Loaded) -> Iterator[Problem]:
         loaded.notes.append(
             f"{what} not compared: the checkpoint has a different form of {plural(unknown, 'it', 'them')}"
         )
+    if lost:
+        yield _not_merged(lost, len(targets))
     if wrong:
         yield Problem(
             CHECK,
@@ -100,9 +107,12 @@ def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
     """Report modules all of whose weights are still the checkpoint's, although an adapter was to be merged in."""
     names = loaded.checkpoint_names
     same: dict[str, bool] = {}
+    is_in_file = _of_quantised_file(loaded)
     for path, weight in targets.items():
         name = _name_in_file(loaded, path, weight)
-        if name is not None and weight.quantised is None and weight.held.tensor is not None:
+        if weight.quantised is not None and names.files.are_quantised:
+            same[weight.module_path] = same.get(weight.module_path, True) and is_in_file(weight)
+        elif name is not None and weight.quantised is None and weight.held.tensor is not None:
             # A sample tells most; of an embedding an adapter may change single rows.
             equal = not difference_from(weight.held.tensor, names.files, name) and torch.equal(
                 names.files.slice(name)[:].to(weight.held.tensor.dtype), weight.held.tensor.detach().cpu()
@@ -110,9 +120,25 @@ def _lost(loaded: Loaded, targets: dict[str, Weight]) -> Iterator[Problem]:
             same[weight.module_path] = same.get(weight.module_path, True) and equal
     lost = [module for module, equal in same.items() if equal]
     if lost:
-        yield Problem(
-            CHECK, f"the adapter is not merged into {len(lost)} of {counted(len(same), 'module')}", tuple(lost)
-        )
+        yield _not_merged(lost, len(same))
+
+
+def _not_merged(lost: list[str], count: int) -> Problem:
+    return Problem(CHECK, f"the adapter is not merged into {len(lost)} of {counted(count, 'module')}", tuple(lost))
+
+
+def _of_quantised_file(loaded: Loaded) -> Callable[[Weight], bool]:
+    """Return a function that says whether a quantised weight is the one that the checkpoint holds in the same form."""
+    in_file = read_format(loaded.job.checkpoint.path) if loaded.checkpoint_names.files.are_quantised else None
+    files = FileTensors(loaded.checkpoint_names)
+
+    def is_in_file(weight: Weight) -> bool:
+        state = weight.quantised
+        if in_file is None or state is None:
+            return False
+        return bool(as_in_file(weight, state, files.of(weight.module_path), in_file))
+
+    return is_in_file
 
 
 def output(loaded: Loaded) -> Iterator[Problem]:
@@ -124,6 +150,10 @@ def output(loaded: Loaded) -> Iterator[Problem]:
     files = loaded.adapter
     if files is None or not loaded.job.spec.adapter_merged or not files.is_plain_lora:
         return
+    targets = _targets(loaded)
+    if any(path not in files.whole and _name_in_file(loaded, path, weight) is None for path, weight in targets.items()):
+        # The sums would be of weights that the checkpoint holds quantised.
+        return
     logits = first_forward(loaded).detach().float().cpu()
     with _instead(loaded, files, merged=False):
         beside = first_forward(loaded).detach().float().cpu()
@@ -132,7 +162,7 @@ def output(loaded: Loaded) -> Iterator[Problem]:
     loaded.forget()
     size = float(beside.norm())
     moved, clean = float((logits - beside).norm()) / size, float((own - beside).norm()) / size
-    kinds = "/".join(sorted({_kind(weight) for weight in _targets(loaded).values()}))
+    kinds = "/".join(sorted({_kind(weight) for weight in targets.values()}))
     text = f"merging moved the logits by {moved:.2g} (relative); rounding the sums to {kinds} explains {clean:.2g}"
     if moved <= max(_FACTOR * clean, _FLOOR):
         loaded.notes.append(text)
@@ -288,8 +318,9 @@ def _name_in_file(loaded: Loaded, path: str, weight: Weight) -> str | None:
     names = loaded.checkpoint_names
     found = (names.find(each) for each in (path, *_sharing(loaded, weight)))
     name = next((each for each in found if each is not None), None)
-    dense = name is not None and names.files.slice(name).get_dtype().startswith(("F", "BF"))
-    return name if dense else None
+    dtype = names.files.slice(name).get_dtype() if name is not None else ""
+    is_code = dtype.startswith("F8") and names.files.are_quantised
+    return name if dtype.startswith(("F", "BF")) and not is_code else None
 
 
 def _kind_of(module: Any) -> str:

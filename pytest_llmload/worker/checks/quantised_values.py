@@ -172,7 +172,7 @@ def _errors(
     Raises NotImplementedError if its values cannot be read.
     """
     if in_file is not None:
-        same = _as_in_file(weight, state, files.of(weight.module_path), in_file)
+        same = as_in_file(weight, state, files.of(weight.module_path), in_file)
         if same is not None:
             return _Errors(0.0 if same else math.inf)
     name = names.find(weight.name)
@@ -208,7 +208,7 @@ def _judged(state: Stored, originals: Iterable[tuple[int, Any]]) -> _Errors:
     return _Errors(largest, actual_error / own_error, product / power)
 
 
-def _as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file: FileFormat) -> bool | None:
+def as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file: FileFormat) -> bool | None:
     """Return whether a weight is the one that a checkpoint holds quantised; None if the file holds it in no such form.
 
     What is kept value by value must be the very values; what the library rewrites is compared dequantised.
