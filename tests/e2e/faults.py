@@ -180,7 +180,7 @@ ELSEWHERE = (
         "another process uses the GPU",
         "ERROR after `--llm-wait-gpu`, which names it",
         "nothing",
-        "host/test_leases.py::test_gpus_that_nobody_uses_come_first",
+        "host/test_leases.py::test_unused_gpus_come_first",
     ),
     Elsewhere(
         "NVML is missing, lists no process, or gives 0",

@@ -40,7 +40,7 @@ def lease(count: int = 1, wait_foreign: float = 0.0, wait_lock: float = 0.0) -> 
     return gpu_leases.lease(DEVICE, count, wait_foreign=wait_foreign, wait_lock=wait_lock)
 
 
-def test_gpus_that_nobody_uses_come_first(used_by: dict[str, list[str]]) -> None:
+def test_unused_gpus_come_first(used_by: dict[str, list[str]]) -> None:
     used_by["GPU-0"] = ["pid 7 (python) with 1 GiB"]
     held = lease()
     assert [gpu.uuid for gpu in held.gpus] == ["GPU-1"]
@@ -82,7 +82,7 @@ def test_a_driver_that_refuses_an_answer_is_an_error_of_the_machine_and_locks_no
     lease(2).release()
 
 
-def test_this_process_is_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_process_is_not_another_user_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under inline isolation, pytest itself has loaded before."""
     running = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=9 << 30)]
     for name in ("nvmlInit", "nvmlShutdown"):

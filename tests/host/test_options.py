@@ -252,7 +252,7 @@ def test_what_is_wrong_is_said_before_any_test_runs_whether_it_loads_or_not(
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
 
 
-def test_an_ini_setting_of_somebody_else_is_left_alone_and_the_header_says_so(
+def test_an_ini_setting_of_another_plugin_is_left_alone_and_the_header_says_so(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     pytester.makeini("[pytest]\nllm_strict = nobody knows\nllm_workload = theirs\n")

@@ -55,7 +55,7 @@ def capacity(server: Real, started_with: int) -> int | None:
     return int(found[1].replace(",", "")) if found is not None else None
 
 
-def test_measured(server: Real, servers: Servers, tmp_path: Path) -> None:
+def test_each_server_is_measured_by_its_own_account(server: Real, servers: Servers, tmp_path: Path) -> None:
     with client(server, servers, tmp_path) as served:
         result = served.load()
         assert (result.outcome, result.problems) == (LOADED, [])
@@ -135,7 +135,7 @@ def test_a_refused_key_is_an_error(
         assert served.load().outcome == LOADED
 
 
-def test_a_prefix(servers: Servers, tmp_path: Path) -> None:
+def test_a_path_before_the_api_is_part_of_the_address(servers: Servers, tmp_path: Path) -> None:
     server = servers.start("llama-server", prefix="/llm")
     try:
         with client(server, servers, tmp_path) as served:
@@ -148,7 +148,7 @@ def test_a_prefix(servers: Servers, tmp_path: Path) -> None:
         server.stop()
 
 
-def test_tls(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_with_an_authority_of_ones_own(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(tls[0]))
     server = servers.start("litellm", tls=tls)

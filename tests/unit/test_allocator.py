@@ -67,7 +67,7 @@ def test_there_is_a_recording_of_each_kind_of_load() -> None:
         (11 * MIB, 11 * MIB, 12 * MIB),
     ],
 )
-def test_sizes(asked: int, block: int, segment: int) -> None:
+def test_a_request_is_rounded_and_gets_a_segment_of_its_size(asked: int, block: int, segment: int) -> None:
     assert round_size(asked) == block
     assert segment_size(block) == segment
     model = CachingAllocator(1 << 30)

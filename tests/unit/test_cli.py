@@ -66,7 +66,7 @@ def test_what_a_report_calls_stale_is_deleted(folder: Path, capsys: pytest.Captu
     assert not list((folder / "baselines").rglob("*.json"))
 
 
-def test_nothing_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pruning_where_nothing_is_stale_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", report(folder)]) == 0
     assert capsys.readouterr().out == "nothing is stale\n"
 

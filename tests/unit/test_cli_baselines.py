@@ -157,7 +157,7 @@ def test_times_of_all_processes_are_accepted_and_wrong_ones_are_not(capsys: pyte
     assert "ttft" in said(capsys, "accept", write(run), status=1)
 
 
-def test_only_some_loads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_load_of_a_report_is_accepted_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
     name = write(gated())
     assert "does not have the load 'other'" in said(capsys, "accept", name, "--load", "other", status=2)
     assert "accepted" in said(capsys, "accept", name, "--load", NF4.id)

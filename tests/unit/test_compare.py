@@ -90,7 +90,7 @@ def test_an_adapter_in_another_place_is_the_same_spec() -> None:
     assert compare(baseline_of(None, [load(there)], update=True), load(here)).verdict == "ok"
 
 
-def test_another_workload(baseline: Baseline) -> None:
+def test_a_load_of_another_workload_is_not_compared(baseline: Baseline) -> None:
     comparison = compare(baseline, load(dataclasses.replace(NF4, workload=Workload(4, 2048, 64))))
     assert comparison.reason == "different workload: 1x128+32 in the baseline and 4x2048+64 now"
 
@@ -110,7 +110,7 @@ def test_a_section_that_was_never_recorded_is_missing(baseline: Baseline) -> Non
     assert comparison.reason == "nothing is recorded for memory"
 
 
-def test_a_section_that_nobody_measures_is_unavailable(baseline: Baseline) -> None:
+def test_a_section_that_neither_side_measured_is_unavailable(baseline: Baseline) -> None:
     assert compare(baseline, load(), section="work").verdict == "unavailable"
 
 

@@ -82,7 +82,7 @@ def test_what_http_sends_is_hidden() -> None:
         "org/model@abcdefabcdefabcdefabcdefabcdefabcdefabcd",
     ],
 )
-def test_names_stay(text: str) -> None:
+def test_names_that_look_like_tokens_stay(text: str) -> None:
     assert scrub(text) == text
 
 

@@ -171,7 +171,7 @@ def test_what_was_not_measured_is_nothing_that_a_command_accepts(baseline: Basel
     assert ACCEPT not in "\n".join(text)
 
 
-def test_latency(baseline: Baseline) -> None:
+def test_a_failure_of_times_is_called_latency(baseline: Baseline) -> None:
     text = comparison_text(SUBJECT, compare(baseline, load(), section="time"), ACCEPT)
     assert lines(text)[0] == f"latency inconclusive: {SUBJECT}"
     assert lines(text)[1] == "  load       too few processes to tell (12.31 s -> 12.31 s)"

@@ -152,7 +152,7 @@ def test_options_are_decoded() -> None:
     assert spec().option("keys_ok", []) == []
 
 
-def test_workloads() -> None:
+def test_a_workload_is_read_and_written_alike() -> None:
     assert Workload.parse("4x2048+64") == Workload(4, 2048, 64)
     assert str(Workload.parse("1x128+32")) == "1x128+32"
 

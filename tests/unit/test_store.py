@@ -39,7 +39,7 @@ def path(store: Store) -> Path:
     return store.path_for("polyglot-ko-12.8b", DEVICE, "nf4-dq")
 
 
-def test_places(tmp_path: Path) -> None:
+def test_a_variant_is_a_folder_below_the_device(tmp_path: Path) -> None:
     assert Store(tmp_path).path_for("org--model", "cpu-x86_64", "nf4-dq+lora") == (
         tmp_path / "org--model" / "cpu-x86_64" / "nf4-dq+lora.json"
     )

@@ -56,7 +56,7 @@ def test_what_is_no_import_string_is_said(reference: str) -> None:
         resolve(reference)
 
 
-def test_import_strings() -> None:
+def test_an_import_string_names_an_object_in_a_module() -> None:
     assert resolve("json:dumps") is json.dumps
     assert resolve("json:JSONDecoder.decode") is json.JSONDecoder.decode
 

@@ -37,7 +37,7 @@ def test_a_counted_word_fits_its_number(number: int, texts: list[str]) -> None:
     ("text", "size"),
     [("9GiB", 9 << 30), ("512 MB", 512_000_000), ("1.5KiB", 1536), ("0B", 0), (" 2 TiB ", 2 << 40), ("10kB", 10_000)],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_a_size_is_read_in_binary_and_decimal_units(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_size_says_what_to_write(text: bool | int | str | None) -> No
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("150ms", 0.15), ("2 min", 120.0), ("850us", 850e-6), ("30s", 30.0)])
-def test_times(text: str, seconds: float) -> None:
+def test_a_time_is_read_in_each_unit(text: str, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
@@ -68,7 +68,7 @@ def test_what_is_no_time_says_what_to_write() -> None:
         ("0", Tolerance(), "B", "exact"),
     ],
 )
-def test_tolerances(text: str, tolerance: Tolerance, unit: str, shown: str) -> None:
+def test_a_tolerance_is_read_and_shown(text: str, tolerance: Tolerance, unit: str, shown: str) -> None:
     assert parse_tolerance(text, unit) == tolerance
     assert parse_tolerance(text, unit).format(unit) == shown
 
@@ -111,7 +111,7 @@ def test_bytes_are_shown_in_binary_units(value: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(34.2, "34.20 s"), (0.0123, "12.3 ms"), (0.00085, "850 us")])
-def test_seconds(value: float, text: str) -> None:
+def test_a_time_is_shown_in_the_unit_that_fits(value: float, text: str) -> None:
     assert format_seconds(value) == text
 
 

@@ -282,7 +282,7 @@ def test_values_of_another_layer(attached: Any) -> None:
     assert "2 of 24 tensors do not hold the values of the adapter's file" in problem.message
 
 
-def test_an_adapter_that_was_merged_although_nobody_asked(attached: Any) -> None:
+def test_an_adapter_that_was_merged_without_a_request(attached: Any) -> None:
     attached(lambda model: model.merge_adapter())
     checks = {problem.check: problem.message for problem in quick("tiny-llama", adapter="random").problems}
     assert "merged into the weights, which was not requested" in checks["adapter"]
@@ -341,7 +341,9 @@ def test_skipped_modules_go_by_the_names_without_the_adapter() -> None:
     ],
     ids=str,
 )
-def test_merged(preset: str, base: dict[str, Any], least: float, most: float) -> None:
+def test_a_merge_moves_the_logits_by_its_rounding_alone(
+    preset: str, base: dict[str, Any], least: float, most: float
+) -> None:
     result = quick(preset, adapter="random", adapter_merged=True, **base)
     assert [problem.message for problem in result.problems] == []
     assert result.metrics["weights.adapter"] == 0

@@ -232,7 +232,7 @@ def test_what_gptq_rewrites_after_it_has_read_is_conversion(module: str, functio
         assert until(lambda: load_phases._phases(waiting), [CONVERT])
 
 
-def test_where_nobody_works_for_a_load_that_waits_it_is_other() -> None:
+def test_a_wait_for_which_no_thread_works_is_other() -> None:
     with standing("ours", "load", "event.wait()") as waiting, standing("theirs", "heartbeat", "lock.acquire()"):
         assert until(lambda: load_phases._phases(waiting), [OTHER])
 

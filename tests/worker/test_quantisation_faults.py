@@ -82,7 +82,7 @@ def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "double quant was requested, but the statistics are plain float32" in problem.message
 
 
-def test_double_quant_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_double_quant_that_was_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=True)
     problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
     assert "double quant was not requested" in problem.message

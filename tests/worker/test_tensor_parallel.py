@@ -260,7 +260,7 @@ def test_fused_experts_of_another_rank(tampered: Callable[..., None]) -> None:
     assert "are those of rank 0" in problem.message
 
 
-def test_values_that_are_nobodys(tampered: Callable[..., None]) -> None:
+def test_values_that_are_in_no_part_of_the_checkpoint(tampered: Callable[..., None]) -> None:
     def zero(model: Any) -> None:
         model.rank0.model.norm.weight.zero_()
 

@@ -25,7 +25,7 @@ def test_a_load_that_was_upcast(tampered: Callable[[Tamper], None]) -> None:
     assert any(name.startswith("model.layers.0.self_attn.q_proj.weight") for name in problem.names)
 
 
-def test_an_upcast_that_nobody_named_a_dtype_for(tampered: Callable[[Tamper], None]) -> None:
+def test_an_upcast_where_the_test_names_no_dtype(tampered: Callable[[Tamper], None]) -> None:
     tampered(lambda model: model.model.layers[2].mlp.down_proj.float())
     problem = the_problem(quick("tiny-llama"), "dtype")
     assert problem.names[0].startswith("model.layers.2.mlp.down_proj.weight")

@@ -2,7 +2,7 @@
 
 Walking ``model.parameters()`` is not enough: quantisation states are attributes of a parameter, of its module or of a
 parametrization; offloaded weights live in accelerate's hooks or only on disk; tensor subclasses wrap others; meta
-tensors claim bytes that nobody holds.
+tensors claim bytes that are not allocated.
 """
 
 from __future__ import annotations
