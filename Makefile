@@ -55,7 +55,7 @@ $(BARE)/.installed: pyproject.toml
 	$(BARE)/bin/python $(INSTALL) .
 	touch $@
 
-# A gate beside thirty usual plugins of pytest, all loaded at once.
+# A gate beside more than thirty usual plugins of pytest, all loaded at once.
 test-plugins: $(PLUGINS)/.installed
 	LLMLOAD_PLUGINS=1 $(PLUGINS)/bin/python -m pytest -n 0 -p no:sugar tests/plugins
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import tiny_configs
 
-STEPS = ("config", "build", "save", "load", "forward", "generate")
-
 
 def inputs(model: Any, length: int = 16, asked: str = "", further: int = 0) -> dict[str, Any]:
     """Return inputs for a forward: token ids, and what else the model's class cannot do without.

@@ -257,7 +257,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-#: Name -> the page it stands on, and what makes it.
 def adapters() -> str:
     """PEFT's configuration classes, and the adapters of each that the tests save, load, damage and merge."""
     file = DOCS.parent / "tests" / "worker" / "adapter_kinds.py"
@@ -275,6 +274,7 @@ def adapters() -> str:
     return _table(("PEFT's configuration", "adapters in the tests"), rows)
 
 
+#: Name -> the page that the table stands on, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("baselines.md", metrics),
     "verdicts": ("baselines.md", verdicts),
