@@ -25,7 +25,6 @@ def strategies(job: Job) -> list[Strategy]:
 def _strategy(job: Job, name: str) -> type[Strategy]:
     if name in BUILTIN:
         return BUILTIN[name]
-    registry.use(job.methods)
     schemes = strategies_of(registry.schemes().values())
     if name in schemes:
         return schemes[name]

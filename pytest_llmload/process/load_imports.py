@@ -71,7 +71,6 @@ def _for_adapters() -> Iterator[str]:
 
 def _of_method(job: Job) -> tuple[str, ...]:
     """Return the modules that the method of the load's scheme declares as imported by a load."""
-    registry.use(job.methods)
     found = registry.schemes().get(job.spec.quant)
     return found[1].imports if found is not None else ()
 
