@@ -22,6 +22,7 @@ from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.host.loads import gpu_leases, hardware, processes
 from pytest_llmload.host.loads.broker import Broker
+from pytest_llmload.host.loads.expected_loads import ExpectedLoads
 from pytest_llmload.host.loads.gpu_leases import Lease
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.process_end import ProcessEnd
@@ -167,38 +168,31 @@ def test_a_machine_of_few_cores_prepares_one_process(monkeypatch: pytest.MonkeyP
     assert most() == number
 
 
-def test_what_follows_is_what_the_tests_expect_and_no_load_more(
-    job: Job, forked: Callable[[], LoadProcess], tmp_path: Path
-) -> None:
-    broker = broker_of(job, tmp_path)
+def test_what_follows_is_what_the_tests_expect_and_no_load_more(job: Job) -> None:
     specs = [dataclasses.replace(job.spec, dtype=dtype) for dtype in ("fp32", "fp16", "bf16")]
-    broker.expected = specs
-    broker._measured[specs[0]] += 1
-    assert broker._next(specs[0]) == specs[1]
-    broker._spares.make(dataclasses.replace(job, spec=specs[1]), (), forked)
-    assert broker._next(specs[0]) == specs[2]
-    broker._spares.discard()
-    broker._measured.update(specs[1:])
-    assert broker._next(specs[1]) is None
-    broker.loads_again = True
-    assert broker._next(specs[1]) == specs[1]
+    expected = ExpectedLoads()
+    expected.specs = specs
+    expected.measured(specs[0])
+    assert expected.after(specs[0], []) == specs[1]
+    assert expected.after(specs[0], [specs[1]]) == specs[2]
+    for spec in specs[1:]:
+        expected.measured(spec)
+    assert expected.after(specs[1], []) is None
+    expected.loads_again = True
+    assert expected.after(specs[1], []) == specs[1]
 
 
-def test_the_repeats_of_a_recording_follow_their_load(
-    job: Job, forked: Callable[[], LoadProcess], tmp_path: Path
-) -> None:
-    broker = broker_of(job, tmp_path)
+def test_the_repeats_of_a_recording_follow_their_load(job: Job) -> None:
     first, second = (dataclasses.replace(job.spec, dtype=dtype) for dtype in ("fp32", "fp16"))
-    broker.expected = [first] * 3 + [second] * 3
-    broker._measured[first] += 1
-    assert broker._next(first) == first
-    broker._spares.make(dataclasses.replace(job, spec=first), (), forked)
-    assert broker._next(first) == first
-    broker._measured[first] += 1
-    assert broker._next(first) == second
-    broker._spares.discard()
-    broker._measured[second] += 1
-    assert broker._next(second) == second, "the first one failed: its repeats do not come any more"
+    expected = ExpectedLoads()
+    expected.specs = [first] * 3 + [second] * 3
+    expected.measured(first)
+    assert expected.after(first, []) == first
+    assert expected.after(first, [first]) == first
+    expected.measured(first)
+    assert expected.after(first, [first]) == second
+    expected.measured(second)
+    assert expected.after(second, []) == second, "the first one failed: its repeats do not come any more"
 
 
 @pytest.mark.parametrize(("workers", "gpus", "made"), [("1", 1, 1), ("2", 1, 0), ("2", 2, 1)])
@@ -215,7 +209,7 @@ def test_under_xdist_only_where_each_worker_has_a_gpu(
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
     broker = broker_of(job, tmp_path, device)
-    broker.loads_again = True
+    broker.expected.loads_again = True
     monkeypatch.setattr(broker, "gpus_needed", lambda spec: 1)
     monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: job)
     monkeypatch.setattr(broker._factory, "forks", lambda spec: True)
@@ -231,7 +225,7 @@ def test_the_ranks_of_a_later_test_are_not_the_present_load_s_error(
 ) -> None:
     device = stub_device(total=1 << 40)
     broker = broker_of(job, tmp_path, device)
-    broker.expected = [dataclasses.replace(job.spec, strategy="ranks", world_size=3)]
+    broker.expected.specs = [dataclasses.replace(job.spec, strategy="ranks", world_size=3)]
     strategies: Any = {job.spec.strategy: SimpleNamespace(runs_in=HERE), "ranks": SimpleNamespace(runs_in=RANKS)}
     monkeypatch.setattr(broker, "_strategies", strategies)
     monkeypatch.setattr(broker._jobs, "_strategies", strategies)

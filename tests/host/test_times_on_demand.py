@@ -51,7 +51,7 @@ def test_a_load_is_expected_as_often_as_it_is_recorded(
         from pytest_llmload.host.run.stash import state_of
 
         def pytest_report_collectionfinish(config):
-            return "expected: " + " ".join(spec.dtype for spec in state_of(config).broker.expected)
+            return "expected: " + " ".join(spec.dtype for spec in state_of(config).broker.expected.specs)
         """
     )
     pytester.makepyfile(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from pytest_llmload.core.job import EVERYTHING, HERE, SERVING, WITHOUT_TIMES, Ch
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.base_revision import BaseRevision
+from pytest_llmload.host.loads.expected_loads import ExpectedLoads
 from pytest_llmload.host.loads.gpu_leases import Lease, lease
 from pytest_llmload.host.loads.inline import InlineProcess
 from pytest_llmload.host.loads.jobs import Jobs
@@ -93,13 +93,8 @@ class Broker:
         #: The driver's library, which takes longer to start than to answer, from the first lease of GPUs to the end.
         self._driver: contextlib.ExitStack | None = None
         self._process_end = ProcessEnd()
-        #: Number of times that each load was measured with its checks.
-        self._measured: Counter[LoadSpec] = Counter()
-        #: Every spec that the collected tests use, in order, as often as it is probably loaded: the server imports what
-        #: they need before the first load.
-        self.expected: list[LoadSpec] = []
-        #: True if a load may be measured that is in no collected test, since a test uses ``llm_load``.
-        self.loads_again = False
+        #: The server imports what all of these need before the first load; processes are prepared for the next of them.
+        self.expected = ExpectedLoads()
 
     @property
     def cold_reason(self) -> str | None:
@@ -198,7 +193,7 @@ class Broker:
 
     def _imports(self, spec: LoadSpec) -> list[str]:
         """Return the modules that this run's loads need, including the first load, which is ``spec``."""
-        specs = [each for each in (*self.expected, spec) if not self.runs_already(each)]
+        specs = [each for each in (*self.expected.specs, spec) if not self.runs_already(each)]
         # Which modules a model needs is known from its config; one that is not to be had fails its own tests.
         checkpoints = self._files.available(dict.fromkeys(each.model for each in specs))
         return own_modules(specs, [checkpoint.model_type for checkpoint in checkpoints], self._strategies)
@@ -282,7 +277,8 @@ class Broker:
         try:
             process = process or self._factory.start(spec)
             job = self._jobs.job(spec, scope, held)
-            self._measured[spec] += scope.measure and scope.checks
+            if scope.measure and scope.checks:
+                self.expected.measured(spec)
             result = self._request(process, job, partial(self._beside, process, job, scope, held))
             if keep and result.ok and not self.predicts:
                 opened = Opened(process, held, partial(self._end, process, held))
@@ -327,7 +323,7 @@ class Broker:
             return
         if not all(hardware.used_by(gpu, process.pid) for gpu in held.gpus):
             return
-        spec = self._next(job.spec)
+        spec = self.expected.after(job.spec, self._spares.specs)
         if spec is None:
             return
         self._process_end.wait()
@@ -340,15 +336,6 @@ class Broker:
         )
         if same_place:
             self._spares.make(self._jobs.job(spec, scope, held), held.descriptors, self._factory.fork_spare)
-
-    def _next(self, current: LoadSpec) -> LoadSpec | None:
-        """Return the load that probably follows those that processes are prepared for; None if none is expected."""
-        left = Counter(self.expected)
-        left.subtract(self._measured)
-        left.subtract(self._spares.specs)
-        # A different load that was measured less often than expected is over: its repeats follow it at once.
-        follow = (each for each in self.expected if left[each] > 0 and (each == current or not self._measured[each]))
-        return next(follow, current if self.loads_again else None)
 
     def _request(
         self, process: LoadProcess | InlineProcess, job: Job, entered: Callable[[str], None] | None = None

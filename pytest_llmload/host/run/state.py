@@ -131,7 +131,7 @@ class State:
         """Register the tests that will run: which loads they need, and which baselines they use."""
         repeats: dict[LoadSpec, int] = {}
         for item in items:
-            self.broker.loads_again |= "llm_load" in getattr(item, "fixturenames", ())
+            self.broker.expected.loads_again |= "llm_load" in getattr(item, "fixturenames", ())
             spec = self.spec_of(item)
             if spec is None:
                 continue
@@ -147,7 +147,7 @@ class State:
                     self.log.used_baselines.add(path)
                     if self.settings.recording and (self.settings.update_baselines or not path.exists()):
                         repeats[spec] = self.settings.record_repeats
-        self.broker.expected = [spec for spec in self.pending for _ in range(repeats.get(spec, 1))]
+        self.broker.expected.specs = [spec for spec in self.pending for _ in range(repeats.get(spec, 1))]
 
     def finished(self, item: pytest.Item) -> None:
         """Close the load of a test that has ended, if it was its last user, or if the test changed the model."""
