@@ -38,7 +38,7 @@ def baseline(pytester: pytest.Pytester) -> Path:
 
 
 def first_lines(result: pytest.RunResult, count: int = 3) -> str:
-    """What stands right under the title of the first failure."""
+    """Return the lines right under the title of the first failure."""
     lines = result.outlines
     start = next(i for i, line in enumerate(lines) if line.startswith("____"))
     return "\n".join(lines[start + 1 : start + 1 + count])
@@ -88,7 +88,6 @@ def test_record_gate_tamper_update(
     accepted.assert_outcomes(passed=1)
     accepted.stdout.fnmatch_lines(["accepted:", "*host.weights*"])
 
-    stored = json.loads(baseline.read_text())
     # What is missing is written, and what regressed fails the test all the same.
     stored = json.loads(baseline.read_text())
     del stored["memory"]["weights.logical"]

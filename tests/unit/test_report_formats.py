@@ -7,11 +7,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_gallery import HOSTILE, judged, many, measured, report
+from report_gallery import DEVICE, HOSTILE, judged, many, measured, report
 from sample_loads import NF4
 
 from pytest_llmload.baselines.record import record
 from pytest_llmload.core.errors import ReportError
+from pytest_llmload.core.runs import Run
 from pytest_llmload.core.verdicts import ERROR, FAIL
 from pytest_llmload.reports import html, markdown
 from pytest_llmload.reports.document import document
@@ -208,6 +209,14 @@ def test_html_shows_what_was_measured(page: str) -> None:
         assert part in text
     assert found.tags.count("svg") > 50
     assert found.tags.count("h1") == 1
+
+
+def test_the_median_is_the_same_in_the_picture_and_beside_it() -> None:
+    run = Run(NF4, DEVICE, measured(NF4, samples={"ttft": [0.01, 0.03]}), nodeids=["t::a"])
+    found = Tags(html.text(document([run])))
+    assert "20.0 ms" in found.texts
+    label = "2 samples from 10.0 ms to 30.0 ms, median 20.0 ms"
+    assert label in [value for name, value in found.attributes if name == "aria-label"]
 
 
 def test_html_is_one_file_that_asks_for_nothing(page: str, hostile_page: str) -> None:

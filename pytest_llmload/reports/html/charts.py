@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_llmload.core.units import counted, format_bytes, format_seconds
@@ -24,12 +24,13 @@ class Part:
     value: float
 
 
-def stacked(parts: Sequence[Part], most: float, form: object, *, baseline: float | None = None) -> ET.Element:
+def stacked(
+    parts: Sequence[Part], most: float, form: Callable[[float], str], *, baseline: float | None = None
+) -> ET.Element:
     """Return one stacked bar on a scale that ends at ``most``, with a tick at the baseline."""
-    write = form if callable(form) else format_bytes
     shown = [part for part in parts if part.value > 0]
-    words = [f"{part.label} {write(part.value)}" for part in shown]
-    words += [f"baseline {write(baseline)}"] if baseline is not None else []
+    words = [f"{part.label} {form(part.value)}" for part in shown]
+    words += [f"baseline {form(baseline)}"] if baseline is not None else []
     pieces, start = [], 0.0
     for part in shown:
         pieces.append(

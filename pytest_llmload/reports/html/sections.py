@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pytest_llmload.core.runs import Run
 from pytest_llmload.core.units import format_bytes, format_seconds
@@ -68,9 +69,9 @@ def _card(number: int, run: Run) -> ET.Element:
         reasons = [comparison.reason] if comparison.whole else []
         parts += _texts("because", [*reasons, *(comparison.because or (item.text for item in comparison.manifest))])
         parts += _texts("changed in its environment", comparison.changed)
-    whole = el("details", el("summary", "The test's message"), el("pre", figures.cause(run), tabindex="0"))
-    if not parts:
-        parts, whole = [el("pre", figures.cause(run), tabindex="0")], None  # type: ignore[assignment]
+    message = el("pre", figures.cause(run), tabindex="0")
+    whole = el("details", el("summary", "The test's message"), message) if parts else None
+    parts = parts or [message]
     accept = None
     if run.command and run.result is not None and run.result.ok and failing:
         accept = el(
@@ -109,10 +110,10 @@ def loads(runs: Numbered) -> ET.Element:
     )
 
 
-def _first(run: Run, names: Sequence[str], form: object) -> str:
+def _first(run: Run, names: Sequence[str], form: Callable[[float], str]) -> str:
     metrics = run.result.metrics if run.result else {}
     value = next((metrics[name] for name in names if metrics.get(name) is not None), None)
-    return NONE if value is None or not callable(form) else str(form(value))
+    return NONE if value is None else form(value)
 
 
 def memory(runs: Numbered) -> ET.Element | None:
@@ -173,12 +174,11 @@ def latency(runs: Numbered) -> ET.Element | None:
         room = 0.04 * (high - low) or 0.04 * high
         for number, run, samples in having:
             verdict, baseline = figures.verdict_of(run, name), figures.recorded(run, name)
-            ordered = sorted(samples)
             rows.append(
                 row(
                     link(number, run),
                     el("td", strip(samples, low - room, high + room, baseline=baseline), class_="wide"),
-                    figure(format_seconds(ordered[len(ordered) // 2])),
+                    figure(format_seconds(statistics.median(samples))),
                     figure(NONE if baseline is None else format_seconds(baseline)),
                     figure(str(len(samples))),
                     el("td", chip(verdict.verdict) if verdict else NONE),
