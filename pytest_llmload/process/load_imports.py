@@ -14,6 +14,7 @@ from pytest_llmload.quantisation import registry
 from pytest_llmload.strategies.base import Strategy
 from pytest_llmload.system import garbage
 from pytest_llmload.worker.checkpoints.digests import read_config
+from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 
 #: Modules that attaching an adapter imports -> the packages that they need.
 _PEFT = {
@@ -51,7 +52,11 @@ def import_all(job: Job, served_by: list[Strategy], *, cold: bool = True) -> Non
 
 
 def _import_own(job: Job) -> None:
-    """Import the modules that a load alone imports: those of its adapter and those that the user names."""
+    """Import the modules that a load alone imports: those of its checkpoint's quantiser, of its adapter, and those that
+    the user names.
+    """
+    for name in _of_file(job):
+        importlib.import_module(name)
     if job.adapter is not None:
         for name in filter(is_installed, _for_adapters()):
             importlib.import_module(name)
@@ -73,6 +78,17 @@ def _of_method(job: Job) -> tuple[str, ...]:
     """Return the modules that the method of the load's scheme declares as imported by a load."""
     found = registry.schemes().get(job.spec.quant)
     return found[1].imports if found is not None else ()
+
+
+def _of_file(job: Job) -> Iterator[str]:
+    """Yield the modules that a load imports for the method of a quantised checkpoint, as far as they are installed.
+
+    Some of them touch a GPU: they are not for a process that is forked again.
+    """
+    stored = read_format(job.checkpoint.path)
+    for method in registry.methods():
+        if stored is not None and stored.method in method.file_methods:
+            yield from filter(is_installed, method.imports)
 
 
 def fill_caches() -> None:

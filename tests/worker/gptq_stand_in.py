@@ -7,6 +7,7 @@ one after the weights are read.
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,7 @@ def install_awq(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, values in made.items():
         module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
         module.__dict__.update(values)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(quantizer_awq, "is_gptqmodel_available", lambda: True)
@@ -111,6 +113,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.quantizers import quantizer_gptq
 
     optimum = ModuleType("optimum.gptq")
+    optimum.__spec__ = ModuleSpec("optimum.gptq", None)
     optimum.GPTQQuantizer = Quantizer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "optimum.gptq", optimum)
     for asked in ("is_optimum_available", "is_gptqmodel_available"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.probes.manifest import manifest
+from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.measurement import measure
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
 from pytest_llmload.worker.model.tensors import Inventory
@@ -110,6 +112,26 @@ def test_a_keyword_that_says_the_same_is_fine(scheme: str) -> None:
 
 def test_an_adapter_on_a_checkpoint_that_is_quantised_already() -> None:
     assert quick(saved("nf4"), adapter="random").problems == []
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("nf4", "bitsandbytes"), ("int8", "bitsandbytes"), (None, None)])
+def test_the_files_quantiser_is_imported_before_the_load(
+    scheme: str | None, library: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its imports are in no figure of the load, as those of a scheme that a test asks for."""
+    asked = job(saved(scheme) if scheme else "tiny-llama")
+    imported: list[str] = []
+    real = importlib.import_module
+
+    def noted(name: str, package: str | None = None) -> Any:
+        imported.append(name)
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", noted)
+    import_all(asked, [])
+    assert [name for name in ("bitsandbytes", "torchao.quantization") if name in imported] == (
+        [library] if library else []
+    )
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "int8", pytest.param("torchao-int8", marks=five)])
