@@ -43,12 +43,13 @@ def comparison_text(
     elsewhere: Sequence[str] = (),
     renamed: Sequence[str] = (),
     allocated: Sequence[str] = (),
+    allocates: Sequence[str] = (),
 ) -> str:
     """Return the failure text of a comparison that does not pass.
 
-    ``command`` writes the baseline, ``file`` is its path, and ``allocated`` are the lines of code that allocated the
-    excess. For a missing baseline, ``elsewhere`` are devices for which this load has one, and ``renamed`` other names
-    under which the same model has one.
+    ``command`` writes the baseline, and ``file`` is its path. ``allocated`` are the lines of code that allocated the
+    excess, ``allocates`` those that a prediction finds. For a missing baseline, ``elsewhere`` are devices for which
+    this load has one, and ``renamed`` other names under which the same model has one.
     """
     section = _SECTIONS[comparison.section]
     if comparison.whole and comparison.verdict == MISSING:
@@ -67,6 +68,7 @@ def comparison_text(
     because = [reason for reason in comparison.because if not (allocated and reason == UNEXPLAINED)]
     rows = _repeated("because", because) if comparison.because else _repeated("modules", _modules(comparison))
     rows += _repeated("allocated", allocated)
+    rows += [("allocates", text) for text in allocates]
     rows += _repeated("changed", comparison.changed)
     if comparison.verdict == UNAVAILABLE:
         # Nothing was measured that could replace the entries.

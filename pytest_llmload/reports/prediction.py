@@ -18,8 +18,8 @@ _SUMS = ("gpu.load_allocated", "gpu.load_allocations")
 Sites = Mapping[str, Sequence[Sequence[Any]]]
 
 
-def origin_lines(metrics: Iterable[str], now: Sites, base: Sites | None, revision: str) -> list[str]:
-    """Return lines that name the places which allocate what regressed: more than at a base revision, if it is known.
+def origins(metrics: Iterable[str], now: Sites, base: Sites | None, revision: str) -> list[str]:
+    """Return the places that allocate what regressed, a line each: more than at a base revision, if it is known.
 
     Args:
         metrics: Metrics that regressed.
@@ -38,9 +38,9 @@ def origin_lines(metrics: Iterable[str], now: Sites, base: Sites | None, revisio
         where = "over the load" if column == 2 else f"at the peak of the {phase}"
         for place, size in sorted(more.items(), key=lambda item: -item[1])[:_LINES]:
             if size > 0:
-                found[f"  allocates    {format_bytes(size)} {what} {where}: {place[0]} at {place[1]}"] = None
+                found[f"{format_bytes(size)} {what} {where}: {place[0]} at {place[1]}"] = None
         if base is not None and not any(size > 0 for size in more.values()):
-            found[f"  allocates    no place of the {phase} allocates more than at {revision}"] = None
+            found[f"no place of the {phase} allocates more than at {revision}"] = None
     return list(found)
 
 

@@ -30,6 +30,7 @@ from pytest_llmload.reports.failure import (
     not_applied_text,
 )
 from pytest_llmload.reports.junit import properties
+from pytest_llmload.reports.prediction import origins
 from pytest_llmload.reports.terminal import summary, tokens_per_second
 
 DEVICE = "nvidia-h100-80gb-hbm3"
@@ -68,6 +69,21 @@ def test_a_regression_says_what_moved_why_and_how_to_accept_it(baseline: Baselin
         "  changed      bitsandbytes 0.50.1 -> 0.50.2\n"
         "  accept       pytest tests/test_memory.py --llm-update-baselines"
     )
+
+
+def test_what_a_prediction_finds_to_allocate_more_stands_in_the_rows(baseline: Baseline) -> None:
+    kept = ["aten.empty", "a.py:1 f", 4 * MIB, 2, 4 * MIB]
+    now, base = {"load": [["aten.clone.default", "ourapp.py:5 load", MIB, 1, MIB], kept]}, {"load": [kept]}
+    more = origins(["gpu.load_peak"], now, base, "main")
+    assert more == ["1.00 MiB more than main at the peak of the load: aten.clone.default at ourapp.py:5 load"]
+    assert origins(["gpu.load_peak"], base, now, "main") == ["no place of the load allocates more than at main"]
+    assert origins(["gpu.load_allocated"], base, None, "") == [
+        "4.00 MiB in total over the load: aten.empty at a.py:1 f"
+    ]
+    new = load(metrics={"gpu.load_peak": 10 * GIB}, environment=environment(bitsandbytes="0.50.2"))
+    text = lines(comparison_text(SUBJECT, compare(baseline, new), ACCEPT, allocates=more))
+    assert f"  allocates      {more[0]}" in text
+    assert text[-2:] == ["  changed        bitsandbytes 0.50.1 -> 0.50.2", f"  accept         {ACCEPT}"]
 
 
 def test_columns_are_aligned_and_small_changes_are_not_hidden(baseline: Baseline) -> None:

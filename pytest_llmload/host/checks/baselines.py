@@ -35,7 +35,7 @@ from pytest_llmload.host.run.state import State
 from pytest_llmload.host.run.suite import SUITE
 from pytest_llmload.prediction.devices import PREDICTED
 from pytest_llmload.reports import allocations, failure
-from pytest_llmload.reports.prediction import origin_lines
+from pytest_llmload.reports.prediction import origins
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,27 +234,27 @@ class _Gate(ABC):
                 if comparison.verdict == verdicts.MISSING
                 else (),
                 allocated=allocations.lines(load.result, comparison),
+                allocates=self._origins(load, comparison),
             )
             for comparison in failed
         )
-        text = "\n".join([text, *self._origins(load, failed)])
         if all(comparison.verdict == verdicts.MISSING for comparison in failed):
             return BaselineMissing(text)
         if all(comparison.verdict == verdicts.INCOMPARABLE and comparison.whole for comparison in failed):
             return BaselineIncomparable(text)
         return self.regressed(text)
 
-    def _origins(self, load: Load, failed: Sequence[Comparison]) -> list[str]:
-        """Return lines that name what allocates more, if the load was predicted."""
+    def _origins(self, load: Load, failed: Comparison) -> list[str]:
+        """Return what allocates more, if the load was predicted."""
         settings = self._state.settings
-        moved = [item.name for part in failed for item in part.metrics if item.verdict == verdicts.REGRESSED]
+        moved = [item.name for item in failed.metrics if item.verdict == verdicts.REGRESSED]
         if not settings.predict or not moved:
             return []
         base = None
         if settings.against:
             root = self._state.config.rootpath
             base = self._state.broker.predict_at(load.spec, root, settings.against).sites
-        return origin_lines(moved, load.result.sites, base, settings.against or "")
+        return origins(moved, load.result.sites, base, settings.against or "")
 
 
 class MemoryBaseline(_Gate):
