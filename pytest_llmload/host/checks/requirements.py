@@ -21,13 +21,12 @@ from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.markers.limits import GpuMemoryMarker
 from pytest_llmload.host.markers.nearest import limit_marks, nearest
 from pytest_llmload.host.settings import options
+from pytest_llmload.worker.planning.placement import CONTEXT
 
 if TYPE_CHECKING:
     from pytest_llmload.core.spec import LoadSpec
     from pytest_llmload.host.run.state import State
 
-#: Bytes of GPU memory that loads do not get: CUDA's context and the kernels it loads.
-_CONTEXT = 600 << 20
 #: A load needs at most this many times its checkpoint: 4-bit files that are loaded in fp32.
 _MOST = 8
 
@@ -108,7 +107,7 @@ def does_not_fit(state: State, spec: LoadSpec) -> str | None:
     except LoadFailed:
         return None  # the files are no model: the load itself says so
     count = state.broker.gpus_needed(spec)
-    rooms = {f"gpu.{gpu.index}.settled": gpu.total - _CONTEXT for gpu in device.gpus[:count]}
+    rooms = {f"gpu.{gpu.index}.settled": gpu.total - CONTEXT for gpu in device.gpus[:count]}
     rooms["host.weights"] = hardware.host_memory()
     if checkpoint.bytes * _MOST < min(rooms.values()):
         return None

@@ -18,11 +18,9 @@ from pytest_llmload.worker.checkpoints.cut import cut_config_of, cut_outline
 from pytest_llmload.worker.checkpoints.hub import download_outline
 from pytest_llmload.worker.checkpoints.weights import read_tensors
 from pytest_llmload.worker.planning.cache import Cache, cache_of
-from pytest_llmload.worker.planning.placement import Placement
+from pytest_llmload.worker.planning.placement import CONTEXT, Placement
 from pytest_llmload.worker.planning.planner import LoadPlan, load_dtype, plan_load
 
-#: Memory of a GPU that no tensor gets: CUDA's context and the kernels it loads.
-CONTEXT = 600 << 20
 _MOST_TOKENS = 1 << 24
 _MOST_BATCH = 1 << 16
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pytest_llmload.core.job import Job
 
 MIB = 1 << 20
+#: Bytes of a GPU's memory that no tensor gets: CUDA's context and the kernels it loads.
+CONTEXT = 600 << 20
 #: Share of a GPU's memory that a map may fill: what transformers itself leaves on one GPU.
 DEVICE_SHARE = 0.9
 #: Part of the weights that fits a device under the default of ``max_memory``.
