@@ -24,6 +24,7 @@ from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.units import counted, format_bytes, format_seconds, parse_bytes
 from pytest_llmload.host.loads.hardware import visible_gpus
 from pytest_llmload.host.settings.models import Model, parse_model
+from pytest_llmload.worker.planning.placement import CONTEXT
 
 #: Total memory of GPUs in MiB, as NVML reports it.
 KNOWN = {
@@ -183,8 +184,8 @@ def lines(told: dict[str, Any], gpus: list[Gpu], workload: str, *, with_places: 
     source = f"reading at {format_bytes(told['bandwidth'])}/s" if told["bandwidth"] else "--bandwidth tells load times"
     if told["download"]:
         notes.append(f"  the first load downloads {format_bytes(told['download'])}")
-    tail = f"planned in {format_seconds(told['seconds'])}; {source}; contexts keep 600 MiB for CUDA and a prefill's"
-    return [*head, *columns(rows), *notes, f"{tail} intermediate results"]
+    kept = f"contexts keep {CONTEXT >> 20} MiB for CUDA and a prefill's intermediate results"
+    return [*head, *columns(rows), *notes, f"planned in {format_seconds(told['seconds'])}; {source}; {kept}"]
 
 
 def _seconds(told: dict[str, Any]) -> float:
