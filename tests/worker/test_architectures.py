@@ -323,6 +323,17 @@ def test_what_the_sweep_plants_is_caught_and_recognised(fault: str, monkeypatch:
     assert planted_architecture.said(fault, loaded("electra", **fields).to_json())
 
 
+@pytest.mark.skipif("rwkv" not in _FAMILIES, reason="an architecture of transformers")
+def test_a_class_that_quantises_its_weights_anew_in_the_first_forward() -> None:
+    """RWKV divides some weights before it runs, and quantises them again with the library's default type."""
+    (problem,) = loaded("rwkv", quant="nf4").problems
+    assert problem.message == (
+        "the first forward made 4 of 14 quantised weights fp4, which were nf4 when the load returned"
+    )
+    assert "attention.output" in problem.names[0]
+    assert loaded("rwkv", quant="fp4").problems == []
+
+
 @pytest.mark.skipif("neomme" not in _FAMILIES, reason="an architecture of transformers 5.23")
 def test_a_linear_that_two_places_share_is_told_once() -> None:
     (problem,) = loaded("neomme", quant="nf4").problems

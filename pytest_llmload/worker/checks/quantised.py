@@ -47,7 +47,9 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """Yield the problems of a load that asked for a scheme, or for a checkpoint as it is that is quantised already."""
     spec = loaded.job.spec
     loaded.quantised = {
-        weight.name: weight.nbytes for weight in quantisable(loaded.model, loaded.inventory) if weight.quantised
+        weight.name: (weight.quantised.scheme, weight.nbytes)
+        for weight in quantisable(loaded.model, loaded.inventory)
+        if weight.quantised
     }
     in_file = read_format(loaded.job.checkpoint.path) if not loaded.own_code else None
     skips = (*spec.skip_modules, *(in_file.skips if in_file is not None else ()))
@@ -74,20 +76,36 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def after_forward(loaded: Loaded) -> Iterator[Problem]:
-    """Yield the weights that were quantised when the load returned, and are dense in the state that serves."""
+    """Yield the weights that were quantised when the load returned, and are dense, or of a different type, in the state
+    that serves.
+    """
     if not loaded.quantised:
         return
     now = {weight.name: weight for weight in quantisable(loaded.model, loaded.inventory)}
+    for kinds, changed in _of_other_types(loaded, now).items():
+        of = counted(len(loaded.quantised), "quantised weight")
+        text = f"the first forward made {len(changed)} of {of} {kinds[1]}, which {plural(len(changed), 'was', 'were')}"
+        yield Problem(CHECK, f"{text} {kinds[0]} when the load returned", named(changed), size_of(changed))
     dense = [now[name] for name in loaded.quantised if name in now and now[name].quantised is None]
     if not dense:
         return
-    before = format_bytes(sum(loaded.quantised[weight.name] for weight in dense))
+    before = format_bytes(sum(loaded.quantised[weight.name][1] for weight in dense))
     reasons = {reason for weight in dense for method in methods() if (reason := method.why_dense(weight.module))}
     text = (
         f"the first forward made {len(dense)} of {counted(len(loaded.quantised), 'quantised weight')} dense: "
         f"{before} when the load returned, and {format_bytes(size_of(dense))} while it serves"
     )
     yield Problem(CHECK, ": ".join([text, *sorted(reasons)]), named(dense), size_of(dense))
+
+
+def _of_other_types(loaded: Loaded, now: dict[str, Weight]) -> dict[tuple[str, str], list[Weight]]:
+    """Return the weights whose type the first forward changed, by the type before and after it."""
+    found: dict[tuple[str, str], list[Weight]] = defaultdict(list)
+    for name, (scheme, _) in loaded.quantised.items():
+        state = now[name].quantised if name in now else None
+        if state is not None and state.scheme != scheme:
+            found[scheme, state.scheme].append(now[name])
+    return found
 
 
 def _as_configured(loaded: Loaded, skips: tuple[str, ...]) -> Iterator[Problem]:

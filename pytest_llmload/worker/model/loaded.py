@@ -51,8 +51,8 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     #: Why there is no tokenizer.
     tokenizer_error: str = "the checkpoint has none"
-    #: Names of the weights that were quantised before the first forward, and what their modules then held, in bytes.
-    quantised: dict[str, int] = field(default_factory=dict)
+    #: Names of the weights that were quantised before the first forward -> their scheme then, and their bytes.
+    quantised: dict[str, tuple[str, int]] = field(default_factory=dict)
     #: Inputs that the model cannot run without although its forward names them as optional, as its error said.
     named_inputs: tuple[str, ...] = ()
     #: Output of the first forward, batch x position x vocabulary, until the probes have read it.
