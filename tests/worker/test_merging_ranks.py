@@ -95,10 +95,10 @@ def test_problems_and_notes_name_their_ranks_where_not_all_have_them() -> None:
 def test_ranks_whose_logits_differ_run_no_model_together() -> None:
     close = result(numbers=Numbers(logits=[1.0, 2.00001]))
     assert merge(JOB, {0: result(), 1: close}).problems == []
-    for logits in ([1.0, 2.5], [1.0], [float("nan"), 2.0]):
+    for logits, off in (([1.0, 2.5], "2.24e-01"), ([1.0], "inf"), ([float("nan"), 2.0], "nan")):
         (problem,) = merge(JOB, {0: result(), 1: result(numbers=Numbers(logits=logits))}).problems
         assert problem.check == "ranks"
-        assert problem.message.startswith("rank 1's logits are ")
+        assert problem.message.startswith(f"rank 1's logits are {off} off rank 0's: ")
 
 
 def test_rows_of_the_manifest_that_differ_stand_under_their_rank() -> None:

@@ -143,11 +143,13 @@ def _disagreement(results: Mapping[int, LoadResult]) -> list[Problem]:
             rank=rank,
         )
         for rank, result in others
-        if not (error := _error(result.numbers, first.numbers)) <= _DISAGREE
+        if not (error := _distance(result.numbers, first.numbers)) <= _DISAGREE
     ]
 
 
-def _error(one: Numbers, other: Numbers) -> float:
+def _distance(one: Numbers, other: Numbers) -> float:
+    # This is not worker.model.relative_error, which compares whole tensors and returns infinity for NaN: a result holds
+    # a few logits as floats, and a rank whose logits are NaN is reported with NaN.
     if len(one.logits) != len(other.logits):
         return math.inf
     size = math.sqrt(sum(value**2 for value in other.logits))
