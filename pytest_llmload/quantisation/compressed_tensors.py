@@ -92,12 +92,13 @@ def _stored(tensors: Mapping[str, Any], kind: str, bits: int) -> Stored | None:
             code_bits=bits,
             flags=("zero-points",) if zeros is not None else (),
         )
-    if plain is None or scales is None or not _is_narrow(plain):
+    if plain is None or scales is None or not _is_one_byte(plain):
         return None
     names = ("weight", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
     return StoredPlain(scheme, shape_of(plain), plain, names, scales=scales, zeros=zeros, code_bits=bits)
 
 
-def _is_narrow(tensor: Any) -> bool:
+def _is_one_byte(tensor: Any) -> bool:
+    """Return whether a tensor, of the model or of a file, is in int8, uint8 or float8: one code in each element."""
     name = str(tensor.get_dtype() if hasattr(tensor, "get_dtype") else tensor.dtype)
     return name in ("I8", "U8", "F8_E4M3", "F8_E5M2") or "int8" in name or "float8" in name

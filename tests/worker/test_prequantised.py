@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from loads import checkpoint, job, quick
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pytest_llmload.core.job import Checkpoint
@@ -24,7 +25,9 @@ from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.probes.manifest import manifest
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.measurement import measure
+from pytest_llmload.quantisation.compressed_tensors import CompressedTensors
 from pytest_llmload.worker.checkpoints.quantisation_config import contradiction, read_format
+from pytest_llmload.worker.checks.quantised_values import holds_codes
 from pytest_llmload.worker.model.tensors import Inventory
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -229,6 +232,20 @@ def test_packed_values_must_be_the_files_own(
     files = saved(scheme)
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
     assert "a dequantised block of 1 of 21 weights is not the checkpoint's" in message(quick(files))
+
+
+def test_a_file_holds_codes_also_where_they_are_packed_in_larger_integers(tmp_path: Path) -> None:
+    dtypes = ("int32", "int8", "float8_e4m3fn", "bfloat16", "float32")
+    save_file({name: torch.zeros(4, 4, dtype=getattr(torch, name)) for name in dtypes}, tmp_path / "a.safetensors")
+    config = {"config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 8}}}}
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as file:
+        slices: dict[str, Any] = {name: file.get_slice(name) for name in dtypes}
+        assert [name for name in dtypes if holds_codes(slices[name])] == ["int32", "int8", "float8_e4m3fn"]
+        # compressed-tensors packs integers of 32 bits under a different name.
+        plain = {name: {"weight": part, "weight_scale": torch.ones(4, 1)} for name, part in slices.items()}
+        method = CompressedTensors()
+        own = [name for name, tensors in plain.items() if method.in_file(tensors, "weight", config) is not None]
+        assert own == ["int8", "float8_e4m3fn"]
 
 
 # Methods of other tools

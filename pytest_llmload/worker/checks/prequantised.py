@@ -9,10 +9,15 @@ from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, plural
 from pytest_llmload.quantisation import FileFormat
 from pytest_llmload.quantisation.registry import method_in_file
-from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checkpoints.quantisation_config import known_method
 from pytest_llmload.worker.checks.problem_names import dense_weights, named, size_of, sized
-from pytest_llmload.worker.checks.quantised_values import FileTensors, stored_in_file, wrong_shapes, wrong_values
+from pytest_llmload.worker.checks.quantised_values import (
+    FileTensors,
+    holds_codes,
+    stored_in_file,
+    wrong_shapes,
+    wrong_values,
+)
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.quantisable import Weight, quantisable
 from pytest_llmload.worker.model.tensors import Held, is_packed
@@ -34,7 +39,9 @@ def check(loaded: Loaded, found: FileFormat) -> Iterator[Problem]:
     yield from wrong_shapes(quantised)
     yield from wrong_values(loaded, quantised)
     names = loaded.checkpoint_names
-    lost = [weight for weight in dense if (name := names.find(weight.name)) is None or _is_narrow(names, name)]
+    lost = [
+        weight for weight in dense if (name := names.find(weight.name)) is None or holds_codes(names.files.slice(name))
+    ]
     if lost:
         yield Problem(
             CHECK,
@@ -82,7 +89,3 @@ def _nothing(found: FileFormat) -> str:
 
 def _is_dense(weight: Weight) -> bool:
     return weight.quantised is None and weight.held.dtype in ("float32", "float16", "bfloat16")
-
-
-def _is_narrow(names: CheckpointNames, name: str) -> bool:
-    return names.files.slice(name).get_dtype() not in ("F32", "F16", "BF16", "F64")

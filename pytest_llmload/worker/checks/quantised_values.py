@@ -213,7 +213,7 @@ def as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file: 
 
     What is kept value by value must be the very values; what the library rewrites is compared dequantised.
     """
-    if not any(_is_narrow(tensors[part]) for part in {*state.kept(), *state.holders} if part in tensors):
+    if not any(holds_codes(tensors[part]) for part in {*state.kept(), *state.holders} if part in tensors):
         return None
     if not all(_is_in_file(part, tensor, tensors[part]) for part, tensor in state.kept().items() if part in tensors):
         return False
@@ -256,9 +256,9 @@ def stored_in_file(tensors: dict[str, Any], name: str, in_file: FileFormat) -> S
     return next((stored for stored in found if stored is not None), None)
 
 
-def _is_narrow(part: Any) -> bool:
-    """Return whether a tensor of a file holds codes: integers, or floats of 8 bit."""
-    return part.get_dtype() not in ("F64", "F32", "F16", "BF16")
+def holds_codes(tensor: Any) -> bool:
+    """Return whether a tensor of a file holds codes: integers, or floats of at most 8 bits."""
+    return tensor.get_dtype() not in ("F64", "F32", "F16", "BF16")
 
 
 def _is_in_file(name: str, tensor: Any, original: Any) -> bool:
