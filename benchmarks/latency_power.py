@@ -26,12 +26,12 @@ from typing import Any
 
 from pytest_llmload.baselines.model import RecordedTime
 from pytest_llmload.baselines.timings import LOAD, LOADS, LOOKS, moved, timings, undecided
+from pytest_llmload.core.metrics import MODEL_TIMES
 from pytest_llmload.core.results import LOADED, LoadResult
 from pytest_llmload.core.verdicts import INCONCLUSIVE, REGRESSED
 
 Draw = Callable[[int], list[LoadResult]]
 
-METRICS = ("load", "ttft", "per_token")
 FACTORS = (1.0, 1.05, 1.10, 1.30)
 TOLERANCE = 0.10
 
@@ -46,7 +46,7 @@ def main() -> int:
     lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     for folder in sorted(options.folders):
         sessions = [_results(file) for file in sorted(folder.glob("*.json"))]
-        for metric in METRICS:
+        for metric in MODEL_TIMES:
             # An old session may have no control for every time.
             having = [found for each in sessions if (found := [one for one in each if _has(one, metric)])]
             where = {"within one": having[-1:]}

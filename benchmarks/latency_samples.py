@@ -20,7 +20,7 @@ from typing import Any
 from workers import Workers
 
 from pytest_llmload.core.job import COUNTING, LOADING, TIMES, Scope
-from pytest_llmload.core.metrics import METRICS
+from pytest_llmload.core.metrics import METRICS, MODEL_TIMES
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.host.settings.settings import default_cache
@@ -79,7 +79,7 @@ def _in_turn(counts: dict[Scope, int]) -> list[Scope]:
 
 
 def _line(index: int, result: LoadResult, seconds: float) -> str:
-    taken = [name for name in ("load", "ttft", "per_token") if name in result.metrics]
+    taken = [name for name in MODEL_TIMES if name in result.metrics]
     times = "  ".join(f"{name} {result.metrics[name] * 1e3:8.2f} ms" for name in taken)
     work = {name: value for name, value in result.metrics.items() if METRICS[name].section == "work"}
     return f"{seconds:6.1f} s  {index:3d}  {times}  {result.environment['page_cache']}  {work or ''}"

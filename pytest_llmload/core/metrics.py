@@ -19,6 +19,11 @@ from pytest_llmload.core.units import Tolerance, parse_tolerance
 MANIFEST = "manifest"
 NUMBERS = "numbers"
 
+#: The phases of a load that have a memory peak of their own, in order.
+PEAK_PHASES = ("load", "forward", "generate")
+#: The times of one load and one request; the other metrics of time are those of several requests at once.
+MODEL_TIMES = ("load", "ttft", "per_token")
+
 MIB = 1 << 20
 _EXACT = Tolerance()
 

@@ -6,13 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pytest_llmload.core.metrics import MODEL_TIMES, PEAK_PHASES
 from pytest_llmload.core.runs import Run
 from pytest_llmload.core.verdicts import ERROR, FAIL, IMPROVED, Comparison, MetricVerdict
 from pytest_llmload.reports import allocations
 from pytest_llmload.reports.failure import comparison_text, load_failure_text
-
-PHASES = ("load", "forward", "generate")
-TIMES = ("load", "ttft", "per_token")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _peaks(run: Run, side: str) -> dict[str, tuple[float, float | None]]:
     """Return the highest figure of each phase and the baseline's, if it has one."""
     assert run.result is not None
     if side == "gpu":
-        names = {phase: f"gpu.{phase}_peak" for phase in PHASES}
+        names = {phase: f"gpu.{phase}_peak" for phase in PEAK_PHASES}
         metrics = run.result.metrics
         return {
             phase: (metrics[name], recorded(run, name))
@@ -135,7 +133,9 @@ def _peaks(run: Run, side: str) -> dict[str, tuple[float, float | None]]:
     highest = max(phases, key=phases.__getitem__, default="")
     return {
         phase: (peak, recorded(run, "host.peak") if phase == highest else None)
-        for phase, peak in sorted(phases.items(), key=lambda item: PHASES.index(item[0]) if item[0] in PHASES else 9)
+        for phase, peak in sorted(
+            phases.items(), key=lambda item: PEAK_PHASES.index(item[0]) if item[0] in PEAK_PHASES else 9
+        )
     }
 
 
@@ -144,7 +144,7 @@ def distributions(run: Run) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     if run.result is None:
         return found
-    for name in TIMES:
+    for name in MODEL_TIMES:
         processes = run.times.get(name, {}).get("samples", [])
         samples = [value for process in processes for value in process] or run.result.samples.get(name, [])
         if not samples and name in run.result.metrics:

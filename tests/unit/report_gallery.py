@@ -14,7 +14,7 @@ from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
 from pytest_llmload.baselines.timings import timings
-from pytest_llmload.core.metrics import Metric
+from pytest_llmload.core.metrics import MODEL_TIMES, PEAK_PHASES, Metric
 from pytest_llmload.core.results import NOT_APPLIED, OUT_OF_MEMORY, ErrorInfo, LoadResult, Problem
 from pytest_llmload.core.runs import Run
 from pytest_llmload.core.spec import LoadSpec
@@ -45,10 +45,7 @@ def measured(spec: LoadSpec, scale: float = 1.0, **changes: Any) -> LoadResult:
     metrics |= {"gpu.context": METRICS["gpu.context"], "gpu.load_allocations": METRICS["gpu.load_allocations"]}
     metrics |= {"prefill.kernels": 1200, "prefill.syncs": 3, "token.kernels": 980, "token.gpu_time": 0.0121}
     rng = random.Random(spec.slug)
-    samples = {
-        name: [rng.gauss(METRICS[name], METRICS[name] * 0.02) for _ in range(20)]
-        for name in ("load", "ttft", "per_token")
-    }
+    samples = {name: [rng.gauss(METRICS[name], METRICS[name] * 0.02) for _ in range(20)] for name in MODEL_TIMES}
     ledger = {
         "weights": metrics["gpu.weights"],
         "rest": metrics["gpu.generate_peak"] - metrics["gpu.weights"],
@@ -73,7 +70,7 @@ def measured(spec: LoadSpec, scale: float = 1.0, **changes: Any) -> LoadResult:
         },
         "phase_peaks": {
             phase: {"gpu.0": metrics[f"gpu.{phase}_peak"], "host": (900 - 250 * place) * MIB}
-            for place, phase in enumerate(("load", "forward", "generate"))
+            for place, phase in enumerate(PEAK_PHASES)
         },
         "timeline": _timeline(metrics["gpu.load_peak"], 12.31),
         **changes,

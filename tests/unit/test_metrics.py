@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from pytest_llmload.core.metrics import METRICS, Metric, find, section_of, table_with, tolerance_of
+from pytest_llmload.core.metrics import (
+    METRICS,
+    MODEL_TIMES,
+    PEAK_PHASES,
+    Metric,
+    find,
+    section_of,
+    table_with,
+    tolerance_of,
+)
 from pytest_llmload.core.units import Tolerance
 
 
@@ -53,6 +62,13 @@ def test_every_name_has_a_section() -> None:
         "work",
         "time",
     ]
+
+
+def test_phases_and_times_are_those_of_the_table() -> None:
+    phases = [METRICS[f"gpu.{phase}_peak"].section for phase in PEAK_PHASES]
+    assert phases == ["memory"] * len(PEAK_PHASES)
+    times = [name for name, metric in METRICS.items() if metric.section == "time" and not name.startswith("served.")]
+    assert tuple(times) == MODEL_TIMES
 
 
 def test_a_users_metric_is_looked_up_beside_ours_and_by_gpu() -> None:

@@ -9,9 +9,6 @@ import pytest
 
 from pytest_llmload.host.markers.base import LimitMarker, quoted
 
-PHASES = ("load", "forward", "generate")
-TIMES = ("load", "ttft", "per_token")
-
 
 class GpuMemoryMarker(LimitMarker):
     """Skip where a GPU has less memory in total, as in '40GiB'."""
@@ -45,21 +42,22 @@ class MemoryCeilingMarker(LimitMarker):
     @classmethod
     def read(cls, mark: pytest.Mark, where: str) -> tuple[dict[str, int], tuple[str, ...]]:
         """Return the bytes for ``gpu`` and ``host``, and the phases in which they hold. Raises UsageError."""
+        from pytest_llmload.core.metrics import PEAK_PHASES
         from pytest_llmload.core.units import parse_bytes
 
         kwargs = dict(mark.kwargs)
         phase = kwargs.pop("phase", None)
         if mark.args or not kwargs or set(kwargs) - {"gpu", "host"}:
             raise pytest.UsageError(f"{where}: memory_ceiling: write memory_ceiling(gpu='9GiB'), host=, or both")
-        if phase is not None and phase not in PHASES:
+        if phase is not None and phase not in PEAK_PHASES:
             raise pytest.UsageError(
-                f"{where}: memory_ceiling: unknown phase {quoted(phase)}; use one of {', '.join(PHASES)}"
+                f"{where}: memory_ceiling: unknown phase {quoted(phase)}; use one of {', '.join(PEAK_PHASES)}"
             )
         try:
             sizes = {side: parse_bytes(size) for side, size in kwargs.items()}
         except ValueError as error:
             raise pytest.UsageError(f"{where}: memory_ceiling: {error}") from None
-        return sizes, (phase,) if phase else PHASES
+        return sizes, (phase,) if phase else PEAK_PHASES
 
 
 class Budget(NamedTuple):
@@ -95,7 +93,9 @@ class LatencyBudgetMarker(LimitMarker):
     @classmethod
     def read(cls, mark: pytest.Mark, where: str) -> dict[str, Budget]:
         """Return the limits of ``load``, ``ttft`` and ``per_token``. Raises UsageError."""
-        if mark.args or not mark.kwargs or set(mark.kwargs) - set(TIMES):
+        from pytest_llmload.core.metrics import MODEL_TIMES
+
+        if mark.args or not mark.kwargs or set(mark.kwargs) - set(MODEL_TIMES):
             raise pytest.UsageError(f"{where}: latency_budget: write latency_budget(load='30s'), ttft=, per_token=")
         try:
             return {name: Budget.parse(text) for name, text in mark.kwargs.items()}
