@@ -13,6 +13,7 @@ from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
+from pytest_llmload.system.gpu_processes import memory_of
 from pytest_llmload.worker.model.loaded import Loaded
 
 
@@ -137,18 +138,18 @@ class Driver(Probe):
     def _own(self, handle: Any, reserved: int) -> tuple[int | None, str]:
         pid = os.getpid()
         try:
-            rows = self.nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            listed = memory_of((pid,), handle)
         except self.nvml.NVMLError as error:
             return None, f"NVML: {error}"
-        used = next((row.usedGpuMemory for row in rows if row.pid == pid), None)
-        if all(row.pid != pid for row in rows):
+        if not listed:
             return None, f"the driver does not list process {pid}: it is in a different PID namespace"
+        used = listed[0]
         if not used:
             return None, "the driver gives no figure for this process"
         if used < reserved:
             # A different process of the host, with the same number.
             return None, "the driver's figure is smaller than what torch holds: a different PID namespace"
-        return int(used), ""
+        return used, ""
 
     def _uuid(self, gpu: int) -> str:
         """Return the driver's UUID of a device as this process numbers it.

@@ -17,6 +17,7 @@ from typing import Any
 
 from pytest_llmload.core.errors import MachineError
 from pytest_llmload.core.job import Device, Gpu
+from pytest_llmload.system.gpu_processes import memory_of
 
 #: Memory in use on a GPU that is not held by any process: the share of driver and display.
 IDLE_BYTES = 512 << 20
@@ -164,8 +165,7 @@ def used_by(gpu: Gpu, pid: int) -> int:
     with nvml() as library:
         if library is None:
             return 0
-        processes = library.nvmlDeviceGetComputeRunningProcesses(library.nvmlDeviceGetHandleByUUID(gpu.uuid))
-        return next((process.usedGpuMemory or 0 for process in processes if process.pid == pid), 0)
+        return next(iter(memory_of((pid,), library.nvmlDeviceGetHandleByUUID(gpu.uuid))), 0)
 
 
 def holders(gpu: Gpu, own: Collection[int] = ()) -> list[str]:

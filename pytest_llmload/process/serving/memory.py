@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pytest_llmload.core.job import Device
 from pytest_llmload.system import proc
+from pytest_llmload.system.gpu_processes import memory_of
 from pytest_llmload.system.process_tree import tree
 
 _PROC = Path("/proc")
@@ -62,8 +62,7 @@ def on_gpus(root: int, device: Device) -> tuple[dict[int, int], str]:
     try:
         pynvml.nvmlInit()
         for place, gpu in enumerate(device.gpus):
-            rows: list[Any] = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
-            own = [row.usedGpuMemory for row in rows if row.pid in pids]
+            own = memory_of(pids, pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
             if not own:
                 return {}, (
                     f"the driver does not list any process of the server on GPU {place}: it is in a different PID "
