@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from pytest_llmload.baselines import manifest, numbers
 from pytest_llmload.baselines.entries import measured, names_of, selection, sum_of
-from pytest_llmload.baselines.environment import changes, differing, entry
+from pytest_llmload.baselines.environment import changes, differing
 from pytest_llmload.baselines.explanation import because, settings_changed
 from pytest_llmload.baselines.model import Baseline, RecordedTime, has_numbers
-from pytest_llmload.baselines.timings import conditions, moved, other_hosts, timings
+from pytest_llmload.baselines.timings import hosts_of, moved, recorded_time, timings, why_incomparable
 from pytest_llmload.core.canonical import canonical_json
-from pytest_llmload.core.environment_entries import HOST
 from pytest_llmload.core.metrics import MANIFEST, NUMBERS, Metric, find, lookup
 from pytest_llmload.core.portable import portable_spec
 from pytest_llmload.core.results import LoadResult
@@ -190,22 +189,18 @@ def _time(
 ) -> MetricVerdict | None:
     declared = lookup(name, result.table)
     tolerance = allowed.of(name, declared.tolerance)
-    host = entry(result.environment, HOST)
-    recorded = baseline.time.get(host, {}).get(name)
-    hosts = sorted(other for other, timings in baseline.time.items() if name in timings)
-    if now is None and not hosts:
-        return None
+    recorded = recorded_time(baseline, result, name)
     if now is None:
+        if not hosts_of(baseline, name):
+            return None
         verdict, reason = UNAVAILABLE, result.unavailable.get(name, "not measured by this load")
-    elif recorded is not None:
-        verdict, reason = INCOMPARABLE, differing(recorded.conditions, now.conditions, conditions(declared))
-        if not reason:
-            judgement, reason = moved(recorded, now, tolerance.room(recorded.median) / recorded.median)
-            verdict = judgement.verdict
-    elif hosts:
-        verdict, reason = INCOMPARABLE, other_hosts(hosts, host)
-    else:
+    elif reason := why_incomparable(baseline, result, name, now):
+        verdict = INCOMPARABLE
+    elif recorded is None:
         verdict, reason = MISSING, "missing in the baseline"
+    else:
+        judgement, reason = moved(recorded, now, tolerance.room(recorded.median) / recorded.median)
+        verdict = judgement.verdict
     old, new = recorded.median if recorded else None, now.median if now else None
     return MetricVerdict(name, verdict, old, new, declared.unit, tolerance, reason, declared.informative)
 

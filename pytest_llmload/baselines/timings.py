@@ -131,19 +131,23 @@ def _words(judgement: Judgement, of: str = "") -> str:
     return f"{of}{judgement.ratio:.3g} times the baseline's ({low:.3g} to {high:.3g})"
 
 
-def recorded_timing(
-    baseline: Baseline, result: LoadResult, name: str, now: RecordedTime
-) -> tuple[RecordedTime | None, str]:
-    """Return the baseline's time on this kind of host; or None, and why there is no time to compare with."""
-    host = entry(result.environment, HOST)
-    recorded = baseline.time.get(host, {}).get(name)
-    if recorded is None:
-        hosts = sorted(other for other, times in baseline.time.items() if name in times)
-        return None, other_hosts(hosts, host) if hosts else f"the baseline does not have {name}"
-    why = differing(recorded.conditions, now.conditions, conditions(lookup(name, result.table)))
-    return (None, why) if why else (recorded, "")
+def recorded_time(baseline: Baseline, result: LoadResult, name: str) -> RecordedTime | None:
+    """Return the baseline's time on this kind of host, or None."""
+    return baseline.time.get(entry(result.environment, HOST), {}).get(name)
 
 
-def other_hosts(hosts: Sequence[str], host: str) -> str:
-    """Return why a time of different kinds of host is not compared."""
-    return f"recorded on {', '.join(hosts)}; this host is {host}"
+def why_incomparable(baseline: Baseline, result: LoadResult, name: str, now: RecordedTime) -> str:
+    """Return why a time is not compared with the baseline's: a different kind of host, or different conditions.
+
+    Empty if it is, and if the baseline has no such time at all.
+    """
+    recorded = recorded_time(baseline, result, name)
+    if recorded is not None:
+        return differing(recorded.conditions, now.conditions, conditions(lookup(name, result.table)))
+    hosts = hosts_of(baseline, name)
+    return f"recorded on {', '.join(hosts)}; this host is {entry(result.environment, HOST)}" if hosts else ""
+
+
+def hosts_of(baseline: Baseline, name: str) -> list[str]:
+    """Return the kinds of host for which the baseline has a time."""
+    return sorted(host for host, times in baseline.time.items() if name in times)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sample_loads import NF4, baseline_of, load
+from sample_loads import HOST, NF4, baseline_of, load
 
 from pytest_llmload.baselines.timings import timings
 from pytest_llmload.core.results import LoadResult
@@ -49,9 +49,10 @@ class Item(SimpleNamespace):
         yield self, pytest.mark.latency_budget(**self.budgets).mark
 
 
-def judged(timed: Timed, **budgets: str) -> tuple[list[str], list[str]]:
+def judged(timed: Timed, without: str = "", **budgets: str) -> tuple[list[str], list[str]]:
     recorded = [process(1.0, place) for place in range(5)]
-    baseline = baseline_of(None, recorded, update=True, times=timings(recorded))
+    times = {name: time for name, time in timings(recorded).items() if name != without}
+    baseline = baseline_of(None, recorded, update=True, times=times)
     state: Any = SimpleNamespace(
         store=SimpleNamespace(read=lambda path: baseline),
         baseline_path=lambda spec: "b.json",
@@ -68,6 +69,20 @@ def test_one_slow_process_is_no_alarm(name: str) -> None:
     timed = Timed(first=1.5, then=1.0)
     assert judged(timed, **{name: "+10%"}) == ([], [])
     assert len(timed.further) >= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "reason"),
+    [
+        ({"host": "nvidia-h100/other"}, "", f"recorded on {HOST}; this host is nvidia-h100/other"),
+        ({"page_cache": "cold"}, "", "page_cache warm -> cold"),
+        ({}, "load", "the baseline does not have load"),
+    ],
+)
+def test_a_budget_without_a_time_to_compare_with_says_why(changes: dict[str, str], without: str, reason: str) -> None:
+    timed = Timed(first=1.5, then=1.5)
+    timed.result.environment = {**timed.result.environment, **changes}
+    assert judged(timed, without, load="+10%") == ([], [f"latency_budget(load=+10%): {reason}"])
 
 
 def test_what_is_over_in_every_process_is() -> None:

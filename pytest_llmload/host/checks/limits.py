@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmload.baselines.compare import other_identity
-from pytest_llmload.baselines.timings import moved, recorded_timing, timings
+from pytest_llmload.baselines.timings import moved, recorded_time, timings, why_incomparable
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 from pytest_llmload.host.loads.timing_rounds import until_clear
@@ -146,6 +146,7 @@ def _recorded(
     """Return the recorded time; or None, and why there is no time that the budget can be relative to."""
     if baseline is None:
         return None, "nothing is recorded for this load"
-    if why := other_identity(baseline, result):
+    if why := other_identity(baseline, result) or why_incomparable(baseline, result, name, now):
         return None, why
-    return recorded_timing(baseline, result, name, now)
+    recorded = recorded_time(baseline, result, name)
+    return recorded, "" if recorded is not None else f"the baseline does not have {name}"
