@@ -26,6 +26,7 @@ from pytest_llmload.host.loads.expected_loads import ExpectedLoads
 from pytest_llmload.host.loads.gpu_leases import Lease
 from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 from pytest_llmload.host.loads.process_end import ProcessEnd
+from pytest_llmload.host.loads.process_factory import ProcessFactory
 from pytest_llmload.host.loads.processes import LoadProcess
 from pytest_llmload.host.loads.processes import fork as forked_by
 from pytest_llmload.host.loads.spares import Spares, most
@@ -195,28 +196,22 @@ def test_the_repeats_of_a_recording_follow_their_load(job: Job) -> None:
     assert expected.after(second, []) == second, "the first one failed: its repeats do not come any more"
 
 
-@pytest.mark.parametrize(("workers", "gpus", "made"), [("1", 1, 1), ("2", 1, 0), ("2", 2, 1)])
-def test_under_xdist_only_where_each_worker_has_a_gpu(
-    job: Job,
-    forked: Callable[[], LoadProcess],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    workers: str,
-    gpus: int,
-    made: int,
+def test_a_load_on_a_gpu_has_the_next_one_prepared(
+    job: Job, forked: Callable[[], LoadProcess], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    device = stub_device(gpus, total=1 << 40)
+    device = stub_device(total=1 << 40)
     monkeypatch.setattr(hardware, "used_by", lambda gpu, pid: 1)
-    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    monkeypatch.setattr(ProcessFactory, "forks", lambda self, spec: True)
     broker = broker_of(job, tmp_path, device)
     broker.expected.loads_again = True
-    monkeypatch.setattr(broker, "gpus_needed", lambda spec: 1)
+    monkeypatch.setattr(broker._jobs, "gpus_needed", lambda spec: 1)
     monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: job)
-    monkeypatch.setattr(broker._factory, "forks", lambda spec: True)
     monkeypatch.setattr(broker._factory, "fork_spare", forked)
     process = forked()
-    broker._beside(process, job, WITHOUT_TIMES, Lease(device.gpus[:1]), "warm_up")
-    assert len(broker._spares) == made
+    for phase in ("start", "warm_up"):
+        broker._beside(process, job, WITHOUT_TIMES, Lease(device.gpus), phase)
+        assert broker._spares.specs == [job.spec] * (phase == "warm_up")
     broker._spares.discard()
 
 

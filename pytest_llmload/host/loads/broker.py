@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from pytest_llmload.core.errors import (
     MachineError,
     StrategyNotApplied,
 )
-from pytest_llmload.core.job import EVERYTHING, HERE, SERVING, WITHOUT_TIMES, Checkpoint, Device, Job, Scope
+from pytest_llmload.core.job import EVERYTHING, HERE, SERVING, Checkpoint, Device, Job, Scope
 from pytest_llmload.core.results import ErrorInfo, LoadResult
 from pytest_llmload.host.loads import hardware
 from pytest_llmload.host.loads.base_revision import BaseRevision
@@ -39,6 +38,7 @@ from pytest_llmload.host.loads.process_end import ProcessEnd
 from pytest_llmload.host.loads.process_factory import ProcessFactory
 from pytest_llmload.host.loads.processes import LoadDied, LoadProcess
 from pytest_llmload.host.loads.progress import Display, Watch
+from pytest_llmload.host.loads.spare_policy import SparePolicy
 from pytest_llmload.host.loads.spares import Spares
 from pytest_llmload.system.scratch import LOAD, remove_abandoned
 
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
     from pytest_llmload.host.settings.settings import Settings
 
 _PLAN_TIMEOUT = 300.0
-#: Largest share of a GPU that the weights of a load may take if a further process is prepared at the same time.
-_BESIDE = 0.25
-#: The first phases of a load in which its context exists: without and with a process prepared for it.
-_WITH_CONTEXT = ("warm_up", "page_cache")
 #: Outcome of a load -> the error of its tests.
 ERRORS: dict[str, type[LoadError]] = {
     results.OUT_OF_MEMORY: LoadOutOfMemory,
@@ -95,6 +91,14 @@ class Broker:
         self._process_end = ProcessEnd()
         #: The server imports what all of these need before the first load; processes are prepared for the next of them.
         self.expected = ExpectedLoads()
+        self._spare_policy = SparePolicy(
+            self.expected,
+            device,
+            predicts=self.predicts,
+            runs_elsewhere=self.runs_elsewhere,
+            gpus_needed=self.gpus_needed,
+            forks=self._factory.forks,
+        )
 
     @property
     def cold_reason(self) -> str | None:
@@ -308,33 +312,12 @@ class Broker:
         return self._spares.take(job)
 
     def _beside(self, process: LoadProcess | InlineProcess, job: Job, scope: Scope, held: Lease, phase: str) -> None:
-        """Prepare a process for a load that probably follows while a load is measured.
-
-        It is not done while a load is timed, nor if the driver hides which processes use a GPU, since a spare would be
-        mistaken for a foreign process; nor under pytest-xdist if a worker could wait for a GPU that a spare holds; and
-        only if its context and one layer fit next to the load with room to spare.
-        """
-        if phase not in _WITH_CONTEXT or not isinstance(process, LoadProcess):
+        """Prepare a process for the load that probably follows the one that is measured, if there is room for it."""
+        if not isinstance(process, LoadProcess):
             return
-        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        if self.predicts or scope != WITHOUT_TIMES or not held.gpus or workers > len(self.device().gpus):
-            return
-        if job.checkpoint.bytes > _BESIDE * min(gpu.total for gpu in held.gpus):
-            return
-        if not all(hardware.used_by(gpu, process.pid) for gpu in held.gpus):
-            return
-        spec = self.expected.after(job.spec, self._spares.specs)
-        if spec is None:
-            return
-        self._process_end.wait()
-        same_place = (
-            spec.model == job.spec.model
-            and spec.adapter in (None, job.spec.adapter)
-            and not self.runs_elsewhere(spec)
-            and self.gpus_needed(spec) == len(held.gpus)
-            and self._factory.forks(spec)
-        )
-        if same_place:
+        spec = self._spare_policy.next_load(phase, process.pid, job, scope, held.gpus, self._spares.specs)
+        if spec is not None:
+            self._process_end.wait()
             self._spares.make(self._jobs.job(spec, scope, held), held.descriptors, self._factory.fork_spare)
 
     def _request(
