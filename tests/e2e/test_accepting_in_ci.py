@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from git_repository import commit, git, start_repository
 from serving_project import SERVING, TESTS
 
 Project = Callable[..., pytest.RunResult]
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def commit(subject: str) -> None:
-    git("add", "baselines", "serving.py", "test_serving.py")
-    git("-c", "user.name=CI", "-c", "user.email=ci@localhost", "commit", "-q", "-m", subject)
+COMMITTED = ("baselines", "serving.py", "test_serving.py")
 
 
 def llmload(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
@@ -36,9 +28,9 @@ def test_red_accepted_green_and_seen_in_history(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     pytester.makepyfile(serving=SERVING.format(dtype="bfloat16"), test_serving=TESTS)
-    git("init", "-q", "-b", "main")
+    start_repository()
     project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
-    commit("Record the production loader")
+    commit("Record the production loader", *COMMITTED)
 
     git("checkout", "-q", "-b", "fp32")
     pytester.makepyfile(serving=SERVING.format(dtype="float32"))
@@ -55,7 +47,7 @@ def test_red_accepted_green_and_seen_in_history(
     accepted = llmload(pytester, "accept", "run.json")
     assert accepted.ret == 0
     accepted.stdout.fnmatch_lines(["  accepted  host.weights *MiB -> *MiB  (+*"])
-    commit("Accept fp32")
+    commit("Accept fp32", *COMMITTED)
     project("--llm-strict").assert_outcomes(passed=1)
 
     history = llmload(pytester, "history", "host.weights")

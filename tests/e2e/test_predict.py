@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from git_repository import commit, start_repository
 
 H100 = "nvidia-h100-80gb-hbm3"
 BASELINES = Path(__file__).parents[2] / "baselines" / "llama-1b" / H100 / "none.json"
@@ -73,8 +73,8 @@ def test_a_regression_is_compared_with_the_code_of_another_revision(
     )
     source = pytester.path / "ourapp.py"
     source.write_text(LOADER)
-    for command in (["init", "-q"], ["add", "ourapp.py"], ["commit", "-qm", "base"]):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=pytester.path, check=True)
+    start_repository()
+    commit("base", "ourapp.py")
     source.write_text(WASTEFUL)
     arguments = ("--llm-model=random:tiny-llama", "--llm-loader=ourapp:load", f"--llm-predict={H100}")
     missing = project(*arguments, "--llm-report=now.json", fast=False)

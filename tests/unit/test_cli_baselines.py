@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
+from git_repository import commit, start_repository
 from report_gallery import DEVICE, HOSTILE, judged, measured, report
 from sample_loads import GIB, NF4
 
@@ -32,20 +32,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     PATH.parent.mkdir(parents=True)
     PATH.write_text(dumps(baseline_of(OLD)), encoding="utf-8")
-    git("init", "-q", "-b", "main")
-    git("config", "user.email", "ci@localhost")
-    git("config", "user.name", "CI")
+    start_repository()
     commit("Record the model")
     return tmp_path
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def commit(subject: str) -> None:
-    git("add", "-A")
-    git("commit", "-q", "-m", subject)
 
 
 def baseline_of(result: Any) -> Any:
