@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Generator
 
 import pytest
+
+from pytest_llmload.system.garbage import collected_rarely
 
 pytest_plugins = ["pytester"]
 
@@ -20,3 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="llmload-test-")
         os.environ["LLMLOAD_TEST_CACHE"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect garbage less often while the tests are imported, and torch and transformers with them."""
+    with collected_rarely():
+        return (yield)

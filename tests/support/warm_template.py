@@ -45,7 +45,7 @@ from _pytest.config import default_plugins, get_config
 
 import pytest_llmload
 from pytest_llmload.core.libraries import is_installed
-from pytest_llmload.system.garbage import freeze
+from pytest_llmload.system.garbage import collected_rarely, freeze
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts.
@@ -403,9 +403,10 @@ def _main(*sockets: int) -> None:
     from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
 
     sys.dont_write_bytecode = False
-    _import_plugins()
-    for name in (*BASE, *architecture("llama")):
-        importlib.import_module(name)
+    with collected_rarely():
+        _import_plugins()
+        for name in (*BASE, *architecture("llama")):
+            importlib.import_module(name)
     compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
     _import_pytest()
     _leave_libraries_as_they_are()
