@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +44,7 @@ def test_every_entry_of_the_environment_is_declared_and_every_declared_one_is_th
 
 @pytest.mark.parametrize("name", ["deepspeed", "tensor_parallel"])
 def test_the_library_of_a_strategy_is_an_entry_of_its_loads_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: f"{package} 1.0")
+    monkeypatch.setattr("pytest_llmload.process.environment.version_of", lambda package: f"{package} 1.0")
     # The warm server has imported it for another load.
     monkeypatch.setitem(sys.modules, "tensor_parallel", ModuleType("tensor_parallel"))
     monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
