@@ -14,7 +14,10 @@ _KEPT: list[Any] = []
 
 
 def plant(fault: str) -> None:
-    """Have what ``from_pretrained`` returns changed; each fault is on the largest Linear that is not the head."""
+    """Have what ``from_pretrained`` returns changed; each fault is on the largest Linear that is not the head.
+
+    A Linear that is left dense is one that the library quantised: some models have a head that they do not name.
+    """
     import torch
     import transformers
 
@@ -45,7 +48,8 @@ def _largest(model: Any) -> Any:
     base = getattr(model, model.base_model_prefix, model) if model.base_model_prefix else model
     kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
     linear = [module for module in base.modules() if isinstance(module, kinds) and module is not head]
-    return max(linear, key=lambda module: module.weight.numel())
+    quantised = [module for module in linear if module.weight.dtype == torch.uint8]
+    return max(quantised or linear, key=lambda module: module.weight.numel())
 
 
 def said(fault: str, result: dict[str, Any]) -> str:
