@@ -7,7 +7,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 compressed-tensors==0.20.0 accelerate==1.15.0 numpy
+venv/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 compressed-tensors==0.20.0 accelerate==1.15.0 numpy==2.4.6
 venv/bin/python - <<'PYTHON' 2> log || { cat log; exit 1; }
 import json
 from pathlib import Path
