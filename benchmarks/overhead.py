@@ -258,11 +258,11 @@ def spread(side: Side) -> None:
 
 def ten_loads(model: str, limits: argparse.Namespace) -> dict[str, Any]:
     """Compare ten loads of one model with the bare script's."""
-    path, tokens, device = made(model), MODELS[model], torch_device(limits.device)
+    path, tokens = made(model), MODELS[model]
     loads: list[Mapping[str, object]] = [{"dtype": "auto"}] * LOADS
     plugin = plugin_side("plugin", TEN_TESTS, options_of(model, path, limits.device, tokens))
-    bare = Side("bare script", ["-c", BARE, path, json.dumps(loads), device, str(tokens)])
-    what = f"{LOADS} measured loads of {model} on {device}"
+    bare = bare_side(path, loads, limits.device, tokens)
+    what = f"{LOADS} measured loads of {model} on {torch_device(limits.device)}"
     found = compare(what, plugin, bare, limits, RATIO_GOALS.get((limits.device, model)))
     spread(plugin)
     plugin.close()
@@ -272,12 +272,12 @@ def ten_loads(model: str, limits: argparse.Namespace) -> dict[str, Any]:
 
 def gate(model: str, limits: argparse.Namespace) -> dict[str, Any]:
     """Compare a memory gate of several strategies with the bare script's loads; record its baselines first."""
-    path, tokens, device = made(model), MODELS[model], torch_device(limits.device)
+    path, tokens = made(model), MODELS[model]
     options = options_of(model, path, limits.device, tokens)
     if limits.baselines is not None:
         options.append(f"--llm-baselines={limits.baselines.resolve()}")
     plugin = plugin_side("plugin", GATE_TESTS, options)
-    bare = Side("bare script", ["-c", BARE, path, json.dumps(list(STRATEGIES.values())), device, str(tokens)])
+    bare = bare_side(path, list(STRATEGIES.values()), limits.device, tokens)
     if limits.baselines is None or not limits.baselines.exists():
         plugin.run("--llm-update-baselines", "--llm-record-repeats=1")
         plugin.told.clear()
@@ -311,6 +311,22 @@ def clean(model: str, limits: argparse.Namespace) -> dict[str, Any]:
 def made(model: str) -> str:
     """Return the folder of a preset's checkpoint, built if it is not there."""
     return resolve(f"random:{model}", default_cache()).path
+
+
+def build(model: str, device: str) -> None:
+    """Build a preset's checkpoint, and load it once with the bare script.
+
+    On a machine that has just started, the first process that uses the device reads gigabytes of CUDA's libraries from
+    the disk. Without this run, that would count against the side which comes first.
+    """
+    bare = bare_side(made(model), [{"dtype": "auto"}], device, tokens=1)
+    print(f"a first load of {model} with the bare script: {bare.run():.1f} s")
+    bare.close()
+
+
+def bare_side(path: str, loads: Sequence[Mapping[str, object]], device: str, tokens: int) -> Side:
+    """Return the side of the bare script, which makes these loads one after the other."""
+    return Side("bare script", ["-c", BARE, path, json.dumps(loads), torch_device(device), str(tokens)])
 
 
 def torch_device(kind: str) -> str:
@@ -399,7 +415,7 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     for model in [options.model] if options.model else SMALL if options.only != "fixed" else ():
         if options.only == "build":
-            made(model)
+            build(model, options.device)
         elif options.only != "fixed":
             found[model] = parts[options.only or "ten"](model, options)
             if options.json is not None:

@@ -6,7 +6,7 @@
 # Prints ratios (median, range, number of pairs) and where the seconds went; OUT gets the same as PART.txt, and all that
 # was measured as PART.json. Each part ends within some 150 s, and one that fails does not keep the others from running.
 #
-#   build     makes the checkpoints: the 1B (2.5 GB), and the 7B (13.5 GB) unless SMALL=1
+#   build     makes the checkpoints: the 1B (2.5 GB), and the 7B (13.5 GB) unless SMALL=1; loads each once, uncounted
 #   record    records the 7B gate's baselines, in OUT/gate-baselines
 #   ten       ten loads of the 1B: the plugin and the bare script in turn, up to PAIRS (5), as many as fit in LIMIT (130 s)
 #   gate      the 7B memory gate of five strategies and the bare script, in turn; needs no baselines if ``record`` ran
