@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pytest_llmload.core.results import LoadResult, ManifestRow
 from pytest_llmload.core.units import counted, format_change, format_ranges
 from pytest_llmload.probes.base import Probe
-from pytest_llmload.quantisation.stored import stored_weights
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory, is_packed
@@ -67,7 +66,7 @@ def manifest(inventory: Inventory, packed: str = "") -> list[ManifestRow]:
         module = inventory.modules[path]
         pattern, number = starred(path)
         own = [held for held in tensors if held.role == PARAMETER] or [held for held in tensors if held.role == BUFFER]
-        states = stored_weights(module)
+        states = inventory.stored_weights(path)
         unknown = packed if not states and is_packed(tensors) else ""
         key = (
             pattern,

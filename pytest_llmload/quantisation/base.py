@@ -7,7 +7,7 @@ imported inside the methods only. A method works on modules and tensors and does
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -167,6 +167,17 @@ class Stored:
         Raises NotImplementedError if the format is not known well enough.
         """
         raise NotImplementedError
+
+    def dequantised_blocks(self, numbers: Sequence[int]) -> Any:
+        """Return blocks by their numbers as :meth:`dequantised` does, block x element.
+
+        Blocks have :attr:`block` elements; a weight that has fewer is its only block. A method whose values lie on a
+        device may bring all blocks to the CPU in one copy.
+        """
+        import torch
+
+        size = min(self.block, self.elements)
+        return torch.stack([self.dequantised(number * size, (number + 1) * size) for number in numbers])
 
     def rounded(self, values: Any) -> Any:
         """Return whole blocks of dense values (float32, flat) as this quantiser would hold them, dequantised.

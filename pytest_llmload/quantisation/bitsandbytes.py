@@ -6,7 +6,7 @@ Reading a weight imports nothing of bitsandbytes: the stored bytes and the state
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,11 +118,24 @@ class StoredFourBit(Stored):
         """
         import torch
 
-        index = torch.arange(start, stop)
-        packed = self.data.detach().reshape(-1).view(torch.uint8)[start // 2 : (stop + 1) // 2].cpu()
-        nibbles = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[start % 2 :][: stop - start]
-        scales = self._block_scales(start, stop)[index // self.blocksize - start // self.blocksize]
-        return self._codes[nibbles.long()] * scales
+        packed = self._bytes[start // 2 : (stop + 1) // 2].cpu()
+        first, last = start // self.blocksize, -(-stop // self.blocksize)
+        scales = self._block_scales(range(first, last))[torch.arange(start, stop) // self.blocksize - first]
+        return self._codes[_nibbles(packed)[start % 2 :][: stop - start]] * scales
+
+    def dequantised_blocks(self, numbers: Sequence[int]) -> Any:
+        if self.elements < self.blocksize:
+            return super().dequantised_blocks(numbers)
+        size = self.blocksize // 2
+        whole = self._bytes[: self.elements // self.blocksize * size].reshape(-1, size)
+        codes = self._codes[_nibbles(whole[list(numbers)].cpu())].reshape(len(numbers), self.blocksize)
+        return codes * self._block_scales(numbers)[:, None]
+
+    @property
+    def _bytes(self) -> Any:
+        import torch
+
+        return self.data.detach().reshape(-1).view(torch.uint8)
 
     @cached_property
     def _codes(self) -> Any:
@@ -136,16 +149,12 @@ class StoredFourBit(Stored):
     def _mean(self) -> float:
         return float(self.offset)
 
-    def _block_scales(self, start: int, stop: int) -> Any:
-        import torch
-
-        first, last = start // self.blocksize, -(-stop // self.blocksize)
-        scales = self.scales.detach().reshape(-1)[first:last].cpu()
+    def _block_scales(self, numbers: Sequence[int]) -> Any:
+        scales = self.scales.detach().reshape(-1)[list(numbers)].cpu()
         if self.nested is None:
             return scales.float()
         size = int(self.nested.blocksize)
-        outer = self.nested.absmax.detach()[first // size : -(-last // size)].cpu().float()
-        outer = outer[torch.arange(first, last) // size - first // size]
+        outer = self.nested.absmax.detach()[[number // size for number in numbers]].cpu().float()
         return self._nested_codes[scales.long()] * outer + self._mean
 
     def rounded(self, values: Any) -> Any:
@@ -207,6 +216,11 @@ class StoredInt8(Stored):
         # Not by an index of each element: torch divides integers in all of its threads, whose start takes longer.
         each = scales[:, None].expand(-1, columns).reshape(-1)
         return values * each[start - first * columns : stop - first * columns] / 127
+
+    def dequantised_blocks(self, numbers: Sequence[int]) -> Any:
+        rows = list(numbers)
+        values = self.data.detach().reshape(-1, self.shape[-1])[rows].cpu().float()
+        return values * self.scales.detach().reshape(-1)[rows].cpu().float()[:, None] / 127
 
     def rounded(self, values: Any) -> Any:
         """Return each row scaled by its largest value, in fp16 as in the library (``int8_vectorwise_quant``)."""
@@ -395,6 +409,13 @@ def _stored(module: Any, name: str, param: Any) -> Stored | None:
         return None
     threshold = float(getattr(getattr(module, "state", None), "threshold", 0.0) or 0.0)
     return StoredInt8(INT8, tuple(param.shape), param, (name,), name, scales=scales, threshold=threshold)
+
+
+def _nibbles(packed: Any) -> Any:
+    """Return the two codes of each byte, the high one first, in one row."""
+    import torch
+
+    return torch.stack((packed >> 4, packed & 15), dim=-1).reshape(-1).long()
 
 
 def scheme_of(code: Any) -> str:

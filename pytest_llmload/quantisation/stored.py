@@ -17,16 +17,3 @@ def packages_in(model: Any) -> tuple[str, ...]:
     """Return the packages of the methods that hold weights of a model, also if its config names none."""
     own = (next((method for method in methods() if any(method.read(module))), None) for module in model.modules())
     return tuple(dict.fromkeys(package for method in own if method is not None for package in method.packages))
-
-
-def stored(module: Any, name: str) -> Stored | None:
-    """Return the quantised weight that a parameter or buffer of a module belongs to.
-
-    Args:
-        module: the module that owns the tensor.
-        name: the tensor's name there; that of a tensor inside a subclass (``weight.qdata``) stands for the whole.
-
-    None if the tensor is dense or its state is lost.
-    """
-    own = name.partition(".")[0]
-    return next((weight for weight in stored_weights(module) if own in weight.holders), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,25 @@ class CheckpointFiles:
 
     def block(self, name: str, start: int, stop: int, transposed: bool = False) -> Any:
         """Return elements ``start`` to ``stop``, in row order, of a tensor or its transpose, in the file's dtype."""
-        part = self.slice(name)
-        shape = part.get_shape()
-        if not shape:
-            return part[...].reshape(-1)[start:stop]
-        if transposed:
-            rows = shape[0]
-            first, last = start // rows, -(-stop // rows)
-            values = part[:, first:last].T.reshape(-1)
-        else:
-            rows = 1
-            for size in shape[1:]:
-                rows *= size
-            first, last = start // rows, -(-stop // rows)
-            values = part[first:last].reshape(-1)
-        return values[start - first * rows : stop - first * rows]
+        return next(self.blocks(name, [(start, stop)], transposed))
+
+    def blocks(self, name: str, places: Iterable[tuple[int, int]], transposed: bool = False) -> Iterator[Any]:
+        """Yield elements as :meth:`block` does, for each pair of a start and a stop."""
+        # Mapped, not read.
+        whole = self.slice(name)[...]
+        return blocks(whole.T if transposed else whole, places)
+
+
+def blocks(tensor: Any, places: Iterable[tuple[int, int]]) -> Iterator[Any]:
+    """Yield elements of a tensor, row by row, for each pair of a start and a stop.
+
+    What is not contiguous is not copied as a whole.
+    """
+    if tensor.is_contiguous():
+        elements = tensor.reshape(-1)
+        yield from (elements[start:stop] for start, stop in places)
+        return
+    row = tensor[0].numel()
+    for start, stop in places:
+        first, last = start // row, -(-stop // row)
+        yield tensor[first:last].reshape(-1)[start - first * row : stop - first * row]

@@ -12,7 +12,6 @@ import torch
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.core.units import counted, plural
-from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checkpoints.architecture import meta_model
 from pytest_llmload.worker.checkpoints.digests import read_config
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
@@ -77,7 +76,7 @@ def _stored_dtype(names: CheckpointNames, path: str) -> str:
 def _is_dense(inventory: Inventory, held: Held) -> bool:
     if not held.dtype.startswith(("float", "bfloat")) or held.dtype.startswith(_NARROW):
         return False
-    return stored(inventory.modules[held.module], held.name) is None
+    return inventory.stored(held) is None
 
 
 def pinned_parameters(loaded: Loaded, candidates: list[Held], expected: str) -> list[Held]:

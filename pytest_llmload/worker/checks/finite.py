@@ -10,7 +10,6 @@ import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, format_bytes, plural
-from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import Held
 
@@ -94,7 +93,7 @@ def _stored(loaded: Loaded) -> Iterator[tuple[Held, Any, str]]:
         if not held.in_state_dict or held.tensor is None or held.device == "meta":
             continue
         parts = [(held.tensor, held.name)]
-        state = stored(inventory.modules[held.module], held.name)
+        state = inventory.stored(held)
         if state is not None:
             parts = [(tensor, f"{held.name}'s {name}") for name, tensor in state.statistics()]
         for tensor, name in parts:
@@ -118,14 +117,18 @@ def _are_finite(tensors: Sequence[Any]) -> list[bool]:
 
     The smallest and the largest value are not finite where any is not: one pass, and no copy.
     """
-    answers: dict[Any, dict[int, Any]] = defaultdict(dict)
+    ends: dict[tuple[Any, Any], list[Any]] = defaultdict(list)
+    numbers: dict[tuple[Any, Any], list[int]] = defaultdict(list)
     for number, tensor in enumerate(tensors):
-        ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in _chunks(tensor)])
-        answers[tensor.device][number] = ends.isfinite().all()
-    told: dict[int, bool] = {}
-    for of_device in answers.values():
-        told |= zip(of_device, torch.stack([*of_device.values()]).tolist(), strict=True)
-    return [told[number] for number in range(len(tensors))]
+        place = tensor.device, tensor.dtype
+        for chunk in _chunks(tensor):
+            ends[place] += torch.aminmax(chunk)
+            numbers[place] += (number, number)
+    finite = [True] * len(tensors)
+    for place, values in ends.items():
+        for number, is_finite in zip(numbers[place], torch.stack(values).isfinite().tolist(), strict=True):
+            finite[number] &= is_finite
+    return finite
 
 
 def _is_so_in_file(loaded: Loaded, held: Held) -> bool:

@@ -14,7 +14,6 @@ from pytest_llmload.core.spec import AS_STORED, BY_CONFIG
 from pytest_llmload.core.units import counted, format_bytes, plural
 from pytest_llmload.quantisation import Method, Request
 from pytest_llmload.quantisation.registry import method_of, methods
-from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checkpoints.gguf_files import described, only_file
 from pytest_llmload.worker.checkpoints.quantisation_config import read_format
 from pytest_llmload.worker.checks import prequantised
@@ -145,7 +144,7 @@ def _note_held_bits(loaded: Loaded) -> None:
 def library_hint(loaded: Loaded, place: str) -> str:
     """Return what to do about an error that a quantiser's library raised at ``place``; empty if that is unknown."""
     inventory = loaded.inventory
-    states = [(held.path, stored(inventory.modules[held.module], held.name)) for held in inventory.parameters()]
+    states = [(held.path, inventory.stored(held)) for held in inventory.parameters()]
     shapes = {path: state.shape for path, state in states if state is not None}
     hints = (method.hint(place, loaded.job.device.kind, shapes) for method in methods())
     return next(filter(None, hints), "")

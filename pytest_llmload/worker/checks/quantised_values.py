@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ _PACKED_BLOCK = 4096
 _SPREAD = 1.3
 #: The scale of the values, relative to that of the quantiser's own result.
 _SLOPE = 0.03
+#: Elements that are judged at once: of more, torch shares an operation among threads, which it first starts.
+_AT_ONCE = 1 << 15
 #: The rounding of a value, its scale and their quotient to 16 bit, relative to the value.
 _ROUNDING = 2**-8
 
@@ -152,16 +155,20 @@ def _by_adapter(loaded: Loaded, weight: Weight, state: Stored) -> Any:
 
 def _against(weight: Weight, state: Stored, expected: Any) -> _Errors:
     """Return how far some blocks of a weight are from values that were quantised to it, given flat."""
-    return _judged(state, ((start, expected[start : start + unit]) for start, unit in _places(weight.name, state)))
+    unit = _unit(state)
+    places = _places(weight.name, state)
+    return _judged(state, ((place, expected[place * unit : (place + 1) * unit]) for place in places))
 
 
-def _places(name: str, state: Stored) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last block of a weight, and some between them: where each starts, and its elements."""
-    # A weight may have fewer elements than a block.
-    unit = min(state.block, state.elements)
-    units = state.elements // unit
-    for place in sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))}):
-        yield place * unit, unit
+def _unit(state: Stored) -> int:
+    """Return the elements of a block; a weight may have fewer than its type's blocks."""
+    return min(state.block, state.elements)
+
+
+def _places(name: str, state: Stored) -> list[int]:
+    """Return the numbers of a weight's first block, its last one, and some between them."""
+    units = state.elements // _unit(state)
+    return sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))})
 
 
 def _errors(
@@ -184,20 +191,19 @@ def _errors(
 
 
 def _judged(state: Stored, originals: Iterable[tuple[int, Any]]) -> _Errors:
-    """Return how far a weight is from blocks of values, each with the element that it starts at."""
+    """Return how far a weight is from blocks of values, each with its number."""
     assert state.max_error is not None
+    bound = state.max_error + state.scale_error
     largest = actual_error = own_error = product = power = 0.0
-    for start, original in originals:
-        scale = float(original.abs().max())
-        allowed = (state.max_error + state.scale_error) * scale
-        actual = state.dequantised(start, start + original.numel())
-        difference = float((actual - original).abs().max())
-        # A scale of 0 allows nothing but 0; NaN is never allowed.
-        fits = difference <= allowed
-        ratio = difference / allowed if allowed and math.isfinite(difference) else 0.0 if fits else math.inf
-        largest = max(largest, ratio)
-        rounded = state.rounded(original)
+    for numbers, original in _together(originals, max(1, _AT_ONCE // _unit(state))):
+        actual = state.dequantised_blocks(numbers)
+        scales = original.abs().amax(dim=1).tolist()
+        differences = (actual - original).abs().amax(dim=1).tolist()
+        for scale, difference in zip(scales, differences, strict=True):
+            largest = max(largest, _ratio(difference, bound * scale))
+        rounded = state.rounded(original.reshape(-1))
         if rounded is not None:
+            rounded = rounded.reshape(original.shape)
             own_error += float((rounded - original).square().sum() + (original * _ROUNDING).square().sum())
             actual_error += float((actual - original).square().sum())
             # Not ``@``: a library of linear algebra starts all of its threads for the product of two rows.
@@ -206,6 +212,20 @@ def _judged(state: Stored, originals: Iterable[tuple[int, Any]]) -> _Errors:
     if not own_error or not power:
         return _Errors(largest)
     return _Errors(largest, actual_error / own_error, product / power)
+
+
+def _together(originals: Iterable[tuple[int, Any]], count: int) -> Iterator[tuple[list[int], Any]]:
+    """Yield blocks of values, ``count`` at a time: their numbers, and block x element."""
+    left = iter(originals)
+    while some := list(islice(left, count)):
+        yield [number for number, _ in some], torch.stack([values for _, values in some])
+
+
+def _ratio(difference: float, allowed: float) -> float:
+    """Return a difference relative to what is allowed: a scale of 0 allows nothing but 0, NaN is never allowed."""
+    if allowed and math.isfinite(difference):
+        return difference / allowed
+    return 0.0 if difference <= allowed else math.inf
 
 
 def as_in_file(weight: Weight, state: Stored, tensors: dict[str, Any], in_file: FileFormat) -> bool | None:
@@ -283,16 +303,18 @@ def _equal(values: Any, original: Any) -> bool:
 
 
 def _originals(weight: Weight, state: Stored, name: str | None, names: CheckpointNames) -> Iterator[tuple[int, Any]]:
-    """Yield blocks of the checkpoint's values, fp32, with the element that each starts at.
+    """Yield blocks of the checkpoint's values, fp32, with the number of each.
 
     The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
     each.
     """
-    unit = min(state.block, state.elements)
+    unit = _unit(state)
     if name is not None:
-        for start, _ in _places(name, state):
-            # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
-            yield start, names.files.block(name, start, start + unit, transposed=weight.kind == CONV1D).float()
+        places = _places(name, state)
+        stretches = [(place * unit, (place + 1) * unit) for place in places]
+        # A Conv1D's matrix is transposed before it is quantised (transformers/integrations/bitsandbytes.py).
+        for place, values in zip(places, names.files.blocks(name, stretches, weight.kind == CONV1D), strict=True):
+            yield place, values.float()
         return
     fused = names.fused(weight.name)
     for expert in range(state.shape[0]) if fused is not None else ():
@@ -302,6 +324,7 @@ def _originals(weight: Weight, state: Stored, name: str | None, names: Checkpoin
             # Whole blocks of the weight that lie within the part.
             first, last = -(-begin // unit), (begin + size) // unit
             if last > first:
-                start = (first + spot(part[expert], last - first)) * unit
-                yield start, names.files.block(part[expert], start - begin, start - begin + unit).float()
+                place = first + spot(part[expert], last - first)
+                start = place * unit - begin
+                yield place, names.files.block(part[expert], start, start + unit).float()
             begin += size

@@ -11,7 +11,6 @@ import torch
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.spec import AS_STORED
 from pytest_llmload.core.units import plural
-from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.checks.problem_names import named, size_of, sized
 from pytest_llmload.worker.checks.quantised import CHECK
 from pytest_llmload.worker.model.consumed import Consumed
@@ -78,7 +77,7 @@ def _candidates(loaded: Loaded) -> dict[str, Held]:
         and held.dtype in ("float32", "float16", "bfloat16")
         and held.path not in judged
         # Scales of a quantised weight are part of it.
-        and stored(loaded.inventory.modules[held.module], held.name) is None
+        and loaded.inventory.stored(held) is None
         and held.tensor is not None
         and held.device != "meta"
         and not isinstance(loaded.inventory.modules[held.module], (torch.nn.Embedding, torch.nn.modules.conv._ConvNd))

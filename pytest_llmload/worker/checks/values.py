@@ -17,9 +17,8 @@ import torch
 
 from pytest_llmload.core.results import Problem
 from pytest_llmload.core.units import counted, format_bytes, plural
-from pytest_llmload.quantisation.stored import stored
 from pytest_llmload.worker.adapters.rewritten import is_rewritten
-from pytest_llmload.worker.checkpoints.files import CheckpointFiles
+from pytest_llmload.worker.checkpoints.files import CheckpointFiles, blocks
 from pytest_llmload.worker.checkpoints.names import CheckpointNames
 from pytest_llmload.worker.checks.tied import pairs, says_untied
 from pytest_llmload.worker.model.loaded import Loaded
@@ -102,7 +101,7 @@ def _dense(loaded: Loaded) -> Iterator[list[Held]]:
         if loaded.shards is not None and held.path in loaded.shards.pieces:
             # Part of a whole: compared by the check of shards, which knows which part.
             continue
-        if stored(inventory.modules[held.module], held.name) is not None:
+        if inventory.stored(held) is not None:
             continue
         names[held.device, held.tensor.data_ptr(), held.shape].append(held)
     yield from names.values()
@@ -180,7 +179,8 @@ def _experts(tensor: Any, files: CheckpointFiles, part: tuple[str, ...]) -> str:
     """Compare as :func:`difference_from`, by one block of every expert, which come to the CPU in one copy."""
     size = tensor[0].numel()
     stretches = [stretch(name, size) for name in part]
-    values = torch.stack([_block(tensor[expert], *place) for expert, place in enumerate(stretches)]).cpu()
+    experts = tensor.detach()
+    values = torch.stack([next(blocks(experts[number], [place])) for number, place in enumerate(stretches)]).cpu()
     every = zip(part, stretches, values, strict=True)
     told = (_difference(files.block(name, *place), value) for name, place, value in every)
     return next(filter(None, told), "")
@@ -192,9 +192,9 @@ def difference_from(tensor: Any, files: CheckpointFiles, name: str) -> str:
     Compared are its first block, its last one, and some between them at places that depend on the name alone: a
     different tensor has different places, every run has the same.
     """
-    blocks = places(name, tensor.numel())
-    values = torch.stack([_block(tensor, *place) for place in blocks]).cpu()
-    originals = torch.stack([files.block(name, *place) for place in blocks])
+    compared = places(name, tensor.numel())
+    values = torch.stack([*blocks(tensor.detach(), compared)]).cpu()
+    originals = torch.stack([*files.blocks(name, compared)])
     if equal(originals, values):
         return ""
     return next(filter(None, map(_difference, originals, values)), "")
@@ -227,19 +227,6 @@ def spot(name: str, count: int, number: int = 0) -> int:
     """Return one of ``count`` places, as if at random, but always the same for a name and a number."""
     digest = hashlib.blake2b(f"{name}#{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % count
-
-
-def _block(tensor: Any, start: int, stop: int) -> Any:
-    """Return elements ``start`` to ``stop``, row by row, on their device.
-
-    What is not contiguous is not copied as a whole.
-    """
-    tensor = tensor.detach()
-    if tensor.dim() == 0:
-        return tensor.reshape(1)
-    row = tensor[0].numel()
-    first, last = start // row, -(-stop // row)
-    return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
 
 
 def equal(original: Any, value: Any) -> bool:

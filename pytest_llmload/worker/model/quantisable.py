@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from pytest_llmload.quantisation import Stored
-from pytest_llmload.quantisation.stored import stored, stored_weights
 from pytest_llmload.worker.model.tensors import BUFFER, PARAMETER, Held, Inventory
 
 LINEAR, CONV1D, EXPERTS = "linear", "Conv1D", "experts"
@@ -114,7 +113,7 @@ def weights_of(inventory: Inventory) -> Iterator[tuple[Held, Stored | None, Any]
             owned[held.module].append(held)
     for path, tensors in owned.items():
         module = inventory.modules[path]
-        holders = {holder: weight for weight in stored_weights(module) for holder in weight.holders}
+        holders = {holder: weight for weight in inventory.stored_weights(path) for holder in weight.holders}
         parts: dict[str, list[Held]] = defaultdict(list)
         for held in tensors:
             # A tensor inside a subclass is called ``weight.qdata``.
@@ -150,7 +149,7 @@ def out_of_reach(inventory: Inventory) -> list[Held]:
         for held in inventory.parameters()
         if len(held.shape) == 2
         and _is_torchs_attention(inventory.modules[held.module])
-        and stored(inventory.modules[held.module], held.name) is None
+        and inventory.stored(held) is None
     ]
 
 

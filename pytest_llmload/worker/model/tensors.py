@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from pytest_llmload.quantisation import Stored
+from pytest_llmload.quantisation.stored import stored_weights
 from pytest_llmload.worker.adapters.wrapping import Wrapping
 
 PARAMETER, BUFFER, STATE = "parameter", "buffer", "state"
@@ -47,6 +49,8 @@ _LEAVES = (
     complex,
     type(None),
 )
+#: Types of most attributes of a module, which are told faster by a look into a set.
+_PLAIN = frozenset((*_LEAVES, bool))
 _DEPTH = 6
 
 
@@ -100,9 +104,11 @@ class Inventory:
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.wrapping = Wrapping(self.modules)
         self._model = model
+        self._stored: dict[str, list[Stored]] = {}
         offloaded = _offloaded(self.modules)
+        barren: set[int] = set()
         self.held: list[Held] = [
-            held for path, module in self.modules.items() for held in _of_module(path, module, offloaded)
+            held for path, module in self.modules.items() for held in _of_module(path, module, offloaded, barren)
         ]
 
     def parameters(self) -> Iterator[Held]:
@@ -134,6 +140,21 @@ class Inventory:
             if owner is not None:
                 places[id(module)].append(owner)
         return places
+
+    def stored(self, held: Held) -> Stored | None:
+        """Return the quantised weight that a parameter or buffer belongs to.
+
+        A tensor inside a subclass (``weight.qdata``) stands for the whole. None if the tensor is dense or its state is
+        lost.
+        """
+        own = held.name.partition(".")[0]
+        return next((weight for weight in self.stored_weights(held.module) if own in weight.holders), None)
+
+    def stored_weights(self, path: str) -> list[Stored]:
+        """Return the quantised weights that the module at a path holds itself."""
+        if path not in self._stored:
+            self._stored[path] = stored_weights(self.modules[path])
+        return self._stored[path]
 
     def state(self) -> dict[str, Any]:
         """Return the model's state dict: its own tensors by every name.
@@ -225,7 +246,11 @@ def _held(module: str, name: str, role: str, tensor: Any, **rest: Any) -> Iterat
     )
 
 
-def _of_module(path: str, module: Any, offloaded: Mapping[str, Any]) -> Iterator[Held]:
+def _of_module(path: str, module: Any, offloaded: Mapping[str, Any], barren: set[int]) -> Iterator[Held]:
+    """Yield the tensors that a module itself holds.
+
+    ``barren`` collects the ids of attributes that lead to no tensor: a model's config is an attribute of most modules.
+    """
     named = [(name, tensor, PARAMETER) for name, tensor in module._parameters.items()]
     named += [(name, tensor, BUFFER) for name, tensor in module._buffers.items()]
     seen: set[int] = set()
@@ -241,9 +266,13 @@ def _of_module(path: str, module: Any, offloaded: Mapping[str, Any]) -> Iterator
         for suffix, state in _reachable(vars(tensor) if hasattr(tensor, "__dict__") else {}, _DEPTH, seen):
             yield from _held(path, f"{name}.{suffix}", STATE, state)
     for name, value in vars(module).items():
-        if name not in _MODULE_INTERNALS:
-            for suffix, state in _reachable(value, _DEPTH, seen):
-                yield from _held(path, f"{name}.{suffix}" if suffix else name, STATE, state)
+        if name in _MODULE_INTERNALS or type(value) in _PLAIN or id(value) in barren:
+            continue
+        if next(_reachable(value, _DEPTH, set()), None) is None:
+            barren.add(id(value))
+            continue
+        for suffix, state in _reachable(value, _DEPTH, seen):
+            yield from _held(path, f"{name}.{suffix}" if suffix else name, STATE, state)
 
 
 def _reachable(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -263,8 +292,9 @@ def _reachable(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, An
     else:
         items = list(vars(value).items()) if hasattr(value, "__dict__") else []
     for name, item in items:
-        for suffix, tensor in _reachable(item, depth - 1, seen):
-            yield f"{name}.{suffix}" if suffix else name, tensor
+        if type(item) not in _PLAIN:
+            for suffix, tensor in _reachable(item, depth - 1, seen):
+                yield f"{name}.{suffix}" if suffix else name, tensor
 
 
 def _offloaded(modules: Mapping[str, Any]) -> dict[str, Any]:
