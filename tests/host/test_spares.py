@@ -179,8 +179,23 @@ def test_what_follows_is_what_the_tests_expect_and_no_load_more(job: Job) -> Non
     for spec in specs[1:]:
         expected.measured(spec)
     assert expected.after(specs[1], []) is None
-    expected.loads_again = True
-    assert expected.after(specs[1], []) == specs[1]
+
+
+def test_a_load_that_tests_ask_for_follows_as_often_as_there_are_such_tests(job: Job) -> None:
+    expected = ExpectedLoads()
+    expected.asking = {"first", "second", "third"}
+    expected.measured(job.spec)
+    assert expected.after(job.spec, [job.spec]) == job.spec
+    assert expected.after(job.spec, [job.spec] * 2) is None
+    expected.test_ended("first")
+    expected.measured(job.spec)
+    assert expected.after(job.spec, []) == job.spec
+    assert expected.after(job.spec, [job.spec]) is None
+    expected.test_ended("second")
+    expected.measured(job.spec)
+    assert expected.after(job.spec, []) is None, "it is the last test, and has asked once"
+    expected.measured(job.spec)
+    assert expected.after(job.spec, []) == job.spec, "it has asked again, so it may ask for more"
 
 
 def test_the_repeats_of_a_recording_follow_their_load(job: Job) -> None:
@@ -204,7 +219,7 @@ def test_a_load_on_a_gpu_has_the_next_one_prepared(
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     monkeypatch.setattr(ProcessFactory, "forks", lambda self, spec: True)
     broker = broker_of(job, tmp_path, device)
-    broker.expected.loads_again = True
+    broker.expected.asking = {"this test", "the next"}
     monkeypatch.setattr(broker._jobs, "gpus_needed", lambda spec: 1)
     monkeypatch.setattr(broker._jobs, "job", lambda spec, scope, held: job)
     monkeypatch.setattr(broker._factory, "fork_spare", forked)

@@ -14,22 +14,33 @@ class ExpectedLoads:
     def __init__(self) -> None:
         #: Every spec that the collected tests use, in order, as often as it is probably loaded.
         self.specs: list[LoadSpec] = []
-        #: True if a load may be measured that is in no collected test, since a test uses ``llm_load``.
-        self.loads_again = False
+        #: The tests to come that ask for loads in their body, by ``llm_load``, so that none of ``specs`` names these.
+        self.asking: set[str] = set()
+        #: How many loads were measured since the last test ended.
+        self._of_test = 0
         self._measured: Counter[LoadSpec] = Counter()
 
     def measured(self, spec: LoadSpec) -> None:
         """Note that a load was measured once, with its checks."""
         self._measured[spec] += 1
+        self._of_test += 1
+
+    def test_ended(self, nodeid: str) -> None:
+        """Note that a test has ended: it asks for no further load."""
+        self.asking.discard(nodeid)
+        self._of_test = 0
 
     def after(self, current: LoadSpec, prepared: Iterable[LoadSpec]) -> LoadSpec | None:
         """Return the load that probably follows ``current`` and those that processes are ``prepared`` for.
 
         None if no load is expected.
         """
+        prepared = list(prepared)
         left = Counter(self.specs)
         left.subtract(self._measured)
         left.subtract(prepared)
         # A different load that was measured less often than expected is over: its repeats follow it at once.
         follow = (each for each in self.specs if left[each] > 0 and (each == current or not self._measured[each]))
-        return next(follow, current if self.loads_again else None)
+        # A test that asks for loads asks for one, unless it has asked again; the present one is among them.
+        again = len(prepared) < len(self.asking) - (self._of_test <= 1)
+        return next(follow, current if again else None)

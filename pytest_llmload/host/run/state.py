@@ -131,7 +131,8 @@ class State:
         """Register the tests that will run: which loads they need, and which baselines they use."""
         repeats: dict[LoadSpec, int] = {}
         for item in items:
-            self.broker.expected.loads_again |= "llm_load" in getattr(item, "fixturenames", ())
+            if "llm_load" in getattr(item, "fixturenames", ()):
+                self.broker.expected.asking.add(item.nodeid)
             spec = self.spec_of(item)
             if spec is None:
                 continue
@@ -151,6 +152,7 @@ class State:
 
     def finished(self, item: pytest.Item) -> None:
         """Close the load of a test that has ended, if it was its last user, or if the test changed the model."""
+        self.broker.expected.test_ended(item.nodeid)
         spec = self.spec_of(item)
         if spec is None or spec not in self.pending:
             return
