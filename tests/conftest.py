@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_template import SERVERS, Template
+from warm_template import ADDRESS, SERVERS, StartsOtherwise, Template, TemplateProcess, write_python
 
 from pytest_llmload.system.garbage import freeze
 
@@ -31,18 +31,44 @@ def checkpoint_cache() -> Path:
     return Path(os.environ["LLMLOAD_TEST_CACHE"])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the workers from the template of their runs, so that torch and transformers are imported once for all.
+
+    Coverage counts what a process imports: its workers are started.
+    """
+    if config.getoption("cov_source", None):
+        return
+    process = TemplateProcess()
+    config.add_cleanup(process.close)
+    os.environ[ADDRESS] = process.address
+    for spec in specs:
+        spec.python = str(write_python(process.address, Path(os.environ["LLMLOAD_TEST_CACHE"]) / "forked_python"))
+
+
 @pytest.fixture(scope="session")
-def warm_template() -> Iterator[Template]:
+def template_address() -> Iterator[str]:
+    """Return the template's address; start it unless this process was forked from it."""
+    if ADDRESS in os.environ:
+        yield os.environ[ADDRESS]
+        return
+    process = TemplateProcess()
+    yield process.address
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def warm_template(template_address: str) -> Iterator[Template]:
     """Return the process from which runs are forked."""
-    template = Template()
+    template = Template(template_address)
     yield template
     template.close()
 
 
 @pytest.fixture
-def forked_python(warm_template: Template, tmp_path: Path) -> Path:
+def forked_python(template_address: str, tmp_path: Path) -> Path:
     """Return a ``python`` for scripts, whose runs of pytest are forked as those of ``project`` are."""
-    return warm_template.write_python(tmp_path / "forked_python")
+    return write_python(template_address, tmp_path / "forked_python")
 
 
 @pytest.fixture
@@ -60,11 +86,13 @@ def project(
 
     def popen(command: Any, servers: int, **keywords: Any) -> Any:
         environment = dict(os.environ)
-        if not warm_template.starts_alike(environment):
-            return start(command, **keywords)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), environment.get("PYTHONPATH")]))
         output = (keywords["stdout"].fileno(), keywords["stderr"].fileno())
-        return warm_template.popen(command[3:], cwd=Path.cwd(), environment=environment, output=output, servers=servers)
+        fork = partial(warm_template.popen, command[3:], cwd=Path.cwd(), output=output, servers=servers)
+        try:
+            return fork(environment=environment)
+        except StartsOtherwise:
+            return start(command, **keywords)
 
     def run(
         *arguments: str,

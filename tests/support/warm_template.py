@@ -6,6 +6,9 @@ Before pytest starts, it forks the processes that become the run's warm servers 
 user's project imports is in there. A run or a server whose environment decides how Python, torch or transformers start
 is started as usual.
 
+One template serves the whole test session: xdist's workers that run these tests are forked from it too. It forks a
+process for each of its callers, which forks their runs one by one.
+
 What pytest, the plugin and other installed plugins import is imported too: the others as pytest does it, which rewrites
 their assertions. The template writes the bytecode of the package where it is not there; runs write none: a test that
 writes a module twice within a second, in the same length, would else get the first again.
@@ -53,6 +56,8 @@ STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MK
 #: These make no difference. The first is added when forked. The second is set by torch: in a process of tests whose
 #: loads import its compiler, every later run would start cold.
 _ALIKE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+#: The variable with the template's address, in the environment of the workers that were forked from it.
+ADDRESS = "LLMLOAD_TEST_TEMPLATE"
 #: The call that starts a warm server, as the product writes it, and the program of xdist's workers, as execnet does.
 _SERVER = "from pytest_llmload.process.server import main"
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
@@ -80,23 +85,36 @@ _OF_PLUGINS = (
 )
 
 
-class Template:
-    """The template as a test session has it: forks one run at a time."""
+class StartsOtherwise(Exception):
+    """The environment of a run decides how Python, torch or transformers start: the run has to be started."""
+
+
+class TemplateProcess:
+    """The template as the process that has started it has it: it ends when that closes it, or ends."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
-        self._address = f"llmload-test-{os.getpid()}"
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.address = f"llmload-test-{os.getpid()}"
+        self._alive, theirs = socket.socketpair()
         with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as calls:
-            calls.bind(f"\0{self._address}")
+            calls.bind(f"\0{self.address}")
             calls.listen()
             files = [theirs.fileno(), calls.fileno()]
             command = [sys.executable, __file__, *map(str, files)]
             self._process = subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL)
 
-    def starts_alike(self, environment: dict[str, str]) -> bool:
-        """Return whether a run with this environment may be forked from the template."""
-        return _start_alike(environment, self.environment)
+    def close(self) -> None:
+        """End the template, and all that was forked from it."""
+        self._alive.close()
+        self._process.wait()
+
+
+class Template:
+    """The template as its callers have it: forks one run at a time."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(f"\0{address}")
 
     def popen(
         self,
@@ -107,22 +125,35 @@ class Template:
         output: tuple[int, int],
         servers: int = SERVERS,
     ) -> Run:
-        """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr."""
-        request = {"arguments": arguments, "cwd": str(cwd), "environment": environment, "servers": servers}
-        socket.send_fds(self._socket, [json.dumps(request).encode()], output)
-        return Run(self._socket, _answer(self._socket, "pid"))
+        """Fork ``python -m pytest`` with these arguments; ``output`` holds the files of stdout and stderr.
 
-    def write_python(self, path: Path) -> Path:
-        """Write a ``python`` for a script, which forks runs of pytest from the template; return its path."""
-        program = Path(__file__).with_name("forked_python.py")
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {self._address} "$@"\n')
-        path.chmod(0o755)
-        return path
+        Raises StartsOtherwise if the run's environment is not the template's in what Python or the libraries read.
+        """
+        request = {
+            "program": "pytest",
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "environment": environment,
+            "servers": servers,
+        }
+        with Path(os.devnull).open("rb") as stdin:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [stdin.fileno(), *output])
+        pid = _answer(self._socket, "pid")
+        if not pid:
+            raise StartsOtherwise
+        return Run(self._socket, pid)
 
     def close(self) -> None:
-        """End the template."""
+        """Have no further run forked."""
         self._socket.close()
-        self._process.wait()
+
+
+def write_python(address: str, path: Path) -> Path:
+    """Write a ``python`` whose runs of pytest, and xdist's workers, are forked from the template; return its path."""
+    program = Path(__file__).with_name("forked_python.py")
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {address} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 class Run:
@@ -180,12 +211,7 @@ class _Stem:
 
     def __init__(self, becomes: Callable[[socket.socket], None]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._socket.close()
-            die_with_parent(parent, signal.SIGKILL)
-            _as_main(partial(becomes, theirs))
+        self.pid = _fork(partial(becomes, theirs), [self._socket])
         theirs.close()
 
     def start_server(self, arguments: list[str], keywords: dict[str, Any]) -> None:
@@ -259,33 +285,43 @@ def _work(run: socket.socket) -> None:
     servers = _stems(_serve, SERVERS)
     said, files, *_ = socket.recv_fds(run, _MESSAGE, 2)
     run.close()
-    for target, source in enumerate(files):
-        os.dup2(source, target)
-        os.close(source)
     request = json.loads(said)
-    os.chdir(request["cwd"])
     _start_from(servers, [], request["environment"])
+    _become_worker(request, files)
+
+
+def _become_worker(request: dict[str, Any], files: list[int]) -> None:
+    """Run what xdist sends, as execnet's program of a worker does; ``files`` are its stdin, stdout, stderr."""
+    _open_as(files)
+    os.chdir(request["cwd"])
     _enter(request["environment"])
     sys.argv = ["-c"]
     sys.path[0] = ""
     exec(_WORKER, {"__name__": "__main__"})
 
 
-def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
-    """Run pytest as ``python -m pytest`` would."""
-    for source, target, stream in ((stdout, 1, sys.stdout), (stderr, 2, sys.stderr)):
+def _open_as(files: list[int]) -> None:
+    """Make these files the standard ones, from stdin on."""
+    for target, source in enumerate(files):
         os.dup2(source, target)
         os.close(source)
+
+
+def _run(request: dict[str, Any], files: list[int]) -> None:
+    """Run pytest as ``python -m pytest`` would; ``files`` are its stdin, stdout and stderr."""
+    _open_as(files)
+    for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(line_buffering=os.isatty(target))
+        stream.reconfigure(line_buffering=stream.isatty())
     os.chdir(request["cwd"])
     # A shell's background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    in_workers = any(argument.startswith("-n") for argument in request["arguments"])
+    arguments = request["arguments"]
+    in_workers = any(argument.startswith("-n") for argument in arguments)
     servers, workers = _stems(_serve, request.get("servers", SERVERS)), _stems(_work, _WORKERS if in_workers else 0)
     _start_from(servers, workers, request["environment"])
     _enter(request["environment"])
-    sys.argv = ["pytest", *request["arguments"]]
+    sys.argv = ["pytest", *arguments]
     sys.path[0] = request["cwd"]
     runpy.run_module("pytest", run_name="__main__", alter_sys=True)
 
@@ -397,49 +433,76 @@ def _use_huge_pages() -> None:
 
 
 def _main(*sockets: int) -> None:
-    tests, calls = (socket.socket(fileno=fd) for fd in sockets)
+    alive, calls = (socket.socket(fileno=fd) for fd in sockets)
     for fd in sockets:
         os.set_inheritable(fd, False)
     from pytest_llmload.host.loads.preloaded_modules import BASE, architecture
+    from pytest_llmload.process import server_imports
 
     sys.dont_write_bytecode = False
     with collected_rarely():
         _import_plugins()
-        for name in (*BASE, *architecture("llama")):
-            importlib.import_module(name)
+    server_imports.import_all((*BASE, *architecture("llama")), None)
     compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
     _import_pytest()
     _leave_libraries_as_they_are()
     sys.dont_write_bytecode = True
     freeze()
     _use_huge_pages()
+    while alive not in select.select([alive, calls], [], [])[0]:
+        call, _ = calls.accept()
+        _fork(partial(_answer_calls, call), [alive, calls])
+        call.close()
+        _reap()
+    _reap()
+
+
+def _reap() -> None:
+    """Wait for the children that have ended, so that their time counts as this process's."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _answer_calls(call: socket.socket) -> None:
+    """Fork the runs that a caller asks for, one by one, until it hangs up."""
     while True:
-        asking = tests if tests in select.select([tests, calls], [], [])[0] else calls.accept()[0]
-        said, files, *_ = socket.recv_fds(asking, _MESSAGE, 2)
+        said, files, *_ = socket.recv_fds(call, _MESSAGE, 3)
         if not said:
             return
         request = json.loads(said)
-        # A script's run that would not start alike is not answered: the script starts it.
-        if asking is tests or _start_alike(request["environment"], os.environ):
-            _fork(request, files, asking, [tests, calls])
+        pid = 0
+        # One that would not start alike is started by the caller.
+        if _start_alike(request["environment"], os.environ):
+            pid = _fork(partial(_PROGRAMS[request["program"]], request, files), [call])
         for fd in files:
             os.close(fd)
-        if asking is not tests:
-            asking.close()
+        call.send(json.dumps({"pid": pid}).encode())
+        if pid:
+            _, status = os.waitpid(pid, 0)
+            call.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
 
 
-def _fork(request: dict[str, Any], files: list[int], asking: socket.socket, own: list[socket.socket]) -> None:
-    """Fork the run that is asked for, and say how it ended."""
-    template = os.getpid()
+def _run_tests(request: dict[str, Any], files: list[int]) -> None:
+    """Become a worker of the session itself, which keeps the bytecode of the tests that it imports."""
+    sys.dont_write_bytecode = False
+    _become_worker(request, files)
+
+
+#: What a caller may have forked.
+_PROGRAMS = {"pytest": _run, "worker": _run_tests}
+
+
+def _fork(becomes: Callable[[], None], opened: list[socket.socket]) -> int:
+    """Fork a process that ends with this one, and has none of these sockets; return its id."""
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        for opened in {asking, *own}:
-            opened.close()
-        die_with_parent(template, signal.SIGKILL)
-        _as_main(partial(_run, request, *files))
-    asking.send(json.dumps({"pid": pid}).encode())
-    _, status = os.waitpid(pid, 0)
-    asking.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
+        for connection in opened:
+            connection.close()
+        die_with_parent(parent, signal.SIGKILL)
+        _as_main(becomes)
+    return pid
 
 
 if __name__ == "__main__":
