@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import Any
+
 import pytest
-from loads import load
+from loads import job, load
 
 from pytest_llmload.core.job import LOAD_TIME, MEMORY, TIMING
 from pytest_llmload.probes.builtin import probes_for
+from pytest_llmload.probes.growth import CALLS, NOISE, Growth
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.manifest import starred
 from pytest_llmload.probes.numbers import spread
@@ -37,3 +41,26 @@ def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
     (before, after), (ratio,) = result.samples["load.control"], result.samples["load.relative"]
     assert ratio == pytest.approx(result.metrics["load"] / ((before + after) / 2))
     assert LoadControl not in probes_for((MEMORY, TIMING)), "its memory would be in the figures"
+
+
+@pytest.mark.parametrize(
+    ("figure", "left"),
+    [
+        ("host.growth", [-64]),
+        ("host.growth", [NOISE["host.growth"]]),
+        ("host.growth", [NOISE["host.growth"] + 1, 0]),
+        ("host.growth", [64 << 10] * CALLS),
+        ("gpu.growth", [64, 0]),
+        ("gpu.growth", [64] * CALLS),
+    ],
+)
+def test_a_call_is_repeated_until_one_leaves_nothing_but_noise(
+    figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growth = Growth(job("tiny-llama"))
+    held = accumulate(left, initial=1 << 20)
+    monkeypatch.setattr(growth, "_held", lambda: {figure: next(held)})
+    monkeypatch.setattr(growth, "_call", lambda loaded: None)
+    unused: Any = None
+    growth.finished(unused)
+    assert growth.left == {figure: left}
