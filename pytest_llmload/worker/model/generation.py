@@ -25,6 +25,7 @@ from pytest_llmload.worker.model.inputs import (
     vocabulary,
 )
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.logits_processor import LogitsProcessor
 from pytest_llmload.worker.model.prompts import Prompt, token_ids
 
 #: Constants of a 32-bit linear congruential generator (Numerical Recipes).
@@ -224,12 +225,12 @@ def _generated(
             config = settings(loaded, new_tokens)
             if on_logits is not None:
 
-                def look(sequences: Any, logits: Any) -> Any:
+                def look(logits: Any) -> Any:
                     on_logits(logits)
                     return logits
 
                 # Not a hook on the model, whose forward may be compiled with what hangs on it.
-                inputs["logits_processor"] = [look]
+                inputs["logits_processor"] = [LogitsProcessor(look)]
             with generation_config_set(model, config):
                 sequences = model.generate(**inputs, generation_config=config)
     return sequences[:, -new_tokens:]

@@ -24,6 +24,7 @@ from pytest_llmload.worker.model.generation import (
 )
 from pytest_llmload.worker.model.inputs import forward_inputs, generate_inputs, generating_module, vocabulary
 from pytest_llmload.worker.model.loaded import Loaded
+from pytest_llmload.worker.model.logits_processor import LogitsProcessor
 from pytest_llmload.worker.model.padded_run import ROWS, PaddedRun
 from pytest_llmload.worker.model.tensors import local_part
 
@@ -70,14 +71,14 @@ def _generate(loaded: Loaded, ids: Any, mask: Any, found: PaddedRun) -> None:
     config.return_dict_in_generate = config.output_logits = True
     given = int(ids[0, 0])
 
-    def force(sequences: Any, logits: Any) -> Any:
+    def force(logits: Any) -> Any:
         forced = torch.full_like(logits, -torch.inf)
         forced[:, given] = 0
         return forced
 
     with generation_config_set(loaded.model, config):
         inputs = generate_inputs(loaded, ids, mask, _STEPS)
-        output = loaded.model.generate(**inputs, generation_config=config, logits_processor=[force])
+        output = loaded.model.generate(**inputs, generation_config=config, logits_processor=[LogitsProcessor(force)])
     found.generated = True
     found.logits = [step.float().cpu() for step in output.logits]
     found.cache = getattr(output, "past_key_values", None)
