@@ -67,7 +67,7 @@ def warm_template(template_address: str) -> Iterator[Template]:
 
 @pytest.fixture
 def forked_python(template_address: str, tmp_path: Path) -> Path:
-    """Return a ``python`` for scripts, whose runs of pytest are forked as those of ``project`` are."""
+    """Return a ``python`` whose runs of code and of our modules are forked as those of ``project`` are."""
     return write_python(template_address, tmp_path / "forked_python")
 
 

@@ -1,6 +1,7 @@
-"""Stand in for ``python``: runs of pytest and xdist's workers are forked from the tests' template, all else is started.
+"""Stand in for ``python``: code, our modules and pytest with its workers are forked from the tests' template.
 
-The program has the template's address, then the arguments of ``python``. It imports little: it starts at each call.
+All else is started as usual. The program has the template's address, then the arguments of ``python``. It imports
+little: it starts at each call.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ _WORKER = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
 
 
 def main(address: str, arguments: list[str]) -> int:
-    program = "pytest" if arguments[:2] == ["-m", "pytest"] else "worker" if arguments == _WORKER else ""
-    if program:
+    is_ours = arguments[:1] == ["-m"] and arguments[1].startswith("pytest")
+    if is_ours or arguments[:1] == ["-c"] or arguments == _WORKER:
         request = {
-            "program": program,
-            "arguments": arguments[2:],
+            "program": "worker" if arguments == _WORKER else "python",
+            "arguments": arguments,
             "cwd": str(os.getcwd()),  # noqa: PTH109
             "environment": dict(os.environ),
         }

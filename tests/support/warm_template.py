@@ -1,10 +1,10 @@
-"""A process that has imported torch and transformers, from which runs of pytest and their warm servers are forked.
+"""A process that has imported torch and transformers, from which runs of Python are forked: of pytest, most of all.
 
 Each run in a user's project would import them for seconds, and most tests are not about that. A forked run has the
-command line, environment, folder and output files that it would have been started with, and ends with an exit status.
+command line, environment, folder and standard files that it would have been started with, and ends with an exit status.
 Before pytest starts, it forks the processes that become the run's warm servers and xdist's workers: nothing that the
 user's project imports is in there. A run or a server whose environment decides how Python, torch or transformers start
-is started as usual.
+is started as usual; the hub's client, which reads its environment when it is imported, reads it again.
 
 One template serves the whole test session: xdist's workers that run these tests are forked from it too. It forks a
 process for each of its callers, which forks their runs one by one.
@@ -45,6 +45,7 @@ from typing import IO, Any, NoReturn
 
 from _pytest.assertion import install_importhook
 from _pytest.config import default_plugins, get_config
+from huggingface_hub import constants as hub_settings
 
 import pytest_llmload
 from pytest_llmload.core.libraries import is_installed
@@ -52,7 +53,7 @@ from pytest_llmload.system.garbage import collected_rarely, freeze
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts.
-STARTS = ("PYTHON", "HF_", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
+STARTS = ("PYTHON", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
 #: These make no difference. The first is added when forked. The second is set by torch: in a process of tests whose
 #: loads import its compiler, every later run would start cold.
 _ALIKE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
@@ -130,8 +131,8 @@ class Template:
         Raises StartsOtherwise if the run's environment is not the template's in what Python or the libraries read.
         """
         request = {
-            "program": "pytest",
-            "arguments": arguments,
+            "program": "python",
+            "arguments": ["-m", "pytest", *arguments],
             "cwd": str(cwd),
             "environment": environment,
             "servers": servers,
@@ -149,7 +150,7 @@ class Template:
 
 
 def write_python(address: str, path: Path) -> Path:
-    """Write a ``python`` whose runs of pytest, and xdist's workers, are forked from the template; return its path."""
+    """Write a ``python`` whose code, modules of ours, pytest and its workers are forked from the template."""
     program = Path(__file__).with_name("forked_python.py")
     path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {address} "$@"\n')
     path.chmod(0o755)
@@ -308,7 +309,7 @@ def _open_as(files: list[int]) -> None:
 
 
 def _run(request: dict[str, Any], files: list[int]) -> None:
-    """Run pytest as ``python -m pytest`` would; ``files`` are its stdin, stdout and stderr."""
+    """Run what ``python -m MODULE …`` or ``python -c CODE …`` would; ``files`` are its stdin, stdout and stderr."""
     _open_as(files)
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
@@ -316,14 +317,19 @@ def _run(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["cwd"])
     # A shell's background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = request["arguments"]
-    in_workers = any(argument.startswith("-n") for argument in arguments)
-    servers, workers = _stems(_serve, request.get("servers", SERVERS)), _stems(_work, _WORKERS if in_workers else 0)
-    _start_from(servers, workers, request["environment"])
+    kind, program, *arguments = request["arguments"]
+    if program == "pytest":
+        in_workers = any(argument.startswith("-n") for argument in arguments)
+        servers, workers = _stems(_serve, request.get("servers", SERVERS)), _stems(_work, _WORKERS if in_workers else 0)
+        _start_from(servers, workers, request["environment"])
     _enter(request["environment"])
-    sys.argv = ["pytest", *arguments]
-    sys.path[0] = request["cwd"]
-    runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+    sys.argv = [kind, *arguments]
+    if kind == "-c":
+        sys.path[0] = ""
+        exec(program, {"__name__": "__main__"})
+    else:
+        sys.path[0] = request["cwd"]
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 def _stems(becomes: Callable[[socket.socket], None], count: int) -> list[_Stem]:
@@ -335,6 +341,7 @@ def _enter(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     # Read from the environment where it is first asked for.
     tempfile.tempdir = None
+    importlib.reload(hub_settings)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
@@ -490,7 +497,7 @@ def _run_tests(request: dict[str, Any], files: list[int]) -> None:
 
 
 #: What a caller may have forked.
-_PROGRAMS = {"pytest": _run, "worker": _run_tests}
+_PROGRAMS = {"python": _run, "worker": _run_tests}
 
 
 def _fork(becomes: Callable[[], None], opened: list[socket.socket]) -> int:

@@ -94,7 +94,11 @@ def test_what_the_load_will_write_counts_before_it_starts(
 
 
 def test_the_download_of_a_hub_model_is_told_before_it_begins(
-    healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    healthy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    forked_python: Path,
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -107,7 +111,10 @@ def test_the_download_of_a_hub_model_is_told_before_it_begins(
         answers, ask = [], plan.ask
 
         def asking(*arguments: Any, **keywords: Any) -> Any:
-            answers.append(ask(*arguments, **keywords))
+            # The planning process imports torch and transformers.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "executable", str(forked_python))
+                answers.append(ask(*arguments, **keywords))
             return answers[-1]
 
         monkeypatch.setattr(plan, "ask", asking)
@@ -115,7 +122,7 @@ def test_the_download_of_a_hub_model_is_told_before_it_begins(
     assert "the load needs 1024.00 TiB in" in line
     assert "HF_HOME" in mend
     assert "model.safetensors" not in Hub.asked
-    # The planning process imports torch: its one answer is quoted, with a smaller file.
+    # The same answer, with a smaller file.
     (told,) = answers
     monkeypatch.setattr(plan, "ask", lambda *_, **__: told | {"download": 3 << 20})
     assert main(["doctor", "--model", "org/model"]) == 0

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.checkpoints.weights import read_tensors
 
+Ask = Callable[..., dict[str, Any]]
 SECRET = "hf_thisIsNobodysToken123"
 
 
@@ -131,7 +133,7 @@ def hub(built: Path) -> Iterator[str]:
 TOLD: list[list[Any]] = []
 
 
-def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
+def ask_of(python: str | Path, spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
     """``resolve`` in a process of its own: the hub's client reads its environment when it is imported.
 
     If ``again``, the process resolves it offline too, and finds the same.
@@ -166,9 +168,8 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
         "no_proxy": "127.0.0.1",
         **env,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=120
-    )
+    command = [python, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     *_, told, last = ["[]", *done.stdout.splitlines()]
@@ -178,22 +179,30 @@ def ask(spec: str, cache: Path, home: Path, **env: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def ask(forked_python: Path) -> Ask:
+    """Return :func:`ask_of` in processes that are forked: some of them need torch and transformers."""
+    return partial(ask_of, forked_python)
+
+
 def test_a_hub_model_is_downloaded_without_what_no_load_reads(
     hub: str, cache: Path, built: Path, tmp_path: Path
 ) -> None:
-    found = ask("org/model@v1", cache, tmp_path, HF_ENDPOINT=hub)
+    found = ask_of(sys.executable, "org/model@v1", cache, tmp_path, HF_ENDPOINT=hub)
     assert found.get("revision") == COMMIT, found
     assert found["shape"] == resolve(str(built), cache).shape
     assert found["weights"] == resolve(str(built), cache).weights
     assert set(Hub.asked) == {path.name for path in built.iterdir()}
     blobs = tmp_path / "hub" / "models--org--model" / "blobs"
     assert [[(built / "model.safetensors").stat().st_size, str(blobs)]] == TOLD
-    offline = ask("org/model@v1", cache, tmp_path, HF_HUB_OFFLINE="1")
+    offline = ask_of(sys.executable, "org/model@v1", cache, tmp_path, HF_HUB_OFFLINE="1")
     assert offline == found
     assert not TOLD
 
 
-def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(hub: str, cache: Path, tmp_path: Path) -> None:
+def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(
+    ask: Ask, hub: str, cache: Path, tmp_path: Path
+) -> None:
     Hub.sizes = {"model.safetensors": 1 << 60}
     found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
     assert found["error"] == "MachineError"
@@ -206,12 +215,12 @@ def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(hub: st
     assert "model.safetensors" not in Hub.asked
 
 
-def test_remote_code_is_downloaded_only_when_it_is_trusted(hub: str, cache: Path, tmp_path: Path) -> None:
+def test_remote_code_is_downloaded_only_when_it_is_trusted(ask: Ask, hub: str, cache: Path, tmp_path: Path) -> None:
     assert "error" not in ask("org/model", cache, tmp_path, HF_ENDPOINT=hub, trust="1")
     assert "modeling_custom.py" in Hub.asked
 
 
-def test_a_sharded_hub_model_is_downloaded_by_its_index(hub: str, cache: Path, tmp_path: Path) -> None:
+def test_a_sharded_hub_model_is_downloaded_by_its_index(ask: Ask, hub: str, cache: Path, tmp_path: Path) -> None:
     weights = Hub.files.pop("model.safetensors")
     Hub.files["model-1-of-1.safetensors"] = weights
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-1-of-1.safetensors"}}
@@ -223,7 +232,7 @@ def test_a_sharded_hub_model_is_downloaded_by_its_index(hub: str, cache: Path, t
 
 
 def test_of_a_hub_model_that_is_cut_only_the_files_of_its_layers_are_downloaded(
-    hub: str, cache: Path, built: Path, tmp_path: Path
+    ask: Ask, hub: str, cache: Path, built: Path, tmp_path: Path
 ) -> None:
     del Hub.files["model.safetensors"]
     write_weights(tmp_path, read_tensors(built), shard_bytes=4 << 20)
@@ -237,7 +246,7 @@ def test_of_a_hub_model_that_is_cut_only_the_files_of_its_layers_are_downloaded(
     assert first <= set(Hub.asked)
 
 
-def test_a_hub_model_without_weights_is_said(hub: str, cache: Path, tmp_path: Path) -> None:
+def test_a_hub_model_without_weights_is_said(ask: Ask, hub: str, cache: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "pytorch_model.bin"):
         del Hub.files[name]
     found = ask("org/model", cache, tmp_path, HF_ENDPOINT=hub)
@@ -246,7 +255,7 @@ def test_a_hub_model_without_weights_is_said(hub: str, cache: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_hub_model_of_pickled_files(parts: int, hub: str, cache: Path, tmp_path: Path) -> None:
+def test_a_hub_model_of_pickled_files(ask: Ask, parts: int, hub: str, cache: Path, tmp_path: Path) -> None:
     import torch
 
     del Hub.files["model.safetensors"], Hub.files["pytorch_model.bin"]
@@ -285,7 +294,9 @@ def test_what_only_the_users_own_loader_may_load(files: dict[str, str], said: st
         ("org/model@v9", "the model has no such revision"),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(spec: str, said: str, hub: str, cache: Path, tmp_path: Path) -> None:
+def test_what_the_hub_refuses_is_one_sentence(
+    ask: Ask, spec: str, said: str, hub: str, cache: Path, tmp_path: Path
+) -> None:
     found = ask(spec, cache, tmp_path, HF_ENDPOINT=hub)
     assert found["error"] == "MachineError"
     assert found["message"].startswith(f"cannot download {spec}: ")
@@ -294,14 +305,14 @@ def test_what_the_hub_refuses_is_one_sentence(spec: str, said: str, hub: str, ca
 
 
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_a_hub_that_is_away_is_one_sentence(env: dict[str, str], cache: Path, tmp_path: Path) -> None:
+def test_a_hub_that_is_away_is_one_sentence(ask: Ask, env: dict[str, str], cache: Path, tmp_path: Path) -> None:
     found = ask("org/model", cache, tmp_path, **env)
     assert found["error"] == "MachineError"
     assert found["message"].startswith("cannot download org/model: ")
     assert "\n" not in found["message"]
 
 
-def test_an_incomplete_cache_offline_is_one_sentence(cache: Path, built: Path, tmp_path: Path) -> None:
+def test_an_incomplete_cache_offline_is_one_sentence(ask: Ask, cache: Path, built: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     shutil.copy(built / "config.json", snapshot)
