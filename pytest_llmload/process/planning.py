@@ -17,6 +17,7 @@ from pytest_llmload.core.presets import PREFIX
 from pytest_llmload.core.spec import Workload
 from pytest_llmload.strategies.builtin import BUILTIN
 from pytest_llmload.system.disk_speed import read_speed
+from pytest_llmload.system.garbage import collected_rarely
 
 if TYPE_CHECKING:
     from pytest_llmload.worker.planning.overview import Asked
@@ -103,7 +104,9 @@ def ways(gpus: tuple[Gpu, ...]) -> list[Asked]:
 def main() -> int:
     """Answer the question on the standard input; an error is printed as an answer too."""
     try:
-        told: dict[str, Any] = answer(json.load(sys.stdin))
+        # It imports torch and transformers, and keeps the models that it builds for a moment only.
+        with collected_rarely():
+            told: dict[str, Any] = answer(json.load(sys.stdin))
     except (ValueError, ImportError, LoadFailed, MachineError, OSError) as error:
         told = {"error": next(iter(str(error).splitlines()), type(error).__name__)}
     print(f"\n{json.dumps(told)}")
