@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from pytest_llmload.core.environment_entries import ENTRIES, PACKAGES, UNKNOWN, VERSION, entry_of
-from pytest_llmload.core.portable import scrub
+from pytest_llmload.core.portable import scrubber
 
 _MINOR = ".minor"
 #: A version of a Python package; a commit's id, which may begin with a digit, has no dot.
@@ -15,6 +15,7 @@ _RELEASE = re.compile(r"v?\d+\.\w[\w.!+-]{0,63}")
 
 def stored(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the entries that a baseline keeps; any other entry may hold a path, a user's name or a secret."""
+    scrub = scrubber()
     return {name: scrub(str(value)) for name, value in environment.items() if value and _is_stored(name, value)}
 
 

@@ -32,8 +32,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pytest_llmload.core.verdicts import IMPROVED, INCONCLUSIVE, OK, REGRESSED
 
@@ -75,10 +76,10 @@ def judge(
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise ValueError(f"the tolerance is {tolerance!r}, but must be positive")
     sides = [_sorted(side, name) for side, name in ((baseline, "baseline"), (current, "current"))]
-    generator = random.Random(_SEED)
     fewest = min(map(len, sides))
     estimators = (_MIDDLE, _FASTEST) if fewest >= _FLOOR_PROCESSES else (_MIDDLE,)
-    ratio, error, freedom = min((_estimate(sides, one, generator) for one in estimators), key=lambda item: item[1])
+    draws = iter(_draws((len(sides[0]), len(sides[1])) * len(estimators)))
+    ratio, error, freedom = min((_estimate(sides, one, draws) for one in estimators), key=lambda item: item[1])
     if fewest < PROCESSES:
         return Judgement(INCONCLUSIVE, math.exp(ratio), (0.0, math.inf))
     room = error * student(1 - (1 - CONFIDENCE) / 2, freedom)
@@ -132,12 +133,22 @@ _MIDDLE = _Estimator(0.5, 1.0)
 _FASTEST = _Estimator(_FLOOR, 0.5)
 
 
+@lru_cache(maxsize=8)
+def _draws(sizes: tuple[int, ...]) -> list[list[list[int]]]:
+    """Return the draws of the bootstrap for each side of so many processes: which of them each draw has.
+
+    Made once for all judgements of as many processes: to draw takes longer than all the rest.
+    """
+    generator = random.Random(_SEED)
+    return [[generator.choices(range(size), k=size) for _ in range(_DRAWS if size > 1 else 0)] for size in sizes]
+
+
 def _estimate(
-    sides: list[list[list[float]]], estimator: _Estimator, generator: random.Random
+    sides: list[list[list[float]]], estimator: _Estimator, draws: Iterator[list[list[int]]]
 ) -> tuple[float, float, float]:
     """Return the logarithm of the ratio, its standard error, and the standard error's degrees of freedom."""
     places = [[process[estimator.rank(len(process))] for process in side] for side in sides]
-    variances = [_variance(side, estimator, generator) for side in places]
+    variances = [_variance(side, estimator, next(draws)) for side in places]
     total = sum(variances)
     # Welch and Satterthwaite. For the faster half, only half of the processes determine the scatter.
     parts = zip(variances, places, strict=True)
@@ -146,12 +157,12 @@ def _estimate(
     return after - before, math.sqrt(total), total**2 / spread if 0 < spread < math.inf else math.inf
 
 
-def _variance(processes: list[float], estimator: _Estimator, generator: random.Random) -> float:
+def _variance(processes: list[float], estimator: _Estimator, draws: list[list[int]]) -> float:
     """Return the variance of the processes' location, by the bootstrap."""
     size = len(processes)
     if size < 2:
         return math.inf
-    locations = [estimator.location(generator.choices(processes, k=size)) for _ in range(_DRAWS)]
+    locations = [estimator.location([processes[index] for index in draw]) for draw in draws]
     return float(statistics.variance(locations)) * size / (size - 1)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Decoded = TypeVar("Decoded")
+#: Decodes data of one kind; the text is its place.
+_Decoder = Callable[[Any, str], Any]
 
 
 class Malformed(ValueError):
@@ -19,51 +22,63 @@ def decode(kind: type[Decoded], data: Any, where: str = "the data") -> Decoded:
 
     Entries that the dataclass does not know are ignored: a newer release may have added them. Raises Malformed.
     """
-    value: Decoded = _decode(kind, data, where)
+    value: Decoded = _decoder(cast("Hashable", kind))(data, where)
     return value
 
 
-def _decode(kind: Any, data: Any, where: str) -> Any:
+@cache
+def _decoder(kind: Any) -> _Decoder:
+    """Return the decoder of a kind, made once: to look at a type takes longer than to decode a value."""
     if kind is Any:
-        return data
+        return lambda data, where: data
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, data, where)
+        return _of_dataclass(kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in arguments if option is not type(None)]
-        return None if data is None and len(options) < len(arguments) else _decode(options[0], data, where)
+        return _of_optional(_decoder(options[0])) if len(options) < len(arguments) else _decoder(options[0])
     if origin is dict:
-        return {key: _decode(arguments[1], item, f"{where}, {key}") for key, item in _need(dict, data, where).items()}
+        return _of_dict(_decoder(arguments[1]))
     if origin in (list, tuple):
-        items = [_decode(arguments[0], item, where) for item in _need(list, data, where)]
-        return items if origin is list else tuple(items)
-    if kind is float and type(data) is int:
-        return data
-    return _need(kind, data, where)
+        return _of_items(_decoder(arguments[0]), origin)
+    return _of_plain(kind)
 
 
-def _dataclass(kind: Any, data: Any, where: str) -> Any:
-    given = _need(dict, data, where)
-    hints = _hints(kind)
+def _of_optional(decoded: _Decoder) -> _Decoder:
+    return lambda data, where: None if data is None else decoded(data, where)
+
+
+def _of_dict(decoded: _Decoder) -> _Decoder:
+    return lambda data, where: {key: decoded(item, f"{where}, {key}") for key, item in _need(dict, data, where).items()}
+
+
+def _of_items(decoded: _Decoder, made: type) -> _Decoder:
+    return lambda data, where: made([decoded(item, where) for item in _need(list, data, where)])
+
+
+def _of_plain(kind: type) -> _Decoder:
+    accepted = (float, int) if kind is float else (kind,)
+    return lambda data, where: data if type(data) in accepted else _need(kind, data, where)
+
+
+def _of_dataclass(kind: Any) -> _Decoder:
+    hints = get_type_hints(kind)
     known = [item for item in dataclasses.fields(kind) if item.init]
-    values = {
-        item.name: _decode(hints[item.name], given[item.name], f"{where}, {item.name}")
-        for item in known
-        if item.name in given
-    }
+    fields = [(item.name, _decoder(hints[item.name])) for item in known]
     required = [
         item.name
         for item in known
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     ]
-    if missing := [name for name in required if name not in values]:
-        raise Malformed(f"{where} has no {missing[0]!r}")
-    return kind(**values)
 
+    def decoded(data: Any, where: str) -> Any:
+        given = _need(dict, data, where)
+        values = {name: field(given[name], f"{where}, {name}") for name, field in fields if name in given}
+        if missing := [name for name in required if name not in values]:
+            raise Malformed(f"{where} has no {missing[0]!r}")
+        return kind(**values)
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return decoded
 
 
 def _need(kind: type, data: Any, where: str) -> Any:
