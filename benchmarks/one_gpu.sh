@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs one GPU: each part can be run alone. Served loads are in served_gpu.sh.
 #
-#   benchmarks/one_gpu.sh OUT paired overhead deepspeed memory adapters offload xdist latency
+#   benchmarks/one_gpu.sh OUT paired overhead committed deepspeed memory adapters offload xdist latency
 #
 # parts.sh says what OUT gets.
 source "$(dirname "$0")/parts.sh"
@@ -57,6 +57,32 @@ adapters() {
 offload() {
     model=random:polyglot-ko-12.8b again --pyargs pytest_llmload.suite --llm-workload=1x128+2 \
         --llm-strategy=max_memory --llm-strategy=offload
+}
+
+# The committed baselines of models that one GPU holds in any precision, gated as they are; then the allocator's figures
+# against a bare script's, to the byte.
+committed() {
+    cat > test_committed.py <<'PY'
+import pytest
+
+
+@pytest.mark.dtype("fp16")
+def test_dense(llm, memory_baseline):
+    memory_baseline.check(llm)
+
+
+@pytest.mark.dtype("fp16")
+@pytest.mark.quant("int8", "nf4")
+def test_quantised(llm, memory_baseline):
+    memory_baseline.check(llm)
+PY
+    cat > test_as_stored.py <<'PY'
+def test_memory(llm, memory_baseline):
+    memory_baseline.check(llm)
+PY
+    model=random:llama-7b gate -q --llm-report="$out/committed-7b.json" test_committed.py
+    model=random:llama-1b gate -q --llm-report="$out/committed-1b.json" test_as_stored.py
+    "$python" "$here/against_bare.py" "$out/committed-7b.json"
 }
 
 xdist() {
