@@ -177,7 +177,9 @@ class Stored:
         import torch
 
         size = min(self.block, self.elements)
-        return torch.stack([self.dequantised(number * size, (number + 1) * size) for number in numbers])
+        each = [self.dequantised(number * size, (number + 1) * size) for number in numbers]
+        # A user's own method may return whole rows as a matrix.
+        return torch.stack(each).reshape(len(each), size)
 
     def rounded(self, values: Any) -> Any:
         """Return whole blocks of dense values (float32, flat) as this quantiser would hold them, dequantised.

@@ -29,6 +29,20 @@ def test_what_is_planned_is_what_is_loaded(rows: Job) -> None:
     assert plan(rows)["weights.logical"] == result.metrics["weights.logical"]
 
 
+def test_rows_may_be_dequantised_as_a_matrix(rows: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rows_method
+
+    flat = rows_method.StoredRows.dequantised
+    monkeypatch.setattr(
+        rows_method.StoredRows,
+        "dequantised",
+        lambda self, start, stop: flat(self, start, stop).reshape(-1, self.shape[-1]),
+    )
+    result, _ = measure(rows, lambda phase: None)
+    assert result.problems == []
+    assert result.faults == []
+
+
 def test_values_that_are_not_the_checkpoints_are_seen(rows: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     import rows_method
 
