@@ -131,8 +131,11 @@ def test_a_config_of_five_megabytes_costs_little(kind: str, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert (tmp_path / "config.json").stat().st_size > 4_500_000
     del config
-    # The least of three: other processes make all of them slower, never faster. A slower machine gets its share.
-    assert min(_seconds(tmp_path) for _ in range(3)) < max(0.3, 12 * min(_unit() for _ in range(3)))
+    # The least of up to three: other processes make all of them slower, never faster. A slower machine gets its share.
+    most, seconds = max(0.3, 12 * min(_unit() for _ in range(3))), [_seconds(tmp_path)]
+    while seconds[-1] >= most and len(seconds) < 3:
+        seconds.append(_seconds(tmp_path))
+    assert min(seconds) < most
 
 
 def _unit() -> float:

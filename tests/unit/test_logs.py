@@ -79,8 +79,8 @@ def test_what_was_raised_is_printable_and_bounded() -> None:
     assert error["message"] == "bad \\udce4 \\x1b[0m ***"
     assert TOKEN not in error["traceback"]
     error["traceback"].encode()
-    error = answered(raised(ValueError("y" * 5_000_000)))["error"]
-    assert error["message"].endswith("y… (4995904 more characters)")
+    error = answered(raised(ValueError("y" * 1_000_000)))["error"]
+    assert error["message"].endswith("y… (995904 more characters)")
     assert len(json.dumps(error)) < 20_000
     assert "in raised" in error["traceback"]
 

@@ -272,14 +272,14 @@ def record_apart(store: Store, path: Path, host: str, start: Any, folder: str) -
     """Record as a container does: with a TMPDIR of its own, and with a pid that others have too."""
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.getpid = lambda: 7
-    for number in range(60):
+    for number in range(ROUNDS):
         if not number:
             start.wait()
         add_times(store, path, {f"{host}-{number}": {"load": RecordedTime(1.0, ((1.0,),), {"page_cache": "warm"})}})
 
 
 def six_writers(store: Store, path: Path, tmp_path: Path) -> list[int | None]:
-    """Have six processes write sixty updates each, and return their exit statuses."""
+    """Have six processes write their updates, and return their exit statuses."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(6)
     runs = []
@@ -297,7 +297,7 @@ def test_six_writers_that_share_nothing_but_the_folder_lose_nothing(
 ) -> None:
     store.update(path, lambda old: dataclasses.replace(baseline, time={}))
     assert six_writers(store, path, tmp_path) == [0] * 6
-    assert set(present(store, path).time) == {f"{host}-{number}" for host in "abcdef" for number in range(60)}
+    assert set(present(store, path).time) == {f"{host}-{number}" for host in "abcdef" for number in range(ROUNDS)}
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -315,7 +315,7 @@ def test_nor_on_a_volume_that_locks_files_only(
     monkeypatch.setattr(fcntl, "flock", flock)
     store.update(path, lambda old: dataclasses.replace(baseline, time={}))
     assert six_writers(store, path, tmp_path) == [0] * 6
-    assert len(present(store, path).time) == 360
+    assert len(present(store, path).time) == 6 * ROUNDS
     assert list(path.parent.iterdir()) == [path]
 
 
