@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,13 @@ def adopted(file: Path, cache_dir: Path) -> Path:
     Raises RequirementMissing where the package ``gguf`` is not installed, LoadFailed where the file cannot be read or
     transformers does not know its architecture; each in one sentence.
     """
-    reader = _reader(file)
     status = file.stat()
     target = cache_dir / "single-files" / digest([str(file), status.st_size, status.st_mtime_ns], 16) / file.stem
 
     def write(folder: Path) -> None:
         import transformers
 
+        reader = _reader(file)
         try:
             config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         except (ValueError, KeyError, OSError) as error:
@@ -68,58 +70,121 @@ def adopted(file: Path, cache_dir: Path) -> Path:
 
 def described(file: Path) -> str:
     """Return the types of a file's tensors and their bytes: ``13 x Q4_0, 5 x F32, 180.00 KiB in the file``."""
-    tensors = _reader(file).tensors
-    types = Counter(tensor.tensor_type.name for tensor in tensors).most_common()
-    size = format_bytes(sum(int(tensor.n_bytes) for tensor in tensors))
-    return f"{', '.join(f'{count} x {name}' for name, count in types)}, {size} in the file"
+    content = _content(file)
+    types = ", ".join(f"{count} x {name}" for name, count in content.types.most_common())
+    return f"{types}, {format_bytes(content.bytes)} in the file"
 
 
 def tensors_in(file: Path) -> list[Tensor]:
     """Return the tensors that transformers makes of a file in a folder of :func:`adopted`, by its names, in fp32."""
-    return [Tensor(name, each.shape, "F32") for name, each in GgufTensors(file).tensors.items()]
+    return [Tensor(name, each.shape, "F32") for name, each in _content(file).tensors.items()]
 
 
 class GgufTensors:
-    """A GGUF file's tensors by transformers' names; experts as it joins them, where it keeps each layer's together."""
+    """A GGUF file's tensors by transformers' names, each read when it is asked for."""
 
     def __init__(self, file: Path) -> None:
-        from transformers import modeling_gguf_pytorch_utils as library
-
-        reader = _reader(file)
-        model = meta_model(file.parent)
-        parsed = library.load_gguf_checkpoint(str(file))
-        architecture = library.read_field(reader, "general.architecture")[0]
-        make = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)
-        processor = make(config=parsed["config"])
-        names = library.get_gguf_hf_weights_map(model, processor)
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        #: transformers' name -> the tensor.
-        self.tensors: dict[str, _Quantised] = {}
+        content = _content(file)
+        self._tensors = content.tensors
         #: True if every tensor of the file is one of the model's; some kinds of experts are divided while loading.
-        self.is_whole = True
+        self.is_whole = content.is_whole
         #: The name and the slice that were asked for last: a check reads some ten blocks of one tensor after the other.
         self._last: tuple[str, Slice] | None = None
-        parts: dict[str, list[Any]] = {}
-        for tensor in reader.tensors:
-            name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
-            if name in shapes:
-                parts.setdefault(name, []).append(tensor)
-            else:
-                self.is_whole = False
-        for name, found in parts.items():
-            shape = shapes[name]
-            if sum(int(tensor.n_elements) for tensor in found) == math.prod(shape):
-                self.tensors[name] = _Quantised(found, processor, shape)
-            else:
-                self.is_whole = False
 
     def get_slice(self, name: str) -> Slice:
         """Return a tensor as transformers loads it, dequantised, with the methods of a lazy slice."""
         if self._last is None or self._last[0] != name:
             # Released first, so that one dense tensor is in memory, not two.
             self._last = None
-            self._last = name, Slice(self.tensors[name].dense())
+            self._last = name, Slice(self._tensors[name].dense())
         return self._last[1]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a GGUF file holds."""
+
+    #: transformers' name -> the tensor; experts as it joins them, where the file keeps each layer's together.
+    tensors: dict[str, _Quantised]
+    is_whole: bool
+    #: Type of a tensor -> how many of the file are of it.
+    types: Counter[str]
+    #: Bytes of all its tensors.
+    bytes: int
+
+
+def _content(file: Path) -> _Content:
+    status = file.stat()
+    return _read(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, size: int, changed: int) -> _Content:
+    """Read what a file holds, once as long as it does not change: its package reads the tokenizer with it, which takes
+    some 0.1 ms for each token of the vocabulary.
+    """
+    from transformers import modeling_gguf_pytorch_utils as library
+
+    reader = _reader(file)
+    model = meta_model(file.parent)
+    parsed = library.load_gguf_checkpoint(str(file))
+    architecture = library.read_field(reader, "general.architecture")[0]
+    make = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)
+    processor = make(config=parsed["config"])
+    names = library.get_gguf_hf_weights_map(model, processor)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    parts: dict[str, list[_Part]] = {}
+    tensors: dict[str, _Quantised] = {}
+    is_whole = True
+    for tensor in reader.tensors:
+        name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
+        if name in shapes:
+            parts.setdefault(name, []).append(_Part.of(file, tensor))
+        else:
+            is_whole = False
+    for name, found in parts.items():
+        shape = shapes[name]
+        if sum(part.elements for part in found) == math.prod(shape):
+            tensors[name] = _Quantised(found, processor, shape)
+        else:
+            is_whole = False
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    return _Content(tensors, is_whole, types, sum(int(tensor.n_bytes) for tensor in reader.tensors))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor of a file: its place there. The file itself is not kept open, which would keep its pages mapped."""
+
+    file: Path
+    name: str
+    type: Any
+    elements: int
+    offset: int
+    #: Of its bytes, as the package ``gguf`` reads them.
+    dtype: Any
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, file: Path, tensor: Any) -> _Part:
+        data = tensor.data
+        return cls(
+            file,
+            tensor.name,
+            tensor.tensor_type,
+            int(tensor.n_elements),
+            int(tensor.data_offset),
+            data.dtype,
+            tuple(data.shape),
+        )
+
+    def values(self) -> Any:
+        """Return its values, dequantised."""
+        import numpy
+        from gguf import dequantize
+
+        stored = numpy.fromfile(self.file, self.dtype, math.prod(self.shape), offset=self.offset)
+        return dequantize(stored.reshape(self.shape), self.type)
 
 
 class _Quantised:
@@ -128,25 +193,20 @@ class _Quantised:
     Of experts, what gates and what goes up is one tensor, gates first (``Qwen2MoeTensorProcessor``).
     """
 
-    def __init__(self, tensors: list[Any], processor: Any, shape: tuple[int, ...]) -> None:
-        self._tensors = sorted(tensors, key=lambda tensor: "gate" not in tensor.name)
+    def __init__(self, parts: list[_Part], processor: Any, shape: tuple[int, ...]) -> None:
+        self._parts = sorted(parts, key=lambda part: "gate" not in part.name)
         self._processor, self.shape = processor, shape
 
     def dense(self) -> Any:
         import numpy
         import torch
 
-        made = [torch.from_numpy(numpy.copy(self._processed(tensor))) for tensor in self._tensors]
+        made = [torch.from_numpy(numpy.copy(self._processed(part))) for part in self._parts]
         return (made[0] if len(made) == 1 else torch.cat(made, dim=1)).reshape(self.shape)
 
-    def _processed(self, tensor: Any) -> Any:
-        import numpy
-        from gguf import dequantize
-
-        # Not as a memmap, which numpy makes anew for each group of rows.
-        values = dequantize(numpy.asarray(tensor.data), tensor.tensor_type)
+    def _processed(self, part: _Part) -> Any:
         return self._processor.process(
-            weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
+            weights=part.values(), name=part.name, tensor_key_mapping={}, parsed_parameters={}
         ).weights
 
 
