@@ -129,6 +129,8 @@ def save(kind: Kind, model: Any, directory: Path) -> None:
         for param in wrapped.parameters():
             if param.requires_grad:
                 param.data += 0.05 * torch.randn(param.shape, generator=generator).to(param.dtype)
+        # Its README is a template that is compiled for each adapter, which takes longest of all.
+        wrapped.create_or_update_model_card = lambda *_: None
         wrapped.save_pretrained(directory)
 
 

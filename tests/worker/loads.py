@@ -22,7 +22,7 @@ from pytest_llmload.worker.checkpoints.random_adapter import resolve_adapter
 from pytest_llmload.worker.checkpoints.resolve import resolve
 from pytest_llmload.worker.model.loaded import Loaded
 
-WORKLOAD = Workload(1, 16, 3)
+WORKLOAD = Workload(1, 8, 3)
 CPU = Device("cpu", "cpu-x86_64")
 CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
 

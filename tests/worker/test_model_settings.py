@@ -20,6 +20,7 @@ from pytest_llmload.baselines.compare import compare
 from pytest_llmload.baselines.model import Baseline
 from pytest_llmload.baselines.record import record
 from pytest_llmload.core.results import LoadResult
+from pytest_llmload.core.spec import Workload
 from pytest_llmload.core.verdicts import CHANGED, OK, REGRESSED, Comparison
 from pytest_llmload.worker.checks import config_fields, values
 
@@ -211,8 +212,11 @@ def test_positions_that_are_off_by_one_while_decoding(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("tamper", "layer"), [(_scaling, 2), (_activation, 1)])
 def test_the_first_layer_that_differs_is_named(tampered: Callable[[Tamper], None], tamper: Tamper, layer: int) -> None:
+    # Scaled attention differs the more, the more tokens there are.
+    workload = Workload(1, 16, 3)
+    recorded("tiny-llama", workload=workload)
     tampered(tamper)
-    word, reason = verdict(gated(quick("tiny-llama")), "numbers")
+    word, reason = verdict(gated(quick("tiny-llama", workload=workload), workload=workload), "numbers")
     assert word == CHANGED
     assert f"model.layers.{layer} is the first layer whose output differs" in reason
 

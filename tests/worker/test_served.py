@@ -64,8 +64,8 @@ def started(mode: str, tmp_path: Path, timeout: float = 90.0, megabytes: int = 0
     """The load of a server that is started by a command."""
     command = [sys.executable, str(FAKE), "{port}", mode, "{model}", str(megabytes)]
     options = (("command", json.dumps(command)),)
-    job = dataclasses.replace(loads.job("tiny-llama", strategy="served", options=options), timeout=timeout)
-    with client(job, tmp_path) as served:
+    job = loads.job("tiny-llama", strategy="served", options=options, workload=SMALL)
+    with client(dataclasses.replace(job, timeout=timeout), tmp_path) as served:
         return served.load()
 
 
