@@ -21,6 +21,7 @@ from pytest_llmload.worker.model.device import is_out_of_memory, synchronize
 from pytest_llmload.worker.model.generation import can_generate, first_forward, generate_workload
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.relative_error import relative_error
+from pytest_llmload.worker.parallel.world import agreed
 
 #: Calls that are compared at most: memory that each of them leaves is growth; memory that only one leaves is a filled
 #: cache.
@@ -36,7 +37,8 @@ class Growth(Probe):
 
     The padded batch, which was just run, is repeated: what a call keeps shows on its few tokens as on the workload's,
     in a fraction of the time. A model that does not run it repeats the workload's prompt instead. No call is repeated
-    once there is a call of which nothing is left but noise, since then nothing grows with each of them.
+    once there is a call of which nothing is left but noise, since then nothing grows with each of them. Ranks repeat it
+    together.
 
     A GPU's bytes are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)),
     which do not include free pages of its heap.
@@ -64,7 +66,7 @@ class Growth(Probe):
                     before, held = held, self._held()
                     for name, size in held.items():
                         self.left[name].append(size - before[name])
-                    if all(min(left) <= NOISE.get(name, 0) for name, left in self.left.items()):
+                    if agreed(self.job, all(min(left) <= NOISE.get(name, 0) for name, left in self.left.items())):
                         break
             self.complaint = ""
         except Exception as error:

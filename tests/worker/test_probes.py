@@ -43,6 +43,17 @@ def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
     assert LoadControl not in probes_for((MEMORY, TIMING)), "its memory would be in the figures"
 
 
+def repeated(figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """Return what a probe finds of calls that leave so many bytes each."""
+    found = Growth(job("tiny-llama"))
+    held = accumulate(left, initial=1 << 20)
+    monkeypatch.setattr(found, "_held", lambda: {figure: next(held)})
+    monkeypatch.setattr(found, "_call", lambda loaded: None)
+    unused: Any = None
+    found.finished(unused)
+    return found.left
+
+
 @pytest.mark.parametrize(
     ("figure", "left"),
     [
@@ -57,10 +68,10 @@ def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
 def test_a_call_is_repeated_until_one_leaves_nothing_but_noise(
     figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    growth = Growth(job("tiny-llama"))
-    held = accumulate(left, initial=1 << 20)
-    monkeypatch.setattr(growth, "_held", lambda: {figure: next(held)})
-    monkeypatch.setattr(growth, "_call", lambda loaded: None)
-    unused: Any = None
-    growth.finished(unused)
-    assert growth.left == {figure: left}
+    assert repeated(figure, left, monkeypatch) == {figure: left}
+
+
+def test_a_rank_repeats_a_call_as_long_as_another_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute together: one that stopped would have the other wait for ever."""
+    monkeypatch.setattr("pytest_llmload.probes.growth.agreed", lambda job, wish: False)
+    assert repeated("host.growth", [0] * CALLS, monkeypatch) == {"host.growth": [0] * CALLS}
