@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pytest_llmload.core.presets import config_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "project"
@@ -25,7 +28,10 @@ def test_the_readmes_example_records_and_gates(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     shutil.copytree(EXAMPLE, pytester.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    small = ("--llm-model=random:tiny-llama", "--llm-device=cpu")
+    # Its workload has 512 tokens, which a CPU computes for a second in each load of tiny-llama.
+    config = config_of("random:tiny-llama") | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    (pytester.path / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2, "head_dim": 32}))
+    small = (f"--llm-model=tiny-llama=random:{pytester.path}", "--llm-device=cpu")
     project(*small, "--llm-update-baselines", "--llm-record-repeats=1", fast=False).assert_outcomes(passed=5)
     assert len(list(pytester.path.glob("baselines/tiny-llama/*/*.json"))) == 4
     project(*small, fast=False).assert_outcomes(passed=5)
