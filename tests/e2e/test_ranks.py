@@ -175,6 +175,8 @@ def test_heads_that_do_not_divide_are_the_cause_that_is_named(
 def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
+    from bitsandbytes.functional import has_avx512bf16
+
     pytester.makepyfile(
         planted=PLANTED,
         conftest=CONFTEST,
@@ -215,6 +217,8 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
     result = project("-k", "not hangs")
     result.assert_outcomes(failed=8, passed=2, deselected=1)
     text = hanging.stdout.str() + result.stdout.str()
+    # For a CPU that computes in bfloat16, bitsandbytes packs a weight anew (nn/modules.py, ``Linear4bit.forward``).
+    unquantised = "AttributeError" if has_avx512bf16() else "ValueError: quant_state is required"
     for piece in (
         "the load's process died: tiny-llama / killed-x2",
         "rank 1 was killed by SIGKILL in phase 'load'",
@@ -236,7 +240,7 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
         "not the whole model's output",
         "init_inference changed nothing: it replaced none of the model's modules",
         "nothing was quantised to nf4",
-        "the model does not run: AttributeError",
+        f"the model does not run: {unquantised}",
     ):
         assert piece in text, piece
 
