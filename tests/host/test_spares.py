@@ -49,9 +49,9 @@ def job(checkpoint_cache: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
-    """Return a warm server, as a run has one."""
+    """Return a warm server, as a run with a quantised load has one: started, and it has imported everything itself."""
     server = WarmServer(tmp_path_factory.mktemp("server") / "server.log", variables(os.environ))
-    server.warm_up([*BASE, *architecture("llama")], None)
+    server.warm_up([*BASE, *architecture("llama"), "bitsandbytes"], None)
     yield server
     server.close()
 

@@ -72,6 +72,8 @@ _HUGE_PAGE = 1 << 21
 _MADV_COLLAPSE = 25
 #: The parts of the package that pytest imports.
 _IN_PYTEST = ("core", "system", "baselines", "reports", "quantisation", "strategies", "probes", "host", "integrations")
+#: What loads with a quantiser or an adapter import, as far as it is installed.
+_OF_LOADS = ("bitsandbytes", "peft", "peft.utils.transformers_weight_conversion", "transformers.integrations.peft")
 #: What plugins of pytest import, as far as it is installed.
 _OF_PLUGINS = (
     "trio",
@@ -449,7 +451,8 @@ def _main(*sockets: int) -> None:
     sys.dont_write_bytecode = False
     with collected_rarely():
         _import_plugins()
-    server_imports.import_all((*BASE, *architecture("llama")), None)
+    # As a server's for loads on a CPU.
+    server_imports.import_all((*BASE, *architecture("llama"), *_OF_LOADS), {"count": 0, "capability": (0, 0)})
     compileall.compile_dir(Path(pytest_llmload.__file__).parent, quiet=1)
     _import_pytest()
     _leave_libraries_as_they_are()
