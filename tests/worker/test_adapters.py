@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
-from loads import adapter_files, checkpoint, job, load, quick
+from loads import SMALL, adapter_files, checkpoint, job, load, quick
 from planted_faults import only_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -26,7 +26,7 @@ WAYS = ("peft", "load_adapter")
 V4 = transformers.__version__.startswith("4.")
 
 
-def random_lora(directory: Path, preset: str = "tiny-llama") -> Path:
+def random_lora(directory: Path, preset: str = SMALL) -> Path:
     """A copy of the random adapter, to damage."""
     shutil.copytree(adapter_files("random", checkpoint(preset)).path, directory, dirs_exist_ok=True)
     return directory
@@ -46,7 +46,7 @@ def edit_config(directory: Path, **changes: Any) -> str:
 
 def trained(directory: Path, **config: Any) -> str:
     """An adapter as PEFT itself saves it, with random values everywhere."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("tiny-llama").path)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(SMALL).path)
     wrapped = peft.get_peft_model(
         model, peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, task_type="CAUSAL_LM", **config)
     )
@@ -82,7 +82,7 @@ def adapter_problem(result: LoadResult) -> Problem:
     ids=str,
 )
 def test_combinations_that_work(fields: dict[str, Any], dtype: str) -> None:
-    result = quick("tiny-llama", adapter="random", **fields)
+    result = quick(SMALL, adapter="random", **fields)
     assert [problem.message for problem in result.problems] == []
     rows = [row for row in result.manifest if ".lora_" in row.module]
     assert {row.dtype for row in rows} == {dtype}
@@ -104,7 +104,7 @@ def test_the_base_is_compared_although_the_adapter_replaced_what_the_library_rem
 
 
 def test_the_adapter_is_apart_from_the_base_in_bytes_and_in_the_digest() -> None:
-    plain, lora = quick("tiny-llama"), quick("tiny-llama", adapter="random")
+    plain, lora = quick(SMALL), quick(SMALL, adapter="random")
     size = lora.metrics["weights.adapter"]
     assert lora.metrics["host.weights"] == plain.metrics["host.weights"] + size
     assert lora.metrics["weights.logical"] == plain.metrics["weights.logical"] + size
@@ -122,14 +122,14 @@ def test_the_adapter_is_apart_from_the_base_in_bytes_and_in_the_digest() -> None
     ids=["rslora", "modules-to-save", "embedding"],
 )
 def test_adapters_that_peft_saved(config: dict[str, Any], via: str, tmp_path: Path) -> None:
-    result = quick("tiny-llama", adapter=trained(tmp_path, **config), adapter_via=via)
+    result = quick(SMALL, adapter=trained(tmp_path, **config), adapter_via=via)
     assert [problem.message for problem in result.problems] == []
 
 
 @pytest.mark.parametrize(("base", "via"), [({}, "load_adapter"), ({"quant": "nf4"}, "peft")], ids=str)
 def test_the_plan_counts_the_adapter(base: dict[str, Any], via: str) -> None:
     fields = {"adapter": "random", "adapter_via": via, **base}
-    planned, result = plan(job("tiny-llama", **fields)), quick("tiny-llama", **fields)
+    planned, result = plan(job(SMALL, **fields)), quick(SMALL, **fields)
     for name in ("weights.adapter", "host.weights", "weights.logical"):
         assert planned[name] == result.metrics[name], name
 
@@ -147,7 +147,7 @@ def test_wrong_keys(init: bool, via: str, tmp_path: Path) -> None:
     directory = random_lora(tmp_path)
     edit_weights(directory, wrong_keys)
     adapter = edit_config(directory, init_lora_weights=init)
-    result = quick("tiny-llama", adapter=adapter, adapter_via=via)
+    result = quick(SMALL, adapter=adapter, adapter_via=via)
     found = messages(result)
     assert "24 of 24 tensors of the adapter's file are not in the model: the model has no such modules" in found[0]
     assert "24 of the adapter's 24 tensors in the model are left at their initial values" in found[1]
@@ -162,7 +162,7 @@ def test_wrong_keys(init: bool, via: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("via", WAYS)
 def test_half_an_adapter(via: str, tmp_path: Path) -> None:
     adapter = edit_weights(random_lora(tmp_path), lambda all_: {k: v for k, v in all_.items() if ".layers.0." not in k})
-    problem = adapter_problem(quick("tiny-llama", adapter=adapter, adapter_via=via))
+    problem = adapter_problem(quick(SMALL, adapter=adapter, adapter_via=via))
     assert "8 of the adapter's 24 tensors in the model are left at their initial values" in problem.message
     assert all(".layers.0." in name for name in problem.names)
     assert problem.bytes > 0
@@ -171,26 +171,26 @@ def test_half_an_adapter(via: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("via", WAYS)
 def test_an_adapter_for_other_target_modules(via: str, tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), target_modules=["gate_proj"])
-    found = messages(quick("tiny-llama", adapter=adapter, adapter_via=via))
+    found = messages(quick(SMALL, adapter=adapter, adapter_via=via))
     assert "24 of 24 tensors" in found[0]
     assert "its config targets other modules (gate_proj)" in found[0]
 
 
 def test_target_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), target_modules=["c_attn"])
-    problem = adapter_problem(quick("tiny-llama", adapter=adapter))
+    problem = adapter_problem(quick(SMALL, adapter=adapter))
     assert "the adapter cannot be attached to this model: " in problem.message
     assert "Target modules {'c_attn'} not found in the base model" in problem.message
 
 
 def test_another_rank_than_the_configs(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), r=4)
-    assert "size mismatch" in adapter_problem(quick("tiny-llama", adapter=adapter)).message
+    assert "size mismatch" in adapter_problem(quick(SMALL, adapter=adapter)).message
 
 
 def test_a_scaling_of_zero(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), lora_alpha=0)
-    found = messages(quick("tiny-llama", adapter=adapter))
+    found = messages(quick(SMALL, adapter=adapter))
     assert "the adapter is scaled by 0, so it does nothing, in 12 of 12 layers" in found[0]
     assert "the adapter changes nothing: the logits with it and without it are the same" in found[1]
 
@@ -201,7 +201,7 @@ def test_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
     def zeros(tensors: dict[str, Any]) -> dict[str, Any]:
         return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
 
-    problem = adapter_problem(quick("tiny-llama", adapter=edit_weights(random_lora(tmp_path), zeros)))
+    problem = adapter_problem(quick(SMALL, adapter=edit_weights(random_lora(tmp_path), zeros)))
     assert "the adapter changes nothing" in problem.message
 
 
@@ -223,7 +223,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]]
 
 def test_an_adapter_that_is_disabled(attached: Any) -> None:
     attached(lambda model: model.base_model.disable_adapter_layers())
-    found = messages(quick("tiny-llama", adapter="random"))
+    found = messages(quick(SMALL, adapter="random"))
     assert "the adapter is disabled, in 12 of 12 layers" in found[0]
 
 
@@ -234,7 +234,7 @@ def test_an_adapter_that_is_not_the_active_one(attached: Any) -> None:
                 module._active_adapter = []
 
     attached(tamper)
-    problem = adapter_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick(SMALL, adapter="random"))
     assert "the adapter is not active (active: none), in 4 of 12 layers" in problem.message
     assert all(".layers.1." in name for name in problem.names)
 
@@ -245,7 +245,7 @@ def test_a_second_adapter_that_is_active_beside_it(attached: Any) -> None:
         model.base_model.set_adapter(["default", "second"], inference_mode=True)
 
     attached(tamper)
-    problem = adapter_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick(SMALL, adapter="random"))
     assert "the adapter is not alone: second is active beside it, in " in problem.message
     assert any("q_proj" in name for name in problem.names)
 
@@ -257,7 +257,7 @@ def test_an_inactive_adapter_in_all_layers_changes_nothing(attached: Any) -> Non
                 module._active_adapter = []
 
     attached(tamper)
-    found = messages(quick("tiny-llama", adapter="random"))
+    found = messages(quick(SMALL, adapter="random"))
     assert "not active" in found[0]
     assert "the adapter changes nothing" in found[1]
 
@@ -267,7 +267,7 @@ def test_a_scaling_that_is_not_the_configs(attached: Any) -> None:
         model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] *= 2
 
     attached(tamper)
-    problem = adapter_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick(SMALL, adapter="random"))
     assert "scaled by 4, its config says 2, in 1 of 12" in problem.message
 
 
@@ -278,20 +278,20 @@ def test_values_of_another_layer(attached: Any) -> None:
         first.data, second.data = second.data, first.data
 
     attached(tamper)
-    problem = adapter_problem(quick("tiny-llama", adapter="random"))
+    problem = adapter_problem(quick(SMALL, adapter="random"))
     assert "2 of 24 tensors do not hold the values of the adapter's file" in problem.message
 
 
 def test_an_adapter_that_was_merged_without_a_request(attached: Any) -> None:
     attached(lambda model: model.merge_adapter())
-    checks = {problem.check: problem.message for problem in quick("tiny-llama", adapter="random").problems}
+    checks = {problem.check: problem.message for problem in quick(SMALL, adapter="random").problems}
     assert "merged into the weights, which was not requested" in checks["adapter"]
     assert "12 of" in checks["values"]
 
 
 def test_an_adapter_that_is_dropped(attached: Any) -> None:
     attached(lambda model: model.unload())
-    assert "there is no adapter in the model" in adapter_problem(quick("tiny-llama", adapter="random")).message
+    assert "there is no adapter in the model" in adapter_problem(quick(SMALL, adapter="random")).message
 
 
 # The base below an adapter
@@ -303,7 +303,7 @@ def test_a_dense_layer_of_the_base_is_still_found(attached: Any) -> None:
         layer.base_layer = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=torch.bfloat16)
 
     attached(tamper)
-    problems = quick("tiny-llama", quant="nf4", adapter="random").problems
+    problems = quick(SMALL, quant="nf4", adapter="random").problems
     (problem,) = (problem for problem in problems if problem.check == "quantised")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.q_proj.weight"]
 
@@ -317,12 +317,12 @@ def test_values_of_the_base_are_still_compared(monkeypatch: pytest.MonkeyPatch) 
         return model, info
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    problem = only_problem(quick("tiny-llama", adapter="random"), "values")
+    problem = only_problem(quick(SMALL, adapter="random"), "values")
     assert "layers.2.self_attn.v_proj.base_layer.weight" in problem.names[0]
 
 
 def test_skipped_modules_go_by_the_names_without_the_adapter() -> None:
-    result = quick("tiny-llama", quant="nf4", adapter="random", skip_modules=("model.layers.0.self_attn.q_proj",))
+    result = quick(SMALL, quant="nf4", adapter="random", skip_modules=("model.layers.0.self_attn.q_proj",))
     assert result.problems == []
     assert any("1 weight (" in note and "is dense as skip_modules says" in note for note in result.notes)
 
@@ -333,9 +333,9 @@ def test_skipped_modules_go_by_the_names_without_the_adapter() -> None:
 @pytest.mark.parametrize(
     ("preset", "base", "least", "most"),
     [
-        ("tiny-llama", {"dtype": "fp32"}, 0.0, 1e-5),
-        ("tiny-llama", {"quant": "int8"}, 0.01, 0.2),
-        ("tiny-llama", {"quant": "nf4"}, 0.1, 0.6),
+        (SMALL, {"dtype": "fp32"}, 0.0, 1e-5),
+        (SMALL, {"quant": "int8"}, 0.01, 0.2),
+        (SMALL, {"quant": "nf4"}, 0.1, 0.6),
         ("tiny-gpt2", {"dtype": "bf16"}, 1e-3, 0.1),
         ("tiny-gpt2", {"quant": "nf4"}, 0.1, 0.6),
     ],
@@ -353,20 +353,20 @@ def test_a_merge_moves_the_logits_by_its_rounding_alone(
 
 
 def test_merged_through_load_adapter() -> None:
-    result = quick("tiny-llama", adapter="random", adapter_merged=True, adapter_via="load_adapter")
+    result = quick(SMALL, adapter="random", adapter_merged=True, adapter_via="load_adapter")
     assert result.problems == []
     assert result.metrics["weights.adapter"] > 0
 
 
 def test_merged_adapters_of_other_kinds(tmp_path: Path) -> None:
     config = {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]}
-    result = quick("tiny-llama", adapter=trained(tmp_path, **config), adapter_merged=True)
+    result = quick(SMALL, adapter=trained(tmp_path, **config), adapter_merged=True)
     assert [problem.message for problem in result.problems] == []
 
 
 def test_a_merge_that_lost_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
-    result = quick("tiny-llama", adapter="random", adapter_merged=True)
+    result = quick(SMALL, adapter="random", adapter_merged=True)
     assert {problem.check for problem in result.problems} == {"merged"}
     weights, logits = messages(result)
     assert "12 of 12 weights are not the checkpoint's with the adapter merged in" in weights
@@ -385,7 +385,7 @@ def test_a_merge_that_lost_one_layer(base: dict[str, Any], monkeypatch: pytest.M
             return delta(self, adapter) * (0 if len(layers) == 1 else 1)
 
         monkeypatch.setattr(kind, "get_delta_weight", once)
-    result = quick("tiny-llama", adapter="random", adapter_merged=True, **base)
+    result = quick(SMALL, adapter="random", adapter_merged=True, **base)
     problem = next(problem for problem in result.problems if "not the checkpoint's with" in problem.message)
     assert "1 of 12 weights is not" in problem.message
     assert problem.names == ("model.layers.0.self_attn.q_proj.weight",)
@@ -408,13 +408,13 @@ def loader(name: str) -> dict[str, Any]:
 
 
 def test_a_users_own_loader_with_an_adapter() -> None:
-    result = quick("tiny-llama", **loader("peft_loader"))
+    result = quick(SMALL, **loader("peft_loader"))
     assert [problem.message for problem in result.problems] == []
     assert result.metrics["weights.adapter"] > 0
 
 
 def test_a_users_own_loader_that_forgets_the_adapter() -> None:
-    problem = adapter_problem(quick("tiny-llama", **loader("forgetful_loader")))
+    problem = adapter_problem(quick(SMALL, **loader("forgetful_loader")))
     assert "there is no adapter in the model" in problem.message
 
 
@@ -422,19 +422,19 @@ def test_an_adapter_on_a_model_on_disk_is_refused_before_peft_copies_the_checkpo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    problem = adapter_problem(quick("tiny-llama", strategy="offload", adapter="random"))
+    problem = adapter_problem(quick(SMALL, strategy="offload", adapter="random"))
     assert "part of it is on disk, where peft would copy the checkpoint to a folder" in problem.message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_offload_with_load_adapter_is_broken_by_transformers() -> None:
     """transformers 4 refuses, 5 leaves the adapters of offloaded layers on meta."""
-    found = messages(quick("tiny-llama", strategy="offload", adapter="random", adapter_via="load_adapter"))
+    found = messages(quick(SMALL, strategy="offload", adapter="random", adapter_via="load_adapter"))
     assert ("cannot be attached" if V4 else "8 tensors of the adapter are left without values on meta") in found[0]
 
 
 def test_int8_with_load_adapter_is_refused_by_transformers_4() -> None:
-    result = quick("tiny-llama", quant="int8", adapter="random", adapter_via="load_adapter")
+    result = quick(SMALL, quant="int8", adapter="random", adapter_via="load_adapter")
     if V4:
         assert "cannot be attached to this model: ValueError: `.to` is not supported" in adapter_problem(result).message
     else:
@@ -443,14 +443,14 @@ def test_int8_with_load_adapter_is_refused_by_transformers_4() -> None:
 
 @pytest.mark.parametrize("strategy", ["offload", "max_memory"])
 def test_int8_with_offload_is_dense_on_a_cpu_run(strategy: str) -> None:
-    (problem,) = (p for p in quick("tiny-llama", strategy=strategy, quant="int8").problems if p.check == "quantised")
+    (problem,) = (p for p in quick(SMALL, strategy=strategy, quant="int8").problems if p.check == "quantised")
     assert "nothing was quantised to int8" in problem.message
     assert "bitsandbytes keeps dense what a device map puts on the CPU or the disk" in problem.message
 
 
 def test_the_adapters_of_a_served_load_stay_as_they_were() -> None:
     """Disabling them for the check must not make them trainable, or leave them disabled."""
-    _, loaded = load("tiny-llama", adapter="random")
+    _, loaded = load(SMALL, adapter="random")
     layers = loaded.inventory.wrapping.tuned.values()
     assert layers
     assert not any(layer.disable_adapters for layer in layers)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import checkpoint, load, quick
+from loads import SMALL, checkpoint, load, quick
 from planted_faults import Tamper, fused_experts, only_problem, the_problem
 
 from pytest_llmload.core.job import Checkpoint
@@ -17,7 +17,7 @@ from pytest_llmload.core.job import Checkpoint
 
 def test_quantisation_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.integrations, "replace_with_bnb_linear", lambda model, *args, **kwargs: model)
-    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
     assert "nothing was quantised to nf4" in problem.message
     assert any(name.startswith("model.layers.0.mlp.up_proj.weight (") for name in problem.names)
 
@@ -35,7 +35,7 @@ def _linear4bit(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 
 def test_nf4_that_became_fp4(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, quant_type="fp4")
-    assert "nf4 was requested, but fp4 is stored" in only_problem(quick("tiny-llama", quant="nf4"), "quantised").message
+    assert "nf4 was requested, but fp4 is stored" in only_problem(quick(SMALL, quant="nf4"), "quantised").message
 
 
 def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
         return packed, state
 
     monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
-    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
     assert "is not the checkpoint's" in problem.message
 
 
@@ -69,7 +69,7 @@ def test_codes_of_one_type_that_the_state_calls_the_other(
         return packed, state
 
     monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
-    result = quick("tiny-llama", quant=scheme, double_quant=double_quant)
+    result = quick(SMALL, quant=scheme, double_quant=double_quant)
     messages = [problem.message for problem in result.problems if problem.check == "quantised"]
     wanted = "nf4 was requested, but fp4 is stored" if scheme == "nf4" else "fp4 is stored, but its state calls it nf4"
     assert any(wanted in message for message in messages)
@@ -78,22 +78,22 @@ def test_codes_of_one_type_that_the_state_calls_the_other(
 
 def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=False)
-    problem = only_problem(quick("tiny-llama", quant="nf4", double_quant=True), "quantised")
+    problem = only_problem(quick(SMALL, quant="nf4", double_quant=True), "quantised")
     assert "double quant was requested, but the statistics are plain float32" in problem.message
 
 
 def test_double_quant_that_was_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=True)
-    problem = only_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
     assert "double quant was not requested" in problem.message
 
 
 def test_a_users_own_loader_may_do_more_than_the_markers_ask() -> None:
-    result = quick("tiny-llama", strategy="loader", target="loads:double_quant_loader", quant="nf4")
+    result = quick(SMALL, strategy="loader", target="loads:double_quant_loader", quant="nf4")
     assert result.problems == []
     assert any("nested" in row.quant for row in result.manifest)
     problem = only_problem(
-        quick("tiny-llama", strategy="loader", target="loads:double_quant_loader", quant="int8"), "quantised"
+        quick(SMALL, strategy="loader", target="loads:double_quant_loader", quant="int8"), "quantised"
     )
     assert "int8 was requested, but nf4 is stored" in problem.message
 
@@ -103,7 +103,7 @@ def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
         model.model.layers[1].mlp.up_proj.compute_dtype = torch.float32
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama", quant="nf4", compute_dtype="bf16"), "quantised")
+    problem = only_problem(quick(SMALL, quant="nf4", compute_dtype="bf16"), "quantised")
     assert "compute dtype bfloat16 was requested, but float32 is set" in problem.message
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
 
@@ -118,7 +118,7 @@ def test_one_layer_left_dense(monkeypatch: pytest.MonkeyPatch, scheme: str) -> N
         return [*original(*args, **kwargs), "model.layers.1.mlp.up_proj"]
 
     monkeypatch.setattr(HfQuantizer, "get_modules_to_not_convert", staticmethod(one_more))
-    problem = only_problem(quick("tiny-llama", quant=scheme), "quantised")
+    problem = only_problem(quick(SMALL, quant=scheme), "quantised")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
     assert f"of the quantisable weights are {scheme}" in problem.message
     assert "left as Linear" in problem.message
@@ -132,7 +132,7 @@ def test_a_quantised_module_whose_state_is_lost(tampered: Callable[[Tamper], Non
         module.quant_state = None
 
     tampered(tamper)
-    problem = the_problem(quick("tiny-llama", quant="nf4"), "quantised")
+    problem = the_problem(quick(SMALL, quant="nf4"), "quantised")
     assert "is a Linear4bit, but its weight is a plain float32 tensor without quantisation state" in problem.message
 
 
@@ -143,7 +143,7 @@ def test_another_layers_quantised_values(tampered: Callable[[Tamper], None], sch
         layers[0].mlp.up_proj, layers[1].mlp.up_proj = layers[1].mlp.up_proj, layers[0].mlp.up_proj
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama", quant=scheme), "quantised")
+    problem = only_problem(quick(SMALL, quant=scheme), "quantised")
     assert "is not the checkpoint's" in problem.message
     assert len(problem.names) == 2
 
@@ -169,7 +169,7 @@ def test_dense_experts_may_be_allowed() -> None:
 
 
 def test_skipped_modules_are_added_to_the_librarys_own() -> None:
-    result = quick("tiny-llama", quant="nf4", skip_modules=("down_proj",))
+    result = quick(SMALL, quant="nf4", skip_modules=("down_proj",))
     assert result.problems == []
     dense = {row.module for row in result.manifest if row.cls == "Linear"}
     assert dense == {"lm_head", "model.layers.*.mlp.down_proj"}
@@ -258,7 +258,7 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path: Path, scheme: str) -> 
         setting = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    source = checkpoint("tiny-llama").path
+    source = checkpoint(SMALL).path
     made = transformers.AutoModelForCausalLM.from_pretrained(
         source, quantization_config=setting, dtype="auto", device_map={"": "cpu"}
     )
