@@ -281,7 +281,7 @@ METRICS: dict[str, Metric] = {
             "B",
             "host",
             Tolerance(absolute=64 << 10),
-            "Host memory that every further call of the model keeps",
+            "Host memory that every further call of the model keeps; up to 8 KiB count as none",
             ("malloc",),
             late=True,
         ),

@@ -26,8 +26,8 @@ from pytest_llmload.worker.parallel.world import agreed
 #: Calls that are compared at most: memory that each of them leaves is growth; memory that only one leaves is a filled
 #: cache.
 CALLS = 3
-#: Bytes that a call may leave of a figure before it is repeated. glibc counts small blocks that it keeps for the next
-#: call as handed out: a call that leaves nothing often shows some hundred bytes, of a tolerance of 64 KiB.
+#: Bytes that count as none. glibc counts small blocks that it keeps for the next call as handed out: a call that leaves
+#: nothing shows up to some thousand bytes, of a tolerance of 64 KiB. A GPU's bytes are exact.
 NOISE = {"host.growth": 8 << 10}
 _TOKENS = 2
 
@@ -41,7 +41,7 @@ class Growth(Probe):
     together.
 
     A GPU's bytes are those of torch's allocator, exact; the host's are those that glibc has handed out (mallinfo2(3)),
-    which do not include free pages of its heap.
+    which do not include free pages of its heap. Of these, 8 KiB and less are noise, and count as none.
 
     A model whose logits are others at each repetition, as one that computes with uninitialised memory, is noted.
     """
@@ -101,7 +101,8 @@ class Growth(Probe):
         for name in names:
             if left := self.left.get(name):
                 # The least that any single call left.
-                result.metrics[name] = max(0, min(left))
+                least = min(left)
+                result.metrics[name] = least if least > NOISE.get(name, 0) else 0
             else:
                 result.unavailable[name] = self.complaint or "the C library does not report it"
 

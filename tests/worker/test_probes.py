@@ -14,6 +14,7 @@ from pytest_llmload.probes.growth import CALLS, NOISE, Growth
 from pytest_llmload.probes.load_control import LoadControl
 from pytest_llmload.probes.manifest import starred
 from pytest_llmload.probes.numbers import spread
+from pytest_llmload.process.measurement import new_result
 
 
 @pytest.mark.parametrize(
@@ -43,15 +44,15 @@ def test_a_load_that_is_judged_has_its_ratio_to_a_control_around_it() -> None:
     assert LoadControl not in probes_for((MEMORY, TIMING)), "its memory would be in the figures"
 
 
-def repeated(figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
-    """Return what a probe finds of calls that leave so many bytes each."""
+def repeated(figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch) -> Growth:
+    """Return the probe after calls that leave so many bytes each."""
     found = Growth(job("tiny-llama"))
     held = accumulate(left, initial=1 << 20)
     monkeypatch.setattr(found, "_held", lambda: {figure: next(held)})
     monkeypatch.setattr(found, "_call", lambda loaded: None)
     unused: Any = None
     found.finished(unused)
-    return found.left
+    return found
 
 
 @pytest.mark.parametrize(
@@ -68,10 +69,21 @@ def repeated(figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch) -> d
 def test_a_call_is_repeated_until_one_leaves_nothing_but_noise(
     figure: str, left: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert repeated(figure, left, monkeypatch) == {figure: left}
+    assert repeated(figure, left, monkeypatch).left == {figure: left}
+
+
+@pytest.mark.parametrize(
+    ("left", "growth"),
+    [([-64], 0), ([NOISE["host.growth"]], 0), ([9 << 10, 12 << 10, 10 << 10], 9 << 10), ([64 << 10, 4096], 0)],
+)
+def test_noise_is_no_growth(left: list[int], growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = repeated("host.growth", left, monkeypatch)
+    result = new_result(found.job)
+    found.fill(result)
+    assert result.metrics["host.growth"] == growth
 
 
 def test_a_rank_repeats_a_call_as_long_as_another_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """They compute together: one that stopped would have the other wait for ever."""
     monkeypatch.setattr("pytest_llmload.probes.growth.agreed", lambda job, wish: False)
-    assert repeated("host.growth", [0] * CALLS, monkeypatch) == {"host.growth": [0] * CALLS}
+    assert repeated("host.growth", [0] * CALLS, monkeypatch).left == {"host.growth": [0] * CALLS}

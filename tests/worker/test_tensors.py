@@ -56,6 +56,29 @@ def test_every_place_that_holds_a_tensor_is_found_once() -> None:
     assert sum(inventory.storages().values()) == 128 + 44 + 12 + 20 + 28
 
 
+class EqualToAll(type):
+    """The class of a class that compares equal to all others, and has no hash."""
+
+    def __eq__(cls, other: object) -> bool:
+        return True
+
+
+class Kept(metaclass=EqualToAll):
+    """What two modules share: it leads to a tensor in one way, and to none in another."""
+
+    def __init__(self) -> None:
+        self.settings = {"steps": [1, 2], "name": "shared"}
+        self.table = torch.zeros(6)
+
+
+def test_what_two_modules_share_is_found_in_both() -> None:
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    kept = Kept()
+    for module in model:
+        module.settings, module.kept = kept.settings, kept
+    assert [held.path for held in Inventory(model).held] == ["0.kept.table", "1.kept.table"]
+
+
 def test_a_tensor_that_holds_no_values_has_no_storage() -> None:
     """As torch.compile leaves them behind: they name a device, and asking for their address raises."""
     with FakeTensorMode():

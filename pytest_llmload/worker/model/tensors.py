@@ -49,8 +49,9 @@ _LEAVES = (
     complex,
     type(None),
 )
-#: Types of most attributes of a module, which are told faster by a look into a set.
-_PLAIN = frozenset((*_LEAVES, bool))
+#: Ids of the types of most attributes of a module, which are told faster by a look into a set. Not the types
+#: themselves, whose hash and equality a metaclass may define.
+_PLAIN = frozenset(map(id, (*_LEAVES, bool)))
 _DEPTH = 6
 
 
@@ -266,7 +267,7 @@ def _of_module(path: str, module: Any, offloaded: Mapping[str, Any], barren: set
         for suffix, state in _reachable(vars(tensor) if hasattr(tensor, "__dict__") else {}, _DEPTH, seen):
             yield from _held(path, f"{name}.{suffix}", STATE, state)
     for name, value in vars(module).items():
-        if name in _MODULE_INTERNALS or type(value) in _PLAIN or id(value) in barren:
+        if name in _MODULE_INTERNALS or id(type(value)) in _PLAIN or id(value) in barren:
             continue
         if next(_reachable(value, _DEPTH, set()), None) is None:
             barren.add(id(value))
@@ -292,7 +293,7 @@ def _reachable(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, An
     else:
         items = list(vars(value).items()) if hasattr(value, "__dict__") else []
     for name, item in items:
-        if type(item) not in _PLAIN:
+        if id(type(item)) not in _PLAIN:
             for suffix, tensor in _reachable(item, depth - 1, seen):
                 yield f"{name}.{suffix}" if suffix else name, tensor
 
