@@ -411,8 +411,8 @@ def _import_plugins() -> None:
     """Import other packages' plugins as pytest does: it would warn of a package that was not rewritten."""
     plugins = [entry for entry in entry_points(group="pytest11") if entry.module.split(".")[0] != "pytest_llmload"]
     config = get_config()
-    # Read by the hook; before pytest 9, a config that has parsed nothing does not know it.
-    config._inicache["python_files"] = ["test_*.py"]
+    # Read by the hook; before pytest 9, a config that has parsed nothing does not know them.
+    config._inicache |= {"python_files": ["test_*.py"], "enable_assertion_pass_hook": False}
     hook = install_importhook(config)
     hook.mark_rewrite(*{entry.module.split(".")[0] for entry in plugins})
     for entry in plugins:
