@@ -39,7 +39,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -53,7 +53,11 @@ from pytest_llmload.system.garbage import collected_rarely, freeze
 from pytest_llmload.system.process import die_with_parent
 
 #: A change of one of these has to be seen by an interpreter or a library that starts.
-STARTS = ("PYTHON", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_")
+STARTS = (
+    *("PYTHON", "TRANSFORMERS", "TORCH", "MALLOC", "LD_", "OMP_", "MKL_", "OPENBLAS", "CUDA", "BNB", "LC_"),
+    # Before 1.0, the hub's client has copies of its settings in many modules.
+    *(("HF_",) if version("huggingface_hub").startswith("0.") else ()),
+)
 #: These make no difference. The first is added when forked. The second is set by torch: in a process of tests whose
 #: loads import its compiler, every later run would start cold.
 _ALIKE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
