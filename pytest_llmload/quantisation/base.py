@@ -136,6 +136,11 @@ class Stored:
         return int(self.shape[-1])
 
     @property
+    def unit(self) -> int:
+        """Return the elements of one block; a weight that has fewer than :attr:`block` is its only block."""
+        return min(self.block, self.elements)
+
+    @property
     def bits(self) -> float:
         """Return the bits that the packed values should take per element."""
         raise NotImplementedError
@@ -171,12 +176,12 @@ class Stored:
     def dequantised_blocks(self, numbers: Sequence[int]) -> Any:
         """Return blocks by their numbers as :meth:`dequantised` does, block x element.
 
-        Blocks have :attr:`block` elements; a weight that has fewer is its only block. A method whose values lie on a
-        device may bring all blocks to the CPU in one copy.
+        Blocks have :attr:`unit` elements. A method whose values lie on a device may bring all of them to the CPU in one
+        copy.
         """
         import torch
 
-        size = min(self.block, self.elements)
+        size = self.unit
         each = [self.dequantised(number * size, (number + 1) * size) for number in numbers]
         # A user's own method may return whole rows as a matrix.
         return torch.stack(each).reshape(len(each), size)

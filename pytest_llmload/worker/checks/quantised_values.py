@@ -155,19 +155,14 @@ def _by_adapter(loaded: Loaded, weight: Weight, state: Stored) -> Any:
 
 def _against(weight: Weight, state: Stored, expected: Any) -> _Errors:
     """Return how far some blocks of a weight are from values that were quantised to it, given flat."""
-    unit = _unit(state)
+    unit = state.unit
     places = _places(weight.name, state)
     return _judged(state, ((place, expected[place * unit : (place + 1) * unit]) for place in places))
 
 
-def _unit(state: Stored) -> int:
-    """Return the elements of a block; a weight may have fewer than its type's blocks."""
-    return min(state.block, state.elements)
-
-
 def _places(name: str, state: Stored) -> list[int]:
     """Return the numbers of a weight's first block, its last one, and some between them."""
-    units = state.elements // _unit(state)
+    units = state.elements // state.unit
     return sorted({0, units - 1, *(spot(name, units, number) for number in range(BETWEEN))})
 
 
@@ -195,7 +190,7 @@ def _judged(state: Stored, originals: Iterable[tuple[int, Any]]) -> _Errors:
     assert state.max_error is not None
     bound = state.max_error + state.scale_error
     largest = actual_error = own_error = product = power = 0.0
-    for numbers, original in _together(originals, max(1, _AT_ONCE // _unit(state))):
+    for numbers, original in _together(originals, max(1, _AT_ONCE // state.unit)):
         actual = state.dequantised_blocks(numbers)
         scales = original.abs().amax(dim=1).tolist()
         differences = (actual - original).abs().amax(dim=1).tolist()
@@ -308,7 +303,7 @@ def _originals(weight: Weight, state: Stored, name: str | None, names: Checkpoin
     The first one, the last one, and some at places that depend on the name alone; of fused experts one of each part of
     each.
     """
-    unit = _unit(state)
+    unit = state.unit
     if name is not None:
         places = _places(name, state)
         stretches = [(place * unit, (place + 1) * unit) for place in places]
