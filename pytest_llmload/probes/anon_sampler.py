@@ -20,29 +20,31 @@ PERIOD_MS = 5
 #: Samples resident minus file and shared pages (proc(5), ``statm``: fields 2 and 3). It answers each ``?`` with the
 #: peak and the series since the previous one. It is not a child of the load, since a loader may wait for all its
 #: children. It ends on request or when the load has ended, and not only when its input closes: a child that the loader
-#: forked may hold that open.
+#: forked may hold that open. Each load waits for its start, of which the import of ``os`` would be a millisecond and
+#: its ordinary end another.
 _PROGRAM = f"""{inspect.getsource(series)}
-import os, select, sys, time
-if os.fork():
-    os._exit(0)
-page = os.sysconf("SC_PAGESIZE")
-statm = os.open(f"/proc/{{sys.argv[1]}}/statm", os.O_RDONLY)
+import posix, select, sys, time
+if posix.fork():
+    posix._exit(0)
+page = posix.sysconf("SC_PAGESIZE")
+statm = posix.open(f"/proc/{{sys.argv[1]}}/statm", posix.O_RDONLY)
 poll = select.poll()
 poll.register(0, select.POLLIN)
 series = Series()
 while True:
     try:
-        fields = os.pread(statm, 256, 0).split()
+        fields = posix.pread(statm, 256, 0).split()
     except ProcessLookupError:
         break
     series.add(time.monotonic(), (int(fields[1]) - int(fields[2])) * page)
     if poll.poll({PERIOD_MS}):
-        order = os.read(0, 1)
+        order = posix.read(0, 1)
         if order != b"?":
             break
         told = " ".join(f"{{moment:.4f}},{{size}}" for moment, size in series.points)
-        os.write(1, f"{{series.peak}} {{told}}\\n".encode())
+        posix.write(1, f"{{series.peak}} {{told}}\\n".encode())
         series = Series()
+posix._exit(0)
 """
 
 

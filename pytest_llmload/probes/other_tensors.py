@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import defaultdict
-from types import CellType, FrameType, ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from pytest_llmload.core.metrics import Metric, named, of_gpu
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.units import format_bytes
 from pytest_llmload.probes.base import Probe
+from pytest_llmload.probes.holders import holders
 from pytest_llmload.system.garbage import all_listed
 from pytest_llmload.worker.model.loaded import Loaded
 from pytest_llmload.worker.model.tensors import inner_tensors, local_part
@@ -23,10 +23,6 @@ from pytest_llmload.worker.model.tensors import inner_tensors, local_part
 _NAMED = 5
 #: Bytes below which a tensor is counted but not named: libraries keep code tables.
 _WORTH = 2048
-#: The beginning of a name that says little.
-_KEY = "key"
-#: The most items of a container that is searched for a name.
-_SANE = 1_000_000
 
 
 class OtherTensors(Probe):
@@ -71,11 +67,12 @@ class OtherTensors(Probe):
             return
         # Objects from before the load may hold them, and are frozen.
         with all_listed():
-            self.notes = [
-                f"a tensor that is not part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
-                f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {holder(tensor)}"
-                for (device, _), (size, tensor) in largest
-            ]
+            held_by = holders([tensor for _, (_, tensor) in largest])
+        self.notes = [
+            f"a tensor that is not part of the model is alive: {str(tensor.dtype).removeprefix('torch.')}"
+            f"{list(tensor.shape)} on {device} ({format_bytes(size)}), held by {name}"
+            for ((device, _), (size, tensor)), name in zip(largest, held_by, strict=True)
+        ]
 
     def fill(self, result: LoadResult) -> None:
         result.metrics["host.other_tensors"] = self.bytes.get("cpu", 0)
@@ -108,51 +105,3 @@ def storages(tensor: Any) -> list[tuple[tuple[str, int], int]]:
     if storage.device.type == "meta":
         return []
     return [((str(part.device), storage.data_ptr()), storage.nbytes())]
-
-
-def holder(tensor: Any) -> str:
-    """Return what keeps an object alive, as far as the garbage collector knows: an attribute, a name, a container."""
-    # Plain loops, since a generator expression would hold the object in a closure, and find itself.
-    vague = ""
-    for referrer in gc.get_referrers(tensor):
-        name = _name_in(referrer, tensor)
-        if name and not name.startswith(_KEY):
-            return name
-        vague = vague or name
-        if type(referrer) in (list, tuple, set, dict) and len(referrer) < _SANE:
-            for owner in gc.get_referrers(referrer):
-                name = _name_in(owner, referrer)
-                if name and not name.startswith(_KEY):
-                    return f"the {type(referrer).__name__} {name}"
-    return vague or "an object that Python does not name"
-
-
-def _name_in(holder: Any, value: Any) -> str:
-    """Return the name that ``holder`` has for a value; empty if it has none, or belongs to this probe."""
-    if type(holder) is CellType:
-        return "a closure's variable"
-    if isinstance(holder, dict):
-        key = next((key for key, item in holder.items() if item is value), None)
-        if key is None or isinstance(key, tuple):
-            return ""
-        module = holder.get("__name__")
-        if isinstance(module, str):
-            return f"{module}.{key}"
-        owners = (other for other in gc.get_referrers(holder) if _attributes(other) is holder)
-        owner = next(owners, None)
-        return f"attribute {key} of {type(owner).__qualname__}" if owner is not None else f"{_KEY} {key!r} of a dict"
-    # Python 3.11 and later keep attributes in the object itself until code reads its ``__dict__``.
-    own = _attributes(holder)
-    key = next((key for key, item in own.items() if item is value), None) if own is not None else None
-    return f"attribute {key} of {type(holder).__qualname__}" if key is not None else ""
-
-
-def _attributes(holder: Any) -> dict[str, Any] | None:
-    """Return an object's own attributes without running any of its code; None if it has no attributes."""
-    if isinstance(holder, (dict, list, tuple, set, type, ModuleType, FrameType)):
-        return None
-    try:
-        found = object.__getattribute__(holder, "__dict__")
-    except AttributeError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -48,15 +49,20 @@ def libraries() -> int:
     size = os.sysconf("SC_PAGESIZE")
     resident = 0
     with (_SELF / "pagemap").open("rb", buffering=0) as pagemap:
-        for begin, end in _library_ranges((_SELF / "maps").read_bytes()):
+        lines = [line for line in (_SELF / "maps").read_bytes().splitlines() if b".so" in line]
+        for begin, end in _library_ranges(b"\n".join(lines)):
             pagemap.seek(begin // size * _PAGEMAP_ENTRY)
             entries = pagemap.read((end - begin) // size * _PAGEMAP_ENTRY)
             resident += len(entries[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY].translate(None, _ABSENT))
     return resident * size
 
 
+@lru_cache(maxsize=1)
 def _library_ranges(maps: bytes) -> list[tuple[int, int]]:
-    """Return the addresses of mapped libraries, adjacent mappings as one: a library has four or five of them."""
+    """Return the addresses of mapped libraries, adjacent mappings as one: a library has four or five of them.
+
+    ``maps`` are the lines of libraries, which rarely change between two calls.
+    """
     ranges: list[tuple[int, int]] = []
     for found in _LIBRARY.finditer(maps):
         begin, end = int(found[1], 16), int(found[2], 16)

@@ -107,6 +107,11 @@ def quick(preset: str | Checkpoint, **fields: Any) -> LoadResult:
     return measured(preset, figures=(MEMORY,), **fields)
 
 
+def judged(preset: str | Checkpoint, **fields: Any) -> LoadResult:
+    """Return the result of a load whose checks run, and nothing is measured: what a planted fault needs."""
+    return measured(preset, figures=(), **fields)
+
+
 def double_quant_loader(spec: LoadSpec) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

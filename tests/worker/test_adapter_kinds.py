@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 from adapter_kinds import KINDS, Kind
-from loads import checkpoint, job, quick
+from loads import checkpoint, job, judged, quick
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import layer as lora_layer
 from peft.utils import loftq_utils
@@ -239,7 +239,7 @@ def test_an_adapter_whose_file_holds_nan(small: Checkpoint, saved: Callable[[str
     def broken(name: str, tensor: Any) -> tuple[str, Any]:
         return name, tensor * float("nan") if "layers.1.self_attn.v_proj.lora_B" in name else tensor
 
-    problems = quick(small, adapter=rewritten_file(saved("lora"), tmp_path, broken)).problems
+    problems = judged(small, adapter=rewritten_file(saved("lora"), tmp_path, broken)).problems
     assert {problem.check for problem in problems} == {"finite", "adapter"}
     assert not [problem for problem in problems if "values of the adapter's file" in problem.message]
 
@@ -275,7 +275,7 @@ def test_corda_cannot_be_attached_as_it_was_saved(
     shutil.copytree(saved("lora"), tmp_path, dirs_exist_ok=True)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "init_lora_weights": "corda"}))
-    (problem,) = quick(small, adapter=str(tmp_path)).problems
+    (problem,) = judged(small, adapter=str(tmp_path)).problems
     assert "the adapter cannot be attached to this model: ValueError: `eigens` attribute not found" in problem.message
 
 
@@ -285,7 +285,7 @@ def test_a_mixture_of_adapters_needs_its_parts(small: Checkpoint, saved: Callabl
     (tmp_path / "adapter_model.safetensors").write_bytes(weights)
     config = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 128, "adapters": {}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    (problem,) = quick(small, adapter=str(tmp_path)).problems
+    (problem,) = judged(small, adapter=str(tmp_path)).problems
     assert "the adapter cannot be attached to this model: ValueError: " in problem.message
     assert "`use_cache` must be False" in problem.message
 
@@ -299,7 +299,7 @@ def test_an_adapter_that_was_not_asked_for(
     name: str, small: Checkpoint, saved: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ATTACHED", saved(name))
-    result = quick(small, strategy="loader", target="test_adapter_kinds:loader_that_attaches")
+    result = judged(small, strategy="loader", target="test_adapter_kinds:loader_that_attaches")
     assert result.outcome == "not_applied"
     assert "a PEFT adapter (" in result.problems[0].message
     assert "but the test requests none" in result.problems[0].message
@@ -358,7 +358,7 @@ def test_an_adapter_that_lies_beside_the_checkpoint(
     """transformers attaches it without being asked."""
     shutil.copytree(small.path, tmp_path, dirs_exist_ok=True)
     shutil.copytree(saved("lora"), tmp_path, dirs_exist_ok=True)
-    result = quick(dataclasses.replace(small, path=str(tmp_path)))
+    result = judged(dataclasses.replace(small, path=str(tmp_path)))
     assert result.outcome == "not_applied"
     assert "a PEFT adapter (LORA) is in the model, in 4 modules" in result.problems[0].message
 
@@ -401,7 +401,7 @@ def test_a_quantised_base_that_olora_changed_wrongly(tmp_path: Path) -> None:
     kind = Kind("LoraConfig", {"r": 4, "target_modules": NAMES, **OLORA})
     adapter_kinds.save(kind, adapter_kinds.base(checkpoint("tiny-llama").path), tmp_path)
     fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_of_olora"}
-    (problem,) = quick("tiny-llama", adapter=str(tmp_path), quant="nf4", **fields).problems
+    (problem,) = judged("tiny-llama", adapter=str(tmp_path), quant="nf4", **fields).problems
     assert problem.check == "quantised"
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.v_proj.weight"]
 
@@ -421,7 +421,7 @@ def test_a_quantised_base_that_olora_changed_wrongly(tmp_path: Path) -> None:
     ],
 )
 def test_what_load_adapter_does_not_do(name: str, message: str, small: Checkpoint, saved: Callable[[str], str]) -> None:
-    (problem,) = quick(small, adapter=saved(name), adapter_via="load_adapter").problems
+    (problem,) = judged(small, adapter=saved(name), adapter_via="load_adapter").problems
     assert message in problem.message
 
 
@@ -440,13 +440,13 @@ def test_a_merge_that_was_lost(
     name: str, small: Checkpoint, saved: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
-    (problem,) = quick(small, adapter=saved(name), adapter_merged=True).problems
+    (problem,) = judged(small, adapter=saved(name), adapter_merged=True).problems
     assert "the adapter is not merged into " in problem.message
     assert problem.names[0].endswith("embed_tokens" if name == "trainable_tokens" else "self_attn.q_proj")
 
 
 def test_a_learned_prompt_cannot_be_merged(small: Checkpoint, saved: Callable[[str], str]) -> None:
-    (problem,) = quick(small, adapter=saved("prompt_tuning"), adapter_merged=True).problems
+    (problem,) = judged(small, adapter=saved("prompt_tuning"), adapter_merged=True).problems
     assert "it is a learned prompt, which has no weights that could be merged" in problem.message
 
 
@@ -456,7 +456,7 @@ def loader_that_merges(spec: LoadSpec) -> Any:
 
 def test_a_merge_that_was_not_asked_for_is_the_first_line(small: Checkpoint, saved: Callable[[str], str]) -> None:
     fields = {"strategy": "loader", "target": "test_adapter_kinds:loader_that_merges"}
-    first, *_ = quick(small, adapter=saved("lora"), **fields).problems
+    first, *_ = judged(small, adapter=saved("lora"), **fields).problems
     assert first.message.startswith("the adapter is merged into the model's weights, which was not requested")
 
 
@@ -476,7 +476,7 @@ def test_a_merge_into_a_head_that_is_tied_to_the_embedding(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True}))
     tied = resolve(f"random:{tmp_path}", tmp_path / "cache")
     adapter_kinds.save(KINDS["head"], adapter_kinds.base(tied.path), tmp_path / "adapter")
-    problems = quick(tied, adapter=str(tmp_path / "adapter"), adapter_merged=True).problems
+    problems = judged(tied, adapter=str(tmp_path / "adapter"), adapter_merged=True).problems
     assert {problem.check for problem in problems} == {"values", "merged"}
     (logits,) = (problem.message for problem in problems if problem.check == "merged")
     moved = re.match(r"merging moved the logits by (\S+) \(relative\); rounding the sums to \S+ explains (\S+)", logits)

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
-from loads import SMALL, adapter_files, checkpoint, job, load, quick
+from loads import SMALL, adapter_files, checkpoint, job, judged, load, quick
 from planted_faults import only_problem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -147,7 +147,7 @@ def test_wrong_keys(init: bool, via: str, tmp_path: Path) -> None:
     directory = random_lora(tmp_path)
     edit_weights(directory, wrong_keys)
     adapter = edit_config(directory, init_lora_weights=init)
-    result = quick(SMALL, adapter=adapter, adapter_via=via)
+    result = judged(SMALL, adapter=adapter, adapter_via=via)
     found = messages(result)
     assert "24 of 24 tensors of the adapter's file are not in the model: the model has no such modules" in found[0]
     assert "24 of the adapter's 24 tensors in the model are left at their initial values" in found[1]
@@ -162,7 +162,7 @@ def test_wrong_keys(init: bool, via: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("via", WAYS)
 def test_half_an_adapter(via: str, tmp_path: Path) -> None:
     adapter = edit_weights(random_lora(tmp_path), lambda all_: {k: v for k, v in all_.items() if ".layers.0." not in k})
-    problem = adapter_problem(quick(SMALL, adapter=adapter, adapter_via=via))
+    problem = adapter_problem(judged(SMALL, adapter=adapter, adapter_via=via))
     assert "8 of the adapter's 24 tensors in the model are left at their initial values" in problem.message
     assert all(".layers.0." in name for name in problem.names)
     assert problem.bytes > 0
@@ -178,14 +178,14 @@ def test_an_adapter_for_other_target_modules(via: str, tmp_path: Path) -> None:
 
 def test_target_modules_that_the_model_does_not_have(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), target_modules=["c_attn"])
-    problem = adapter_problem(quick(SMALL, adapter=adapter))
+    problem = adapter_problem(judged(SMALL, adapter=adapter))
     assert "the adapter cannot be attached to this model: " in problem.message
     assert "Target modules {'c_attn'} not found in the base model" in problem.message
 
 
 def test_another_rank_than_the_configs(tmp_path: Path) -> None:
     adapter = edit_config(random_lora(tmp_path), r=4)
-    assert "size mismatch" in adapter_problem(quick(SMALL, adapter=adapter)).message
+    assert "size mismatch" in adapter_problem(judged(SMALL, adapter=adapter)).message
 
 
 def test_a_scaling_of_zero(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_an_adapter_that_was_never_trained(tmp_path: Path) -> None:
     def zeros(tensors: dict[str, Any]) -> dict[str, Any]:
         return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
 
-    problem = adapter_problem(quick(SMALL, adapter=edit_weights(random_lora(tmp_path), zeros)))
+    problem = adapter_problem(judged(SMALL, adapter=edit_weights(random_lora(tmp_path), zeros)))
     assert "the adapter changes nothing" in problem.message
 
 
@@ -234,7 +234,7 @@ def test_an_adapter_that_is_not_the_active_one(attached: Any) -> None:
                 module._active_adapter = []
 
     attached(tamper)
-    problem = adapter_problem(quick(SMALL, adapter="random"))
+    problem = adapter_problem(judged(SMALL, adapter="random"))
     assert "the adapter is not active (active: none), in 4 of 12 layers" in problem.message
     assert all(".layers.1." in name for name in problem.names)
 
@@ -245,7 +245,7 @@ def test_a_second_adapter_that_is_active_beside_it(attached: Any) -> None:
         model.base_model.set_adapter(["default", "second"], inference_mode=True)
 
     attached(tamper)
-    problem = adapter_problem(quick(SMALL, adapter="random"))
+    problem = adapter_problem(judged(SMALL, adapter="random"))
     assert "the adapter is not alone: second is active beside it, in " in problem.message
     assert any("q_proj" in name for name in problem.names)
 
@@ -267,7 +267,7 @@ def test_a_scaling_that_is_not_the_configs(attached: Any) -> None:
         model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] *= 2
 
     attached(tamper)
-    problem = adapter_problem(quick(SMALL, adapter="random"))
+    problem = adapter_problem(judged(SMALL, adapter="random"))
     assert "scaled by 4, its config says 2, in 1 of 12" in problem.message
 
 
@@ -278,20 +278,20 @@ def test_values_of_another_layer(attached: Any) -> None:
         first.data, second.data = second.data, first.data
 
     attached(tamper)
-    problem = adapter_problem(quick(SMALL, adapter="random"))
+    problem = adapter_problem(judged(SMALL, adapter="random"))
     assert "2 of 24 tensors do not hold the values of the adapter's file" in problem.message
 
 
 def test_an_adapter_that_was_merged_without_a_request(attached: Any) -> None:
     attached(lambda model: model.merge_adapter())
-    checks = {problem.check: problem.message for problem in quick(SMALL, adapter="random").problems}
+    checks = {problem.check: problem.message for problem in judged(SMALL, adapter="random").problems}
     assert "merged into the weights, which was not requested" in checks["adapter"]
     assert "12 of" in checks["values"]
 
 
 def test_an_adapter_that_is_dropped(attached: Any) -> None:
     attached(lambda model: model.unload())
-    assert "there is no adapter in the model" in adapter_problem(quick(SMALL, adapter="random")).message
+    assert "there is no adapter in the model" in adapter_problem(judged(SMALL, adapter="random")).message
 
 
 # The base below an adapter
@@ -303,7 +303,7 @@ def test_a_dense_layer_of_the_base_is_still_found(attached: Any) -> None:
         layer.base_layer = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=torch.bfloat16)
 
     attached(tamper)
-    problems = quick(SMALL, quant="nf4", adapter="random").problems
+    problems = judged(SMALL, quant="nf4", adapter="random").problems
     (problem,) = (problem for problem in problems if problem.check == "quantised")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.q_proj.weight"]
 
@@ -317,7 +317,7 @@ def test_values_of_the_base_are_still_compared(monkeypatch: pytest.MonkeyPatch) 
         return model, info
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    problem = only_problem(quick(SMALL, adapter="random"), "values")
+    problem = only_problem(judged(SMALL, adapter="random"), "values")
     assert "layers.2.self_attn.v_proj.base_layer.weight" in problem.names[0]
 
 
@@ -366,7 +366,7 @@ def test_merged_adapters_of_other_kinds(tmp_path: Path) -> None:
 
 def test_a_merge_that_lost_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peft.PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
-    result = quick(SMALL, adapter="random", adapter_merged=True)
+    result = judged(SMALL, adapter="random", adapter_merged=True)
     assert {problem.check for problem in result.problems} == {"merged"}
     weights, logits = messages(result)
     assert "12 of 12 weights are not the checkpoint's with the adapter merged in" in weights
@@ -385,7 +385,7 @@ def test_a_merge_that_lost_one_layer(base: dict[str, Any], monkeypatch: pytest.M
             return delta(self, adapter) * (0 if len(layers) == 1 else 1)
 
         monkeypatch.setattr(kind, "get_delta_weight", once)
-    result = quick(SMALL, adapter="random", adapter_merged=True, **base)
+    result = judged(SMALL, adapter="random", adapter_merged=True, **base)
     problem = next(problem for problem in result.problems if "not the checkpoint's with" in problem.message)
     assert "1 of 12 weights is not" in problem.message
     assert problem.names == ("model.layers.0.self_attn.q_proj.weight",)
@@ -414,7 +414,7 @@ def test_a_users_own_loader_with_an_adapter() -> None:
 
 
 def test_a_users_own_loader_that_forgets_the_adapter() -> None:
-    problem = adapter_problem(quick(SMALL, **loader("forgetful_loader")))
+    problem = adapter_problem(judged(SMALL, **loader("forgetful_loader")))
     assert "there is no adapter in the model" in problem.message
 
 
@@ -443,7 +443,7 @@ def test_int8_with_load_adapter_is_refused_by_transformers_4() -> None:
 
 @pytest.mark.parametrize("strategy", ["offload", "max_memory"])
 def test_int8_with_offload_is_dense_on_a_cpu_run(strategy: str) -> None:
-    (problem,) = (p for p in quick(SMALL, strategy=strategy, quant="int8").problems if p.check == "quantised")
+    (problem,) = (p for p in judged(SMALL, strategy=strategy, quant="int8").problems if p.check == "quantised")
     assert "nothing was quantised to int8" in problem.message
     assert "bitsandbytes keeps dense what a device map puts on the CPU or the disk" in problem.message
 

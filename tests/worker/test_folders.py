@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import checkpoint, measured, quick
+from loads import checkpoint, judged, measured, quick
 from planted_faults import Tamper
 from safetensors.torch import load_file, save_file
 from transformers.models.llama import modeling_llama
@@ -83,7 +83,7 @@ def test_a_buffer_that_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(modeling_llama.LlamaForCausalLM, "_move_missing_keys_from_meta_to_device", emptied)
     monkeypatch.setattr(modeling_llama.LlamaPreTrainedModel, "_init_weights", lambda self, module: None)
-    problems = [problem for problem in quick("tiny-llama").problems if problem.check == "buffers"]
+    problems = [problem for problem in judged("tiny-llama").problems if problem.check == "buffers"]
     assert "they hold NaN or infinity" in problems[0].message
     assert "model.rotary_emb.inv_freq" in problems[0].names[0]
 
@@ -113,7 +113,7 @@ def test_many_unexpected_keys_have_a_pattern(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("tiny-llama").path, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-    result = quick(resolve(str(folder), tmp_path))
+    result = judged(resolve(str(folder), tmp_path))
     hints = [problem.hint for problem in result.problems if problem.check == "keys"]
     assert any("keys_ok=['model.layers.2.*']" in hint for hint in hints), hints
 
@@ -241,7 +241,7 @@ def test_a_config_that_the_load_changed_is_named_without_a_baseline(
         return found, info
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(changed))
-    problems = quick(model).problems
+    problems = judged(model).problems
     assert [problem.check for problem in problems] == ["config"]
     assert f"{field} is {value!r}" in problems[0].names[0]
 

@@ -16,7 +16,7 @@ import numpy
 import pytest
 import torch
 import transformers
-from loads import checkpoint, job, load, quick
+from loads import checkpoint, job, judged, load, quick
 from safetensors import safe_open
 
 from pytest_llmload.core.environment_entries import ENTRIES
@@ -197,7 +197,7 @@ def test_scales_that_clip_by_ten_percent(scheme: str, factor: float, monkeypatch
         return model, info
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    (problem,) = quick(TINY, quant=scheme).problems
+    (problem,) = judged(TINY, quant=scheme).problems
     assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
     assert "not the checkpoint's" in problem.message or "quantised twice, scaled or clipped" in problem.message
 
@@ -221,7 +221,7 @@ def test_nf4_of_what_was_fp4_before(monkeypatch: pytest.MonkeyPatch) -> None:
         return model, info
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    (problem,) = quick(TINY, quant="nf4").problems
+    (problem,) = judged(TINY, quant="nf4").problems
     assert problem.names[0].startswith("model.layers.1.mlp.up_proj.weight")
 
 
@@ -448,7 +448,7 @@ def test_a_weight_whose_shape_is_not_the_configs(scheme: str, tmp_path: Path) ->
         tensors[name] = tensors[name][:256]
 
     files = format_files.copied(Path(checkpoint(TINY).path), tmp_path / "odd", {}, change)
-    result = quick(Checkpoint(str(files), "shape", "weights"), quant=scheme)
+    result = judged(Checkpoint(str(files), "shape", "weights"), quant=scheme)
     assert result.outcome == "not_applied"
     # Whether the forward runs is the kernel's affair: one on the CPU does not look at the shapes.
     (problem,) = [problem for problem in result.problems if problem.check == "quantised"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import quick
+from loads import judged
 from planted_faults import Tamper, by_loader, only_problem
 
 from pytest_llmload.core.job import Checkpoint
@@ -51,7 +51,7 @@ def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
         hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
     )
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
-    problem = only_problem(quick(Checkpoint(str(tmp_path), "shape", "weights")), "forward")
+    problem = only_problem(judged(Checkpoint(str(tmp_path), "shape", "weights")), "forward")
     assert problem.message.startswith("ViTForImageClassification takes pixel_values and no token ids")
 
 
@@ -67,7 +67,7 @@ def test_an_odd_dimension_is_named_where_a_kernel_fails(tampered: Callable[[Tamp
         model.model.layers[0].mlp.register_forward_hook(broken)
 
     tampered(tamper)
-    result = quick("tiny-llama", quant="nf4")
+    result = judged("tiny-llama", quant="nf4")
     (problem,) = [problem for problem in result.problems if problem.check == "forward"]
     assert re.search(r"\(bitsandbytes/[\w/]+\.py:\d+\)$", problem.message)
     assert "model.layers.0.mlp.up_proj.weight is 100 x 64" in problem.hint

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import checkpoint, quick
+from loads import checkpoint, judged, quick
 from planted_faults import Tamper
 from transformers import cache_utils
 from transformers.models.llama import modeling_llama
@@ -169,7 +169,7 @@ def test_a_setting_that_moved_is_named(tampered: Callable[[Tamper], None], tampe
 
 def test_a_config_that_a_load_changed_is_named_without_a_baseline(tampered: Callable[[Tamper], None]) -> None:
     tampered(_no_cache)
-    (problem,) = quick("tiny-llama").problems
+    (problem,) = judged("tiny-llama").problems
     assert problem.check == "config"
     assert problem.names == ("use_cache is False, config.json says True",)
 
@@ -340,7 +340,7 @@ def test_a_baseline_without_settings_is_compared_without_them(tampered: Callable
 
 def test_a_library_left_in_training_mode_with_a_dropout(tampered: Callable[[Tamper], None]) -> None:
     tampered(_trained)
-    result = quick("tiny-gpt2")
+    result = judged("tiny-gpt2")
     assert [problem.check for problem in result.problems] == ["mode"]
     assert "the library left the model in training mode" in result.problems[0].message
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from loads import quick
+from loads import judged, quick
 from planted_faults import Tamper, only_problem, without
 from safetensors.torch import load_file, save_file
 
@@ -61,7 +61,7 @@ def test_logits_that_are_not_finite(tampered: Callable[[Tamper], None]) -> None:
         model.lm_head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama"), "finite")
+    problem = only_problem(judged("tiny-llama"), "finite")
     assert "logits of the first forward are not finite" in problem.message
 
 
@@ -75,7 +75,7 @@ def test_logits_that_are_not_finite_after_the_prefill(tampered: Callable[[Tamper
         model.model.layers[1].mlp.register_forward_hook(from_the_third)
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama", **fields), "finite")
+    problem = only_problem(judged("tiny-llama", **fields), "finite")
     assert "the logits of 1 of 3 generated tokens are not finite, from token 3 on (decoded" in problem.message
 
 
@@ -94,7 +94,7 @@ def test_one_logit_that_is_not_finite_after_the_prefill(tampered: Callable[[Tamp
         model.lm_head.register_forward_hook(spoil)
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama"), "finite")
+    problem = only_problem(judged("tiny-llama"), "finite")
     assert "the logits of 2 of 3 generated tokens are not finite, from token 2 on (decoded" in problem.message
 
 
@@ -107,7 +107,7 @@ def test_logits_that_are_not_finite_in_a_generations_prefill_only(tampered: Call
         model.lm_head.register_forward_hook(spoil)
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama"), "finite")
+    problem = only_problem(judged("tiny-llama"), "finite")
     assert "from token 1 on (the prefill's)" in problem.message
 
 
@@ -118,7 +118,7 @@ def test_a_weight_that_is_not_finite_where_no_token_looks(tampered: Callable[[Ta
         weight[weight.shape[0] // 7, 7] = float("inf")
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-llama", dtype="fp16"), "finite")
+    problem = only_problem(judged("tiny-llama", dtype="fp16"), "finite")
     assert [name.split(" ")[0] for name in problem.names] == ["model.embed_tokens.weight"]
     assert "1 stored weight holds NaN or infinity" in problem.message
 
@@ -134,7 +134,7 @@ def test_statistics_that_are_not_finite(tampered: Callable[[Tamper], None], fiel
         scales[scales.numel() // 5] = float("inf")
 
     tampered(tamper)
-    result = quick("tiny-llama", **fields, workload=Workload(1, 16, 1))
+    result = judged("tiny-llama", **fields, workload=Workload(1, 16, 1))
     (told,) = [problem for problem in result.problems if problem.message.endswith("NaN or infinity")]
     # Some CPUs' kernels undo the nesting in the first forward.
     assert re.match(r"model\.layers\.1\.mlp\.up_proj\.weight's (nested )?scales", told.names[0])

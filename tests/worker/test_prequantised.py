@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 import transformers
-from loads import checkpoint, job, quick
+from loads import checkpoint, job, judged, quick
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -182,7 +182,7 @@ def test_nf4_of_a_file_that_the_library_dequantised(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(AutoHfQuantizer, "supports_quant_method", staticmethod(lambda config: False))
     files = with_config(tmp_path, read_quantization(saved("nf4")))
-    assert "nothing was quantised to nf4: 21 weights" in message(quick(files))
+    assert "nothing was quantised to nf4: 21 weights" in message(judged(files))
 
 
 def read_quantization(files: Checkpoint) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def test_packed_values_must_be_the_files_own(
 
     files = saved(scheme)
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    assert "a dequantised block of 1 of 21 weights is not the checkpoint's" in message(quick(files))
+    assert "a dequantised block of 1 of 21 weights is not the checkpoint's" in message(judged(files))
 
 
 def test_a_file_holds_codes_also_where_they_are_packed_in_larger_integers(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_method_that_the_library_does_not_know(tmp_path: Path) -> None:
 def test_a_library_that_dequantises_without_being_asked(tmp_path: Path) -> None:
     """Both versions of transformers do this to MXFP4 where its kernels are missing, with a logged warning."""
     files = with_config(tmp_path, {"quant_method": "mxfp4"})
-    assert "config.json says mxfp4, but nothing is quantised in the model: 21 weights" in message(quick(files))
+    assert "config.json says mxfp4, but nothing is quantised in the model: 21 weights" in message(judged(files))
 
 
 def fp8(directory: Path) -> Checkpoint:
@@ -282,7 +282,7 @@ def fp8(directory: Path) -> Checkpoint:
 
 @pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 refuses FP8 without a GPU")
 def test_fp8_that_is_dequantised_on_a_cpu(tmp_path: Path) -> None:
-    assert "config.json says fp8 block=128x128, but nothing is quantised" in message(quick(fp8(tmp_path)))
+    assert "config.json says fp8 block=128x128, but nothing is quantised" in message(judged(fp8(tmp_path)))
 
 
 class Packed(torch.nn.Module):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import SMALL, checkpoint, load, quick
+from loads import SMALL, checkpoint, judged, load, quick
 from planted_faults import Tamper, fused_experts, only_problem, the_problem
 
 from pytest_llmload.core.job import Checkpoint
@@ -17,7 +17,7 @@ from pytest_llmload.core.job import Checkpoint
 
 def test_quantisation_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.integrations, "replace_with_bnb_linear", lambda model, *args, **kwargs: model)
-    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
+    problem = only_problem(judged(SMALL, quant="nf4"), "quantised")
     assert "nothing was quantised to nf4" in problem.message
     assert any(name.startswith("model.layers.0.mlp.up_proj.weight (") for name in problem.names)
 
@@ -35,7 +35,7 @@ def _linear4bit(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 
 def test_nf4_that_became_fp4(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, quant_type="fp4")
-    assert "nf4 was requested, but fp4 is stored" in only_problem(quick(SMALL, quant="nf4"), "quantised").message
+    assert "nf4 was requested, but fp4 is stored" in only_problem(judged(SMALL, quant="nf4"), "quantised").message
 
 
 def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_fp4_bytes_that_are_called_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
         return packed, state
 
     monkeypatch.setattr(functional, "quantize_4bit", mislabelled)
-    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
+    problem = only_problem(judged(SMALL, quant="nf4"), "quantised")
     assert "is not the checkpoint's" in problem.message
 
 
@@ -78,13 +78,13 @@ def test_codes_of_one_type_that_the_state_calls_the_other(
 
 def test_double_quant_that_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=False)
-    problem = only_problem(quick(SMALL, quant="nf4", double_quant=True), "quantised")
+    problem = only_problem(judged(SMALL, quant="nf4", double_quant=True), "quantised")
     assert "double quant was requested, but the statistics are plain float32" in problem.message
 
 
 def test_double_quant_that_was_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     _linear4bit(monkeypatch, compress_statistics=True)
-    problem = only_problem(quick(SMALL, quant="nf4"), "quantised")
+    problem = only_problem(judged(SMALL, quant="nf4"), "quantised")
     assert "double quant was not requested" in problem.message
 
 
@@ -103,7 +103,7 @@ def test_another_compute_dtype(tampered: Callable[[Tamper], None]) -> None:
         model.model.layers[1].mlp.up_proj.compute_dtype = torch.float32
 
     tampered(tamper)
-    problem = only_problem(quick(SMALL, quant="nf4", compute_dtype="bf16"), "quantised")
+    problem = only_problem(judged(SMALL, quant="nf4", compute_dtype="bf16"), "quantised")
     assert "compute dtype bfloat16 was requested, but float32 is set" in problem.message
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
 
@@ -118,7 +118,7 @@ def test_one_layer_left_dense(monkeypatch: pytest.MonkeyPatch, scheme: str) -> N
         return [*original(*args, **kwargs), "model.layers.1.mlp.up_proj"]
 
     monkeypatch.setattr(HfQuantizer, "get_modules_to_not_convert", staticmethod(one_more))
-    problem = only_problem(quick(SMALL, quant=scheme), "quantised")
+    problem = only_problem(judged(SMALL, quant=scheme), "quantised")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.up_proj.weight"]
     assert f"of the quantisable weights are {scheme}" in problem.message
     assert "left as Linear" in problem.message
@@ -132,7 +132,7 @@ def test_a_quantised_module_whose_state_is_lost(tampered: Callable[[Tamper], Non
         module.quant_state = None
 
     tampered(tamper)
-    problem = the_problem(quick(SMALL, quant="nf4"), "quantised")
+    problem = the_problem(judged(SMALL, quant="nf4"), "quantised")
     assert "is a Linear4bit, but its weight is a plain float32 tensor without quantisation state" in problem.message
 
 
@@ -143,7 +143,7 @@ def test_another_layers_quantised_values(tampered: Callable[[Tamper], None], sch
         layers[0].mlp.up_proj, layers[1].mlp.up_proj = layers[1].mlp.up_proj, layers[0].mlp.up_proj
 
     tampered(tamper)
-    problem = only_problem(quick(SMALL, quant=scheme), "quantised")
+    problem = only_problem(judged(SMALL, quant=scheme), "quantised")
     assert "is not the checkpoint's" in problem.message
     assert len(problem.names) == 2
 
@@ -205,7 +205,7 @@ def test_the_values_of_experts_that_the_library_quantised_count_too(tampered: Ca
                 replace_parameter_4bit(module, name, quant_type="nf4")
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-mixtral", quant="nf4"), "quantised")
+    problem = only_problem(judged("tiny-mixtral", quant="nf4"), "quantised")
     assert "a dequantised block of 2 of" in problem.message
     assert all("down_proj" in name for name in problem.names)
 
@@ -222,7 +222,7 @@ def test_one_quantised_expert_between_the_others(tampered: Callable[[Tamper], No
                 replace_parameter_4bit(module, name, quant_type="nf4")
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-mixtral", quant="nf4"), "quantised")
+    problem = only_problem(judged("tiny-mixtral", quant="nf4"), "quantised")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.experts.gate_up_proj"]
 
 
@@ -234,7 +234,7 @@ def test_a_stretch_of_quantised_values(tampered: Callable[[Tamper], None], schem
         packed[rows // 2 : rows - rows // 16] = 0
 
     tampered(tamper)
-    assert "is not the checkpoint's" in only_problem(quick("tiny-llama", quant=scheme), "quantised").message
+    assert "is not the checkpoint's" in only_problem(judged("tiny-llama", quant=scheme), "quantised").message
 
 
 @fused_experts
@@ -244,7 +244,7 @@ def test_a_subclass_of_linear_is_named(tmp_path: Path) -> None:
         vocab_size=256, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, dtype="bfloat16"
     )
     transformers.FalconForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    problem = only_problem(quick(Checkpoint(str(tmp_path), "shape", "weights"), quant="nf4"), "quantised")
+    problem = only_problem(judged(Checkpoint(str(tmp_path), "shape", "weights"), quant="nf4"), "quantised")
     assert "nothing was quantised to nf4" in problem.message
     assert "FalconLinear is not nn.Linear itself" in problem.message
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import quick
+from loads import judged, quick
 from planted_faults import Tamper, by_loader, fused_experts, only_problem, the_problem, without
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 def test_a_load_that_was_upcast(tampered: Callable[[Tamper], None]) -> None:
     tampered(lambda model: model.float())
-    problem = only_problem(quick("tiny-llama", dtype="bf16"), "dtype")
+    problem = only_problem(judged("tiny-llama", dtype="bf16"), "dtype")
     assert "bfloat16 was requested, but" in problem.message
     assert "are float32" in problem.message
     assert any(name.startswith("model.layers.0.self_attn.q_proj.weight") for name in problem.names)
@@ -27,7 +27,7 @@ def test_a_load_that_was_upcast(tampered: Callable[[Tamper], None]) -> None:
 
 def test_an_upcast_where_the_test_names_no_dtype(tampered: Callable[[Tamper], None]) -> None:
     tampered(lambda model: model.model.layers[2].mlp.down_proj.float())
-    problem = the_problem(quick("tiny-llama"), "dtype")
+    problem = the_problem(judged("tiny-llama"), "dtype")
     assert problem.names[0].startswith("model.layers.2.mlp.down_proj.weight")
 
 
@@ -50,7 +50,7 @@ def test_norms_that_were_initialised_again(tampered: Callable[[Tamper], None], m
                 module.weight.data.fill_(1.0)
 
     tampered(tamper)
-    problem = only_problem(quick(model), "values")
+    problem = only_problem(judged(model), "values")
     assert "constant 1, as initialised and never loaded" in problem.message
     assert all("norm" in name for name in problem.names)
 
@@ -62,7 +62,7 @@ def test_one_expert_between_the_others(tampered: Callable[[Tamper], None], exper
         model.model.layers[1].mlp.experts.down_proj.data[expert].mul_(1.01)
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-mixtral"), "values")
+    problem = only_problem(judged("tiny-mixtral"), "values")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.mlp.experts.down_proj"]
 
 
@@ -75,7 +75,7 @@ def test_values_that_differ_between_the_ends_and_the_middle(tampered: Callable[[
             weight[rows * 9 // 16 : rows * 15 // 16].mul_(1.01)
 
     tampered(tamper)
-    assert len(only_problem(quick("tiny-llama"), "values").names) == 3
+    assert len(only_problem(judged("tiny-llama"), "values").names) == 3
 
 
 def test_values_that_differ(tampered: Callable[[Tamper], None]) -> None:
@@ -83,7 +83,7 @@ def test_values_that_differ(tampered: Callable[[Tamper], None]) -> None:
         model.model.layers[1].self_attn.k_proj.weight.data.mul_(1.01)
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-qwen3"), "values")
+    problem = only_problem(judged("tiny-qwen3"), "values")
     assert [name.split(" ")[0] for name in problem.names] == ["model.layers.1.self_attn.k_proj.weight"]
 
 
@@ -94,13 +94,13 @@ def test_fused_experts_that_were_joined_in_the_wrong_order(tampered: Callable[[T
         weight.copy_(torch.cat(weight.chunk(2, dim=1)[::-1], dim=1))
 
     tampered(tamper)
-    problem = only_problem(quick("tiny-mixtral"), "values")
+    problem = only_problem(judged("tiny-mixtral"), "values")
     assert problem.names[0].startswith("model.layers.1.mlp.experts.gate_up_proj")
 
 
 def test_a_missing_key(tmp_path: Path) -> None:
     files = without("tiny-llama", tmp_path, "model.layers.2.mlp.up_proj.weight")
-    problem = only_problem(quick(files), "keys")
+    problem = only_problem(judged(files), "keys")
     assert problem.names == ("model.layers.2.mlp.up_proj.weight",)
     assert "not in the checkpoint" in problem.message
 
@@ -145,7 +145,7 @@ def test_a_bias_that_was_dropped(tampered: Callable[[Tamper], None]) -> None:
 
     tampered(tamper)
     for scheme in ("none", "nf4"):
-        problem = only_problem(quick("tiny-gpt-neox", quant=scheme), "keys")
+        problem = only_problem(judged("tiny-gpt-neox", quant=scheme), "keys")
         assert problem.names == ("gpt_neox.layers.1.mlp.dense_h_to_4h.bias",)
 
 
@@ -156,7 +156,7 @@ def test_a_layer_that_stands_in_for_another(tampered: Callable[[Tamper], None]) 
     tampered(tamper)
     # With transformers 4 it does not run either: both write to one layer's cache.
     found = only_problem if int(transformers.__version__.partition(".")[0]) >= 5 else the_problem
-    problem = found(quick("tiny-llama"), "values")
+    problem = found(judged("tiny-llama"), "values")
     assert all(name.startswith("model.layers.1.") for name in problem.names)
 
 
@@ -167,7 +167,7 @@ def test_a_head_that_was_tied_to_the_embedding(tampered: Callable[[Tamper], None
         model.config.tie_word_embeddings = said
 
     tampered(tamper)
-    result = quick("tiny-llama")
+    result = judged("tiny-llama")
     problem = the_problem(result, "values")
     assert [name.split(" ")[0] for name in problem.names] == ["lm_head.weight"]
     changed = ["config"] if said else []
@@ -209,7 +209,7 @@ def test_a_layer_that_was_offloaded_silently(tmp_path: Path, monkeypatch: pytest
         return original(cls, *args, **kwargs)
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loading))
-    problem = only_problem(quick("tiny-llama", strategy="auto"), "devices")
+    problem = only_problem(judged("tiny-llama", strategy="auto"), "devices")
     assert "are offloaded to disk; the load was for cpu" in problem.message
     assert all(name.startswith("model.layers.1.") for name in problem.names)
     assert problem.bytes > 0
@@ -217,7 +217,7 @@ def test_a_layer_that_was_offloaded_silently(tmp_path: Path, monkeypatch: pytest
 
 def test_a_layer_without_values(tampered: Callable[[Tamper], None]) -> None:
     tampered(lambda model: model.model.layers[1].mlp.to("meta"))
-    result = quick("tiny-llama")
+    result = judged("tiny-llama")
     assert "are left without values on meta" in the_problem(result, "devices").message
 
 
@@ -225,7 +225,7 @@ def test_a_plan_that_was_not_kept(tampered: Callable[[Tamper], None]) -> None:
     from accelerate.hooks import remove_hook_from_module
 
     tampered(lambda model: remove_hook_from_module(model, recurse=True))
-    result = quick("tiny-llama", strategy="offload")
+    result = judged("tiny-llama", strategy="offload")
     assert "the plan says disk" in the_problem(result, "devices").message
     assert "nothing is offloaded" in the_problem(result, "offload").message
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_llmload.probes.allocations.sites import Frame, site, stack
 from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline
-from pytest_llmload.probes.other_tensors import holder
+from pytest_llmload.probes.holders import holders
 
 #: Bytes of the smallest block that is recorded; a load has very many smaller ones.
 LEAST = 16 << 10
@@ -167,14 +167,19 @@ def _line(traceback: tracemalloc.Traceback) -> str:
 
 def _array_holders(sites: set[str]) -> dict[str, str]:
     """Return what holds the arrays that ``sites`` allocated, by site."""
-    found: dict[str, str] = {}
+    lines: list[str] = []
+    held: list[Any] = []
+    are_dicts: list[bool] = []
     # Going through all objects takes seconds.
     for array, container in _arrays() if sites else ():
         traceback = tracemalloc.get_object_traceback(array)
         line = _line(traceback) if traceback is not None else ""
-        if line in sites and line not in found:
-            found[line] = holder(array) if container is None else f"the dict {holder(container)}"
-    return found
+        if line in sites and line not in lines:
+            lines.append(line)
+            held.append(array if container is None else container)
+            are_dicts.append(container is not None)
+    names = [f"the dict {name}" if is_dict else name for name, is_dict in zip(holders(held), are_dicts, strict=True)]
+    return dict(zip(lines, names, strict=True))
 
 
 def _arrays() -> list[tuple[Any, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pytest_llmload.core.job import Job
 from pytest_llmload.core.results import KEPT, AllocationSite, LoadResult
@@ -11,7 +11,8 @@ from pytest_llmload.probes.allocations import gpu
 from pytest_llmload.probes.allocations.host import PythonRecorder, TorchRecorder
 from pytest_llmload.probes.allocations.timeline import HeldBlock, Timeline, by_site
 from pytest_llmload.probes.base import Probe
-from pytest_llmload.probes.other_tensors import holder, live_tensors, storages
+from pytest_llmload.probes.holders import holders
+from pytest_llmload.probes.other_tensors import live_tensors, storages
 from pytest_llmload.system.garbage import all_listed
 from pytest_llmload.worker.model.loaded import Loaded
 
@@ -92,11 +93,13 @@ class Allocations(Probe):
 
 def _holders(device: str, blocks: Mapping[int, HeldBlock]) -> dict[str, str]:
     """Return, by site, what holds the tensors that it allocated, as far as Python knows them."""
-    found: dict[str, str] = {}
+    sites: list[str] = []
+    tensors: list[Any] = []
     for tensor in live_tensors():
         for key, _ in storages(tensor):
             block = blocks.get(key[1]) if key[0] == device else None
-            # Each search goes through all objects, so that one tensor of each line is searched for.
-            if block is not None and block.bytes >= _LEAST and block.site not in found:
-                found[block.site] = holder(tensor)
-    return found
+            # One tensor of each line is searched for.
+            if block is not None and block.bytes >= _LEAST and block.site not in sites:
+                sites.append(block.site)
+                tensors.append(tensor)
+    return dict(zip(sites, holders(tensors), strict=True))
