@@ -16,7 +16,7 @@ from pytest_llmload.system.garbage import freeze
 
 #: Small enough for two cores, and a workload of its own where figures are compared.
 MODEL = "--llm-model=random:tiny-llama"
-FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x16+4")
+FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x8+3")
 
 
 @pytest.fixture(autouse=True)

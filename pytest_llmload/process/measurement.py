@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from pytest_llmload.probes.own import declared_by, own_probes
 from pytest_llmload.process import job_strategies
 from pytest_llmload.process.check_calls import CheckCalls
 from pytest_llmload.process.given_model import as_loaded
+from pytest_llmload.process.late_imports import imports_watched
 from pytest_llmload.process.library_warnings import mismatches, warnings_of_libraries
 from pytest_llmload.process.load_imports import import_all
 from pytest_llmload.process.phases import Phases
@@ -182,12 +182,11 @@ class Measurement:
         world.agreed(self.job, True)
         self.phases.enter("prepare")
         kwargs = job_strategies.load_kwargs(self.job, served_by)
-        modules = set(sys.modules)
         gc.collect()
         self._at("mark")
         self.phases.enter("load")
         with existing_hidden():
-            with warnings_of_libraries() as log:
+            with imports_watched() as late, warnings_of_libraries() as log:
                 synchronize(self.job)
                 self._at("loading")
                 begin = perf_counter()
@@ -209,7 +208,6 @@ class Measurement:
         if self.job.measure:
             self.result.metrics["load"] = seconds
             self.result.samples["load"] = [seconds]
-        late = sorted(set(sys.modules) - modules)
         if late:
             what = counted(len(late), "module was", "modules were")
             loaded.notes.append(f"{what} imported during the load: {', '.join(late[:8])}")

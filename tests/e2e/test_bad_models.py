@@ -26,7 +26,7 @@ def model(tmp_path: Path, checkpoint_cache: Path) -> Path:
 
 
 def run(project: Callable[..., pytest.RunResult], model: Path | str) -> pytest.RunResult:
-    return project(f"--llm-model=broken={model}", "--llm-device=cpu", "--llm-workload=1x16+4", fast=False)
+    return project(f"--llm-model=broken={model}", "--llm-device=cpu", "--llm-workload=1x8+3", fast=False)
 
 
 def test_a_truncated_file_is_a_failure_that_names_it(
@@ -92,7 +92,7 @@ def test_the_experts_of_a_mixture_stay_dense_and_the_failure_says_so(
             assert head and not head[0].quant
         """
     )
-    result = project("--llm-model=random:tiny-mixtral", "--llm-device=cpu", "--llm-workload=1x16+4", fast=False)
+    result = project("--llm-model=random:tiny-mixtral", "--llm-device=cpu", "--llm-workload=1x8+3", fast=False)
     result.assert_outcomes(failed=1, passed=1)
     lines = result.outlines
     start = next(i for i, line in enumerate(lines) if line.startswith("____"))

@@ -32,7 +32,7 @@ def eight(pytester: pytest.Pytester) -> str:
     return "--llm-model=deep=random:deep.json"
 
 
-OPTIONS = ("--llm-device=cpu", "--llm-workload=1x16+4", "--llm-record-repeats=1")
+OPTIONS = ("--llm-device=cpu", "--llm-workload=1x8+3", "--llm-record-repeats=1")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_the_readmes_example_records_and_gates(
 
 def test_the_demo_catches_its_planted_fault(forked_python: Path) -> None:
     demo = ROOT / "examples" / "demo" / "demo.sh"
-    environment = {**os.environ, "PYTEST_ADDOPTS": "--llm-workload=1x16+4"}
+    environment = {**os.environ, "PYTEST_ADDOPTS": "--llm-workload=1x8+3"}
     command = ["bash", str(demo), str(forked_python)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

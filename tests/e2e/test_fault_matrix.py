@@ -112,7 +112,7 @@ def test_a_run_that_is_terminated_leaves_what_was_measured(
     )
     os.mkfifo(pytester.path / "started")
     reports = [f"--llm-report=run.{kind}" for kind in ("json", "html", "md")]
-    options = ["--llm-workload=1x16+4", *reports, *workers]
+    options = ["--llm-workload=1x8+3", *reports, *workers]
     process = start(pytester.path, checkpoint_cache, *options, template=warm_template)
     try:
         wait_for(pytester.path / "started", process)

@@ -78,7 +78,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-ON_CPU = ("--llm-device=cpu", "--llm-workload=1x16+4")
+ON_CPU = ("--llm-device=cpu", "--llm-workload=1x8+3")
 
 
 def fill(folder: Path) -> None:

@@ -152,15 +152,15 @@ def test_another_workload_is_incomparable_and_says_so(
 ) -> None:
     pytester.makepyfile(MEMORY)
     project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
-    result = project("--llm-workload=2x16+4")
+    result = project("--llm-workload=2x8+3")
     result.assert_outcomes(failed=1)
     text = first_lines(result, 4)
     assert "incomparable" in text
-    assert "1x16+4" in text
-    assert "2x16+4" in text
-    project("--llm-record-missing", "--llm-workload=2x16+4").assert_outcomes(failed=1)
-    project("--llm-update-baselines", "--llm-record-repeats=1", "--llm-workload=2x16+4").assert_outcomes(passed=1)
-    assert json.loads(baseline.read_text())["workload"] == "2x16+4"
+    assert "1x8+3" in text
+    assert "2x8+3" in text
+    project("--llm-record-missing", "--llm-workload=2x8+3").assert_outcomes(failed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1", "--llm-workload=2x8+3").assert_outcomes(passed=1)
+    assert json.loads(baseline.read_text())["workload"] == "2x8+3"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_baseline_of_another_spec_is_refused(
 def test_stale_baselines_are_listed_and_an_error_under_strict(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
-    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
+    pytester.makeini("[pytest]\nllm_workload = 1x8+3\n")
     pytester.makepyfile(QUANTISED.replace('"nf4"', '"none", "nf4"'))
     project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=2)
     pytester.makepyfile(MEMORY)
@@ -226,7 +226,7 @@ def test_stale_baselines_are_listed_and_an_error_under_strict(
 def test_what_a_test_checks_it_owns_however_it_came_by_it(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
-    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
+    pytester.makeini("[pytest]\nllm_workload = 1x8+3\n")
     pytester.makepyfile(
         """
         def test_body(llm_load, memory_baseline): memory_baseline.check(llm_load(dtype="bf16"))

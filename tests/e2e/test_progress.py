@@ -83,7 +83,7 @@ def on_a_terminal(folder: Path, template: Template, cache: Path, *arguments: str
     """Run pytest on a terminal of its own; return all that it wrote to it."""
     base = {name: value for name, value in os.environ.items() if name not in ("CI", "COLUMNS", "PYTEST_ADDOPTS")}
     parent, child = pty.openpty()
-    options = ["--llm-model=random:tiny-llama", "--llm-device=cpu", "--llm-workload=1x16+4", "-p", "no:randomly"]
+    options = ["--llm-model=random:tiny-llama", "--llm-device=cpu", "--llm-workload=1x8+3", "-p", "no:randomly"]
     run = template.popen(
         [*options, f"--llm-cache-dir={cache}", *arguments],
         cwd=folder,
@@ -194,7 +194,7 @@ def test_a_download_is_said_and_is_in_no_load(
     monkeypatch.setenv("HF_HOME", str(pytester.path / "home"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    options = ("--llm-model=org/model", "--llm-device=cpu", "--llm-workload=1x16+4")
+    options = ("--llm-model=org/model", "--llm-device=cpu", "--llm-workload=1x8+3")
     with serving() as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         first = project(*options, fast=False)

@@ -19,6 +19,8 @@ sys.path.append(str(WORKER_TESTS))
 from fake_server import serving  # noqa: E402
 
 FAKE = WORKER_TESTS / "fake_server.py"
+#: The fake server says of each prompt that it had 16 tokens.
+WORKLOAD = "--llm-workload=1x16+4"
 #: What holds no model starts in no time.
 STARTED = f"""
     import pytest
@@ -82,7 +84,7 @@ def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(
                 llm.memory.host.weights
         """,
     )
-    result = project("--llm-update-baselines", "--llm-report=run.json")
+    result = project("--llm-update-baselines", "--llm-report=run.json", WORKLOAD)
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*memory ceiling exceeded: the host held * while generating*"])
     report = (pytester.path / "run.json").read_text()
@@ -91,7 +93,7 @@ def test_a_server_that_needs_more_is_red_and_what_it_cannot_do_is_said(
     script = pytester.path / "fake_server.py"
     script.write_text(script.read_text().replace("int(megabytes)", "(int(megabytes) + 64)"))
     (pytester.path / "test_b.py").unlink()
-    result = project()
+    result = project(WORKLOAD)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["memory regressed: tiny-llama / served*", "  server.settled * -> *"])
 
@@ -121,7 +123,7 @@ def test_a_running_endpoint_is_gated_by_its_cache(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     pytester.makepyfile("def test_memory(llm, memory_baseline): memory_baseline.check(llm)")
-    options: tuple[str, ...] = ("--llm-model=prod=org/model", "--llm-workload=1x16+4")
+    options: tuple[str, ...] = ("--llm-model=prod=org/model", WORKLOAD)
     with serving("tgi") as (url, seen):
         project(*options, f"--llm-endpoint={url}", "--llm-update-baselines", fast=False).assert_outcomes(passed=1)
         # Two that check, five rounds of one and two of eight; to be told its capacity again takes none.
@@ -166,7 +168,7 @@ def test_an_endpoint_is_gated_without_torch(
     """The suite loads nothing else, so that the client needs nothing else."""
     pytester.makepyfile(sitecustomize=HIDING)
     with serving("vllm") as (url, _):
-        options = ("--llm-model=org/model", "--llm-workload=1x16+4", f"--llm-endpoint={url}", "--llm-update-baselines")
+        options = ("--llm-model=org/model", WORKLOAD, f"--llm-endpoint={url}", "--llm-update-baselines")
         result = project("--pyargs", "pytest_llmload.suite", *options, fast=False, cold=True)
     result.assert_outcomes(passed=2)
     assert recorded(pytester)["memory"] == {"kv_cache.tokens": 661 * 16}
@@ -190,5 +192,5 @@ def test_no_server_outlives_pytest(pytester: pytest.Pytester, checkpoint_cache: 
         servers = [pid for pid in family if "fake_server.py" in Path(f"/proc/{pid}/cmdline").read_text()]
         assert len(servers) == 1
 
-    options = ["--llm-workload=1x16+4"]
+    options = [WORKLOAD]
     assert_nothing_outlives(pytester, checkpoint_cache, signal.SIGKILL, check, *options, template=warm_template)

@@ -99,7 +99,7 @@ class Runner:
             "MODEL": "prod=random:tiny-llama",
             "TESTS": "test_loads.py",
             "CACHE": str(cache),
-            "OPTIONS": "--llm-device=cpu --llm-workload=1x16+4 -p no:cacheprovider -p no:randomly",
+            "OPTIONS": "--llm-device=cpu --llm-workload=1x8+3 -p no:cacheprovider -p no:randomly",
             "RUN_ID": "4711",
             "NUMBER": "12",
         }

@@ -25,7 +25,7 @@ ABSENT: dict[str, tuple[dict[str, Any], str]] = {
     "spqr": ({}, "GPU is required to run SpQR quantized model"),
 }
 #: A model that loads; the first one is what ``llm_load`` loads.
-OTHER = ("--llm-model=random:tiny-llama", "--llm-device=cpu", "--llm-workload=1x16+4")
+OTHER = ("--llm-model=random:tiny-llama", "--llm-device=cpu", "--llm-workload=1x8+3")
 TESTS = """
     import pytest
 

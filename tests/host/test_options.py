@@ -59,7 +59,7 @@ def test_the_command_line_goes_over_the_ini_file(
     pytester.makepyfile(
         """
         def test_a(llm_spec):
-            assert (llm_spec.name, str(llm_spec.workload)) == ("tiny-llama", "1x16+4")
+            assert (llm_spec.name, str(llm_spec.workload)) == ("tiny-llama", "1x8+3")
         """
     )
     project().assert_outcomes(passed=1)

@@ -43,7 +43,7 @@ def committed(pytester: pytest.Pytester, name: str, *, device: str = "", **field
     """A baseline of this machine's CPU."""
     folder = pytester.path / "baselines" / "tiny-llama" / f"cpu-{platform.machine()}{device}"
     folder.mkdir(parents=True, exist_ok=True)
-    baseline = Baseline(**{"shape": "s", "weights": "w", "spec": {}, "workload": "1x16+4", **fields})
+    baseline = Baseline(**{"shape": "s", "weights": "w", "spec": {}, "workload": "1x8+3", **fields})
     (folder / f"{name}.json").write_text(dumps(baseline))
 
 
@@ -54,7 +54,7 @@ def stale(pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]) -
         committed(pytester, name)
     pytester.makepyfile(**OWNERS)
     # As the command line's: a run of another workload than the usual one is asked for something else.
-    pytester.makeini("[pytest]\nllm_workload = 1x16+4\n")
+    pytester.makeini("[pytest]\nllm_workload = 1x8+3\n")
 
     def run(*arguments: str) -> list[str]:
         report = pytester.path / "run.json"
@@ -81,7 +81,7 @@ def test_what_no_test_owns_is_stale(stale: Callable[..., list[str]], workers: tu
         "--llm-loader=ours:load",
         "--llm-adapter=random",
         "--llm-endpoint=http://127.0.0.1:9",
-        "--llm-workload=2x16+4",
+        "--llm-workload=2x8+3",
     ],
 )
 def test_nothing_is_stale_in_a_run_that_was_asked_for_less(stale: Callable[..., list[str]], argument: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loads import STRATEGIES, checkpoint, load, quick
+from loads import SMALL, STRATEGIES, checkpoint, judged, load, quick
 
 from pytest_llmload.core.job import Checkpoint
 from pytest_llmload.core.metrics import METRICS, lookup
@@ -29,7 +29,7 @@ def clean(model: str, strategy: str) -> LoadResult:
 def _fill_tables() -> None:
     """bitsandbytes keeps its code tables from the first load on; a load process has one load only."""
     for scheme in ("nf4-dq", "nf4", "fp4"):
-        quick("tiny-llama", **STRATEGIES[scheme])
+        judged(SMALL, **STRATEGIES[scheme])
 
 
 @pytest.mark.parametrize("model", MODELS)

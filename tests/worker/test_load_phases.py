@@ -14,9 +14,9 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from loads import job, plain_loader
+from loads import SMALL, job, plain_loader
 
-from pytest_llmload.core.job import LOAD_TIME
+from pytest_llmload.core.job import MEMORY
 from pytest_llmload.core.results import LOAD_PARTS, SAMPLED_PARTS, LoadResult
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.probes import load_phases
@@ -38,8 +38,8 @@ def _no_thread_is_left() -> Iterator[None]:
     assert "load phases" not in [thread.name for thread in threading.enumerate()]
 
 
-def loaded(**fields: Any) -> LoadResult:
-    result = measure(job("tiny-llama", figures=(LOAD_TIME,), checks=False, **fields), lambda phase: None)[0]
+def loaded(model: str = "tiny-llama", **fields: Any) -> LoadResult:
+    result = measure(job(model, figures=(MEMORY,), checks=False, **fields), lambda phase: None)[0]
     assert result.ok
     return result
 
@@ -109,7 +109,7 @@ def slow_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("slow_quantise")
 def test_a_slow_quantise_shows_in_convert() -> None:
-    result = loaded(quant="nf4")
+    result = loaded(SMALL, quant="nf4")
     assert share(result, CONVERT) > 0.7
     assert share(result, READ) < 0.1
     assert share(result, MOVE) < 0.1
@@ -128,7 +128,7 @@ def test_a_loaders_time_shows_where_it_is_spent(loader: Callable[[LoadSpec], Any
 @pytest.mark.usefixtures("slow_quantise")
 @pytest.mark.parametrize("adapter", [None, "random"])
 def test_the_parts_add_up_to_the_load(adapter: str | None) -> None:
-    result = loaded(quant="nf4", adapter=adapter)
+    result = loaded(SMALL, quant="nf4", adapter=adapter)
     parts = {name: result.phases[name] for name in LOAD_PARTS if name in result.phases}
     assert set(parts) == {*SAMPLED_PARTS, *(["adapter"] if adapter else [])}
     assert sum(parts.values()) == pytest.approx(result.phases["load"], rel=0.01)
@@ -142,7 +142,7 @@ def test_a_load_that_is_too_short_has_no_parts(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_load_that_runs_out_of_memory_has_the_parts_until_then() -> None:
-    asked = job("tiny-llama", figures=(LOAD_TIME,), checks=False, **by(runs_out_of_memory))
+    asked = job("tiny-llama", figures=(MEMORY,), checks=False, **by(runs_out_of_memory))
     result = new_result(asked)
     with pytest.raises(MemoryError, match="no more"):
         measure(asked, lambda phase: None, result)
