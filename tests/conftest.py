@@ -17,6 +17,11 @@ from pytest_llmload.system.garbage import freeze
 #: Small enough for two cores, and a workload of its own where figures are compared.
 MODEL = "--llm-model=random:tiny-llama"
 FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x8+3")
+#: Plugins of other packages that a run leaves out, unless the test asks for them: they take a quarter of its start.
+OTHERS = (
+    *("allure_pytest", "anyio", "benchmark", "html", "html_fixtures", "metadata"),
+    *("pytest_cov", "pytest_jsonreport", "pytest_order", "rerunfailures"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +82,8 @@ def project(
 ) -> Callable[..., pytest.RunResult]:
     """Run pytest in the test's folder; ``fast=True`` (the default) loads tiny-llama on the CPU.
 
-    The run is forked from a process that has imported torch and transformers, unless the test asks for a ``cold`` one.
+    The run is forked from a process that has imported torch and transformers, unless the test asks for a ``cold`` one,
+    which also has all plugins but one.
     """
     for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)
@@ -99,6 +105,7 @@ def project(
         fast: bool = True,
         cached: bool = True,
         randomly: bool = False,
+        others: bool = False,
         cold: bool = False,
         servers: int = SERVERS,
     ) -> pytest.RunResult:
@@ -106,7 +113,8 @@ def project(
         if cached:
             options.append(f"--llmload-cache-dir={checkpoint_cache}")
         # pytest-randomly imports what other packages give it to seed, torch among it: only where a test is about it.
-        options += [] if randomly else ["-p", "no:randomly"]
+        left_out = (*(() if randomly else ("randomly",)), *(() if others or cold else OTHERS))
+        options += [part for name in left_out for part in ("-p", f"no:{name}")]
         with pytest.MonkeyPatch.context() as patch:
             if not cold:
                 patch.setattr(pytester, "popen", partial(popen, servers=servers))

@@ -168,7 +168,8 @@ def test_elsewhere_nothing_is_written_for_github(
 def test_gitlab_and_other_tools_get_the_figures(pytester: pytest.Pytester, project: Project) -> None:
     pytester.makepyfile(test_loads=TESTS, serving=SERVING)
     reports = ("--html=report.html", "--self-contained-html", "--alluredir=allure", "--json-report")
-    project(*reports, "--llm-report=gl.codequality.json", "--junitxml=junit.xml").assert_outcomes(failed=3, skipped=1)
+    result = project(*reports, "--llm-report=gl.codequality.json", "--junitxml=junit.xml", others=True)
+    result.assert_outcomes(failed=3, skipped=1)
     issues = json.loads((pytester.path / "gl.codequality.json").read_text())
     assert {issue["check_name"] for issue in issues} == {"llmload.missing", "llmload.failed"}
     assert {issue["location"]["lines"]["begin"] for issue in issues} == {3, 7}

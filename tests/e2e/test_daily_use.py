@@ -55,7 +55,7 @@ def test_a_rerun_loads_anew(pytester: pytest.Pytester, project: Run) -> None:
         def test_killed(llm): assert llm.outcome == "loaded"
         """
     )
-    result = project("--reruns=1", "--llm-report=run.json")
+    result = project("--reruns=1", "--llm-report=run.json", others=True)
     result.assert_outcomes(passed=3)
     assert "2 rerun" in result.stdout.str()
     runs = json.loads((pytester.path / "run.json").read_text())["runs"]
@@ -171,9 +171,9 @@ def test_marks_that_sort_tests_on_purpose_win(pytester: pytest.Pytester, project
     pytester.makepyfile(
         text.format(one="@pytest.mark.order(3)", two="@pytest.mark.order(2)", three="@pytest.mark.order(1)")
     )
-    result = project("--collect-only", "-q")
+    result = project("--collect-only", "-q", others=True)
     assert [line.partition("::")[2][:6] for line in result.outlines if "::" in line] == ["test_3", "test_2", "test_1"]
-    project("--collect-only").stdout.fnmatch_lines(
+    project("--collect-only", others=True).stdout.fnmatch_lines(
         ["llmload: marks 'order' sort these tests, so tests of one load are not*"]
     )
     pytester.makepyfile(text.format(one="", two="", three=""))

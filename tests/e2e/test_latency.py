@@ -175,7 +175,7 @@ def test_benchmarks_are_timed_where_the_model_lives(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     pytester.makepyfile(BENCHMARK)
-    first = project("--benchmark-json=first.json", "--benchmark-save=first")
+    first = project("--benchmark-json=first.json", "--benchmark-save=first", others=True)
     first.assert_outcomes(passed=1)
     first.stdout.fnmatch_lines(["*benchmark 'calls': 1 tests*"])
     (entry,) = json.loads(Path("first.json").read_text())["benchmarks"]
@@ -187,7 +187,7 @@ def test_benchmarks_are_timed_where_the_model_lives(
     beyond = [figure - own for figure, own in zip(entry["stats"]["data"], took, strict=True)]
     assert 0 < min(beyond) < 0.005
     assert min(entry["stats"]["data"]) >= 0.05
-    compared = project("--benchmark-compare=0001", "--benchmark-compare-fail=min:50%", "--benchmark-only")
+    compared = project("--benchmark-compare=0001", "--benchmark-compare-fail=min:50%", "--benchmark-only", others=True)
     compared.assert_outcomes(passed=1)
     text = compared.stdout.str()
     assert "(NOW)" in text
@@ -198,7 +198,7 @@ def test_without_pytest_benchmark_its_fixture_skips(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult]
 ) -> None:
     pytester.makepyfile("def test_a(llm_benchmark): llm_benchmark(print)")
-    result = project("-p", "no:benchmark", "-rs")
+    result = project("-p", "no:benchmark", "-rs", others=True)
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*llm_benchmark needs pytest-benchmark: pip install 'pytest-llmload?benchmark?'*"])
 

@@ -93,6 +93,9 @@ class Allocations(Probe):
 
 def _holders(device: str, blocks: Mapping[int, HeldBlock]) -> dict[str, str]:
     """Return, by site, what holds the tensors that it allocated, as far as Python knows them."""
+    if not any(block.bytes >= _LEAST for block in blocks.values()):
+        # Going through all objects takes longer than a small load.
+        return {}
     sites: list[str] = []
     tensors: list[Any] = []
     for tensor in live_tensors():
