@@ -14,9 +14,10 @@ from warm_template import ADDRESS, SERVERS, StartsOtherwise, Template, TemplateP
 
 from pytest_llmload.system.garbage import freeze
 
-#: Small enough for two cores, and a workload of its own where figures are compared.
-MODEL = "--llm-model=random:tiny-llama"
-FAST = (MODEL, "--llm-device=cpu", "--llm-workload=1x8+3")
+#: Small enough for two cores: the preset, and a model of its name and architecture with a quarter of its weights.
+PRESET = "--llm-model=random:tiny-llama"
+SMALL = f"--llm-model=tiny-llama=random:{Path(__file__).parent / 'support' / 'small-llama.json'}"
+FAST = ("--llm-device=cpu", "--llm-workload=1x8+3")
 #: Plugins of other packages that a run leaves out, unless the test asks for them: they take a quarter of its start.
 OTHERS = (
     *("allure_pytest", "anyio", "benchmark", "html", "html_fixtures", "metadata"),
@@ -80,7 +81,7 @@ def forked_python(template_address: str, tmp_path: Path) -> Path:
 def project(
     pytester: pytest.Pytester, checkpoint_cache: Path, monkeypatch: pytest.MonkeyPatch, warm_template: Template
 ) -> Callable[..., pytest.RunResult]:
-    """Run pytest in the test's folder; ``fast=True`` (the default) loads tiny-llama on the CPU.
+    """Run pytest in the test's folder; ``fast=True`` (the default) loads a tiny Llama on the CPU, small or the preset.
 
     The run is forked from a process that has imported torch and transformers, unless the test asks for a ``cold`` one,
     which also has all plugins but one.
@@ -103,13 +104,14 @@ def project(
     def run(
         *arguments: str,
         fast: bool = True,
+        preset: bool = False,
         cached: bool = True,
         randomly: bool = False,
         others: bool = False,
         cold: bool = False,
         servers: int = SERVERS,
     ) -> pytest.RunResult:
-        options = [*(FAST if fast else ()), *arguments]
+        options = [*((PRESET if preset else SMALL, *FAST) if fast else ()), *arguments]
         if cached:
             options.append(f"--llmload-cache-dir={checkpoint_cache}")
         # pytest-randomly imports what other packages give it to seed, torch among it: only where a test is about it.

@@ -29,13 +29,13 @@ def test_red_accepted_green_and_seen_in_history(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     pytester.makepyfile(serving=SERVING.format(dtype="bfloat16"), test_serving=TESTS)
     start_repository()
-    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1", preset=True).assert_outcomes(passed=1)
     commit("Record the production loader", *COMMITTED)
 
     git("checkout", "-q", "-b", "fp32")
     pytester.makepyfile(serving=SERVING.format(dtype="float32"))
     summary.unlink()
-    red = project("--llm-strict", "--llm-report=run.json", "--llm-report=run.html")
+    red = project("--llm-strict", "--llm-report=run.json", "--llm-report=run.html", preset=True)
     red.assert_outcomes(failed=1)
     assert red.ret == 1
     text = summary.read_text()
@@ -48,7 +48,7 @@ def test_red_accepted_green_and_seen_in_history(
     assert accepted.ret == 0
     accepted.stdout.fnmatch_lines(["  accepted  host.weights *MiB -> *MiB  (+*"])
     commit("Accept fp32", *COMMITTED)
-    project("--llm-strict").assert_outcomes(passed=1)
+    project("--llm-strict", preset=True).assert_outcomes(passed=1)
 
     history = llmload(pytester, "history", "host.weights")
     history.stdout.fnmatch_lines(["*▁█", "*Record the production loader", "*+*%*Accept fp32"])

@@ -66,7 +66,7 @@ def test_a_damaged_adapter_in_the_project_fails_and_is_named(
     )
     script = pytester.path / "damage.py"
     assert pytester.run(sys.executable, script, checkpoint_cache).ret == 0
-    result = project("test_it.py")
+    result = project("test_it.py", preset=True)
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "8 of the adapter's 24 tensors in the model are left at their initial values" in text

@@ -27,14 +27,14 @@ def test_a_kept_copy_is_named_where_the_gate_is_red(
         """,
         test_it="def test_memory(llm, memory_baseline): memory_baseline.check(llm)",
     )
-    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1", preset=True).assert_outcomes(passed=1)
     (file,) = (pytester.path / "baselines").rglob("*.json")
     assert "allocations" not in json.loads(file.read_text())
-    clean = project("--llm-report=clean.json")
+    clean = project("--llm-report=clean.json", preset=True)
     clean.assert_outcomes(passed=1)
     (run,) = json.loads((pytester.path / "clean.json").read_text())["runs"]
     assert run["allocations"] == []
-    red = project("--llm-import=kept", "--llm-report=red.json")
+    red = project("--llm-import=kept", "--llm-report=red.json", preset=True)
     red.assert_outcomes(failed=1)
     line = (
         "allocated           1.00 MiB by *kept.py:6 in keeps_a_copy (kept after the load, held by the list kept.COPIES)"
@@ -130,9 +130,9 @@ def test_a_users_own_model_is_named_in_a_run_of_several_workers(
         def test_memory(llm, memory_baseline): memory_baseline.check(llm)
         """
     )
-    project("--llm-update-baselines", "--llm-record-repeats=1").assert_outcomes(passed=1)
+    project("--llm-update-baselines", "--llm-record-repeats=1", preset=True).assert_outcomes(passed=1)
     monkeypatch.setenv("PLANTED", "1")
-    red = project("-n", "2")
+    red = project("-n", "2", preset=True)
     red.assert_outcomes(failed=1)
     red.stdout.fnmatch_lines(
         [

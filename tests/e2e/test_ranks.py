@@ -118,14 +118,14 @@ def test_ranks_load_measure_generate_and_gate(
             memory_baseline.check(llm)
         """
     )
-    result = project("--llm-update-baselines")
+    result = project("--llm-update-baselines", preset=True)
     result.assert_outcomes(passed=5)
     assert "DeepSpeed put in: LinearAllreduce, LinearLayer" in result.stdout.str()
     # Recording has loaded twice, and what must be exact was.
     (recorded,) = pytester.path.glob("baselines/*/*/*.json")
     assert recorded.name == "tp_plan-x2.json"
     assert '"shard.1.logical": 8133888' in recorded.read_text()
-    project("-k", "test_gate").assert_outcomes(passed=1, deselected=4)
+    project("-k", "test_gate", preset=True).assert_outcomes(passed=1, deselected=4)
 
 
 def test_a_tied_head_that_is_split_without_its_embedding(
@@ -210,11 +210,11 @@ def test_what_is_planted_in_a_rank_is_named_and_the_next_load_runs(
     )
     # The time has to last until the ranks load: how long they take to start is the machine's.
     for seconds in (3, 9, 27, 81):
-        hanging = project("-k", "hangs", f"--llm-timeout={seconds}s")
+        hanging = project("-k", "hangs", f"--llm-timeout={seconds}s", preset=True)
         if "in plant" in hanging.stdout.str():
             break
     hanging.assert_outcomes(failed=1, deselected=10)
-    result = project("-k", "not hangs")
+    result = project("-k", "not hangs", preset=True)
     result.assert_outcomes(failed=8, passed=2, deselected=1)
     text = hanging.stdout.str() + result.stdout.str()
     # For a CPU that computes in bfloat16, bitsandbytes packs a weight anew (nn/modules.py, ``Linear4bit.forward``).

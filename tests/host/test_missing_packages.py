@@ -79,7 +79,7 @@ def test_an_attention_whose_package_is_missing(pytester: pytest.Pytester, projec
         def test_own(llm): pass
         """
     )
-    result = project(*OTHER, "-rs")
+    result = project(*OTHER, "-rs", fast=False)
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(
         ["*lacks a package or a device for this attention: FlashAttention2 has been toggled on*"]

@@ -122,7 +122,7 @@ def test_the_command_selects_the_one_test_from_where_the_run_was_started(
     )
     if "--pyargs" not in arguments:
         monkeypatch.chdir(below)
-    project(*arguments, *workers, "--setup-plan")
+    project(*arguments, *workers, "--setup-plan", preset=True)
     (command,) = (pytester.path / "commands.txt").read_text().splitlines()
     assert command.count("--llm-model") == command.count("--llm-model=random:tiny-llama") == 1
     assert command.endswith("--llm-update-baselines")

@@ -32,11 +32,11 @@ def test_a_model_that_the_host_has_no_room_for_is_skipped_and_others_run(
         def test_a(llm): pass
         """
     )
-    result = project("-rs")
+    result = project("-rs", preset=True)
     result.assert_outcomes(passed=1, skipped=1)
     reason = r"SKIPPED.*: fp32 needs 31\.\d+ MiB on the host by plan, which has 24\.00 MiB"
     assert re.search(reason, result.stdout.str())
-    required = project("--llm-require-hardware")
+    required = project("--llm-require-hardware", preset=True)
     required.assert_outcomes(passed=1, errors=1)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import peft  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from pytest_llmload.core.job import MEMORY, Adapter, Checkpoint, Device, Job
-from pytest_llmload.core.presets import PRESETS
 from pytest_llmload.core.results import LoadResult
 from pytest_llmload.core.spec import LoadSpec, Workload
 from pytest_llmload.process import measuring_modules  # noqa: F401
@@ -56,22 +53,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 #: tiny-llama with a quarter of its weights: to quantise them takes most of the time of a load.
 SMALL = "small-llama"
-_SMALL_CONFIG = {
-    **PRESETS["tiny-llama"],
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+_SMALL_CONFIG = Path(__file__).parents[1] / "support" / "small-llama.json"
 
 
 @functools.cache
 def checkpoint(preset: str) -> Checkpoint:
-    if preset != SMALL:
-        return resolve(f"random:{preset}", CACHE)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(_SMALL_CONFIG))
-        return resolve(f"random:{folder}", CACHE)
+    return resolve(f"random:{_SMALL_CONFIG if preset == SMALL else preset}", CACHE)
 
 
 def job(preset: str | Checkpoint, **fields: Any) -> Job:
