@@ -14,7 +14,7 @@ from warm_template import ADDRESS, SERVERS, StartsOtherwise, Template, TemplateP
 
 from pytest_llmload.system.garbage import freeze
 
-#: Small enough for two cores: the preset, and a model of its name and architecture with a quarter of its weights.
+#: Small enough for two cores: the preset, and a model of its name and architecture with a fifth of its weights.
 PRESET = "--llm-model=random:tiny-llama"
 SMALL = f"--llm-model=tiny-llama=random:{Path(__file__).parent / 'support' / 'small-llama.json'}"
 FAST = ("--llm-device=cpu", "--llm-workload=1x8+3")

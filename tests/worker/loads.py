@@ -51,7 +51,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-#: tiny-llama with a quarter of its weights: to quantise them takes most of the time of a load.
+#: tiny-llama with a fifth of its weights: to quantise them takes most of the time of a load.
 SMALL = "small-llama"
 _SMALL_CONFIG = Path(__file__).parents[1] / "support" / "small-llama.json"
 
