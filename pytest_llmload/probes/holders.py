@@ -21,9 +21,9 @@ def holders(values: Sequence[Any]) -> list[str]:
     """
     known = _Referrers()
     known.find(values)
-    containers = [each for value in values for each in known.of(value) if _is_container(each)]
-    known.find(containers)
-    known.find([owner for container in containers for owner in known.of(container) if isinstance(owner, dict)])
+    holding = [each for value in values for each in known.of(value) if _is_container(each) or _is_plain_dict(each)]
+    known.find(holding)
+    known.find([owner for each in holding for owner in known.of(each) if _is_plain_dict(owner)])
     return [_holder(value, known) for value in values]
 
 
@@ -68,7 +68,17 @@ def _holder(value: Any, known: _Referrers) -> str:
 
 
 def _is_container(referrer: Any) -> bool:
-    return type(referrer) in _CONTAINERS and len(referrer) < _SANE
+    return type(referrer) in _CONTAINERS and len(referrer) < _SANE and not _module(referrer)
+
+
+def _is_plain_dict(referrer: Any) -> bool:
+    return isinstance(referrer, dict) and not _module(referrer)
+
+
+def _module(referrer: Any) -> str:
+    """Return the name of the module whose names a dict has; empty if it is no such dict."""
+    name = referrer.get("__name__") if isinstance(referrer, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _name_in(holder: Any, value: Any, known: _Referrers) -> str:
@@ -79,8 +89,7 @@ def _name_in(holder: Any, value: Any, known: _Referrers) -> str:
         key = next((key for key, item in holder.items() if item is value), None)
         if key is None or isinstance(key, tuple):
             return ""
-        module = holder.get("__name__")
-        if isinstance(module, str):
+        if module := _module(holder):
             return f"{module}.{key}"
         owners = (other for other in known.of(holder) if _attributes(other) is holder)
         owner = next(owners, None)

@@ -167,19 +167,16 @@ def _line(traceback: tracemalloc.Traceback) -> str:
 
 def _array_holders(sites: set[str]) -> dict[str, str]:
     """Return what holds the arrays that ``sites`` allocated, by site."""
-    lines: list[str] = []
+    found: dict[str, str] = {}
     held: list[Any] = []
-    are_dicts: list[bool] = []
     # Going through all objects takes seconds.
     for array, container in _arrays() if sites else ():
         traceback = tracemalloc.get_object_traceback(array)
         line = _line(traceback) if traceback is not None else ""
-        if line in sites and line not in lines:
-            lines.append(line)
+        if line in sites and line not in found:
+            found[line] = "" if container is None else "the dict "
             held.append(array if container is None else container)
-            are_dicts.append(container is not None)
-    names = [f"the dict {name}" if is_dict else name for name, is_dict in zip(holders(held), are_dicts, strict=True)]
-    return dict(zip(lines, names, strict=True))
+    return {line: before + name for (line, before), name in zip(found.items(), holders(held), strict=True)}
 
 
 def _arrays() -> list[tuple[Any, Any]]:
