@@ -163,7 +163,8 @@ def test_full_disk_foreign_pip_and_missing_binary_stand_first_together(
     copy = healthy / "copy" / "bitsandbytes"
     copy.mkdir(parents=True)
     (copy / "__init__.py").touch()
-    for build in ("118", "124", "126", "128", "130"):
+    # None is a build of torch that there is: whichever is installed here, its own is missing.
+    for build in ("918", "924", "926", "928", "930"):
         (copy / f"libbitsandbytes_cuda{build}.so").touch()
     pip_that_says(healthy, "pip 24.0 from /usr/lib/python3/dist-packages/pip (python 3.9)")
     environment = {
@@ -179,7 +180,7 @@ def test_full_disk_foreign_pip_and_missing_binary_stand_first_together(
     told = [line.split(":")[0] for line in lines[:6:2]]
     assert told == ["ERROR    disk", "ERROR    pip", "ERROR    bitsandbytes"]
     assert all(line.startswith("         mend it: ") for line in lines[1:6:2])
-    assert "cuda126.so, libbitsandbytes_cuda128.so and 1 more" in lines[4]
+    assert "cuda926.so, libbitsandbytes_cuda928.so and 1 more" in lines[4]
     assert not [line for line in lines[6:-1] if line.startswith("ERROR")]
     assert lines[-1].startswith("3 errors, ")
 
@@ -280,6 +281,7 @@ def test_a_missing_binary_of_bitsandbytes_is_named_first(
     (package / "libbitsandbytes_cuda124.so").write_text("")
     spec = SimpleNamespace(origin=str(package / "__init__.py"))
     monkeypatch.setattr(gpu, "find_spec", lambda name: spec)
+    monkeypatch.setattr(hardware, "torch_build", lambda: "cpu")
     line, mend = first(capsys)
     assert f"{package}/libbitsandbytes_cpu.so is missing" in line
     assert "it has libbitsandbytes_cuda124.so" in line
