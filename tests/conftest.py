@@ -84,7 +84,7 @@ def project(
     """Run pytest in the test's folder; ``fast=True`` (the default) loads a tiny Llama on the CPU, small or the preset.
 
     The run is forked from a process that has imported torch and transformers, unless the test asks for a ``cold`` one,
-    which also has all plugins but one.
+    which also has other packages' plugins, but for pytest-randomly.
     """
     for name in ("PYTEST_ADDOPTS", "CI", "COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
         monkeypatch.delenv(name, raising=False)

@@ -77,7 +77,8 @@ def _is_plain_dict(referrer: Any) -> bool:
 
 def _module(referrer: Any) -> str:
     """Return the name of the module whose names a dict has; empty if it is no such dict."""
-    name = referrer.get("__name__") if isinstance(referrer, dict) else None
+    # Without running code of a dict's own class.
+    name = dict.get(referrer, "__name__") if isinstance(referrer, dict) else None
     return name if isinstance(name, str) else ""
 
 
@@ -86,7 +87,7 @@ def _name_in(holder: Any, value: Any, known: _Referrers) -> str:
     if type(holder) is CellType:
         return "a closure's variable"
     if isinstance(holder, dict):
-        key = next((key for key, item in holder.items() if item is value), None)
+        key = next((key for key, item in dict.items(holder) if item is value), None)
         if key is None or isinstance(key, tuple):
             return ""
         if module := _module(holder):

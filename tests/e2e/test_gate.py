@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ def test_record_gate_tamper_update(
     pytester: pytest.Pytester, project: Callable[..., pytest.RunResult], baseline: Path
 ) -> None:
     """The whole life of a baseline."""
+    project = partial(project, preset=True)
     pytester.makepyfile(MEMORY)
 
-    missing = project(preset=True)
+    missing = project()
     missing.assert_outcomes(failed=1)
     assert "memory baseline missing: tiny-llama / none" in first_lines(missing)
     command = next(line for line in missing.outlines if line.strip().startswith("record "))
@@ -58,20 +60,20 @@ def test_record_gate_tamper_update(
     assert "--llm-model=random:tiny-llama" in command
     assert not baseline.exists(), "nothing is written unless asked"
 
-    recorded = project("--llm-update-baselines", preset=True)
+    recorded = project("--llm-update-baselines")
     recorded.assert_outcomes(passed=1)
     assert baseline.exists()
     stored = json.loads(baseline.read_text())
     assert str(pytester.path) not in baseline.read_text()
 
     before = baseline.read_bytes(), baseline.stat().st_mtime_ns
-    project(preset=True).assert_outcomes(passed=1)
-    project("--llm-update-baselines", preset=True).assert_outcomes(passed=1)
+    project().assert_outcomes(passed=1)
+    project("--llm-update-baselines").assert_outcomes(passed=1)
     assert (baseline.read_bytes(), baseline.stat().st_mtime_ns) == before, "an unchanged entry keeps its bytes"
 
     stored["memory"]["host.weights"] -= 1
     baseline.write_text(json.dumps(stored))
-    regressed = project("--junitxml=junit.xml", "--llm-report=run.json", preset=True)
+    regressed = project("--junitxml=junit.xml", "--llm-report=run.json")
     regressed.assert_outcomes(failed=1)
     assert "memory regressed: tiny-llama / none" in first_lines(regressed)
     assert "host.weights" in first_lines(regressed)
@@ -82,9 +84,9 @@ def test_record_gate_tamper_update(
     report = json.loads((pytester.path / "run.json").read_text())
     assert report["runs"][0]["verdict"] == "regressed"
 
-    project("--llm-tolerance=host.weights=1MiB", preset=True).assert_outcomes(passed=1)
-    project("--llm-record-missing", preset=True).assert_outcomes(failed=1)
-    accepted = project("--llm-update-baselines", preset=True)
+    project("--llm-tolerance=host.weights=1MiB").assert_outcomes(passed=1)
+    project("--llm-record-missing").assert_outcomes(failed=1)
+    accepted = project("--llm-update-baselines")
     accepted.assert_outcomes(passed=1)
     accepted.stdout.fnmatch_lines(["accepted:", "*host.weights*"])
 
@@ -93,16 +95,16 @@ def test_record_gate_tamper_update(
     del stored["memory"]["weights.logical"]
     stored["memory"]["host.weights"] -= 1
     baseline.write_text(json.dumps(stored))
-    mixed = project("--llm-record-missing", "--llm-record-repeats=1", preset=True)
+    mixed = project("--llm-record-missing", "--llm-record-repeats=1")
     mixed.assert_outcomes(failed=1)
     stored = json.loads(baseline.read_text())
     assert "weights.logical" in stored["memory"]
     stored["memory"]["host.weights"] += 1 + 4096
     baseline.write_text(json.dumps(stored))
-    improved = project(preset=True)
+    improved = project()
     improved.assert_outcomes(passed=1)
     improved.stdout.fnmatch_lines(["improved, not accepted*"])
-    project("--llm-strict", preset=True).assert_outcomes(failed=1)
+    project("--llm-strict").assert_outcomes(failed=1)
 
 
 def test_a_dropped_double_quantisation_is_caught_and_explained(

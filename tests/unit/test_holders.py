@@ -69,6 +69,24 @@ def test_each_holder_has_its_name_and_all_are_found_in_three_searches(
     assert searches[0] == 6
 
 
+class Lazy(dict[str, Any]):
+    """A dict that opens what it holds when it is asked for it."""
+
+    def get(self, *_: object) -> Any:
+        raise RuntimeError("the file is closed")
+
+    items = get
+
+
+def test_no_code_of_a_dicts_own_class_runs() -> None:
+    value = Value()
+    lazy = Lazy(weights=value)
+    with all_listed():
+        found = holders([value])
+    assert found == ["key 'weights' of a dict"]
+    assert lazy
+
+
 def test_what_nobody_names_is_said_to_be_so() -> None:
     value = Value()
     with all_listed():

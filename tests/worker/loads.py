@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ CACHE = Path(os.environ["LLMLOAD_TEST_CACHE"])
 # would take half of its time.
 freeze()
 
+
+def by_target(target: str) -> dict[str, Any]:
+    """Return the fields of a spec that a user's own loader serves."""
+    return {"strategy": "loader", "target": target, "options": (("target", json.dumps(target)),)}
+
+
 #: Every built-in way of loading that runs on a CPU, by what its spec sets.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -47,7 +54,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "nf4-dq": {"quant": "nf4", "double_quant": True, "compute_dtype": "bf16"},
     "lora": {"adapter": "random"},
     "qlora": {"quant": "nf4", "adapter": "random"},
-    "loader": {"strategy": "loader", "target": "loads:plain_loader", "options": (("target", '"loads:plain_loader"'),)},
+    "loader": by_target("loads:plain_loader"),
 }
 
 

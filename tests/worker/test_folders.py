@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from loads import checkpoint, judged, measured, quick
+from loads import by_target, checkpoint, judged, measured, quick
 from planted_faults import Tamper
 from safetensors.torch import load_file, save_file
 from transformers.models.llama import modeling_llama
@@ -62,7 +62,7 @@ def _loaded(spec: Any) -> Any:
 )
 def test_what_the_constructor_computes_is_compared(loader: str, said: str) -> None:
     target = f"test_folders:{loader}"
-    result = measured("tiny-llama", strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    result = measured("tiny-llama", **by_target(target))
     assert not result.faults
     found = [problem for problem in result.problems if problem.check == "buffers"]
     assert [said in problem.message for problem in found] == ([True] if said else [])
@@ -197,7 +197,7 @@ def test_values_in_8_bit_that_nothing_scales(tmp_path: Path, tampered: Callable[
 
 def test_a_loader_that_loads_no_values() -> None:
     target = "test_folders:loader_without_values"
-    result = measured("tiny-llama", strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    result = measured("tiny-llama", **by_target(target))
     assert not result.faults
     assert re.match(r"\d+ tensors \(.*\) are left without values on meta", result.problems[0].message)
 
@@ -334,7 +334,7 @@ def test_a_loader_is_called_whatever_the_folder_holds(with_config: bool, tmp_pat
         shutil.copy(source / "config.json", folder)
     files = resolve(str(folder), tmp_path / "cache")
     target = "test_folders:other_loader"
-    result = quick(files, strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    result = quick(files, **by_target(target))
     assert (result.problems, result.faults) == ([], [])
     assert files.unreadable
     assert any("were not compared" in note and "consolidated.00.pth" in note for note in result.notes), result.notes
@@ -468,7 +468,7 @@ def gguf_loader(spec: Any) -> Any:
 def test_a_loader_of_a_gguf_file(tmp_path: Path) -> None:
     files = resolve(str(as_gguf(tmp_path / "tiny.gguf")), tmp_path / "cache")
     target = "test_folders:gguf_loader"
-    result = quick(files, strategy="loader", target=target, options=(("target", json.dumps(target)),))
+    result = quick(files, **by_target(target))
     assert (result.problems, result.faults) == ([], [])
     assert any("makes GGUF files dense" in note for note in result.notes)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loads import plain_loader, quick
+from loads import by_target, plain_loader, quick
 
 from pytest_llmload.core.spec import LoadSpec
 from pytest_llmload.process.late_imports import imports_watched
@@ -33,8 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("package")
 def test_a_loader_that_imports_is_named() -> None:
-    target = f"{__name__}:importing_loader"
-    fields: dict[str, Any] = {"strategy": "loader", "target": target, "options": (("target", f'"{target}"'),)}
+    fields = by_target(f"{__name__}:importing_loader")
     note = "2 modules were imported during the load: imported_late, imported_late.part"
     assert note in quick("tiny-llama", **fields).notes
     assert not [note for note in quick("tiny-llama", **fields).notes if "imported during" in note]

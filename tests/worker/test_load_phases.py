@@ -14,7 +14,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from loads import SMALL, job, plain_loader
+from loads import SMALL, by_target, job, plain_loader
 
 from pytest_llmload.core.job import MEMORY
 from pytest_llmload.core.results import LOAD_PARTS, SAMPLED_PARTS, LoadResult
@@ -49,8 +49,7 @@ def loaded_by(function: Callable[[LoadSpec], Any]) -> LoadResult:
 
 
 def by(function: Callable[[LoadSpec], Any]) -> dict[str, Any]:
-    target = f"{__name__}:{function.__name__}"
-    return {"strategy": "loader", "target": target, "options": (("target", f'"{target}"'),)}
+    return by_target(f"{__name__}:{function.__name__}")
 
 
 def share(result: LoadResult, phase: str) -> float:
